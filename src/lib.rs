@@ -1,0 +1,26 @@
+//! delo: task-agnostic inference and offline training of DeLo low-rank expert partitions on a frozen ViLT.
+//!
+//! The house, in the order of its one-way dependencies:
+//! - [`model_dir`]: a Hugging Face checkpoint directory, on disk or embedded in the binary.
+//! - [`input`]: an image or a text from outside becomes a [`input::Sample`].
+//! - [`vilt`]: the frozen backbone; knows nothing of DeLo.
+//! - [`delo`]: the method: factor pools, routing, task keys, and the partition artifact.
+//! - [`engine`]: many samples of many tasks become one packed batch and one forward.
+//! - [`train`]: objective, optimiser, schedule, data sets; produces a partition.
+//! - [`eval`]: AP, FG and routing accuracy of partitions on a data set.
+//! - [`registry`]: which partitions are live: one atomic catalogue.
+//! - [`config`]: layered settings.
+//! - [`serve`]: gRPC services, batcher, feedback, metrics, lifecycle.
+//! - [`cli`]: the command line; parses, calls one function of the rooms above, prints.
+
+pub mod cli;
+pub mod config;
+pub mod delo;
+pub mod engine;
+pub mod eval;
+pub mod input;
+pub mod model_dir;
+pub mod registry;
+pub mod serve;
+pub mod train;
+pub mod vilt;
