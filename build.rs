@@ -12,26 +12,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// Writes two constants: the model's files and its partitions, each `&[(name, bytes)]` in order of name.
 fn embed(model: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let mut code = String::new();
-    for (constant, dir) in [
-        ("EMBEDDED_MODEL", model.to_owned()),
-        ("EMBEDDED_PARTITIONS", model.join("partitions")),
-    ] {
+    for (constant, dir) in [("EMBEDDED_MODEL", model.to_owned()), ("EMBEDDED_PARTITIONS", model.join("partitions"))] {
         println!("cargo::rerun-if-changed={}", dir.display());
-        let mut files: Vec<_> = std::fs::read_dir(&dir)
-            .into_iter()
-            .flatten()
-            .collect::<Result<_, _>>()?;
+        let mut files: Vec<_> = std::fs::read_dir(&dir).into_iter().flatten().collect::<Result<_, _>>()?;
         files.retain(|f| f.path().is_file());
         files.sort_by_key(|f| f.file_name());
         writeln!(code, "const {constant}: &[(&str, &[u8])] = &[")?;
         for file in files {
             let name = file.file_name();
-            writeln!(
-                code,
-                "    ({:?}, include_bytes!({:?})),",
-                name.to_string_lossy(),
-                file.path().display().to_string()
-            )?;
+            writeln!(code, "    ({:?}, include_bytes!({:?})),", name.to_string_lossy(), file.path().display().to_string())?;
         }
         writeln!(code, "];")?;
     }

@@ -20,10 +20,7 @@ impl ModelDir {
     /// Any other failure to read an existing file.
     pub fn read(&self, name: &str) -> std::io::Result<Option<Cow<'static, [u8]>>> {
         match self {
-            Self::Embedded => Ok(EMBEDDED_MODEL
-                .iter()
-                .find(|(n, _)| *n == name)
-                .map(|(_, bytes)| Cow::Borrowed(*bytes))),
+            Self::Embedded => Ok(EMBEDDED_MODEL.iter().find(|(n, _)| *n == name).map(|(_, bytes)| Cow::Borrowed(*bytes))),
             Self::Path(dir) => match std::fs::read(dir.join(name)) {
                 Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -26,17 +26,11 @@ pub struct Partition {
 pub enum PartitionError {
     #[error("not a delo partition: {0}")]
     Malformed(String),
-    #[error(
-        "partition format {found} is newer than this program reads ({supported}): upgrade delo"
-    )]
+    #[error("partition format {found} is newer than this program reads ({supported}): upgrade delo")]
     NewerFormat { found: u32, supported: u32 },
-    #[error(
-        "trained on backbone {found}, this server runs {expected}: load it on a server with that backbone, or retrain"
-    )]
+    #[error("trained on backbone {found}, this server runs {expected}: load it on a server with that backbone, or retrain")]
     WrongBackbone { found: String, expected: String },
-    #[error(
-        "checksum {found} does not match the header's {expected}: the file is damaged, copy it again"
-    )]
+    #[error("checksum {found} does not match the header's {expected}: the file is damaged, copy it again")]
     Checksum { found: String, expected: String },
 }
 

@@ -55,9 +55,7 @@ pub struct SelectedFactors {
 /// Why one sample could not be classified.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum EngineError {
-    #[error(
-        "no task {0:?} is loaded: leave the task out to let the server choose, or load its partition"
-    )]
+    #[error("no task {0:?} is loaded: leave the task out to let the server choose, or load its partition")]
     UnknownTask(String),
     #[error("no partition is loaded: load one with `delo admin load`")]
     NothingLoaded,
@@ -87,11 +85,7 @@ impl Engine {
     }
 
     /// Classifies samples of any tasks and modalities in one batch, in order. One failed sample does not fail its neighbours.
-    pub fn classify(
-        &self,
-        _catalogue: &Catalogue,
-        _queries: &[Query],
-    ) -> Vec<Result<Answer, EngineError>> {
+    pub fn classify(&self, _catalogue: &Catalogue, _queries: &[Query]) -> Vec<Result<Answer, EngineError>> {
         todo!()
     }
 }

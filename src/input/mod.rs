@@ -22,10 +22,6 @@ pub struct Pixels {
 impl Pixels {
     /// The dummy image that stands in for a missing one: every value 1 after normalisation, that is white (METHOD.md 3).
     pub fn dummy(height: usize, width: usize) -> Self {
-        Self {
-            height,
-            width,
-            data: vec![1.0; 3 * height * width],
-        }
+        Self { height, width, data: vec![1.0; 3 * height * width] }
     }
 }
