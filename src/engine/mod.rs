@@ -1,11 +1,17 @@
 //! Many samples of many tasks become one packed batch and one forward.
 pub mod catalogue;
+pub mod packed;
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
+
+use crate::delo::keys::{KeySignal, Signals};
+use crate::delo::task_model::TaskModel;
 use crate::input::Sample;
 use crate::vilt::Vilt;
 pub use catalogue::{Catalogue, CatalogueError, Resident, RoutingRule};
+pub use packed::{Packed, Span};
 
 /// One sample to classify.
 #[derive(Clone, Debug)]
@@ -88,4 +94,35 @@ impl Engine {
     pub fn classify(&self, _catalogue: &Catalogue, _queries: &[Query]) -> Vec<Result<Answer, EngineError>> {
         todo!()
     }
+
+    /// Hidden states entering layer 0, dummies in place of what is missing. Not differentiable.
+    pub fn embed(&self, _samples: &[Sample]) -> candle_core::Result<Packed> {
+        todo!()
+    }
+
+    /// Frozen layers over a stream: from the state entering `layers.start` to the state entering `layers.end`. Not differentiable.
+    pub fn run_frozen(&self, _packed: &Packed, _layers: std::ops::Range<usize>) -> candle_core::Result<Packed> {
+        todo!()
+    }
+
+    /// One task's adapted layers and head over the state entering its first adapted layer. Differentiable in the task's variables.
+    pub fn run_task(&self, _packed: &Packed, _task: &TaskModel) -> candle_core::Result<TaskOutput> {
+        todo!()
+    }
+
+    /// The frozen backbone's signals of some samples, those of `wanted` only.
+    pub fn signals(&self, _packed: &Packed, _wanted: &[KeySignal]) -> candle_core::Result<Signals> {
+        todo!()
+    }
+}
+
+/// What one task's layers give for each sample of a stream.
+#[derive(Debug)]
+pub struct TaskOutput {
+    /// `[samples, classes]`
+    pub logits: Tensor,
+    /// q^v entering each adapted layer, proxies in place of what is missing: `[samples, d]` a layer.
+    pub query_visual: Vec<Tensor>,
+    /// q^t, likewise.
+    pub query_textual: Vec<Tensor>,
 }

@@ -25,3 +25,23 @@ impl Pixels {
         Self { height, width, data: vec![1.0; 3 * height * width] }
     }
 }
+
+/// Which modalities a sample has: its modality pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    Complete,
+    ImageOnly,
+    TextOnly,
+}
+
+impl Sample {
+    /// The modality pattern of this sample.
+    pub fn presence(&self) -> Presence {
+        match (&self.text, &self.image) {
+            (Some(_), None) => Presence::TextOnly,
+            (None, _) => Presence::ImageOnly,
+            (Some(_), Some(_)) => Presence::Complete,
+        }
+    }
+}
