@@ -1,1 +1,2 @@
-//! See lib.rs.
+//! gRPC services, batcher, feedback, metrics, lifecycle.
+pub mod pb;
