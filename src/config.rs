@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::{DeserializeOwned, Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 
+use crate::delo::keys::{KeyAverage, KeySignal, Metric};
 use crate::engine::RoutingRule;
-use crate::engine::catalogue::Metric;
+use crate::input::Limits;
 
 /// Every setting and its default, with comments.
 pub const DEFAULTS: &str = include_str!("../migrations-free-config/default.toml");
@@ -73,7 +74,13 @@ pub struct Model {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Routing {
-    pub metric: MetricChoice,
+    /// `None`, written `auto`: what the partitions say. Likewise the others.
+    #[serde(deserialize_with = "auto")]
+    pub metric: Option<Metric>,
+    #[serde(deserialize_with = "auto")]
+    pub signal: Option<KeySignal>,
+    #[serde(deserialize_with = "auto")]
+    pub average: Option<KeyAverage>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -96,14 +103,7 @@ pub struct Batching {
 pub struct Input {
     /// 0: one per processor core.
     pub concurrency: usize,
-    #[serde(deserialize_with = "positive")]
-    pub max_image_bytes: usize,
-    #[serde(deserialize_with = "positive")]
-    pub max_image_pixels: usize,
-    #[serde(deserialize_with = "positive")]
-    pub max_image_frames: usize,
-    #[serde(deserialize_with = "positive")]
-    pub max_text_bytes: usize,
+    pub limits: Limits,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -206,27 +206,10 @@ impl FromStr for Precision {
     }
 }
 
-/// The operator's choice of a routing metric.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MetricChoice {
-    /// What the partitions say.
-    #[default]
-    Auto,
-    Plain,
-    Whitened,
-}
-
 impl Routing {
     /// The rule for the catalogue.
     pub fn rule(&self) -> RoutingRule {
-        RoutingRule {
-            metric: match self.metric {
-                MetricChoice::Auto => None,
-                MetricChoice::Plain => Some(Metric::Plain),
-                MetricChoice::Whitened => Some(Metric::Whitened),
-            },
-        }
+        RoutingRule { metric: self.metric, signal: self.signal, average: self.average }
     }
 }
 
@@ -307,6 +290,14 @@ fn from_str<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(de: D) -> Resul
     String::deserialize(de)?.parse().map_err(D::Error::custom)
 }
 
+/// A choice, or `auto`.
+fn auto<'de, T: Deserialize<'de>, D: Deserializer<'de>>(de: D) -> Result<Option<T>, D::Error> {
+    match String::deserialize(de)?.as_str() {
+        "auto" => Ok(None),
+        choice => T::deserialize(choice.to_owned().into_deserializer()).map(Some),
+    }
+}
+
 fn positive<'de, D: Deserializer<'de>>(de: D) -> Result<usize, D::Error> {
     match usize::deserialize(de)? {
         0 => Err(D::Error::custom("must be at least 1")),
@@ -383,6 +374,7 @@ mod tests {
         assert_eq!(path(with_file("[server]\nlisten = \"nowhere\"")), "server.listen");
         assert_eq!(path(with_file("[metrics]\nlisten = \"nowhere\"")), "metrics.listen");
         assert_eq!(path(with_file("[routing]\nmetric = \"best\"")), "routing.metric");
+        assert_eq!(path(with_file("[routing]\nsignal = \"parts\"")), "routing.signal");
         assert_eq!(path(Config::layered(None, environment("DELO_BATCHING__MAX_TOKENS", "many"), vec![])), "batching.max_tokens");
     }
 
@@ -410,6 +402,19 @@ mod tests {
         for file in files {
             Config::layered(Some(&file), HashMap::new(), vec![]).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         }
+    }
+
+    #[test]
+    fn the_default_file_states_the_limits_of_the_input_room() {
+        assert_eq!(Config::layered(None, HashMap::new(), vec![]).unwrap().input.limits, Limits::default());
+    }
+
+    #[test]
+    fn the_operator_can_choose_how_tasks_are_told() {
+        let rule = |text: &str| with_file(text).unwrap().routing.rule();
+        assert_eq!(rule(""), RoutingRule::default());
+        let chosen = RoutingRule { metric: Some(Metric::Plain), signal: Some(KeySignal::Pooled), average: Some(KeyAverage::Ema) };
+        assert_eq!(rule("[routing]\nmetric = \"plain\"\nsignal = \"pooled\"\naverage = \"ema\""), chosen);
     }
 
     #[test]
