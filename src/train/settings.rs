@@ -36,6 +36,9 @@ pub struct Settings {
     /// β of the exponential moving average of the task key
     #[arg(long, value_name = "β", default_value_t = 0.99)]
     pub key_beta: f64,
+    /// Height and width in pixels of the white image that stands in for a missing one [default: the backbone's own image size]
+    #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"])]
+    pub dummy_image: Option<Vec<usize>>,
     /// Passes over the session's samples
     #[arg(long, default_value_t = 10, help_heading = "Optimisation")]
     pub epochs: usize,
@@ -75,11 +78,11 @@ pub struct SettingsError {
 }
 
 impl Settings {
-    /// Refuses what cannot be meant on a backbone of `layers` layers.
+    /// Refuses what cannot be meant on a backbone of `layers` layers and patches of `patch` pixels.
     ///
     /// # Errors
     /// [`SettingsError`] names the flag and what it takes.
-    pub fn check(&self, layers: usize) -> Result<(), SettingsError> {
+    pub fn check(&self, layers: usize, patch: usize) -> Result<(), SettingsError> {
         let demand = |holds: bool, flag: &'static str, found: &dyn std::fmt::Display, expected: &str| {
             if holds { Ok(()) } else { Err(SettingsError { flag, found: found.to_string(), expected: expected.to_owned() }) }
         };
@@ -95,6 +98,9 @@ impl Settings {
         demand(weight(self.lambda_align), "--lambda-align", &self.lambda_align, "give a weight, 0 or more")?;
         demand(weight(self.lambda_con), "--lambda-con", &self.lambda_con, "give a weight, 0 or more")?;
         demand(share(self.key_beta), "--key-beta", &self.key_beta, "give a share from 0 to 1")?;
+        let dummy = self.dummy_image.as_deref().unwrap_or_default();
+        let expected = format!("give multiples of the patch size, {patch}");
+        demand(dummy.iter().all(|x| *x > 0 && x % patch == 0), "--dummy-image", &format!("{dummy:?}"), &expected)?;
         demand(self.epochs > 0, "--epochs", &self.epochs, "train for at least one")?;
         demand(self.batch > 0, "--batch", &self.batch, "a step takes at least one sample")?;
         demand(positive(self.lr), "--lr", &self.lr, "give a rate above 0")?;
@@ -158,17 +164,19 @@ mod tests {
         assert_eq!((s.lr, s.batch, s.epochs, s.warmup), (1e-4, 4, 10, 0.1));
         assert_eq!((s.lambda_align, s.lambda_con, s.key_beta, s.seed), (0.1, 0.1, 0.99, 0));
         assert_eq!(s.adamw(), AdamWConfig { beta1: 0.9, beta2: 0.98, epsilon: 1e-8, weight_decay: 0.01 });
-        assert_eq!(s.check(6), Ok(()));
+        assert_eq!(s.check(6, 8), Ok(()));
     }
 
     #[test]
     fn a_refusal_names_the_flag() {
         let s = Settings { rank: 17, ..Settings::default() };
-        assert_eq!(s.check(6).unwrap_err().to_string(), "--rank 17: give 1 to 16 (--experts)");
+        assert_eq!(s.check(6, 8).unwrap_err().to_string(), "--rank 17: give 1 to 16 (--experts)");
         let s = Settings { first_adapted_layer: 7, ..Settings::default() };
-        assert_eq!(s.check(6).unwrap_err().to_string(), "--first-adapted-layer 7: the backbone has layers 0 to 5; 6 means no adapter");
+        assert_eq!(s.check(6, 8).unwrap_err().to_string(), "--first-adapted-layer 7: the backbone has layers 0 to 5; 6 means no adapter");
+        let s = Settings { dummy_image: Some(vec![8, 12]), ..Settings::default() };
+        assert_eq!(s.check(6, 8).unwrap_err().to_string(), "--dummy-image [8, 12]: give multiples of the patch size, 8");
         let s = Settings { lr: f64::NAN, ..Settings::default() };
-        assert!(s.check(6).is_err());
+        assert!(s.check(6, 8).is_err());
     }
 
     #[test]

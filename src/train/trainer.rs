@@ -2,7 +2,6 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Tensor;
@@ -26,7 +25,7 @@ use super::step_log::{StepLog, StepRecord};
 use crate::delo::keys::{KeySignal, SessionKeys, Signals};
 use crate::delo::partition::{self, BackboneRecord, KeyRule, PartitionError, PartitionMeta};
 use crate::delo::task_model::{TARGETS, TaskModel};
-use crate::engine::{Engine, Packed, Span};
+use crate::engine::{Engine, Packed};
 use crate::input::{InputProcessor, Presence, Sample};
 
 /// What is to be learnt, on what, how.
@@ -128,7 +127,7 @@ pub fn train(
     let task = &data.tasks[session.task];
     let vilt = engine.vilt();
     let (layers, hidden) = (vilt.config.num_hidden_layers, vilt.config.hidden_size);
-    settings.check(layers)?;
+    settings.check(layers, vilt.config.patch_size)?;
     let rows = data.rows(session.task, Split::Train);
     if rows.is_empty() {
         return Err(TrainError::NoSamples(task.name.clone()));
@@ -141,9 +140,8 @@ pub fn train(
     let samples = samples(data, &rows, session.missing, session.processor)?;
     let mut stopped = false;
     let mut heard = |event: Event<'_>| stopped |= observe(event).is_break();
-    let prefix = FrozenPrefix::new(engine, &samples, settings.first_adapted_layer, outputs.cache_bytes, &mut |done, total| {
-        heard(Event::Prefix { done, total });
-    })?;
+    let prefix = FrozenPrefix::new(engine, &samples, settings.first_adapted_layer, session.dummy_image())
+        .keep(outputs.cache_bytes, &mut |done, total| heard(Event::Prefix { done, total }))?;
     let seed = stream(Purpose::Start, settings.seed, (task.id, 0)).next_u64();
     let model = TaskModel::init(settings.pools(layers, hidden), task.labels.len(), seed)?;
     let mut steps = Steps {
@@ -248,7 +246,7 @@ impl Steps<'_> {
         if self.objective.consistency > 0.0 {
             let mut rng = stream(Purpose::Hidden, settings.seed, (data.tasks[self.session.task].id, step as u64));
             let keeps = [Presence::ImageOnly, Presence::TextOnly][below(&mut rng, 2)];
-            let copies: Vec<Packed> = complete.iter().map(|&i| proxied(&parts[i], keeps)).collect();
+            let copies: Vec<Packed> = complete.iter().map(|&i| parts[i].with_presence(&[keeps])).collect();
             parts.extend(copies);
         }
         let output = engine.run_task(&Packed::concat(&parts)?, &self.model)?;
@@ -278,13 +276,12 @@ impl Steps<'_> {
     }
 }
 
-/// The same hidden states, the query of the modality that `keeps` lacks replaced by its proxy.
-fn proxied(sample: &Packed, keeps: Presence) -> Packed {
-    let spans: Arc<[Span]> = sample.spans.iter().map(|span| Span { presence: keeps, ..*span }).collect();
-    Packed { hidden: sample.hidden.clone(), spans }
-}
-
 impl Session<'_> {
+    /// Height and width of the image that stands in for a missing one, in pixels.
+    fn dummy_image(&self) -> [usize; 2] {
+        self.settings.dummy_image.as_deref().and_then(|size| size.try_into().ok()).unwrap_or(self.engine.default_dummy_image())
+    }
+
     /// All that decides the result, by name.
     fn identity(&self) -> Map<String, Value> {
         let task = &self.data.tasks[self.task];
@@ -312,7 +309,7 @@ impl Session<'_> {
         let wanted: Vec<KeySignal> = plain.iter().chain(&whitened).copied().collect();
         let mut chunks: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
         for chunk in samples.chunks(CHUNK) {
-            for (name, values) in self.engine.signals(&self.engine.embed(chunk)?, &wanted)? {
+            for (name, values) in self.engine.signals(&self.engine.embed(chunk, self.dummy_image())?, &wanted)? {
                 chunks.entry(name).or_default().push(values);
             }
         }
@@ -331,7 +328,7 @@ impl Session<'_> {
         let threshold = self.data.multi_label.then_some(0.0);
         let mut predictions = Vec::with_capacity(rows.len());
         for chunk in samples.chunks(CHUNK) {
-            let prefix = self.engine.run_frozen(&self.engine.embed(chunk)?, 0..self.settings.first_adapted_layer)?;
+            let prefix = self.engine.run_frozen(&self.engine.embed(chunk, self.dummy_image())?, 0..self.settings.first_adapted_layer)?;
             let logits = self.engine.run_task(&prefix, model)?.logits.to_vec2::<f32>()?;
             predictions.extend(logits.iter().map(|row| predict(row, threshold)));
         }
@@ -359,7 +356,7 @@ impl Session<'_> {
             pools: model.spec.clone(),
             targets: TARGETS.map(str::to_owned).to_vec(),
             key: self.key.clone(),
-            dummy_image: self.engine.dummy_image(),
+            dummy_image: self.dummy_image(),
             backbone: BackboneRecord { fingerprint: self.engine.vilt().fingerprint.clone(), name: self.backbone.clone() },
             training: json!(self.settings),
             data: self.data_record(),
