@@ -202,12 +202,19 @@ impl Artifact {
         }
         let (layers, hidden) = (vilt.config.num_hidden_layers, vilt.config.hidden_size);
         if (meta.pools.layers, meta.pools.hidden) != (layers, hidden) {
-            return Err(field("pools", format!("they are made for {} layers, {} wide; the backbone has {layers}, {hidden} wide", meta.pools.layers, meta.pools.hidden)));
+            return Err(field(
+                "pools",
+                format!(
+                    "they are made for {} layers, {} wide; the backbone has {layers}, {hidden} wide",
+                    meta.pools.layers, meta.pools.hidden
+                ),
+            ));
         }
         meta.pools.validate().map_err(|reason| field("pools", reason))?;
         check_dummy(&meta, vilt)?;
         let keys = session_keys(&tensors, &meta, layers, hidden)?;
-        let model = TaskModel::from_tensors(meta.pools.clone(), meta.labels.len(), &tensors).map_err(|e| field("tensors", e.to_string()))?;
+        let model =
+            TaskModel::from_tensors(meta.pools.clone(), meta.labels.len(), &tensors).map_err(|e| field("tensors", e.to_string()))?;
         let pools = model.layers.iter().map(|pools| ServingPools::new(&meta.pools, pools)).collect::<candle_core::Result<_>>();
         let values = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(malformed);
         Ok(Partition {
@@ -312,7 +319,9 @@ fn session_keys(
         map.insert(signal.to_owned(), tensor.to_vec1().map_err(malformed)?);
     }
     let rule = &meta.key;
-    if rule.metric == Metric::Whitened && (keys.key(rule.signal, KeyAverage::Mean).is_none() || !keys.moments.contains_key(&rule.signal.to_string())) {
+    if rule.metric == Metric::Whitened
+        && (keys.key(rule.signal, KeyAverage::Mean).is_none() || !keys.moments.contains_key(&rule.signal.to_string()))
+    {
         return Err(field("key", format!("it is whitened over {}, whose key or second moment is missing", rule.signal)));
     }
     if keys.key(rule.plain_signal, rule.plain_average).is_none() {

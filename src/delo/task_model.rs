@@ -133,7 +133,15 @@ impl LayerPools {
         let (a, router_a, router_b, router_ab) =
             (gaussian(&[POOLS, e, s, d])?, gaussian(&[POOLS, e, d])?, gaussian(&[POOLS, e, d])?, gaussian(&[POOLS, r, d, e])?);
         let zeros = |shape: &[usize]| Var::zeros(shape, candle_core::DType::F32, &Device::Cpu);
-        Ok(Self { a, b: zeros(&[POOLS, e, s, d])?, router_a, bias_a: zeros(&[POOLS, e])?, router_b, bias_b: zeros(&[POOLS, e])?, router_ab })
+        Ok(Self {
+            a,
+            b: zeros(&[POOLS, e, s, d])?,
+            router_a,
+            bias_a: zeros(&[POOLS, e])?,
+            router_b,
+            bias_b: zeros(&[POOLS, e])?,
+            router_ab,
+        })
     }
 
     /// From the artifact's tensors of one layer; `find` gives a tensor of a name and shape.

@@ -134,13 +134,22 @@ impl Catalogue {
                     .map_err(|e| CatalogueError::Incompatible { task: first.task().to_owned(), reason: e.to_string() })?
             }
         };
-        Ok(Self { residents, rule: self.rule, router, metric: decision.metric, signal: decision.signal, notice: decision.notice, dummy_image })
+        Ok(Self {
+            residents,
+            rule: self.rule,
+            router,
+            metric: decision.metric,
+            signal: decision.signal,
+            notice: decision.notice,
+            dummy_image,
+        })
     }
 
     /// Whitened where the operator or the artifacts want it and every partition has the moments; else plain. Partitions that disagree on
     /// their own rule follow the first by name, as long as they hold its keys.
     fn decide<'a>(&self, residents: impl Iterator<Item = &'a Arc<Resident>> + Clone) -> Result<Decision, CatalogueError> {
-        let Some(KeyRule { metric, signal, plain_signal, plain_average }) = residents.clone().next().map(|r| r.partition.meta.key.clone()) else {
+        let Some(KeyRule { metric, signal, plain_signal, plain_average }) = residents.clone().next().map(|r| r.partition.meta.key.clone())
+        else {
             unreachable!("a decision is made among at least one partition")
         };
         let metric = self.rule.metric.unwrap_or(metric);

@@ -99,13 +99,7 @@ impl Engine {
     }
 
     /// One layer in which each sample has its own task's factors, or none before its task's first adapted layer.
-    fn mixed_layer(
-        &self,
-        layer: usize,
-        state: &Packed,
-        routed: &[Routed],
-        choices: &mut [Vec<(usize, Vec<Choice>)>],
-    ) -> Result<Tensor> {
+    fn mixed_layer(&self, layer: usize, state: &Packed, routed: &[Routed], choices: &mut [Vec<(usize, Vec<Choice>)>]) -> Result<Tensor> {
         let (hidden, spans) = (&state.hidden, &state.spans);
         let pools: Vec<Option<&ServingPools>> = routed.iter().map(|r| pools_of(&r.resident, layer)).collect();
         if pools.iter().all(Option::is_none) {
