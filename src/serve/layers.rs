@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -314,7 +314,7 @@ mod tests {
     fn service() -> impl Inner {
         tower::service_fn(|request: Request<Body>| async move {
             assert!(!request.uri().path().ends_with("Panic"), "as asked");
-            Ok(Response::new(Body::empty()))
+            Ok(Response::new(Body::new(http_body_util::Full::new(Bytes::from_static(b"answer")))))
         })
     }
 
