@@ -67,12 +67,12 @@ impl TextTokenizer {
     pub(super) fn from_json(json: &[u8], config: &TokenizerConfig, max_positions: usize) -> Result<Self, String> {
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
         if let Some(NormalizerWrapper::BertNormalizer(in_file)) = tokenizer.get_normalizer() {
-            let normalizer = BertNormalizer {
-                clean_text: in_file.clean_text,
-                handle_chinese_chars: config.tokenize_chinese_chars.unwrap_or(in_file.handle_chinese_chars),
-                strip_accents: config.strip_accents.unwrap_or(in_file.strip_accents),
-                lowercase: config.do_lower_case.unwrap_or(in_file.lowercase),
-            };
+            let normalizer = BertNormalizer::new(
+                in_file.clean_text,
+                config.tokenize_chinese_chars.unwrap_or(in_file.handle_chinese_chars),
+                config.strip_accents.unwrap_or(in_file.strip_accents),
+                config.do_lower_case.unwrap_or(in_file.lowercase),
+            );
             tokenizer.with_normalizer(Some(normalizer)).map_err(|e| e.to_string())?;
         }
         Self::new(tokenizer, max_positions)
