@@ -145,14 +145,15 @@ impl Catalogue {
         })
     }
 
-    /// Whitened where the operator or the artifacts want it and every partition has the moments; else plain. Partitions that disagree on
-    /// their own rule follow the first by name, as long as they hold its keys.
+    /// Whitened where the operator or an artifact wants it and every partition has the moments; else plain. Partitions that disagree on the
+    /// signal follow the first by name that wants the whitened metric.
     fn decide<'a>(&self, residents: impl Iterator<Item = &'a Arc<Resident>> + Clone) -> Result<Decision, CatalogueError> {
-        let Some(KeyRule { metric, signal, plain_signal, plain_average }) = residents.clone().next().map(|r| r.partition.meta.key.clone())
-        else {
+        let rules = residents.clone().map(|r| &r.partition.meta.key);
+        let whitened = rules.clone().find(|rule| rule.metric == Metric::Whitened);
+        let Some(KeyRule { signal, plain_signal, plain_average, .. }) = whitened.or(rules.clone().next()).cloned() else {
             unreachable!("a decision is made among at least one partition")
         };
-        let metric = self.rule.metric.unwrap_or(metric);
+        let metric = self.rule.metric.unwrap_or(if whitened.is_some() { Metric::Whitened } else { Metric::Plain });
         let plain = |notice| Decision {
             metric: Metric::Plain,
             signal: self.rule.signal.filter(|_| metric == Metric::Plain).unwrap_or(plain_signal),
