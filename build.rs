@@ -5,7 +5,19 @@ use std::path::{Path, PathBuf};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
+    compile_protos(&root.join("proto"), &out.join("descriptors.bin"))?;
     embed(&root.join("models/emoji-mini"), &out.join("embedded.rs"))?;
+    Ok(())
+}
+
+/// Generates the messages, clients and servers of `delo.v1`, and writes the descriptor set that reflection serves.
+fn compile_protos(protos: &Path, descriptors: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed={}", protos.display());
+    let mut compiler = protox::Compiler::new([protos])?;
+    compiler.include_imports(true).include_source_info(true);
+    compiler.open_files(["delo/v1/classifier.proto", "delo/v1/admin.proto"])?;
+    std::fs::write(descriptors, compiler.encode_file_descriptor_set())?;
+    tonic_prost_build::configure().bytes(".").compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }
 

@@ -1,1 +1,425 @@
-//! See lib.rs.
+//! Layered settings of the server: defaults < file < `DELO_` environment < flags. Unknown keys are refused with their path.
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::{DeserializeOwned, Error as _, IntoDeserializer};
+use serde::{Deserialize, Deserializer};
+
+use crate::delo::keys::{KeyAverage, KeySignal, Metric};
+use crate::engine::RoutingRule;
+use crate::input::Limits;
+
+/// Every setting and its default, with comments.
+pub const DEFAULTS: &str = include_str!("../migrations-free-config/default.toml");
+
+/// The settings of `delo serve`. Each field is explained in `migrations-free-config/default.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub server: Server,
+    pub admin: Admin,
+    pub metrics: Metrics,
+    pub model: Model,
+    pub routing: Routing,
+    pub batching: Batching,
+    pub input: Input,
+    pub deadline: Deadline,
+    pub feedback: Feedback,
+    pub shutdown: Shutdown,
+    pub logging: Logging,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    pub listen: SocketAddr,
+    #[serde(deserialize_with = "positive")]
+    pub max_message_bytes: usize,
+    #[serde(deserialize_with = "positive")]
+    pub max_in_flight_requests: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    pub listen: Listen,
+    #[serde(deserialize_with = "positive")]
+    pub max_artifact_bytes: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    pub listen: Listen,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// `None`: the backbone in the binary.
+    #[serde(deserialize_with = "optional_path")]
+    pub backbone: Option<PathBuf>,
+    #[serde(deserialize_with = "optional_path")]
+    pub partitions: Option<PathBuf>,
+    #[serde(deserialize_with = "from_str")]
+    pub device: Device,
+    #[serde(deserialize_with = "from_str")]
+    pub precision: Precision,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Routing {
+    /// `None`, written `auto`: what the partitions say. Likewise the others.
+    #[serde(deserialize_with = "auto")]
+    pub metric: Option<Metric>,
+    #[serde(deserialize_with = "auto")]
+    pub signal: Option<KeySignal>,
+    #[serde(deserialize_with = "auto")]
+    pub average: Option<KeyAverage>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batching {
+    #[serde(deserialize_with = "positive")]
+    pub max_tokens: usize,
+    #[serde(deserialize_with = "positive")]
+    pub max_samples: usize,
+    #[serde(deserialize_with = "positive")]
+    pub max_queue_samples: usize,
+    #[serde(deserialize_with = "positive")]
+    pub max_queue_bytes: usize,
+    #[serde(deserialize_with = "positive")]
+    pub max_samples_per_call: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// 0: one per processor core.
+    pub concurrency: usize,
+    pub limits: Limits,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deadline {
+    #[serde(rename = "default_seconds", deserialize_with = "seconds")]
+    pub default: Duration,
+    #[serde(rename = "max_seconds", deserialize_with = "seconds")]
+    pub max: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Feedback {
+    pub remembered_answers: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shutdown {
+    #[serde(rename = "drain_seconds", deserialize_with = "seconds")]
+    pub drain: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logging {
+    pub format: LogFormat,
+    pub filter: String,
+}
+
+/// An address to listen at, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    Off,
+    At(SocketAddr),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            _ => text.parse().map(Self::At).map_err(|_| format!("{text:?} is neither an address like 127.0.0.1:9464 nor \"off\"")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
+        from_str(de)
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::At(address) => address.fmt(f),
+        }
+    }
+}
+
+/// The processor that computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    #[default]
+    Cpu,
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" | "cpu" => Ok(Self::Cpu),
+            _ if text.starts_with("cuda") => Err(format!("{text:?}: this build of delo runs on the CPU, choose \"auto\" or \"cpu\"")),
+            _ => Err(format!("{text:?} is no device, choose \"auto\" or \"cpu\"")),
+        }
+    }
+}
+
+/// The number format of the forward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    #[default]
+    F32,
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" | "f32" => Ok(Self::F32),
+            "bf16" => Err("\"bf16\": this build of delo computes in f32, choose \"auto\" or \"f32\"".to_owned()),
+            _ => Err(format!("{text:?} is no precision, choose \"auto\" or \"f32\"")),
+        }
+    }
+}
+
+impl Routing {
+    /// The rule for the catalogue.
+    pub fn rule(&self) -> RoutingRule {
+        RoutingRule { metric: self.metric, signal: self.signal, average: self.average }
+    }
+}
+
+/// How logs are written to stderr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("can't read the configuration file {path}: {source}")]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not valid TOML: {message}")]
+    Syntax { path: PathBuf, message: String },
+    /// `path` is the setting's, `batching.max_tokens`.
+    #[error("configuration: {path}: {message}")]
+    Setting { path: String, message: String },
+}
+
+/// Values that win over every other layer, by path: `[("server.listen", "0.0.0.0:50051")]`.
+pub type Overrides = Vec<(&'static str, String)>;
+
+impl Config {
+    /// The settings from every layer, `file` and the process's environment included.
+    ///
+    /// # Errors
+    /// A file that can't be read; a key that is unknown, missing its type, or out of range, with its path.
+    pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
+        Self::layered(file, std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect(), overrides)
+    }
+
+    /// As [`Config::load`], with the environment given.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn layered(file: Option<&Path>, environment: HashMap<String, String>, overrides: Overrides) -> Result<Self, ConfigError> {
+        let mut layers = config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+            let source = config::File::from_str(&text, config::FileFormat::Toml);
+            config::Config::builder()
+                .add_source(source.clone())
+                .build()
+                .map_err(|e| ConfigError::Syntax { path: path.to_owned(), message: e.to_string() })?;
+            layers = layers.add_source(source);
+        }
+        let environment = config::Environment::with_prefix("DELO").prefix_separator("_").separator("__").source(Some(environment));
+        layers = layers.add_source(environment);
+        for (key, value) in overrides {
+            layers = layers.set_override(key, value).map_err(|e| ConfigError::Setting { path: key.to_owned(), message: e.to_string() })?;
+        }
+        let merged = layers.build().map_err(|e| ConfigError::Setting { path: "DELO_ environment".to_owned(), message: e.to_string() })?;
+        let config: Self = typed(merged)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.deadline.default > self.deadline.max {
+            return Err(ConfigError::Setting {
+                path: "deadline.default_seconds".to_owned(),
+                message: "longer than deadline.max_seconds, lower it or raise that".to_owned(),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn typed<T: DeserializeOwned>(merged: config::Config) -> Result<T, ConfigError> {
+    serde_path_to_error::deserialize(merged)
+        .map_err(|e| ConfigError::Setting { path: e.path().to_string(), message: e.into_inner().to_string() })
+}
+
+fn from_str<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(de: D) -> Result<T, D::Error> {
+    String::deserialize(de)?.parse().map_err(D::Error::custom)
+}
+
+/// A choice, or `auto`.
+fn auto<'de, T: Deserialize<'de>, D: Deserializer<'de>>(de: D) -> Result<Option<T>, D::Error> {
+    match String::deserialize(de)?.as_str() {
+        "auto" => Ok(None),
+        choice => T::deserialize(choice.to_owned().into_deserializer()).map(Some),
+    }
+}
+
+fn positive<'de, D: Deserializer<'de>>(de: D) -> Result<usize, D::Error> {
+    match usize::deserialize(de)? {
+        0 => Err(D::Error::custom("must be at least 1")),
+        n => Ok(n),
+    }
+}
+
+fn seconds<'de, D: Deserializer<'de>>(de: D) -> Result<Duration, D::Error> {
+    let seconds = f64::deserialize(de)?;
+    if !(0.001..=86_400.0).contains(&seconds) {
+        return Err(D::Error::custom(format!("{seconds} is out of range, choose 0.001 to 86400 seconds")));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn optional_path<'de, D: Deserializer<'de>>(de: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = String::deserialize(de)?;
+    Ok((!path.is_empty()).then(|| path.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_file(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::layered(Some(file.path()), HashMap::new(), vec![])
+    }
+
+    fn environment(key: &str, value: &str) -> HashMap<String, String> {
+        HashMap::from([(key.to_owned(), value.to_owned())])
+    }
+
+    /// The setting's path in the error.
+    fn path(result: Result<Config, ConfigError>) -> String {
+        match result {
+            Err(ConfigError::Setting { path, .. }) => path,
+            other => panic!("not refused for a setting: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn later_layers_win_over_earlier_ones() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[batching]\nmax_tokens = 1\nmax_samples = 2\nmax_queue_samples = 3").unwrap();
+        let mut env = environment("DELO_BATCHING__MAX_SAMPLES", "20");
+        env.extend(environment("DELO_BATCHING__MAX_QUEUE_SAMPLES", "30"));
+        let config = Config::layered(Some(file.path()), env, vec![("batching.max_queue_samples", "300".to_owned())]).unwrap();
+        assert_eq!((config.batching.max_tokens, config.batching.max_samples, config.batching.max_queue_samples), (1, 20, 300));
+        let defaults = Config::layered(None, HashMap::new(), vec![]).unwrap();
+        assert_eq!(config.batching.max_queue_bytes, defaults.batching.max_queue_bytes);
+    }
+
+    #[test]
+    fn refuses_an_unknown_key_of_a_file_with_its_path() {
+        assert_eq!(path(with_file("[batching]\nmax_tokns = 1")), "batching.max_tokns");
+        assert_eq!(path(with_file("[batchin]\nmax_tokens = 1")), "batchin");
+    }
+
+    #[test]
+    fn refuses_an_unknown_key_of_the_environment_with_its_path() {
+        assert_eq!(path(Config::layered(None, environment("DELO_BATCHING__MAX_TOKNS", "1"), vec![])), "batching.max_tokns");
+        assert_eq!(path(Config::layered(None, environment("DELO_BACTHING__MAX_TOKENS", "1"), vec![])), "bacthing");
+    }
+
+    #[test]
+    fn refuses_a_value_of_the_wrong_type_or_range_with_its_path() {
+        assert_eq!(path(with_file("[batching]\nmax_tokens = \"many\"")), "batching.max_tokens");
+        assert_eq!(path(with_file("[batching]\nmax_tokens = 0")), "batching.max_tokens");
+        assert_eq!(path(with_file("[batching]\nmax_tokens = -1")), "batching.max_tokens");
+        assert_eq!(path(with_file("[deadline]\nmax_seconds = nan")), "deadline.max_seconds");
+        assert_eq!(path(with_file("[deadline]\ndefault_seconds = 500.0")), "deadline.default_seconds");
+        assert_eq!(path(with_file("[server]\nlisten = \"nowhere\"")), "server.listen");
+        assert_eq!(path(with_file("[metrics]\nlisten = \"nowhere\"")), "metrics.listen");
+        assert_eq!(path(with_file("[routing]\nmetric = \"best\"")), "routing.metric");
+        assert_eq!(path(with_file("[routing]\nsignal = \"parts\"")), "routing.signal");
+        assert_eq!(path(Config::layered(None, environment("DELO_BATCHING__MAX_TOKENS", "many"), vec![])), "batching.max_tokens");
+    }
+
+    #[test]
+    fn says_what_to_choose_instead_of_a_device_or_precision_that_this_build_lacks() {
+        for (text, setting) in [("device = \"cuda:0\"", "model.device"), ("precision = \"bf16\"", "model.precision")] {
+            let error = with_file(&format!("[model]\n{text}")).unwrap_err().to_string();
+            assert!(error.contains(setting) && error.contains("choose \"auto\""), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_a_file_that_is_missing_or_no_toml() {
+        let error = Config::layered(Some(Path::new("/nowhere/delo.toml")), HashMap::new(), vec![]).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/delo.toml"), "{error}");
+        assert!(matches!(with_file("[batching"), Err(ConfigError::Syntax { .. })));
+    }
+
+    #[test]
+    fn loads_every_file_that_ships() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations-free-config");
+        let mut files = vec![dir.join("default.toml")];
+        files.extend(std::fs::read_dir(dir.join("examples")).unwrap().map(|f| f.unwrap().path()));
+        assert!(files.len() > 1);
+        for file in files {
+            Config::layered(Some(&file), HashMap::new(), vec![]).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        }
+    }
+
+    #[test]
+    fn the_default_file_states_the_limits_of_the_input_room() {
+        assert_eq!(Config::layered(None, HashMap::new(), vec![]).unwrap().input.limits, Limits::default());
+    }
+
+    #[test]
+    fn the_operator_can_choose_how_tasks_are_told() {
+        let rule = |text: &str| with_file(text).unwrap().routing.rule();
+        assert_eq!(rule(""), RoutingRule::default());
+        let chosen = RoutingRule { metric: Some(Metric::Plain), signal: Some(KeySignal::Pooled), average: Some(KeyAverage::Ema) };
+        assert_eq!(rule("[routing]\nmetric = \"plain\"\nsignal = \"pooled\"\naverage = \"ema\""), chosen);
+    }
+
+    #[test]
+    fn metrics_and_admin_can_be_off() {
+        let config = with_file("[metrics]\nlisten = \"off\"\n[admin]\nlisten = \"off\"").unwrap();
+        assert_eq!((config.metrics.listen, config.admin.listen), (Listen::Off, Listen::Off));
+    }
+}

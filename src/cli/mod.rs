@@ -1,7 +1,99 @@
-//! The command line.
+//! The command line: parses, calls one function of the rooms below, prints.
+mod admin;
+mod classify;
+mod client;
+mod failure;
+mod features;
+mod output;
+mod partition;
+mod serve;
+
 use std::process::ExitCode;
 
-/// Parses the command line, runs one command and returns its exit code: 0 done, 2 wrong usage, 1 anything else.
+use clap::{Parser, Subcommand};
+
+pub use failure::Failure;
+
+/// Classifies images and texts of many tasks over one frozen ViLT, without being told which task a sample belongs to.
+#[derive(Debug, Parser)]
+#[command(name = "delo", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::ServeArgs),
+    Classify(classify::ClassifyArgs),
+    Admin(admin::AdminArgs),
+    Partition(partition::PartitionArgs),
+    Features(features::FeaturesArgs),
+}
+
+/// Parses the command line, runs one command and returns its exit code: 0 done, 2 wrong usage, 1 anything else. A failure is one line on stderr.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let done = match cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Classify(args) => classify::run(args),
+        Command::Admin(args) => admin::run(args),
+        Command::Partition(args) => partition::run(args),
+        Command::Features(args) => features::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("delo: {}", failure.line());
+            failure.exit_code()
+        }
+    }
+}
+
+/// Help and version as they are; an error on one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // Nothing is left to do if the terminal is gone.
+        let _ = error.print();
+        return ExitCode::from(u8::from(error.use_stderr()) * 2);
+    }
+    let text = error.to_string();
+    let message: Vec<_> = text.lines().take_while(|line| !line.is_empty()).flat_map(str::split_whitespace).collect();
+    eprintln!("delo: {}; see `delo --help`", message.join(" ").trim_start_matches("error: "));
+    ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn leaves<'a>(command: &'a clap::Command, out: &mut Vec<&'a clap::Command>) {
+        if command.has_subcommands() {
+            command.get_subcommands().for_each(|c| leaves(c, out));
+        } else {
+            out.push(command);
+        }
+    }
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example_in_its_help() {
+        let cli = Cli::command();
+        let mut commands = Vec::new();
+        leaves(&cli, &mut commands);
+        assert!(commands.len() >= 9);
+        for command in commands {
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Example"), "{} shows no example", command.get_name());
+        }
+    }
 }

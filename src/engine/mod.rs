@@ -1,13 +1,14 @@
 //! Many samples of many tasks become one packed batch and one forward.
 pub mod catalogue;
+mod classify;
+mod forward;
+pub mod ops;
 pub mod packed;
 
 use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use crate::delo::keys::{KeySignal, Signals};
-use crate::delo::task_model::TaskModel;
 use crate::input::Sample;
 use crate::vilt::Vilt;
 pub use catalogue::{Catalogue, CatalogueError, Resident, RoutingRule};
@@ -69,53 +70,6 @@ pub enum EngineError {
     Compute(String),
 }
 
-/// The packed forward over one frozen backbone. Stateless: the partitions come with each call, as one catalogue. Blocking; call it off the
-/// asynchronous runtime.
-#[derive(Debug)]
-pub struct Engine {
-    vilt: Arc<Vilt>,
-}
-
-impl Engine {
-    pub fn new(vilt: Arc<Vilt>) -> Self {
-        Self { vilt }
-    }
-
-    pub fn vilt(&self) -> &Arc<Vilt> {
-        &self.vilt
-    }
-
-    /// Real tokens that this sample adds to a batch, dummies of a missing modality included: the unit of the batcher's budget.
-    pub fn tokens(&self, _sample: &Sample) -> usize {
-        todo!()
-    }
-
-    /// Classifies samples of any tasks and modalities in one batch, in order. One failed sample does not fail its neighbours.
-    pub fn classify(&self, _catalogue: &Catalogue, _queries: &[Query]) -> Vec<Result<Answer, EngineError>> {
-        todo!()
-    }
-
-    /// Hidden states entering layer 0, dummies in place of what is missing. Not differentiable.
-    pub fn embed(&self, _samples: &[Sample]) -> candle_core::Result<Packed> {
-        todo!()
-    }
-
-    /// Frozen layers over a stream: from the state entering `layers.start` to the state entering `layers.end`. Not differentiable.
-    pub fn run_frozen(&self, _packed: &Packed, _layers: std::ops::Range<usize>) -> candle_core::Result<Packed> {
-        todo!()
-    }
-
-    /// One task's adapted layers and head over the state entering its first adapted layer. Differentiable in the task's variables.
-    pub fn run_task(&self, _packed: &Packed, _task: &TaskModel) -> candle_core::Result<TaskOutput> {
-        todo!()
-    }
-
-    /// The frozen backbone's signals of some samples, those of `wanted` only.
-    pub fn signals(&self, _packed: &Packed, _wanted: &[KeySignal]) -> candle_core::Result<Signals> {
-        todo!()
-    }
-}
-
 /// What one task's layers give for each sample of a stream.
 #[derive(Debug)]
 pub struct TaskOutput {
@@ -125,4 +79,36 @@ pub struct TaskOutput {
     pub query_visual: Vec<Tensor>,
     /// q^t, likewise.
     pub query_textual: Vec<Tensor>,
+}
+
+/// The packed forward over one frozen backbone. Stateless: the partitions come with each call, as one catalogue. Blocking; call it off the
+/// asynchronous runtime.
+#[derive(Debug)]
+pub struct Engine {
+    vilt: Arc<Vilt>,
+    /// Token ids of the empty text, which stands in for a missing one: `[CLS] [SEP]`.
+    dummy_text: Vec<u32>,
+}
+
+impl Engine {
+    /// `dummy_text`: the token ids of the empty text ([`crate::input::InputProcessor::dummy_text`]).
+    pub fn new(vilt: Arc<Vilt>, dummy_text: Vec<u32>) -> Self {
+        Self { vilt, dummy_text }
+    }
+
+    pub fn vilt(&self) -> &Arc<Vilt> {
+        &self.vilt
+    }
+
+    /// Height and width of a square dummy image as large as the backbone's own pictures: the default of training.
+    pub fn default_dummy_image(&self) -> [usize; 2] {
+        [self.vilt.config.image_size; 2]
+    }
+
+    /// Real tokens that this sample adds to a batch, dummies of a missing modality included: the unit of the batcher's budget.
+    pub fn tokens(&self, catalogue: &Catalogue, sample: &Sample) -> usize {
+        let [height, width] = sample.image.as_ref().map_or(catalogue.dummy_image(), |p| [p.height, p.width]);
+        let patch = self.vilt.config.patch_size;
+        sample.text.as_ref().unwrap_or(&self.dummy_text).len() + 1 + (height / patch) * (width / patch)
+    }
 }

@@ -1,5 +1,18 @@
 //! An image or a text from outside becomes a [`Sample`]: decode, resize, normalise, tokenise, within hard limits.
 
+mod decode;
+mod limits;
+mod preprocess;
+mod text;
+
+use std::borrow::Cow;
+
+use crate::model_dir::ModelDir;
+use preprocess::ImagePreprocessor;
+use text::{TextTokenizer, TokenizerConfig};
+
+pub use limits::Limits;
+
 /// One sample, ready for the backbone. At least one modality is present.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
@@ -42,6 +55,131 @@ impl Sample {
             (Some(_), None) => Presence::TextOnly,
             (None, _) => Presence::ImageOnly,
             (Some(_), Some(_)) => Presence::Complete,
+        }
+    }
+}
+
+/// Makes samples as a checkpoint's own `ViltProcessor` does: its image settings, its tokenizer. Immutable and shared between threads; its work is
+/// processor time (milliseconds for a photograph), so that an asynchronous caller runs it on a blocking pool.
+pub struct InputProcessor {
+    image: ImagePreprocessor,
+    text: TextTokenizer,
+    limits: Limits,
+}
+
+impl InputProcessor {
+    /// Reads `preprocessor_config.json` (missing: the upstream defaults), `tokenizer.json` or else `vocab.txt`, and `tokenizer_config.json` if there is one.
+    /// `patch_size` in pixels and `max_positions`, the number of text positions, are the backbone's.
+    ///
+    /// # Errors
+    /// [`InputError::Checkpoint`]: a file is missing, unreadable or does not make sense.
+    pub fn load(dir: &ModelDir, patch_size: usize, max_positions: usize, limits: Limits) -> Result<Self, InputError> {
+        let broken = |file: &'static str| {
+            let dir = dir.display();
+            move |reason: String| InputError::Checkpoint { dir, file, reason }
+        };
+        let read = |file| dir.read(file).map_err(|e| broken(file)(e.to_string()));
+
+        const IMAGE: &str = "preprocessor_config.json";
+        let image = ImagePreprocessor::new(&read(IMAGE)?.unwrap_or(Cow::Borrowed(b"{}")), patch_size).map_err(broken(IMAGE))?;
+
+        const TEXT: &str = "tokenizer_config.json";
+        let config: TokenizerConfig = match read(TEXT)? {
+            Some(json) => serde_json::from_slice(&json).map_err(|e| broken(TEXT)(e.to_string()))?,
+            None => TokenizerConfig::default(),
+        };
+        let text = if let Some(json) = read("tokenizer.json")? {
+            TextTokenizer::from_json(&json, &config, max_positions).map_err(broken("tokenizer.json"))?
+        } else if let Some(vocab) = read("vocab.txt")? {
+            let vocab = std::str::from_utf8(&vocab).map_err(|e| broken("vocab.txt")(e.to_string()))?;
+            TextTokenizer::from_vocab(vocab, &config, max_positions).map_err(broken("vocab.txt"))?
+        } else {
+            return Err(broken("tokenizer.json")("neither it nor vocab.txt is there; copy the checkpoint's tokenizer into the directory".to_owned()));
+        };
+        Ok(Self { image, text, limits })
+    }
+
+    /// A sample of what is present. `Some("")` is a text that is present and empty; absence is `None`.
+    ///
+    /// # Errors
+    /// [`InputError::Empty`] where both are absent; else what is wrong with the image or the text, see [`InputError::field`].
+    pub fn sample(&self, image: Option<&[u8]>, text: Option<&str>) -> Result<Sample, InputError> {
+        if image.is_none() && text.is_none() {
+            return Err(InputError::Empty);
+        }
+        // The text first: it is cheap to refuse.
+        let text = text.map(|text| self.tokens(text)).transpose()?;
+        let image = image.map(|bytes| self.pixels(bytes)).transpose()?;
+        Ok(Sample { text, image })
+    }
+
+    fn tokens(&self, text: &str) -> Result<Vec<u32>, InputError> {
+        self.limits.check_text(text.len())?;
+        self.text.ids(text).map_err(InputError::Untokenisable)
+    }
+
+    fn pixels(&self, bytes: &[u8]) -> Result<Pixels, InputError> {
+        self.image.pixels(decode::decode(bytes, &self.limits)?, &self.limits)
+    }
+
+    /// The dummy text that stands in for a missing one: the empty text, `[CLS][SEP]` (METHOD.md 3).
+    pub fn dummy_text(&self) -> &[u32] {
+        self.text.empty()
+    }
+
+    /// The length in pixels that the shorter edge of an image is resized to.
+    pub fn shortest_edge(&self) -> usize {
+        self.image.shortest_edge()
+    }
+
+    /// One more than the largest token id that a sample can hold; a backbone with fewer word embeddings does not fit this tokenizer.
+    pub fn vocab_size(&self) -> usize {
+        self.text.vocab_size()
+    }
+}
+
+/// Why there is no sample.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    #[error("the sample has neither an image nor a text; send at least one of them")]
+    Empty,
+    #[error("the image has {bytes} bytes, more than the {limit} allowed; send a smaller file")]
+    ImageBytes { bytes: usize, limit: usize },
+    #[error("{found}; send a {} file", decode::SUPPORTED)]
+    ImageType { found: String },
+    #[error("the image is {width} x {height} pixels, which passes the limit of {limit}; send a smaller one")]
+    ImageSize { width: u32, height: u32, limit: String },
+    #[error("decoding the image takes more than the {limit} bytes of memory allowed; send a smaller one")]
+    ImageMemory { limit: u64 },
+    #[error("the image cannot be read as {format}: {reason}; send an undamaged file")]
+    Undecodable { format: &'static str, reason: String },
+    #[error("the image is {width} x {height} pixels, smaller than one patch of {patch} x {patch}; send a larger one")]
+    ImageTooSmall { width: usize, height: usize, patch: usize },
+    #[error("the image has {patches} patches, more than the {limit} allowed; send a smaller one")]
+    ImagePatches { patches: usize, limit: usize },
+    #[error("the text has {bytes} bytes, more than the {limit} allowed; send a shorter one")]
+    TextBytes { bytes: usize, limit: usize },
+    #[error("the text cannot be tokenised: {0}")]
+    Untokenisable(String),
+    #[error("{file} of the checkpoint {dir}: {reason}")]
+    Checkpoint { dir: String, file: &'static str, reason: String },
+}
+
+impl InputError {
+    /// The field of a request that is at fault: `image` or `text`. Of an empty sample it is `image`, the first of the two that are missing; of a checkpoint
+    /// that does not load, which no request causes, it is `backbone`.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::TextBytes { .. } | Self::Untokenisable(_) => "text",
+            Self::Checkpoint { .. } => "backbone",
+            Self::Empty
+            | Self::ImageBytes { .. }
+            | Self::ImageType { .. }
+            | Self::ImageSize { .. }
+            | Self::ImageMemory { .. }
+            | Self::Undecodable { .. }
+            | Self::ImageTooSmall { .. }
+            | Self::ImagePatches { .. } => "image",
         }
     }
 }

@@ -1,1 +1,281 @@
-//! See lib.rs.
+//! gRPC services, batcher, feedback, metrics, lifecycle. Holds no tensor code.
+//!
+//! A call passes the layers of [`layers`], becomes a sample in [`intake`], waits in [`batcher`], is computed by [`inference`] and answered by
+//! [`classifier`]. [`admin`] changes what is live, [`lifecycle`] says whether the server serves.
+mod admin;
+pub mod batcher;
+mod classifier;
+mod deadline;
+mod feedback;
+mod inference;
+mod intake;
+mod layers;
+mod lifecycle;
+mod metrics;
+pub mod pb;
+mod room;
+mod scrape;
+mod status;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::codec::CompressionEncoding::{Gzip, Zstd};
+use tower::ServiceBuilder;
+
+use self::metrics::{recorder, render};
+use admin::Admin;
+use classifier::Classifier;
+use layers::{Admit, IsolatePanics, Measure};
+use lifecycle::Lifecycle;
+use pb::admin_server::AdminServer;
+use pb::classifier_server::ClassifierServer;
+use room::{Room, Rooms};
+
+use crate::config::{Config, Listen};
+use crate::input::InputError;
+use crate::registry::RegistryError;
+use crate::vilt::ViltError;
+
+/// Idle connections get this long to go after the last call has ended.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Connections are probed, so that those of vanished clients end.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Room for what surrounds an artifact in its message.
+const ENVELOPE_BYTES: usize = 64 << 10;
+
+/// Why a server does not start, or ends by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("can't listen at {address} ({setting}): {source}")]
+    Listen { setting: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Backbone(#[from] ViltError),
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error("can't start the compute thread: {0}")]
+    Thread(std::io::Error),
+    #[error("the first sample failed: {0}")]
+    Warm(String),
+    #[error("loading the model failed inside the program; the log says more")]
+    Panicked,
+    #[error("metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    #[error("the server ended by itself: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// Where a server listens. `None`: switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    pub classifier: SocketAddr,
+    pub admin: Option<SocketAddr>,
+    pub metrics: Option<SocketAddr>,
+}
+
+/// A server whose ports are bound.
+pub struct Server {
+    config: Arc<Config>,
+    classifier: TcpListener,
+    admin: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+    addresses: Addresses,
+}
+
+impl Server {
+    /// Binds the ports; port 0 lets the system choose.
+    ///
+    /// # Errors
+    /// [`ServeError::Listen`]
+    pub async fn bind(config: Config) -> Result<Self, ServeError> {
+        let classifier = bind("server.listen", config.server.listen).await?;
+        let admin = bind_optional("admin.listen", config.admin.listen).await?;
+        let metrics = bind_optional("metrics.listen", config.metrics.listen).await?;
+        let address = |l: &TcpListener| l.local_addr().map_err(|source| ServeError::Listen { setting: "listen", address: config.server.listen, source });
+        let addresses = Addresses {
+            classifier: address(&classifier)?,
+            admin: admin.as_ref().map(address).transpose()?,
+            metrics: metrics.as_ref().map(address).transpose()?,
+        };
+        Ok(Self { config: Arc::new(config), classifier, admin, metrics, addresses })
+    }
+
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Loads, warms and serves until `shutdown` is done, then drains: calls in flight finish, others are refused, at most for the configured
+    /// time.
+    ///
+    /// # Errors
+    /// What can't be loaded, or a failure of the transport.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let Self { config, classifier, admin, metrics, addresses } = self;
+        let recorder = recorder()?;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let lifecycle = Arc::new(Lifecycle::start(health).await);
+        let rooms = Rooms::default();
+        let admit = Admit::new("/delo.v1.Classifier/", config.server.max_in_flight_requests);
+        // Cancelled when no call is in flight any more: connections are then asked to go.
+        let goodbye = CancellationToken::new();
+
+        let limit = config.server.max_message_bytes;
+        let service = ClassifierServer::new(Classifier { config: config.clone(), rooms: rooms.clone() })
+            .max_decoding_message_size(limit)
+            .accept_compressed(Gzip)
+            .accept_compressed(Zstd)
+            .send_compressed(Gzip)
+            .send_compressed(Zstd);
+        let serving = transport()
+            .layer(ServiceBuilder::new().layer(Measure).layer(admit.clone()).layer(IsolatePanics).into_inner())
+            .add_service(service)
+            .add_service(health_service)
+            .add_service(reflection(CLASSIFIER)?.build_v1()?)
+            .add_service(reflection(CLASSIFIER)?.build_v1alpha()?)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(classifier), goodbye.clone().cancelled_owned());
+        let mut serving = tokio::spawn(serving);
+
+        let administering = admin.map(|listener| -> Result<_, ServeError> {
+            let service = AdminServer::new(Admin { rooms: rooms.clone(), lifecycle: lifecycle.clone() })
+                .max_decoding_message_size(config.admin.max_artifact_bytes + ENVELOPE_BYTES)
+                .accept_compressed(Gzip)
+                .accept_compressed(Zstd)
+                .send_compressed(Gzip)
+                .send_compressed(Zstd);
+            let serving = transport()
+                .layer(ServiceBuilder::new().layer(Measure).layer(IsolatePanics).into_inner())
+                .add_service(service)
+                .add_service(reflection(ADMIN)?.build_v1()?)
+                .add_service(reflection(ADMIN)?.build_v1alpha()?)
+                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), goodbye.clone().cancelled_owned());
+            Ok(AbortOnDrop(tokio::spawn(serving)))
+        });
+        let administering = administering.transpose()?;
+
+        let page_rooms = rooms.clone();
+        let page = move || page_rooms.get().map(|room| render(&recorder, &room.registry.catalogue())).unwrap_or_default();
+        let _scraping = metrics.map(|listener| AbortOnDrop(tokio::spawn(scrape::serve(listener, page))));
+
+        tokio::pin!(shutdown);
+        let started = tokio::select! {
+            opened = open(&config, &rooms, &lifecycle) => {
+                opened?;
+                tracing::info!(
+                    classifier = %addresses.classifier,
+                    admin = %shown(addresses.admin),
+                    metrics = %shown(addresses.metrics),
+                    seconds = lifecycle.uptime().as_secs_f64(),
+                    "serving"
+                );
+                true
+            }
+            () = &mut shutdown => false,
+        };
+        if started {
+            tokio::select! {
+                ended = &mut serving => return Ok(ended.map_err(|_| ServeError::Panicked)??),
+                () = &mut shutdown => {}
+            }
+        }
+
+        let deadline = tokio::time::Instant::now() + config.shutdown.drain;
+        tracing::info!(seconds = config.shutdown.drain.as_secs_f64(), "draining");
+        lifecycle.drain().await;
+        admit.drain();
+        let finished = tokio::time::timeout_at(deadline, async {
+            admit.idle().await;
+            if let Some(room) = rooms.get() {
+                room.batcher.close();
+                room.batcher.drained().await;
+            }
+        });
+        if finished.await.is_err() {
+            tracing::warn!("calls in flight did not finish in time and are cut off");
+        }
+        lifecycle.stop_watches().await;
+        goodbye.cancel();
+        let goodbyes = async {
+            let _ = (&mut serving).await;
+            if let Some(mut admin) = administering {
+                let _ = (&mut admin.0).await;
+            }
+        };
+        // What is still connected then is idle.
+        let _ = tokio::time::timeout_at(deadline.min(tokio::time::Instant::now() + GOODBYE), goodbyes).await;
+        serving.abort();
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Loads and warms the room, opens it, and lets health say so.
+async fn open(config: &Config, rooms: &Rooms, lifecycle: &Lifecycle) -> Result<(), ServeError> {
+    let room = Room::load(config).await?;
+    room.warm(config.deadline.max).await?;
+    let room = rooms.open(room);
+    let catalogue = room.registry.catalogue();
+    tracing::info!(
+        model = room.model,
+        partitions = catalogue.residents().count(),
+        metric = %catalogue.metric(),
+        signal = %catalogue.signal(),
+        "loaded"
+    );
+    if catalogue.is_empty() {
+        tracing::warn!("no partition is loaded, requests are refused: load one with `delo admin load FILE`");
+    }
+    if let Some(notice) = catalogue.notice() {
+        tracing::warn!(notice, "routing");
+    }
+    lifecycle.follow(&room.registry).await;
+    Ok(())
+}
+
+async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { setting, address, source })
+}
+
+async fn bind_optional(setting: &'static str, listen: Listen) -> Result<Option<TcpListener>, ServeError> {
+    match listen {
+        Listen::Off => Ok(None),
+        Listen::At(address) => bind(setting, address).await.map(Some),
+    }
+}
+
+fn shown(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "off".to_owned(), |a| a.to_string())
+}
+
+fn transport() -> tonic::transport::Server {
+    tonic::transport::Server::builder().http2_keepalive_interval(Some(KEEPALIVE)).tcp_nodelay(true)
+}
+
+/// What reflection shows on each port.
+const CLASSIFIER: &[&str] = &["delo.v1.Classifier", "grpc.health.v1.Health"];
+const ADMIN: &[&str] = &["delo.v1.Admin"];
+
+fn reflection(services: &[&str]) -> Result<tonic_reflection::server::Builder<'static>, ServeError> {
+    let builder = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    Ok(services.iter().fold(builder, |builder, service| builder.with_service_name(*service)))
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

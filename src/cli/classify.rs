@@ -1,0 +1,116 @@
+//! `delo classify`: a client of the classifier.
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tonic::Request;
+
+use super::Failure;
+use super::client::{exchange, refusal};
+use super::output::{print, print_json, table};
+use crate::serve::pb::classifier_client::ClassifierClient;
+use crate::serve::pb::{ClassifyRequest, ClassifyResponse, Modality};
+
+/// Asks a server what an image, a text, or both show.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  delo classify --image cat.png --text \"a cat that grins\"\n  delo classify --text pizza --top-k 0 --json")]
+pub struct ClassifyArgs {
+    /// The server's address.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
+    server: String,
+    /// An image file: JPEG, PNG, WebP, GIF or BMP.
+    #[arg(long, value_name = "FILE", required_unless_present = "text")]
+    image: Option<PathBuf>,
+    /// A text.
+    #[arg(long)]
+    text: Option<String>,
+    /// The task, if it is known: skips routing.
+    #[arg(long)]
+    task: Option<String>,
+    /// How many labels to show; 0 for all.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    top_k: u32,
+    /// Also show every task's cosine and the factors chosen in each layer.
+    #[arg(long)]
+    explain: bool,
+    /// Seconds to wait for the answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    timeout: f64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: ClassifyArgs) -> Result<(), Failure> {
+    let timeout = Duration::try_from_secs_f64(args.timeout).map_err(|e| Failure::usage(format!("--timeout: {e}")))?;
+    let image = args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
+    let request = ClassifyRequest {
+        image: image.map(Into::into),
+        text: args.text,
+        request_id: String::new(),
+        top_k: Some(args.top_k),
+        task: args.task.unwrap_or_default(),
+        explain: args.explain,
+    };
+    let response = exchange(&args.server, |channel| async move {
+        let mut request = Request::new(request);
+        request.set_timeout(timeout);
+        let answer = ClassifierClient::new(channel).classify(request).await;
+        Ok(answer.map_err(|status| refusal(&status))?.into_inner())
+    })?;
+    if args.json { print_json(&json(&response, args.explain)) } else { print(&text(&response, args.explain)) }
+}
+
+fn modality(value: i32) -> &'static str {
+    Modality::try_from(value).unwrap_or_default().as_str_name()
+}
+
+fn json(response: &ClassifyResponse, explain: bool) -> Value {
+    let mut out = json!({
+        "request_id": response.request_id,
+        "task": response.task,
+        "scores": response.scores.iter().map(|s| json!({"label": s.label, "score": s.score})).collect::<Vec<_>>(),
+        "partition_version": response.partition_version,
+        "model": response.model,
+    });
+    if let Some(routing) = &response.routing {
+        let candidates: Vec<_> = routing.candidates.iter().map(|c| json!({"task": c.task, "cosine": c.cosine})).collect();
+        out["routing"] = json!({"task": routing.task, "cosine": routing.cosine, "margin": routing.margin, "candidates": candidates});
+    }
+    if let Some(modalities) = &response.modalities {
+        out["modalities"] = json!({"image": modality(modalities.image), "text": modality(modalities.text)});
+    }
+    if explain {
+        let factor = |f: &crate::serve::pb::SelectedFactors| json!({"layer": f.layer, "target": f.target, "modality": f.modality, "a": f.a, "b": f.b});
+        out["factors"] = response.factors.iter().map(factor).collect();
+    }
+    out
+}
+
+fn text(response: &ClassifyResponse, explain: bool) -> String {
+    let mut out = format!("task {} (version {})", response.task, response.partition_version);
+    if let Some(routing) = &response.routing {
+        out += &format!(", cosine {:.3}", routing.cosine);
+        if let Some(margin) = routing.margin {
+            out += &format!(", ahead by {margin:.3}");
+        }
+    }
+    if let Some(modalities) = &response.modalities {
+        out += &format!("\nimage {}, text {}", modality(modalities.image), modality(modalities.text));
+    }
+    let mut rows = vec![vec!["label".to_owned(), "score".to_owned()]];
+    rows.extend(response.scores.iter().map(|s| vec![s.label.clone(), format!("{:.4}", s.score)]));
+    out += &format!("\n\n{}", table(&rows));
+    if explain {
+        if let Some(routing) = &response.routing {
+            let mut rows = vec![vec!["task".to_owned(), "cosine".to_owned()]];
+            rows.extend(routing.candidates.iter().map(|c| vec![c.task.clone(), format!("{:.4}", c.cosine)]));
+            out += &format!("\n\n{}", table(&rows));
+        }
+        let mut rows = vec![["layer", "target", "modality", "a", "b"].map(str::to_owned).to_vec()];
+        let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        rows.extend(response.factors.iter().map(|f| vec![f.layer.to_string(), f.target.clone(), f.modality.clone(), list(&f.a), list(&f.b)]));
+        out += &format!("\n\n{}", table(&rows));
+    }
+    out + &format!("\n\nrequest {}", response.request_id)
+}

@@ -1,0 +1,40 @@
+//! What a command ends with when it can't do its work.
+use std::fmt::Display;
+use std::process::ExitCode;
+
+/// Why a command failed; decides its exit code. The message says what to do and is printed as one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The command line asks for something that can't be meant: exit code 2.
+    Usage(String),
+    /// Anything else: exit code 1.
+    Other(String),
+}
+
+impl Failure {
+    /// Wrong usage of the command line.
+    pub fn usage(message: impl Display) -> Self {
+        Self::Usage(message.to_string())
+    }
+
+    /// 2 for wrong usage, 1 for the rest.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Usage(_) => ExitCode::from(2),
+            Self::Other(_) => ExitCode::from(1),
+        }
+    }
+
+    /// The message on one line, however many the error had.
+    pub fn line(&self) -> String {
+        let (Self::Usage(message) | Self::Other(message)) = self;
+        message.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// `?` on any error ends a command with exit code 1. (`Failure` itself isn't `Display`, so this can't collide with `From<Failure>`.)
+impl<E: Display> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Other(error.to_string())
+    }
+}

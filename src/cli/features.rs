@@ -1,0 +1,69 @@
+//! `delo features`: the frozen backbone's features of one sample.
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::Device;
+use serde_json::{Map, json};
+
+use super::Failure;
+use super::output::{print, print_json, table};
+use crate::delo::keys::KeySignal;
+use crate::engine::Engine;
+use crate::input::{InputProcessor, Limits};
+use crate::model_dir::ModelDir;
+use crate::vilt::Vilt;
+
+/// Prints the frozen backbone's features of one sample: the pooled vector, and the query signal (mean over text and patches) entering each
+/// layer, `mean@0` and so on; `mean@L` is that after the last layer. It shows whether a checkpoint is read as it should be.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  delo features --image cat.png --text \"a cat\" --json\n  delo features --backbone vilt-b32-mlm --text \"a cat\"")]
+pub struct FeaturesArgs {
+    /// A Hugging Face ViLT checkpoint directory; the one in the program if left out.
+    #[arg(long, value_name = "DIR")]
+    backbone: Option<PathBuf>,
+    /// An image file.
+    #[arg(long, value_name = "FILE", required_unless_present = "text")]
+    image: Option<PathBuf>,
+    /// A text.
+    #[arg(long)]
+    text: Option<String>,
+    /// Print JSON with every number.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
+    let dir = ModelDir::from(args.backbone.as_deref());
+    let vilt = Vilt::load(&dir, &Device::Cpu)?;
+    let input = InputProcessor::load(&dir, vilt.config.patch_size, vilt.config.max_position_embeddings, Limits::default())?;
+    let image = args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
+    let sample = input.sample(image.as_deref(), args.text.as_deref())?;
+    let presence = sample.presence();
+    let engine = Engine::new(Arc::new(vilt), input.dummy_text().to_vec());
+    let vilt = engine.vilt();
+
+    let wanted: Vec<_> = (0..=vilt.config.num_hidden_layers).map(|layer| KeySignal::MeanQuery { layer }).chain([KeySignal::Pooled]).collect();
+    let packed = engine.embed(&[sample], engine.default_dummy_image())?;
+    let signals = engine.signals(&packed, &wanted)?;
+    let mut vectors = Vec::new();
+    for signal in &wanted {
+        let name = signal.to_string();
+        let tensor = signals.get(&name).ok_or_else(|| format!("the engine gave no signal {name}"))?;
+        vectors.push((name, tensor.flatten_all()?.to_vec1::<f32>()?));
+    }
+
+    if args.json {
+        let pooled = vectors.pop().map(|(_, values)| values);
+        let signals: Map<_, _> = vectors.into_iter().map(|(name, values)| (name, json!(values))).collect();
+        return print_json(&json!({
+            "backbone": dir.display(), "fingerprint": vilt.fingerprint, "presence": presence, "pooled": pooled, "signals": signals,
+        }));
+    }
+    let mut rows = vec![["signal", "width", "norm", "first values"].map(str::to_owned).to_vec()];
+    rows.extend(vectors.iter().map(|(name, values)| {
+        let norm = values.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let first: Vec<_> = values.iter().take(4).map(|x| format!("{x:.4}")).collect();
+        vec![name.clone(), values.len().to_string(), format!("{norm:.4}"), first.join(" ")]
+    }));
+    print(&format!("{} {}\n\n{}", dir.display(), vilt.fingerprint, table(&rows)))
+}

@@ -1,0 +1,95 @@
+//! `delo partition`: looks at a partition file.
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use clap::Subcommand;
+use serde_json::json;
+
+use super::Failure;
+use super::output::{print, print_json, table};
+use crate::delo::partition::{Artifact, PartitionMeta};
+use crate::model_dir::ModelDir;
+use crate::vilt::Vilt;
+
+/// Looks at a partition file.
+#[derive(Debug, clap::Args)]
+pub struct PartitionArgs {
+    #[command(subcommand)]
+    command: PartitionCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum PartitionCommand {
+    /// Shows what a partition says of itself.
+    #[command(after_help = "Example:\n  delo partition inspect symbols.safetensors")]
+    Inspect {
+        file: PathBuf,
+        /// Print JSON, with every tensor's name and shape.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Checks everything that a server checks before it serves a partition: format, checksum, shapes, numbers, backbone.
+    #[command(after_help = "Example:\n  delo partition verify symbols.safetensors --backbone vilt-b32-mlm")]
+    Verify {
+        file: PathBuf,
+        /// The backbone's directory; the one in the program if left out.
+        #[arg(long, value_name = "DIR")]
+        backbone: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub fn run(args: PartitionArgs) -> Result<(), Failure> {
+    match args.command {
+        PartitionCommand::Inspect { file, json } => inspect(&file, json),
+        PartitionCommand::Verify { file, backbone, json } => verify(&file, backbone.as_deref(), json),
+    }
+}
+
+fn parse(file: &Path) -> Result<Artifact, Failure> {
+    let bytes = std::fs::read(file).map_err(|e| format!("can't read {}: {e}", file.display()))?;
+    Ok(Artifact::parse(&bytes).map_err(|e| format!("{}: {e}", file.display()))?)
+}
+
+fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
+    let artifact = parse(file)?;
+    let parameters: usize = artifact.tensors.values().map(candle_core::Tensor::elem_count).sum();
+    if as_json {
+        let tensors: serde_json::Map<_, _> = artifact.tensors.iter().map(|(name, t)| (name.clone(), json!(t.dims()))).collect();
+        return print_json(&json!({"partition": artifact.meta, "checksum": artifact.checksum, "numbers": parameters, "tensors": tensors}));
+    }
+    let PartitionMeta { task, labels, multi_label, pools, key, dummy_image: [height, width], backbone, seed, metrics, created, delo_version, .. } =
+        &artifact.meta;
+    let mut rows = vec![
+        vec!["task".to_owned(), task.clone()],
+        vec!["labels".to_owned(), format!("{} ({})", labels.len(), abridged(labels))],
+        vec!["scores".to_owned(), if *multi_label { "a sigmoid each" } else { "softmax" }.to_owned()],
+        vec!["pools".to_owned(), format!("{} experts, rank {}, alpha {}, from layer {} of {}", pools.experts, pools.rank, pools.alpha, pools.first_adapted_layer, pools.layers)],
+        vec!["key".to_owned(), format!("{} over {}, else plain over {} ({})", key.metric, key.signal, key.plain_signal, key.plain_average)],
+        vec!["dummy image".to_owned(), format!("{height} x {width} pixels")],
+        vec!["backbone".to_owned(), format!("{} {}", backbone.name, backbone.fingerprint)],
+        vec!["seed".to_owned(), seed.to_string()],
+        vec!["created".to_owned(), format!("{created}, by delo {delo_version}")],
+        vec!["checksum".to_owned(), artifact.checksum.clone()],
+        vec!["numbers".to_owned(), format!("{parameters} in {} tensors", artifact.tensors.len())],
+    ];
+    rows.extend(metrics.iter().map(|(name, value)| vec![name.clone(), format!("{value:.4}")]));
+    print(&table(&rows))
+}
+
+fn abridged(labels: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let more = if labels.len() > SHOWN { ", …" } else { "" };
+    format!("{}{more}", labels[..labels.len().min(SHOWN)].join(", "))
+}
+
+fn verify(file: &Path, backbone: Option<&Path>, as_json: bool) -> Result<(), Failure> {
+    let vilt = Vilt::load(&ModelDir::from(backbone), &Device::Cpu)?;
+    let partition = parse(file)?.bind(&vilt).map_err(|e| format!("{}: {e}", file.display()))?;
+    if as_json {
+        return print_json(&json!({"ok": true, "task": partition.meta.task, "checksum": partition.checksum}));
+    }
+    print(&format!("{}: sound, task {}, checksum {}", file.display(), partition.meta.task, partition.checksum))
+}

@@ -1,0 +1,247 @@
+//! RGB pixels become the backbone's input exactly as `ViltImageProcessor` makes it (transformers 4.57, the Pillow one):
+//! <https://github.com/huggingface/transformers/blob/v4.57.6/src/transformers/models/vilt/image_processing_vilt.py>
+use fast_image_resize as fir;
+use image::RgbImage;
+use serde::Deserialize;
+
+use super::{InputError, Limits, Pixels};
+
+/// `preprocessor_config.json`. A missing or null field takes the upstream default; unknown fields are ignored.
+#[derive(Debug, Default, Deserialize)]
+struct PreprocessorConfig {
+    do_resize: Option<bool>,
+    size: Option<Size>,
+    size_divisor: Option<usize>,
+    resample: Option<u8>,
+    do_rescale: Option<bool>,
+    rescale_factor: Option<f64>,
+    do_normalize: Option<bool>,
+    image_mean: Option<PerChannel>,
+    image_std: Option<PerChannel>,
+}
+
+/// `"size": 384` or `"size": {"shortest_edge": 384}`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Edge(usize),
+    Named { shortest_edge: usize },
+}
+
+/// One value for all channels, or one for each.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum PerChannel {
+    All(f32),
+    Each([f32; 3]),
+}
+
+impl PerChannel {
+    fn values(&self) -> [f32; 3] {
+        match *self {
+            Self::All(v) => [v; 3],
+            Self::Each(v) => v,
+        }
+    }
+}
+
+/// The image side of a checkpoint's preprocessing.
+pub(super) struct ImagePreprocessor {
+    do_resize: bool,
+    shortest_edge: usize,
+    size_divisor: usize,
+    patch_size: usize,
+    algorithm: fir::ResizeAlg,
+    /// `levels[channel][value]`: the normalised value of an 8-bit one.
+    levels: [[f32; 256]; 3],
+}
+
+impl ImagePreprocessor {
+    /// From the text of `preprocessor_config.json`; `{}` gives the upstream defaults (shorter edge 384, multiples of 32, bicubic, mean and deviation 0.5).
+    ///
+    /// # Errors
+    /// What is wrong with the settings.
+    pub(super) fn new(config: &[u8], patch_size: usize) -> Result<Self, String> {
+        let config: PreprocessorConfig = serde_json::from_slice(config)
+            .map_err(|e| format!("{e}; `size` is a number or {{\"shortest_edge\": number}}, `image_mean` and `image_std` a number or three"))?;
+        let shortest_edge = match config.size {
+            None => 384,
+            Some(Size::Edge(edge) | Size::Named { shortest_edge: edge }) => edge,
+        };
+        let size_divisor = config.size_divisor.unwrap_or(32);
+        if patch_size == 0 || size_divisor == 0 || !(size_divisor..=65_536).contains(&shortest_edge) {
+            return Err(format!("the shortest edge {shortest_edge} must be at least size_divisor {size_divisor}, which must not be 0"));
+        }
+        Ok(Self {
+            do_resize: config.do_resize.unwrap_or(true),
+            shortest_edge,
+            size_divisor,
+            patch_size,
+            algorithm: algorithm(config.resample.unwrap_or(3))?,
+            levels: levels(&config)?,
+        })
+    }
+
+    pub(super) fn shortest_edge(&self) -> usize {
+        self.shortest_edge
+    }
+
+    /// Resizes and normalises. Both sides of the result are multiples of the patch size: rows and columns beyond the last whole patch are left out, as
+    /// the backbone's strided convolution leaves them out.
+    ///
+    /// # Errors
+    /// Where the checkpoint asks not to resize: an image smaller than a patch, or of more patches than the limit.
+    pub(super) fn pixels(&self, image: RgbImage, limits: &Limits) -> Result<Pixels, InputError> {
+        let (from_width, from_height) = (image.width() as usize, image.height() as usize);
+        let (to_height, to_width) = if self.do_resize { self.output_size(from_height, from_width) } else { (from_height, from_width) };
+        let (rows, columns) = (to_height / self.patch_size, to_width / self.patch_size);
+        if rows * columns == 0 {
+            return Err(InputError::ImageTooSmall { width: from_width, height: from_height, patch: self.patch_size });
+        }
+        if rows * columns > limits.max_patches {
+            return Err(InputError::ImagePatches { patches: rows * columns, limit: limits.max_patches });
+        }
+        let resized = self.resize(image, to_height, to_width);
+        Ok(self.normalise(&resized, to_width, rows * self.patch_size, columns * self.patch_size))
+    }
+
+    /// `(height, width)` after resizing: the shorter edge becomes `shortest_edge` unless the longer one would pass int(1333/800 · `shortest_edge`); rounded,
+    /// then floored to multiples of `size_divisor`. Upstream lets a side of an extreme image become 0 and fails; here a patch remains.
+    fn output_size(&self, height: usize, width: usize) -> (usize, usize) {
+        let shorter = self.shortest_edge as f64;
+        let longer = (1333.0 / 800.0 * shorter).floor();
+        let scale = shorter / height.min(width) as f64;
+        let (mut to_height, mut to_width) =
+            if height < width { (shorter, scale * width as f64) } else { (scale * height as f64, shorter) };
+        if to_height.max(to_width) > longer {
+            let scale = longer / to_height.max(to_width);
+            (to_height, to_width) = (scale * to_height, scale * to_width);
+        }
+        let least = self.patch_size.next_multiple_of(self.size_divisor);
+        let floored = |side: f64| ((side + 0.5) as usize / self.size_divisor * self.size_divisor).max(least);
+        (floored(to_height), floored(to_width))
+    }
+
+    /// Interleaved RGB of `[height, width, 3]`.
+    fn resize(&self, image: RgbImage, height: usize, width: usize) -> Vec<u8> {
+        let (from_width, from_height) = image.dimensions();
+        if (from_width as usize, from_height as usize) == (width, height) {
+            return image.into_raw();
+        }
+        let source = fir::images::ImageRef::new(from_width, from_height, image.as_raw(), fir::PixelType::U8x3)
+            .expect("an RgbImage holds three bytes for each of its pixels");
+        let mut resized = fir::images::Image::new(width as u32, height as u32, fir::PixelType::U8x3);
+        fir::Resizer::new()
+            .resize(&source, &mut resized, &fir::ResizeOptions::new().resize_alg(self.algorithm))
+            .expect("both images have the same pixel type and the whole source is resized");
+        resized.into_vec()
+    }
+
+    /// The upper left `[height, width]` of interleaved rows of `stride` pixels, as normalised planes.
+    fn normalise(&self, rgb: &[u8], stride: usize, height: usize, width: usize) -> Pixels {
+        let mut data = Vec::with_capacity(3 * height * width);
+        for (channel, levels) in self.levels.iter().enumerate() {
+            for row in rgb.chunks_exact(3 * stride).take(height) {
+                data.extend(row[..3 * width].iter().skip(channel).step_by(3).map(|&v| levels[usize::from(v)]));
+            }
+        }
+        Pixels { height, width, data }
+    }
+}
+
+/// The filter behind Pillow's number for it.
+fn algorithm(resample: u8) -> Result<fir::ResizeAlg, String> {
+    use fir::FilterType::{Bilinear, Box, CatmullRom, Hamming, Lanczos3};
+    Ok(match resample {
+        0 => fir::ResizeAlg::Nearest,
+        1 => fir::ResizeAlg::Convolution(Lanczos3),
+        2 => fir::ResizeAlg::Convolution(Bilinear),
+        3 => fir::ResizeAlg::Convolution(CatmullRom),
+        4 => fir::ResizeAlg::Convolution(Box),
+        5 => fir::ResizeAlg::Convolution(Hamming),
+        other => return Err(format!("`resample` is {other}; it must be one of Pillow's filters, 0 to 5")),
+    })
+}
+
+/// Rescaling in f64, then normalisation in f32, as upstream.
+fn levels(config: &PreprocessorConfig) -> Result<[[f32; 256]; 3], String> {
+    let factor = if config.do_rescale.unwrap_or(true) { config.rescale_factor.unwrap_or(1.0 / 255.0) } else { 1.0 };
+    let normalise = config.do_normalize.unwrap_or(true);
+    let mean = if normalise { config.image_mean.as_ref().map_or([0.5; 3], PerChannel::values) } else { [0.0; 3] };
+    let std = if normalise { config.image_std.as_ref().map_or([0.5; 3], PerChannel::values) } else { [1.0; 3] };
+    let levels: [[f32; 256]; 3] =
+        std::array::from_fn(|c| std::array::from_fn(|value| ((value as f64 * factor) as f32 - mean[c]) / std[c]));
+    if levels.as_flattened().iter().any(|v| !v.is_finite()) {
+        return Err("rescale_factor, image_mean and image_std must be finite, and image_std not 0".to_owned());
+    }
+    Ok(levels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn preprocessor(config: &str, patch_size: usize) -> ImagePreprocessor {
+        ImagePreprocessor::new(config.as_bytes(), patch_size).unwrap()
+    }
+
+    #[test]
+    fn sizes_follow_the_upstream_rule() {
+        let p = preprocessor("{}", 32);
+        // (height, width) and what transformers gives.
+        for (from, to) in [((384, 384), (384, 384)), ((480, 640), (384, 512)), ((640, 480), (512, 384)), ((600, 512), (448, 384)), ((100, 1000), (64, 608))] {
+            assert_eq!(p.output_size(from.0, from.1), to, "{from:?}");
+        }
+    }
+
+    #[test]
+    fn an_extreme_aspect_keeps_one_patch() {
+        let p = preprocessor("{}", 32);
+        assert_eq!(p.output_size(5000, 1), (608, 32));
+        assert_eq!(p.output_size(1, 5000), (32, 608));
+        let pixels = p.pixels(RgbImage::new(1, 5000), &Limits::default()).unwrap();
+        assert_eq!((pixels.height, pixels.width, pixels.data.len()), (608, 32, 3 * 608 * 32));
+    }
+
+    #[test]
+    fn a_remainder_that_fills_no_patch_is_left_out() {
+        let p = preprocessor(r#"{"size": 40, "size_divisor": 10}"#, 16);
+        let image = RgbImage::from_fn(40, 40, |x, y| image::Rgb([x as u8, y as u8, 7]));
+        let pixels = p.pixels(image, &Limits::default()).unwrap();
+        assert_eq!((pixels.height, pixels.width), (32, 32));
+        // The last kept pixel is (31, 31).
+        assert!((pixels.data[32 * 32 - 1] - (31.0 / 255.0 - 0.5) / 0.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn an_image_that_is_not_to_be_resized_is_bounded() {
+        let p = preprocessor(r#"{"do_resize": false}"#, 32);
+        assert!(matches!(p.pixels(RgbImage::new(31, 900), &Limits::default()), Err(InputError::ImageTooSmall { .. })));
+        let limits = Limits { max_patches: 5, ..Limits::default() };
+        assert!(matches!(p.pixels(RgbImage::new(64, 96), &limits), Err(InputError::ImagePatches { patches: 6, limit: 5 })));
+    }
+
+    #[test]
+    fn settings_are_honoured_and_null_or_unknown_ones_tolerated() {
+        let p = preprocessor(r#"{"size": {"shortest_edge": 64, "other": 1}, "size_divisor": null, "image_mean": 0, "image_std": [1, 2, 4], "x": []}"#, 32);
+        assert_eq!((p.shortest_edge, p.size_divisor), (64, 32));
+        assert_eq!([p.levels[0][255], p.levels[1][255], p.levels[2][255]], [1.0, 0.5, 0.25]);
+        assert_eq!(preprocessor(r#"{"do_rescale": false, "do_normalize": false}"#, 32).levels[1][200], 200.0);
+    }
+
+    #[test]
+    fn impossible_settings_are_refused() {
+        for config in [
+            r#"{"size": {"height": 384, "width": 384}}"#,
+            r#"{"size": 0}"#,
+            r#"{"size_divisor": 0}"#,
+            r#"{"size": 1000000000}"#,
+            r#"{"image_std": 0}"#,
+            r#"{"image_mean": [0.5, 0.5]}"#,
+            r#"{"resample": 9}"#,
+            "[",
+        ] {
+            assert!(ImagePreprocessor::new(config.as_bytes(), 32).is_err(), "{config}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The service `delo.v1.Admin`.
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::lifecycle::{Lifecycle, State};
+use super::pb::{self, get_status_response, load_partition_request};
+use super::room::Rooms;
+use super::status::{from_registry, invalid};
+use crate::engine::Resident;
+use crate::registry::Source;
+
+/// Changes the catalogue of the room, and lets health follow.
+#[derive(Clone)]
+pub struct Admin {
+    pub rooms: Rooms,
+    pub lifecycle: Arc<Lifecycle>,
+}
+
+#[tonic::async_trait]
+impl pb::admin_server::Admin for Admin {
+    async fn load_partition(&self, request: Request<pb::LoadPartitionRequest>) -> Result<Response<pb::LoadPartitionResponse>, Status> {
+        let source = match request.into_inner().source {
+            Some(load_partition_request::Source::Uri(uri)) => Source::Uri(uri),
+            Some(load_partition_request::Source::Artifact(bytes)) => Source::Artifact(bytes),
+            None => return Err(invalid("source", "nothing to load: give uri or artifact")),
+        };
+        let room = self.rooms.room()?;
+        let resident = room.registry.load(source).await.map_err(from_registry)?;
+        self.lifecycle.follow(&room.registry).await;
+        if let Some(notice) = room.registry.catalogue().notice() {
+            tracing::warn!(notice, "routing");
+        }
+        Ok(Response::new(pb::LoadPartitionResponse { partition: Some(partition(&resident)) }))
+    }
+
+    async fn unload_partition(&self, request: Request<pb::UnloadPartitionRequest>) -> Result<Response<pb::UnloadPartitionResponse>, Status> {
+        let task = request.into_inner().task;
+        if task.is_empty() {
+            return Err(invalid("task", "which task? give its name; ListPartitions shows those that are loaded"));
+        }
+        let room = self.rooms.room()?;
+        let resident = room.registry.unload(&task).await.map_err(from_registry)?;
+        self.lifecycle.follow(&room.registry).await;
+        Ok(Response::new(pb::UnloadPartitionResponse { partition: Some(partition(&resident)) }))
+    }
+
+    async fn list_partitions(&self, _: Request<pb::ListPartitionsRequest>) -> Result<Response<pb::ListPartitionsResponse>, Status> {
+        let catalogue = self.rooms.room()?.registry.catalogue();
+        Ok(Response::new(pb::ListPartitionsResponse { partitions: catalogue.residents().map(|r| partition(r)).collect() }))
+    }
+
+    async fn get_status(&self, _: Request<pb::GetStatusRequest>) -> Result<Response<pb::GetStatusResponse>, Status> {
+        let mut answer = pb::GetStatusResponse {
+            state: state(self.lifecycle.state()).into(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.lifecycle.uptime().as_secs_f64(),
+            ..Default::default()
+        };
+        if let Some(room) = self.rooms.get() {
+            let catalogue = room.registry.catalogue();
+            answer.model.clone_from(&room.model);
+            answer.backbone_fingerprint.clone_from(&room.engine.vilt().fingerprint);
+            answer.routing_metric = catalogue.metric().to_string();
+            answer.routing_signal = catalogue.signal().to_string();
+            answer.routing_notice = catalogue.notice().unwrap_or_default().to_owned();
+            answer.queue_depth = room.batcher.depth() as u64;
+            answer.partitions = u32::try_from(catalogue.residents().count()).unwrap_or(u32::MAX);
+        }
+        Ok(Response::new(answer))
+    }
+}
+
+fn state(state: State) -> get_status_response::State {
+    match state {
+        State::Starting => get_status_response::State::Starting,
+        State::Serving => get_status_response::State::Serving,
+        State::Empty => get_status_response::State::Empty,
+        State::Draining => get_status_response::State::Draining,
+    }
+}
+
+fn partition(resident: &Resident) -> pb::Partition {
+    let meta = &resident.partition.meta;
+    pb::Partition {
+        task: meta.task.clone(),
+        version: resident.version,
+        checksum: resident.partition.checksum.clone(),
+        labels: meta.labels.clone(),
+        multi_label: meta.multi_label,
+        created: meta.created.clone(),
+        delo_version: meta.delo_version.clone(),
+    }
+}

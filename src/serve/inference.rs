@@ -1,0 +1,28 @@
+//! What the compute thread runs: one forward over the catalogue that is live when the batch starts.
+use std::sync::Arc;
+
+use super::batcher::Compute;
+use crate::engine::{Answer, Engine, EngineError, Query};
+use crate::registry::Registry;
+
+/// The engine with the live catalogue.
+#[derive(Debug)]
+pub struct Inference {
+    pub engine: Arc<Engine>,
+    pub registry: Arc<Registry>,
+}
+
+impl Compute for Inference {
+    type Job = Query;
+    type Outcome = Result<Answer, EngineError>;
+
+    fn tokens(&self, job: &Query) -> usize {
+        self.engine.tokens(&self.registry.catalogue(), &job.sample)
+    }
+
+    /// One snapshot for the whole batch: a sample is served by the catalogue that it was routed with, whatever is loaded meanwhile.
+    fn run(&self, jobs: &[Query]) -> Vec<Self::Outcome> {
+        let catalogue = self.registry.catalogue();
+        self.engine.classify(&catalogue, jobs)
+    }
+}

@@ -1,0 +1,49 @@
+//! Images are decoded and texts tokenised on the blocking pool, a bounded number at a time.
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use crate::input::{InputError, InputProcessor, Sample};
+
+/// The way from a request's bytes to a [`Sample`].
+#[derive(Clone)]
+pub struct Intake {
+    processor: Arc<InputProcessor>,
+    /// A permit is held while an image decodes, by the decoding itself: a caller who leaves does not let in another one early, so memory stays
+    /// bounded by the permits.
+    decoding: Arc<Semaphore>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum IntakeError {
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error("reading this sample failed inside the server; its log says more")]
+    Panicked,
+}
+
+impl Intake {
+    pub fn new(processor: Arc<InputProcessor>, concurrency: usize) -> Self {
+        Self { processor, decoding: Arc::new(Semaphore::new(concurrency)) }
+    }
+
+    /// A sample of what is present. Dropping the future before its turn costs nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the image or the text.
+    pub async fn sample(&self, image: Option<Bytes>, text: Option<String>) -> Result<Sample, IntakeError> {
+        // Closed is what this semaphore never is: nothing calls `close`.
+        let permit = self.decoding.clone().acquire_owned().await.map_err(|_| IntakeError::Panicked)?;
+        let processor = self.processor.clone();
+        let work = move || {
+            let started = Instant::now();
+            let sample = processor.sample(image.as_deref(), text.as_deref());
+            metrics::histogram!("delo_stage_duration_seconds", "stage" => "input").record(started.elapsed());
+            drop(permit);
+            sample
+        };
+        Ok(tokio::task::spawn_blocking(work).await.map_err(|_| IntakeError::Panicked)??)
+    }
+}

@@ -1,0 +1,134 @@
+//! The server's metrics: their names, help and buckets, and the few places where a set of them is recorded. Labels are bounded: methods and codes
+//! that exist, tasks that are loaded.
+use std::fmt::Write as _;
+use std::sync::OnceLock;
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::feedback::Verdict;
+use crate::engine::{Answer, Catalogue};
+use crate::input::Presence;
+
+/// From half a millisecond to two minutes.
+const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+const SAMPLES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+const TOKENS: &[f64] = &[32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+const COSINE: &[f64] = &[-0.5, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0];
+const MARGIN: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
+
+/// What a label says of a task that isn't loaded.
+const OTHER: &str = "other";
+
+/// The process's recorder, installed on first use: metrics are global to a process, however many servers run in it.
+///
+/// # Errors
+/// Another recorder is installed already.
+pub fn recorder() -> Result<PrometheusHandle, BuildError> {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    static INSTALL: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one_at_a_time = INSTALL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(handle) = HANDLE.get() {
+        return Ok(handle.clone());
+    }
+    let mut builder = PrometheusBuilder::new();
+    for (name, buckets) in [
+        ("delo_request_duration_seconds", SECONDS),
+        ("delo_stage_duration_seconds", SECONDS),
+        ("delo_partition_load_seconds", SECONDS),
+        ("delo_batch_samples", SAMPLES),
+        ("delo_batch_tokens", TOKENS),
+        ("delo_routing_cosine", COSINE),
+        ("delo_routing_margin", MARGIN),
+    ] {
+        builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)?;
+    }
+    let handle = builder.install_recorder()?;
+    describe();
+    Ok(HANDLE.get_or_init(|| handle).clone())
+}
+
+fn describe() {
+    describe_counter!("delo_requests_total", "Calls by method and gRPC status code.");
+    describe_histogram!("delo_request_duration_seconds", "Time from a call's arrival to the end of its answer.");
+    describe_histogram!("delo_stage_duration_seconds", "Time a sample spends being read (input), waiting (queue), and a batch in compute.");
+    describe_gauge!("delo_queue_depth", "Samples that wait for compute.");
+    describe_histogram!("delo_batch_samples", "Samples of a batch.");
+    describe_histogram!("delo_batch_tokens", "Tokens of a batch.");
+    describe_counter!("delo_rejected_total", "Samples and calls that were not served, by reason.");
+    describe_counter!("delo_routed_total", "Samples by the task chosen for them and the modalities they had.");
+    describe_histogram!("delo_routing_cosine", "Cosine of a sample with the key of the task chosen for it.");
+    describe_histogram!("delo_routing_margin", "Distance of the chosen task's cosine to the second one's.");
+    describe_counter!("delo_routing_outcomes_total", "Reported outcomes by the true task and the task that had been chosen.");
+    describe_counter!("delo_label_outcomes_total", "Reported outcomes by the task that answered and whether its best label was true.");
+    describe_counter!("delo_factor_selected_total", "Low-rank factors applied, by modality of their pool.");
+    describe_histogram!("delo_partition_load_seconds", "Time from a load's start until the partition is live.");
+    describe_gauge!("delo_build_info", "Always 1; says which program runs.");
+    metrics_process::Collector::default().describe();
+    gauge!("delo_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    // Present from the first scrape on.
+    gauge!("delo_queue_depth").set(0.0);
+}
+
+/// Everything that Prometheus is to see at this moment.
+pub fn render(recorder: &PrometheusHandle, catalogue: &Catalogue) -> String {
+    metrics_process::Collector::default().collect();
+    recorder.run_upkeep();
+    let mut page = recorder.render();
+    // Written from the catalogue itself: a gauge in the recorder would keep a series for every version that ever was.
+    page.push_str("# HELP delo_partition_info Always 1; a partition that is live and its version.\n# TYPE delo_partition_info gauge\n");
+    for resident in catalogue.residents() {
+        let task = escaped(resident.task());
+        // Writing to a string can't fail.
+        let _ = writeln!(page, "delo_partition_info{{task=\"{task}\",version=\"{}\"}} 1", resident.version);
+    }
+    page
+}
+
+/// A label's value as the exposition format writes it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// One sample's routing and factors.
+pub fn record_answer(answer: &Answer, presence: Presence) {
+    let task = answer.resident.task().to_owned();
+    if let Some(best) = answer.candidates.first() {
+        let modalities = match presence {
+            Presence::Complete => "complete",
+            Presence::ImageOnly => "image_only",
+            Presence::TextOnly => "text_only",
+        };
+        counter!("delo_routed_total", "task" => task.clone(), "modalities" => modalities).increment(1);
+        histogram!("delo_routing_cosine", "task" => task.clone()).record(f64::from(best.cosine));
+        if let Some(second) = answer.candidates.get(1) {
+            histogram!("delo_routing_margin", "task" => task).record(f64::from(best.cosine - second.cosine));
+        }
+    }
+    for (modality, selected) in ["visual", "textual"].into_iter().zip(answer.factors_selected) {
+        counter!("delo_factor_selected_total", "modality" => modality).increment(selected);
+    }
+}
+
+/// One reported outcome; each part is counted where the verdict says so.
+pub fn record_outcome(verdict: &Verdict, true_task: Option<&str>, catalogue: &Catalogue) {
+    let label = |task: &str| if catalogue.get(task).is_some() { task.to_owned() } else { OTHER.to_owned() };
+    if let Some(true_task) = true_task.filter(|_| verdict.count_task) {
+        let (true_task, routed) = (label(true_task), label(&verdict.routed_task));
+        counter!("delo_routing_outcomes_total", "true_task" => true_task, "routed_task" => routed).increment(1);
+    }
+    if let Some(correct) = verdict.label_correct.filter(|_| verdict.count_label) {
+        let correct = if correct { "true" } else { "false" };
+        counter!("delo_label_outcomes_total", "task" => label(&verdict.routed_task), "correct" => correct).increment(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_what_would_break_a_label() {
+        assert_eq!(escaped("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+    }
+}

@@ -1,0 +1,109 @@
+//! Everything that answers: model, registry, intake, queue. It is made while the server already listens, so that health can be asked meanwhile.
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use candle_core::Device;
+use tonic::Status;
+
+use super::ServeError;
+use super::batcher::{self, Batcher};
+use super::feedback::AnswerMemory;
+use super::inference::Inference;
+use super::intake::Intake;
+use crate::config::Config;
+use crate::engine::{Engine, Query};
+use crate::input::{InputProcessor, Pixels, Sample};
+use crate::model_dir::{ModelDir, embedded_partitions};
+use crate::registry::{Registry, Source};
+use crate::vilt::Vilt;
+
+/// A loaded and warmed model and the way into it.
+pub struct Room {
+    /// The backbone's name, as answers carry it.
+    pub model: String,
+    pub engine: Arc<Engine>,
+    pub registry: Arc<Registry>,
+    pub intake: Intake,
+    pub batcher: Batcher<Inference>,
+    pub memory: Mutex<AnswerMemory>,
+}
+
+/// The room, once it is ready.
+#[derive(Clone, Default)]
+pub struct Rooms(Arc<OnceLock<Room>>);
+
+impl Rooms {
+    /// # Errors
+    /// UNAVAILABLE before the room is ready.
+    pub fn room(&self) -> Result<&Room, Status> {
+        self.0.get().ok_or_else(|| Status::unavailable("the server is starting: retry in a moment"))
+    }
+
+    pub fn get(&self) -> Option<&Room> {
+        self.0.get()
+    }
+
+    /// Opens the room to requests.
+    pub fn open(&self, room: Room) -> &Room {
+        self.0.get_or_init(|| room)
+    }
+}
+
+impl Room {
+    /// Loads the model and the first partitions.
+    ///
+    /// # Errors
+    /// What can't be loaded, by name.
+    pub async fn load(config: &Config) -> Result<Self, ServeError> {
+        let dir = ModelDir::from(config.model.backbone.as_deref());
+        let limits = config.input.limits.clone();
+        let (name, load) = (dir.display(), move || load_model(&dir, limits));
+        let (vilt, processor) = tokio::task::spawn_blocking(load).await.map_err(|_| ServeError::Panicked)??;
+        let engine = Arc::new(Engine::new(Arc::new(vilt), processor.dummy_text().to_vec()));
+        let root = config.model.partitions.as_deref();
+        let registry = Arc::new(Registry::new(engine.clone(), config.routing.rule(), root, config.admin.max_artifact_bytes)?);
+        if root.is_some() {
+            registry.load_directory().await?;
+        } else if config.model.backbone.is_none() {
+            let embedded = embedded_partitions().iter();
+            registry.load_at_start(embedded.map(|(name, bytes)| ((*name).to_owned(), Source::Artifact(bytes::Bytes::from_static(bytes))))).await?;
+        }
+        let limits = batcher::Limits {
+            batch_tokens: config.batching.max_tokens,
+            batch_samples: config.batching.max_samples,
+            queue_samples: config.batching.max_queue_samples,
+            queue_bytes: config.batching.max_queue_bytes,
+        };
+        let batcher = Batcher::start(Inference { engine: engine.clone(), registry: registry.clone() }, limits).map_err(ServeError::Thread)?;
+        let concurrency = if config.input.concurrency == 0 { num_cpus::get() } else { config.input.concurrency };
+        let intake = Intake::new(Arc::new(processor), concurrency);
+        let memory = Mutex::new(AnswerMemory::new(config.feedback.remembered_answers));
+        let model = config.model.backbone.as_deref().and_then(|d| d.file_name()).map_or(name, |n| n.to_string_lossy().into_owned());
+        Ok(Self { model, engine, registry, intake, batcher, memory })
+    }
+
+    /// One sample through the whole way, so that the first request finds threads and memory ready and the queue knows its pace. Does nothing
+    /// where no partition is loaded.
+    ///
+    /// # Errors
+    /// The sample fails.
+    pub async fn warm(&self, patience: Duration) -> Result<(), ServeError> {
+        if self.registry.catalogue().is_empty() {
+            return Ok(());
+        }
+        let failed = |e: &dyn std::fmt::Display| ServeError::Warm(e.to_string());
+        let text = self.intake.sample(None, Some("warm".to_owned())).await.map_err(|e| failed(&e))?.text;
+        let [height, width] = self.registry.catalogue().dummy_image();
+        let sample = Sample { text, image: Some(Pixels::dummy(height, width)) };
+        let slot = self.batcher.reserve(0).map_err(|e| failed(&e))?;
+        let query = Query { sample, task: None, explain: false };
+        slot.run(query, 0, std::time::Instant::now() + patience).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        Ok(())
+    }
+}
+
+fn load_model(dir: &ModelDir, limits: crate::input::Limits) -> Result<(Vilt, InputProcessor), ServeError> {
+    let vilt = Vilt::load(dir, &Device::Cpu)?;
+    let processor = InputProcessor::load(dir, vilt.config.patch_size, vilt.config.max_position_embeddings, limits)?;
+    Ok((vilt, processor))
+}

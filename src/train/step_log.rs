@@ -1,0 +1,85 @@
+//! The log of a session: one JSON object a line, one line a step.
+use std::fs::File;
+use std::io::{BufRead, BufReader, LineWriter, Result, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// One step. A term of the loss that was not computed is null.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Counted from 0, over all epochs.
+    pub step: usize,
+    pub epoch: usize,
+    pub lr: f64,
+    /// L = classification + λ1 alignment + λ2 consistency.
+    pub loss: f64,
+    pub classification: f64,
+    pub alignment: Option<f64>,
+    pub consistency: Option<f64>,
+    /// Wall time of the step.
+    pub seconds: f64,
+}
+
+/// Writes each record as it comes: a killed run loses none but the last.
+#[derive(Debug)]
+pub struct StepLog {
+    file: LineWriter<File>,
+}
+
+impl StepLog {
+    /// A log that goes on at `step`: lines of earlier steps stay, later ones (after the last checkpoint of an interrupted run) go.
+    pub fn open(path: &Path, step: usize) -> Result<Self> {
+        let mut kept = Vec::new();
+        if step > 0 && path.exists() {
+            for line in BufReader::new(File::open(path)?).lines() {
+                let line = line?;
+                if serde_json::from_str::<StepRecord>(&line).is_ok_and(|r| r.step < step) {
+                    kept.push(line);
+                }
+            }
+        }
+        let mut file = LineWriter::new(File::create(path)?);
+        for line in kept {
+            writeln!(file, "{line}")?;
+        }
+        Ok(Self { file })
+    }
+
+    /// Appends one step.
+    pub fn write(&mut self, record: &StepRecord) -> Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        self.file.write_all(&line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goes_on_where_the_checkpoint_was_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let record = |step| StepRecord {
+            step,
+            epoch: 0,
+            lr: 1e-4,
+            loss: 1.0,
+            classification: 1.0,
+            alignment: None,
+            consistency: Some(0.5),
+            seconds: 0.1,
+        };
+        let mut log = StepLog::open(&path, 0).unwrap();
+        (0..5).for_each(|step| log.write(&record(step)).unwrap());
+        drop(log);
+        std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + "{\"step\": 5, \"epo").unwrap();
+        StepLog::open(&path, 3).unwrap().write(&record(3)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let steps: Vec<_> = text.lines().map(|l| serde_json::from_str::<StepRecord>(l).unwrap().step).collect();
+        assert_eq!(steps, [0, 1, 2, 3]);
+        assert!(text.contains("\"alignment\":null"));
+    }
+}

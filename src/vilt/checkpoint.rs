@@ -1,0 +1,216 @@
+//! The tensors of a Hugging Face checkpoint: one `model.safetensors` or shards with an index, on disk or in the binary.
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+
+use candle_core::{Device, Tensor};
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::ViltError;
+use crate::model_dir::ModelDir;
+
+const SINGLE_FILE: &str = "model.safetensors";
+const SHARD_INDEX: &str = "model.safetensors.index.json";
+/// The prefix of the backbone's tensors in a checkpoint of a whole task model (`ViltForMaskedLM` …).
+const PREFIX: &str = "vilt.";
+/// As in the safetensors format's own reader: a longer header is an attack, not a model.
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// An open checkpoint. Tensors are read one at a time, so that no more than one of them is held twice while loading.
+pub(super) struct Checkpoint {
+    shards: Vec<Shard>,
+    /// Name without prefix → shard and place in it.
+    places: HashMap<String, (usize, TensorInfo)>,
+    device: Device,
+    /// What has been taken: name without prefix → SHA-256 of its shape and values.
+    taken: BTreeMap<String, [u8; 32]>,
+}
+
+/// `model.safetensors.index.json`
+#[derive(Deserialize)]
+struct ShardIndex {
+    /// Tensor → file.
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Reads the headers of a directory's safetensors; its tensors will go to `device`.
+    pub fn open(dir: &ModelDir, device: &Device) -> Result<Self, ViltError> {
+        let files = shard_files(dir)?;
+        let mut shards = Vec::with_capacity(files.len());
+        let mut places = HashMap::new();
+        for file in files {
+            let shard = Shard::open(dir, &file)?;
+            for (name, info) in shard.metadata.tensors() {
+                places.insert(name, (shards.len(), info.clone()));
+            }
+            shards.push(shard);
+        }
+        if places.keys().any(|name| name.starts_with(PREFIX)) {
+            places = places.into_iter().filter_map(|(name, place)| Some((name.strip_prefix(PREFIX)?.to_owned(), place))).collect();
+        }
+        Ok(Self { shards, places, device: device.clone(), taken: BTreeMap::new() })
+    }
+
+    /// One tensor in f32, whatever its type in the file.
+    ///
+    /// # Errors
+    /// Absent, of another shape, not of a float type, or holding a number that is not finite; each names the tensor.
+    pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ViltError> {
+        let (shard, info) = self.place(name).ok_or_else(|| ViltError::MissingTensor(name.to_owned()))?;
+        if info.shape != shape {
+            return Err(ViltError::Shape { name: name.to_owned(), found: info.shape, expected: shape.to_vec() });
+        }
+        let shard = &mut self.shards[shard];
+        let bytes = shard.bytes(&info)?;
+        let values =
+            to_f32(&bytes, info.dtype).ok_or_else(|| ViltError::Dtype { name: name.to_owned(), found: format!("{:?}", info.dtype) })?;
+        drop(bytes);
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(ViltError::NotFinite(name.to_owned()));
+        }
+        self.taken.insert(name.to_owned(), digest(shape, &values));
+        Ok(Tensor::from_vec(values, shape, &self.device)?)
+    }
+
+    /// SHA-256, hexadecimal, over what has been taken: in order of name, each name and the SHA-256 of its shape and its f32 values. It does
+    /// not depend on prefix, shards, or the type in the file (an f16 tensor counts as its f32 copy).
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for (name, digest) in &self.taken {
+            hash.update((name.len() as u64).to_le_bytes());
+            hash.update(name);
+            hash.update(digest);
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Old checkpoints call the weight and bias of a `LayerNorm` gamma and beta.
+    fn place(&self, name: &str) -> Option<(usize, TensorInfo)> {
+        let old = || match name.rsplit_once("LayerNorm.")? {
+            (path, "weight") => self.places.get(&format!("{path}LayerNorm.gamma")),
+            (path, "bias") => self.places.get(&format!("{path}LayerNorm.beta")),
+            _ => None,
+        };
+        self.places.get(name).or_else(old).cloned()
+    }
+}
+
+fn digest(shape: &[usize], values: &[f32]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update((shape.len() as u64).to_le_bytes());
+    for &side in shape {
+        hash.update((side as u64).to_le_bytes());
+    }
+    let mut bytes = Vec::with_capacity(1 << 16);
+    for chunk in values.chunks(1 << 14) {
+        bytes.clear();
+        bytes.extend(chunk.iter().flat_map(|v| v.to_le_bytes()));
+        hash.update(&bytes);
+    }
+    hash.finalize().into()
+}
+
+/// `None` for a type that is not a float of this program's.
+fn to_f32(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
+    let halves = |decode: fn([u8; 2]) -> f32| bytes.as_chunks().0.iter().map(|&b| decode(b)).collect();
+    match dtype {
+        Dtype::F32 => Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
+        Dtype::F16 => Some(halves(|b| f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => Some(halves(|b| bf16::from_le_bytes(b).to_f32())),
+        _ => None,
+    }
+}
+
+/// The safetensors files of a directory, by name.
+fn shard_files(dir: &ModelDir) -> Result<Vec<String>, ViltError> {
+    let Some(index) = dir.read(SHARD_INDEX).map_err(|source| ViltError::Read { file: SHARD_INDEX.to_owned(), source })? else {
+        return Ok(vec![SINGLE_FILE.to_owned()]);
+    };
+    let malformed = |reason: String| ViltError::Malformed { file: SHARD_INDEX.to_owned(), reason };
+    let index: ShardIndex = serde_json::from_slice(&index).map_err(|e| malformed(e.to_string()))?;
+    let mut files: Vec<String> = index.weight_map.into_values().collect();
+    files.sort_unstable();
+    files.dedup();
+    if let Some(outside) = files.iter().find(|file| file.contains(['/', '\\']) || file.starts_with('.')) {
+        return Err(malformed(format!("{outside:?} is not the name of a file beside it")));
+    }
+    Ok(files)
+}
+
+/// One safetensors file.
+struct Shard {
+    file: String,
+    metadata: Metadata,
+    /// Of the first tensor's bytes, from the file's start.
+    data_start: u64,
+    source: Source,
+}
+
+enum Source {
+    Disk(File),
+    Memory(Cow<'static, [u8]>),
+}
+
+impl Shard {
+    fn open(dir: &ModelDir, file: &str) -> Result<Self, ViltError> {
+        let unread = |source| ViltError::Read { file: file.to_owned(), source };
+        let mut source = match dir {
+            ModelDir::Path(path) => match File::open(path.join(file)) {
+                Ok(opened) => Source::Disk(opened),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(ViltError::NoWeights { dir: dir.display(), file: file.to_owned() });
+                }
+                Err(e) => return Err(unread(e)),
+            },
+            ModelDir::Embedded => match dir.read(file).map_err(unread)? {
+                Some(bytes) => Source::Memory(bytes),
+                None => return Err(ViltError::NoWeights { dir: dir.display(), file: file.to_owned() }),
+            },
+        };
+        let malformed = |reason: String| ViltError::Malformed { file: file.to_owned(), reason };
+        let header_length = source.bytes(0, 8).map_err(unread)?;
+        let header_length =
+            header_length.as_ref().try_into().map(u64::from_le_bytes).map_err(|_| malformed("shorter than its header".to_owned()))?;
+        if header_length > LONGEST_HEADER {
+            return Err(malformed(format!("a header of {header_length} bytes: not a safetensors file")));
+        }
+        let header = source.bytes(8, header_length as usize).map_err(unread)?;
+        let metadata = serde_json::from_slice(&header).map_err(|e| malformed(e.to_string()))?;
+        drop(header);
+        Ok(Self { file: file.to_owned(), metadata, data_start: 8 + header_length, source })
+    }
+
+    fn bytes(&mut self, info: &TensorInfo) -> Result<Cow<'_, [u8]>, ViltError> {
+        let (start, end) = info.data_offsets;
+        self.source.bytes(self.data_start + start as u64, end - start).map_err(|source| ViltError::Read { file: self.file.clone(), source })
+    }
+}
+
+impl Source {
+    /// # Errors
+    /// `UnexpectedEof` where the file ends before: a download that broke off.
+    fn bytes(&mut self, start: u64, length: usize) -> std::io::Result<Cow<'_, [u8]>> {
+        let cut_short = || std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file ends too early: copy it again");
+        match self {
+            Self::Disk(file) => {
+                if file.metadata()?.len() < start.saturating_add(length as u64) {
+                    return Err(cut_short());
+                }
+                let mut bytes = vec![0; length];
+                file.seek(SeekFrom::Start(start))?;
+                file.read_exact(&mut bytes)?;
+                Ok(Cow::Owned(bytes))
+            }
+            Self::Memory(all) => {
+                let start = start as usize;
+                all.get(start..start.saturating_add(length)).map(Cow::Borrowed).ok_or_else(cut_short)
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! From token ids and pixels to the hidden states that enter layer 0.
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{D, Device, Result, Tensor};
+
+use super::checkpoint::Checkpoint;
+use super::{LayerNorm, Linear, ViltConfig, ViltError};
+use crate::input::Pixels;
+
+/// Patch grids whose position embeddings are kept; clients choose the sizes of images, so that the number needs a bound.
+const CACHED_GRIDS: usize = 64;
+
+/// Text and image embeddings of single samples, without padding.
+#[derive(Clone, Debug)]
+pub struct Embeddings {
+    /// `[vocabulary, d]`
+    word: Tensor,
+    /// `[text positions, d]`
+    text_position: Tensor,
+    /// BERT's token type 0, `[d]`.
+    token_type: Tensor,
+    text_layernorm: LayerNorm,
+    /// The modality type of text, `[d]`.
+    text_modality: Tensor,
+    /// `[d, channels · patch · patch]`
+    patch_projection: Linear,
+    patch_size: usize,
+    /// The whole image CLS: token, position and modality type, `[1, d]`.
+    image_cls: Tensor,
+    /// Of patches, on the square grid of the checkpoint: `[side · side, d]`.
+    image_position: Tensor,
+    side: usize,
+    /// The modality type of an image, `[d]`.
+    image_modality: Tensor,
+    /// Patch grid (rows, columns) → its position embeddings with the modality type, `[rows · columns, d]`.
+    grids: Arc<Mutex<HashMap<(usize, usize), Tensor>>>,
+}
+
+impl Embeddings {
+    pub(super) fn load(checkpoint: &mut Checkpoint, config: &ViltConfig) -> std::result::Result<Self, ViltError> {
+        let d = config.hidden_size;
+        let (patch, side) = (config.patch_size, config.patches_per_side());
+        let mut take = |name: &str, shape: &[usize]| checkpoint.take(&format!("embeddings.{name}"), shape);
+        let word = take("text_embeddings.word_embeddings.weight", &[config.vocab_size, d])?;
+        let text_position = take("text_embeddings.position_embeddings.weight", &[config.max_position_embeddings, d])?;
+        let token_type = take("text_embeddings.token_type_embeddings.weight", &[config.type_vocab_size, d])?.get(0)?;
+        let modality = take("token_type_embeddings.weight", &[config.modality_type_vocab_size, d])?;
+        let (text_modality, image_modality) = (modality.get(0)?, modality.get(1)?);
+        let cls = take("cls_token", &[1, 1, d])?.squeeze(0)?;
+        let position = take("position_embeddings", &[1, side * side + 1, d])?.squeeze(0)?;
+        let kernel = take("patch_embeddings.projection.weight", &[d, config.num_channels, patch, patch])?;
+        let bias = take("patch_embeddings.projection.bias", &[d])?;
+        Ok(Self {
+            word,
+            text_position,
+            token_type,
+            text_layernorm: LayerNorm::load(checkpoint, "embeddings.text_embeddings.LayerNorm", config)?,
+            text_modality,
+            patch_projection: Linear { weight: kernel.flatten_from(1)?, bias },
+            patch_size: patch,
+            image_cls: (cls + position.narrow(0, 0, 1)?)?.broadcast_add(&image_modality)?,
+            image_position: position.narrow(0, 1, side * side)?.contiguous()?,
+            side,
+            image_modality,
+            grids: Arc::default(),
+        })
+    }
+
+    /// The same embeddings for texts of up to `positions` tokens: the position table interpolated linearly, end to end (METHOD.md 1).
+    ///
+    /// # Errors
+    /// `positions` is 0.
+    pub fn with_text_positions(&self, positions: usize) -> Result<Self> {
+        if positions == 0 {
+            candle_core::bail!("a text needs at least one position");
+        }
+        let from = self.text_positions();
+        let text_position = if positions == from {
+            self.text_position.clone()
+        } else {
+            interpolation(from, positions, self.word.device())?.matmul(&self.text_position)?
+        };
+        Ok(Self { text_position, ..self.clone() })
+    }
+
+    /// The longest text, CLS and SEP included.
+    pub fn text_positions(&self) -> usize {
+        self.text_position.dims()[0]
+    }
+
+    /// `[tokens, d]`: layernorm(word + token type + position) + modality type.
+    ///
+    /// # Errors
+    /// More tokens than positions, or an id outside the vocabulary.
+    pub fn text(&self, ids: &[u32]) -> Result<Tensor> {
+        let (vocabulary, positions) = (self.word.dim(0)?, self.text_positions());
+        if ids.len() > positions {
+            candle_core::bail!("a text of {} tokens, but the backbone has {positions} positions: truncate it", ids.len());
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
+            candle_core::bail!("token {id} is outside the vocabulary of {vocabulary}: the tokenizer is another checkpoint's");
+        }
+        let ids = Tensor::new(ids, self.word.device())?;
+        let positions = self.text_position.narrow(0, 0, ids.dim(0)?)?;
+        let sum = (self.word.index_select(&ids, 0)?.broadcast_add(&self.token_type)? + positions)?;
+        self.text_layernorm.forward(&sum)?.broadcast_add(&self.text_modality)
+    }
+
+    /// `[1 + patches, d]`: the image CLS, then the patches row by row; each projection or CLS + position + modality type.
+    ///
+    /// # Errors
+    /// A side that is no multiple of the patch size, or other data than `[3, height, width]`.
+    pub fn image(&self, pixels: &Pixels) -> Result<Tensor> {
+        let (p, Pixels { height, width, data }) = (self.patch_size, pixels);
+        if *height == 0 || *width == 0 || height % p != 0 || width % p != 0 || data.len() != 3 * height * width {
+            candle_core::bail!("an image of {height} × {width} and {} numbers, but patches are of {p} × {p} in 3 channels", data.len());
+        }
+        let (rows, columns) = (height / p, width / p);
+        let patches = Tensor::from_slice(data, (3, rows, p, columns, p), self.word.device())?
+            .permute((1, 3, 0, 2, 4))?
+            .reshape((rows * columns, 3 * p * p))?;
+        let patches = (self.patch_projection.forward(&patches)? + self.grid(rows, columns)?)?;
+        Tensor::cat(&[&self.image_cls, &patches], 0)
+    }
+
+    /// Position embeddings of a patch grid, interpolated bilinearly from corner to corner, plus the modality type: `[rows · columns, d]`.
+    fn grid(&self, rows: usize, columns: usize) -> Result<Tensor> {
+        // A panic elsewhere cannot leave the map half-changed: both of its changes are single calls.
+        let lock = || self.grids.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(grid) = lock().get(&(rows, columns)) {
+            return Ok(grid.clone());
+        }
+        let (side, d) = (self.side, self.image_position.dim(D::Minus1)?);
+        let vertical = interpolation(side, rows, self.word.device())?;
+        let horizontal = interpolation(side, columns, self.word.device())?;
+        // [rows, side · d], then per row [columns, d].
+        let grid = vertical.matmul(&self.image_position.reshape((side, side * d))?)?.reshape((rows, side, d))?;
+        let grid = horizontal.broadcast_left(rows)?.contiguous()?.matmul(&grid)?.reshape((rows * columns, d))?;
+        let grid = grid.broadcast_add(&self.image_modality)?;
+        let mut grids = lock();
+        if grids.len() >= CACHED_GRIDS {
+            grids.clear();
+        }
+        grids.insert((rows, columns), grid.clone());
+        Ok(grid)
+    }
+}
+
+/// Linear interpolation with aligned corners from `from` points to `to`, as a matrix `[to, from]`.
+fn interpolation(from: usize, to: usize, device: &Device) -> Result<Tensor> {
+    let step = if to > 1 { (from - 1) as f32 / (to - 1) as f32 } else { 0.0 };
+    let mut weights = vec![0.0; to * from];
+    for (i, row) in weights.chunks_mut(from).enumerate() {
+        let at = i as f32 * step;
+        let lower = (at as usize).min(from - 1);
+        let share = at - lower as f32;
+        row[lower] = 1.0 - share;
+        if lower + 1 < from {
+            row[lower + 1] = share;
+        }
+    }
+    Tensor::from_vec(weights, (to, from), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interpolation_keeps_the_ends_and_is_the_identity_at_its_own_size() {
+        let rows = |from, to| interpolation(from, to, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(rows(3, 3), [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
+        assert_eq!(rows(2, 3), [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]);
+        assert_eq!(rows(3, 1), [[1.0, 0.0, 0.0]]);
+        assert_eq!(rows(1, 2), [[1.0], [1.0]]);
+    }
+}

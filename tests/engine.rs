@@ -1,0 +1,154 @@
+//! The packed forward computes what the padded reference and the learning model compute, whatever the batch.
+mod common;
+
+use common::{difference, engine, key_rule, random_model, random_sample, resident, spec};
+use delo::delo::{KeySignal, Layout, Metric, TaskModel};
+use delo::engine::{Catalogue, Query, RoutingRule};
+use delo::input::{Pixels, Sample};
+use delo::vilt::PaddedInput;
+use proptest::prelude::*;
+
+fn query(sample: Sample, task: Option<&str>) -> Query {
+    Query { sample, task: task.map(str::to_owned), explain: false }
+}
+
+/// What the padded reference takes for the same sample.
+fn padded(sample: &Sample) -> PaddedInput {
+    let [height, width] = engine().default_dummy_image();
+    PaddedInput {
+        text: sample.text.clone().unwrap_or(common::EMPTY_TEXT.to_vec()),
+        image: sample.image.clone().unwrap_or_else(|| Pixels::dummy(height, width)),
+    }
+}
+
+/// Four tasks of different layouts, depths and class counts.
+fn catalogue(metric: Metric, signal: KeySignal) -> Catalogue {
+    let shapes = [(Layout::RankOne, 0), (Layout::Slotted, 3), (Layout::RankOne, 4), (Layout::Slotted, 6)];
+    let residents = shapes.into_iter().enumerate().map(|(i, (layout, first))| {
+        let model = random_model(spec(layout, first), 3 + i, i as u64);
+        resident(&format!("task-{i}"), &model, key_rule(metric, signal), i as u64)
+    });
+    Catalogue::empty(engine().vilt(), RoutingRule::default()).with_all(residents).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn packed_equals_padded(seeds in prop::collection::vec(0u64..10_000, 1..5)) {
+        let samples: Vec<Sample> = seeds.iter().map(|&s| random_sample(s)).collect();
+        let reference = engine().vilt().forward(&samples.iter().map(padded).collect::<Vec<_>>()).unwrap();
+        let packed = engine().embed(&samples, engine().default_dummy_image()).unwrap();
+        let signals = engine().signals(&packed, &[KeySignal::Pooled]).unwrap();
+        prop_assert!(difference(&signals["pooled"], &reference.pooled) < 1e-5);
+    }
+
+    #[test]
+    fn a_sample_alone_equals_itself_in_any_mixed_batch(seeds in prop::collection::vec((0u64..10_000, prop::option::of(0usize..4)), 2..7)) {
+        for (metric, signal) in [
+            (Metric::Whitened, KeySignal::Parts { layer: 3 }),
+            (Metric::Plain, KeySignal::Pooled),
+        ] {
+            let catalogue = catalogue(metric, signal);
+            let queries: Vec<Query> =
+                seeds.iter().map(|&(s, task)| query(random_sample(s), task.map(|t| format!("task-{t}")).as_deref())).collect();
+            let together = engine().classify(&catalogue, &queries);
+            for (query, together) in queries.iter().zip(together) {
+                let together = together.unwrap();
+                let alone = engine().classify(&catalogue, std::slice::from_ref(query)).remove(0).unwrap();
+                prop_assert_eq!(alone.resident.task(), together.resident.task());
+                for (x, y) in alone.scores.iter().zip(&together.scores) {
+                    prop_assert!((x - y).abs() < 1e-5, "{} and {}", x, y);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn all_b_zero_equals_the_frozen_backbone() {
+    let samples: Vec<Sample> = (0..6).map(random_sample).collect();
+    let packed = engine().embed(&samples, engine().default_dummy_image()).unwrap();
+    for layout in [Layout::RankOne, Layout::Slotted] {
+        let model = TaskModel::init(spec(layout, 0), 4, 9).unwrap();
+        let frozen = engine().signals(&packed, &[KeySignal::Pooled]).unwrap();
+        let adapted = engine().run_task(&packed, &model).unwrap().logits;
+        assert!(difference(&model.head(&frozen["pooled"]).unwrap(), &adapted) < 1e-6);
+    }
+}
+
+#[test]
+fn serving_computes_what_the_learning_model_computes() {
+    let samples: Vec<Sample> = (0..9).map(random_sample).collect();
+    for (layout, first) in [(Layout::RankOne, 0), (Layout::Slotted, 0), (Layout::RankOne, 3), (Layout::Slotted, 5), (Layout::RankOne, 6)] {
+        let model = random_model(spec(layout, first), 5, 3);
+        let entering = engine().embed(&samples, engine().default_dummy_image()).unwrap();
+        let entering = engine().run_frozen(&entering, 0..first).unwrap();
+        let logits = engine().run_task(&entering, &model).unwrap().logits;
+        let expected = candle_nn::ops::softmax(&logits, 1).unwrap().to_vec2::<f32>().unwrap();
+        let resident = resident("only", &model, key_rule(Metric::Plain, KeySignal::Pooled), 1);
+        let catalogue = Catalogue::empty(engine().vilt(), RoutingRule::default()).with(resident).unwrap();
+        let queries: Vec<Query> = samples.iter().map(|s| query(s.clone(), None)).collect();
+        for (answer, expected) in engine().classify(&catalogue, &queries).into_iter().zip(expected) {
+            for (x, y) in answer.unwrap().scores.iter().zip(expected) {
+                assert!((x - y).abs() < 1e-5, "{layout:?} from layer {first}: {x} for {y}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_signal_in_the_frozen_prefix_routes_as_a_pass_of_its_own_does() {
+    // From layer 3 on, `parts@3` is read on the way; a task adapted from layer 0 forces a pass of its own.
+    let deep = |first| {
+        let residents = (0..3).map(|i| {
+            let model = random_model(spec(Layout::RankOne, first), 3, i);
+            resident(&format!("task-{i}"), &model, key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), i)
+        });
+        Catalogue::empty(engine().vilt(), RoutingRule::default()).with_all(residents).unwrap()
+    };
+    let (shared, own) = (deep(3), deep(0));
+    for seed in 0..9 {
+        let route = |c| engine().classify(c, &[query(random_sample(seed), None)]).remove(0).unwrap();
+        let (shared, own) = (route(&shared), route(&own));
+        assert_eq!(shared.resident.task(), own.resident.task());
+        assert!((shared.candidates[0].cosine - own.candidates[0].cosine).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn routing_does_not_depend_on_the_order_of_loads_nor_on_others_that_came_and_went() {
+    let samples: Vec<Sample> = (0..12).map(random_sample).collect();
+    for metric in [Metric::Whitened, Metric::Plain] {
+        let one = |i: u64| {
+            let model = random_model(spec(Layout::RankOne, 4), 3, i);
+            resident(&format!("task-{i}"), &model, key_rule(metric, KeySignal::Parts { layer: 3 }), i)
+        };
+        let empty = || Catalogue::empty(engine().vilt(), RoutingRule::default());
+        let forward = empty().with(one(0)).unwrap().with(one(1)).unwrap().with(one(2)).unwrap();
+        let back =
+            empty().with(one(2)).unwrap().with(one(3)).unwrap().with(one(1)).unwrap().with(one(0)).unwrap().without("task-3").unwrap();
+        assert_eq!(engine().route(&forward, &samples).unwrap(), engine().route(&back, &samples).unwrap());
+    }
+}
+
+#[test]
+fn a_partition_without_moments_falls_back_to_the_plain_cosine_and_says_so() {
+    let model = random_model(spec(Layout::RankOne, 4), 3, 1);
+    let whitened = resident("whitened", &model, key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), 1);
+    let plain = resident("plain", &model, key_rule(Metric::Plain, KeySignal::Parts { layer: 3 }), 2);
+    let alone = Catalogue::empty(engine().vilt(), RoutingRule::default()).with(whitened).unwrap();
+    assert_eq!((alone.metric(), alone.notice()), (Metric::Whitened, None));
+    let rule = RoutingRule { metric: Some(Metric::Whitened), ..RoutingRule::default() };
+    let both = Catalogue::empty(engine().vilt(), rule).with_all(alone.residents().cloned().chain([plain])).unwrap();
+    assert_eq!(both.metric(), Metric::Plain);
+    assert!(both.notice().unwrap().contains("\"plain\" has no second moment of parts@3"));
+}
+
+#[test]
+fn a_task_that_is_not_loaded_fails_its_own_sample_alone() {
+    let catalogue = catalogue(Metric::Plain, KeySignal::Pooled);
+    let answers = engine().classify(&catalogue, &[query(random_sample(0), Some("nowhere")), query(random_sample(1), None)]);
+    assert!(answers[0].as_ref().unwrap_err().to_string().contains("nowhere"));
+    assert!(answers[1].is_ok());
+}

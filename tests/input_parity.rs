@@ -1,0 +1,353 @@
+//! What the input room makes of image files and texts agrees with Hugging Face's `ViltImageProcessor` and `BertTokenizerFast`, and bad input is
+//! refused cheaply. The fixtures are made by `tools/fixtures/input.py`, which also tells how to compare on images of one's own.
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use delo::input::{InputError, InputProcessor, Limits, Sample};
+use delo::model_dir::ModelDir;
+use serde::Deserialize;
+
+/// Parity bars, as differences of channel values in 0..1.
+const MEAN_BAR: f64 = 0.5 / 255.0;
+const MAX_BAR: f64 = 6.0 / 255.0;
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    std::fs::read(repository("tests/fixtures/input").join(name)).unwrap()
+}
+
+fn processor(limits: Limits) -> InputProcessor {
+    InputProcessor::load(&ModelDir::Path(repository("models/emoji-mini")), 8, 40, limits).unwrap()
+}
+
+fn image(bytes: &[u8]) -> Result<Sample, InputError> {
+    processor(Limits::default()).sample(Some(bytes), None)
+}
+
+#[derive(Deserialize)]
+struct Images {
+    configs: BTreeMap<String, Config>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    patch: usize,
+    preprocessor: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    file: String,
+    config: String,
+    height: usize,
+    width: usize,
+    step: usize,
+    expected: String,
+}
+
+/// A checkpoint directory of the default tokenizer and the given image settings.
+fn checkpoint(preprocessor: &serde_json::Value) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(repository("models/emoji-mini/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    std::fs::write(dir.path().join("preprocessor_config.json"), preprocessor.to_string()).unwrap();
+    dir
+}
+
+fn statistic(config: &serde_json::Value, name: &str, channel: usize) -> f64 {
+    config[name].get(channel).map_or(0.5, |v| v.as_f64().unwrap())
+}
+
+#[test]
+fn agrees_with_the_hugging_face_image_processor() {
+    let folder = std::env::var_os("DELO_INPUT_FIXTURES").map_or_else(|| repository("tests/fixtures/input"), PathBuf::from);
+    let images: Images = serde_json::from_slice(&std::fs::read(folder.join("images.json")).unwrap()).unwrap();
+    assert!(!images.cases.is_empty());
+    let loaded: BTreeMap<&str, (InputProcessor, &serde_json::Value)> = images
+        .configs
+        .iter()
+        .map(|(name, config)| {
+            let dir = checkpoint(&config.preprocessor);
+            let processor = InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), config.patch, 40, Limits::default()).unwrap();
+            (name.as_str(), (processor, &config.preprocessor))
+        })
+        .collect();
+
+    let (mut worst_mean, mut worst_max, mut failures) = ((0.0, String::new()), (0.0, String::new()), Vec::new());
+    for case in &images.cases {
+        let (processor, config) = &loaded[case.config.as_str()];
+        let label = format!("{} with {}", case.file, case.config);
+        let sample = processor.sample(Some(&std::fs::read(folder.join(&case.file)).unwrap()), None).unwrap_or_else(|e| panic!("{label}: {e}"));
+        let pixels = sample.image.unwrap();
+        assert_eq!((pixels.height, pixels.width), (case.height, case.width), "{label}");
+
+        let expected = image::open(folder.join(&case.expected)).unwrap().into_rgb8();
+        let (mut sum, mut max) = (0.0, 0.0f64);
+        for (x, y, rgb) in expected.enumerate_pixels() {
+            let (x, y) = (x as usize * case.step, y as usize * case.step);
+            for channel in 0..3 {
+                let value = f64::from(pixels.data[(channel * pixels.height + y) * pixels.width + x]);
+                let value = value * statistic(config, "image_std", channel) + statistic(config, "image_mean", channel);
+                let difference = (value - f64::from(rgb[channel]) / 255.0).abs();
+                sum += difference;
+                max = max.max(difference);
+            }
+        }
+        let mean = sum / f64::from(3 * expected.width() * expected.height());
+        println!("mean {:.3}/255  max {:.2}/255  {label}", mean * 255.0, max * 255.0);
+        if mean > worst_mean.0 {
+            worst_mean = (mean, label.clone());
+        }
+        if max > worst_max.0 {
+            worst_max = (max, label.clone());
+        }
+        if mean > MEAN_BAR || max > MAX_BAR {
+            failures.push(label);
+        }
+    }
+    println!("worst mean {:.3}/255 ({}), worst max {:.2}/255 ({})", worst_mean.0 * 255.0, worst_mean.1, worst_max.0 * 255.0, worst_max.1);
+    assert!(failures.is_empty(), "beyond mean 0.5/255 or max 6/255: {failures:#?}");
+}
+
+#[derive(Deserialize)]
+struct Texts {
+    texts: Vec<String>,
+    groups: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+struct Group {
+    source: String,
+    tokenizer_config: serde_json::Value,
+    positions: usize,
+    ids: Vec<Vec<u32>>,
+}
+
+fn tokenizer_json() -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(repository("models/emoji-mini/tokenizer.json")).unwrap()).unwrap()
+}
+
+/// The default vocabulary in the older form: one token a line.
+fn vocab_txt() -> String {
+    let json = tokenizer_json();
+    let mut tokens: Vec<(u64, &str)> =
+        json["model"]["vocab"].as_object().unwrap().iter().map(|(token, id)| (id.as_u64().unwrap(), token.as_str())).collect();
+    tokens.sort_unstable();
+    tokens.iter().map(|(_, token)| format!("{token}\n")).collect()
+}
+
+fn assert_ids(processor: &InputProcessor, texts: &[String], group: &Group) {
+    for (text, expected) in texts.iter().zip(&group.ids) {
+        let ids = processor.sample(None, Some(text)).unwrap().text.unwrap();
+        assert_eq!(&ids, expected, "{} {} at {} positions: {text:?}", group.source, group.tokenizer_config, group.positions);
+    }
+}
+
+#[test]
+fn agrees_with_the_hugging_face_tokenizer() {
+    let fixture: Texts = serde_json::from_slice(&fixture("texts.json")).unwrap();
+    let vocab = vocab_txt();
+    for group in &fixture.groups {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokenizer_config.json"), group.tokenizer_config.to_string()).unwrap();
+        if group.source == "vocab.txt" {
+            std::fs::write(dir.path().join("vocab.txt"), &vocab).unwrap();
+        } else {
+            std::fs::copy(repository("models/emoji-mini/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+        }
+        let processor = InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 8, group.positions, Limits::default()).unwrap();
+        assert_eq!(processor.vocab_size(), 30_522);
+        assert_ids(&processor, &fixture.texts, group);
+    }
+}
+
+#[test]
+fn padding_and_truncation_of_the_tokenizer_file_are_overridden() {
+    let fixture: Texts = serde_json::from_slice(&fixture("texts.json")).unwrap();
+    let mut json = tokenizer_json();
+    json["truncation"] = serde_json::json!({"direction": "Left", "max_length": 5, "strategy": "LongestFirst", "stride": 0});
+    json["padding"] = serde_json::json!({
+        "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"
+    });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let processor = InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 8, 40, Limits::default()).unwrap();
+    assert_ids(&processor, &fixture.texts, &fixture.groups[0]);
+    assert_eq!(processor.dummy_text(), [101, 102]);
+}
+
+#[test]
+fn the_tokenizer_configuration_wins_over_the_tokenizer_file() {
+    let fixture: Texts = serde_json::from_slice(&fixture("texts.json")).unwrap();
+    for group in fixture.groups.iter().filter(|g| g.source == "vocab.txt" && g.positions == 40) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokenizer_config.json"), group.tokenizer_config.to_string()).unwrap();
+        std::fs::copy(repository("models/emoji-mini/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+        let processor = InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 8, 40, Limits::default()).unwrap();
+        assert_ids(&processor, &fixture.texts, group);
+    }
+}
+
+#[test]
+fn presence_follows_what_was_sent() {
+    let processor = processor(Limits::default());
+    let photo = fixture("chelsea.png");
+    assert!(matches!(processor.sample(None, None), Err(InputError::Empty)));
+    let sample = processor.sample(Some(&photo), Some("")).unwrap();
+    assert_eq!(sample.text.as_deref(), Some(processor.dummy_text()));
+    assert_eq!((sample.image.unwrap().height, processor.shortest_edge()), (64, 64));
+    assert_eq!(processor.sample(Some(&photo), None).unwrap().text, None);
+    assert_eq!(processor.sample(None, Some("cat")).unwrap().image, None);
+}
+
+#[test]
+fn the_embedded_checkpoint_loads() {
+    let processor = InputProcessor::load(&ModelDir::Embedded, 8, 40, Limits::default()).unwrap();
+    assert_eq!(processor.dummy_text(), [101, 102]);
+}
+
+#[test]
+fn a_checkpoint_that_makes_no_sense_is_refused_with_the_file_at_fault() {
+    let write = |name: &str, content: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(name), content).unwrap();
+        match InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 8, 40, Limits::default()) {
+            Err(InputError::Checkpoint { file, .. }) => file,
+            other => panic!("{name}: {:?}", other.err()),
+        }
+    };
+    assert_eq!(write("preprocessor_config.json", r#"{"size": {"height": 3, "width": 3}}"#), "preprocessor_config.json");
+    assert_eq!(write("tokenizer_config.json", "[1"), "tokenizer_config.json");
+    assert_eq!(write("tokenizer.json", "{}"), "tokenizer.json");
+    assert_eq!(write("vocab.txt", "[CLS]\n[SEP]\ncat\n"), "vocab.txt");
+    assert_eq!(write("unrelated", ""), "tokenizer.json");
+}
+
+/// A PNG of nothing but a header that claims `side` × `side` RGBA pixels.
+fn png_bomb(side: u32) -> Vec<u8> {
+    let mut header = b"IHDR".to_vec();
+    header.extend(side.to_be_bytes());
+    header.extend(side.to_be_bytes());
+    header.extend([8, 6, 0, 0, 0]);
+    let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\x0d".to_vec();
+    png.extend(&header);
+    png.extend(crc32(&header).to_be_bytes());
+    png.extend(b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xae\x42\x60\x82");
+    png
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 })
+    })
+}
+
+#[test]
+fn a_png_bomb_is_refused_by_its_header() {
+    let error = image(&png_bomb(50_000)).unwrap_err();
+    assert!(matches!(error, InputError::ImageSize { width: 50_000, height: 50_000, .. }), "{error}");
+    assert_eq!(error.field(), "image");
+    // Within the limit on sides, beyond that on pixels; within both, beyond that on bytes.
+    assert!(matches!(image(&png_bomb(8_000)), Err(InputError::ImageSize { .. })));
+    let narrow = Limits { max_decoded_bytes: 100_000, ..Limits::default() };
+    assert!(matches!(processor(narrow).sample(Some(&png_bomb(200)), None), Err(InputError::ImageSize { .. })));
+}
+
+#[test]
+fn a_gif_frame_larger_than_its_screen_is_refused() {
+    // A 1 x 1 screen with a frame of 65,535 x 65,535.
+    let gif = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff\x2c\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x44\x01\0\x3b";
+    let error = image(gif).unwrap_err();
+    assert!(matches!(error, InputError::ImageMemory { .. }), "{error}");
+}
+
+#[test]
+fn a_gif_of_ten_thousand_frames_costs_its_first() {
+    let frame = b"\x2c\0\0\0\0\x02\0\x02\0\0\x02\x03\x44\x02\x05\0";
+    let mut gif = b"GIF89a\x02\0\x02\0\x80\0\0\xff\0\0\xff\xff\xff".to_vec();
+    gif.extend(frame);
+    let single = image(&[&gif[..], b"\x3b"].concat()).unwrap();
+    gif.extend(frame.repeat(9_999));
+    // Broken from the second frame on: nothing after the first is looked at.
+    gif[35..].fill(0xee);
+    assert_eq!(image(&gif).unwrap(), single);
+}
+
+#[test]
+fn files_cut_short_are_refused() {
+    for name in ["china.jpg", "hopper-progressive.jpg", "coffee-cmyk.jpg", "chelsea.png", "flower.webp", "animated.gif", "china.bmp"] {
+        let whole = fixture(name);
+        assert!(image(&whole).is_ok(), "{name}");
+        for keep in [3, 20, whole.len() / 4, whole.len() / 2] {
+            let error = image(&whole[..keep]).err().unwrap_or_else(|| panic!("{name} cut to {keep} bytes is accepted"));
+            assert!(matches!(error, InputError::Undecodable { .. } | InputError::ImageType { .. }), "{name} cut to {keep}: {error}");
+            assert_eq!(error.field(), "image");
+        }
+    }
+    let jpeg = fixture("china.jpg");
+    assert!(image(&jpeg[..jpeg.len() - 2]).is_err(), "a JPEG without its end marker");
+}
+
+#[test]
+fn an_unknown_type_is_told_what_is_supported() {
+    for bytes in [&b""[..], b"hello", b"%PDF-1.7 ...............", b"II*\0\x08\0\0\0 a TIFF", b"<svg xmlns='http://www.w3.org/2000/svg'/>"] {
+        let error = image(bytes).unwrap_err();
+        assert!(matches!(error, InputError::ImageType { .. }), "{error}");
+        assert!(error.to_string().contains("JPEG, PNG, WebP, GIF (first frame) or BMP"), "{error}");
+    }
+}
+
+#[test]
+fn bytes_beyond_the_limits_are_refused_unread() {
+    let big = vec![0u8; Limits::default().max_image_bytes + 1];
+    assert!(matches!(image(&big), Err(InputError::ImageBytes { .. })));
+    let text = "a text ".repeat(10_000_000 / 7);
+    let error = processor(Limits::default()).sample(None, Some(&text)).unwrap_err();
+    assert!(matches!(error, InputError::TextBytes { .. }), "{error}");
+    assert_eq!(error.field(), "text");
+}
+
+#[test]
+fn the_longest_text_allowed_is_truncated_to_the_positions() {
+    let limit = Limits::default().max_text_bytes;
+    let ids = processor(Limits::default()).sample(None, Some(&"cat ".repeat(limit / 4))).unwrap().text.unwrap();
+    assert_eq!((ids.len(), ids[0], ids[39]), (40, 101, 102));
+}
+
+#[test]
+fn a_thin_image_works() {
+    // 1 x 5000 and 5000 x 1, grey.
+    for (width, height, expected) in [(1, 5000, (104, 8)), (5000, 1, (8, 104))] {
+        let mut png = std::io::Cursor::new(Vec::new());
+        image::GrayImage::from_fn(width, height, |x, y| image::Luma([((x + y) % 251) as u8])).write_to(&mut png, image::ImageFormat::Png).unwrap();
+        let pixels = image(png.get_ref()).unwrap().image.unwrap();
+        assert_eq!((pixels.height, pixels.width), expected);
+    }
+}
+
+#[test]
+fn damaged_files_never_panic() {
+    // Every eighth byte of small files of each type overwritten in turn.
+    for name in ["orientation-6.jpg", "hopper-bilevel.png", "animated.webp", "emoji-transparent.gif", "china-palette.bmp"] {
+        let whole = fixture(name);
+        let processor = processor(Limits::default());
+        for at in (0..whole.len()).step_by(1 + whole.len() / 200) {
+            for value in [0, 0xff, whole[at] ^ 0x55] {
+                let mut damaged = whole.clone();
+                damaged[at] = value;
+                if let Err(e) = processor.sample(Some(&damaged), None) {
+                    assert_eq!(e.field(), "image");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn is_shared_between_threads() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    shared(&processor(Limits::default()));
+}
