@@ -52,7 +52,7 @@ mod tests {
         let times: Vec<f64> = Arrivals::new(10.0, HOUR, 2).map(|t| t.as_secs_f64()).collect();
         let gaps: Vec<f64> = times.windows(2).map(|w| w[1] - w[0]).collect();
         let share = |limit: f64| gaps.iter().filter(|&&g| g > limit).count() as f64 / gaps.len() as f64;
-        for limit in [0.01, 0.1, 0.2, 0.5] {
+        for limit in [0.01f64, 0.1, 0.2, 0.5] {
             let expected = (-10.0 * limit).exp();
             assert!((share(limit) - expected).abs() < 0.02, "{} of gaps are over {limit} s, {expected} expected", share(limit));
         }

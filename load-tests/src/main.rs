@@ -18,10 +18,13 @@ use delo_load::{closed_loop, open_loop, samples};
 ///
 /// Exit codes: 0 what the scenario expects holds, 1 it does not or the run failed, 2 wrong usage.
 #[derive(Parser)]
-#[command(version, after_help = "Examples:
+#[command(
+    version,
+    after_help = "Examples:
   delo-load load-tests/scenarios/steady.toml --server http://127.0.0.1:50051
   delo-load load-tests/scenarios/overload.toml --spawn target/release/delo --json
-  delo-load load-tests/scenarios/steady.toml --spawn target/release/delo -- --partitions runs/partitions")]
+  delo-load load-tests/scenarios/steady.toml --spawn target/release/delo -- --partitions runs/partitions"
+)]
 struct Cli {
     /// The scenario's file
     scenario: PathBuf,

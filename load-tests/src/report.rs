@@ -115,7 +115,10 @@ impl Report {
         if let Some(bound) = expect.max_p99_seconds {
             let p99 = self.codes.get(code_name(Code::Ok as i32)).and_then(|r| r.latency.p99);
             if p99.is_none_or(|p99| p99 > bound) {
-                failed.push(format!("the 99th percentile is {}, at most {bound} s expected", p99.map_or("unknown".into(), |p| format!("{p:.3} s"))));
+                failed.push(format!(
+                    "the 99th percentile is {}, at most {bound} s expected",
+                    p99.map_or("unknown".into(), |p| format!("{p:.3} s"))
+                ));
             }
         }
         if let (Some(bound), Some([before, after])) = (expect.max_memory_growth, self.memory) {
@@ -144,7 +147,13 @@ impl fmt::Display for Report {
         }
         if let Some([before, after]) = self.memory {
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-            writeln!(f, "memory     {:.1} MiB before, {:.1} after, peak {:.1}", mib(before.resident), mib(after.resident), mib(after.peak))?;
+            writeln!(
+                f,
+                "memory     {:.1} MiB before, {:.1} after, peak {:.1}",
+                mib(before.resident),
+                mib(after.resident),
+                mib(after.peak)
+            )?;
         }
         writeln!(f)?;
         writeln!(f, "{:<20} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}", "latency, ms", "count", "p50", "p90", "p99", "p99.9", "max")?;

@@ -171,7 +171,8 @@ impl Scenario {
     /// Reads and checks a file. `data` becomes a path that is good from here.
     pub fn read(path: &Path) -> Result<Self, ScenarioError> {
         let text = std::fs::read_to_string(path).map_err(|source| ScenarioError::Read { path: path.into(), source })?;
-        let mut scenario: Self = toml::from_str(&text).map_err(|source| ScenarioError::Parse { path: path.into(), source: source.into() })?;
+        let mut scenario: Self =
+            toml::from_str(&text).map_err(|source| ScenarioError::Parse { path: path.into(), source: source.into() })?;
         if let Some(dir) = path.parent() {
             scenario.data = dir.join(&scenario.data);
         }
@@ -181,7 +182,8 @@ impl Scenario {
 
     /// Refuses what can't be run or has no bound.
     pub fn check(&self) -> Result<(), ScenarioError> {
-        let must = |holds: bool, field: &'static str, problem: String| if holds { Ok(()) } else { Err(ScenarioError::Invalid { field, problem }) };
+        let must =
+            |holds: bool, field: &'static str, problem: String| if holds { Ok(()) } else { Err(ScenarioError::Invalid { field, problem }) };
         let share = |x: f64| (0.0..=1.0).contains(&x);
         must((1..=MAX_SECONDS).contains(&self.duration_seconds), "duration_seconds", format!("from 1 to {MAX_SECONDS}"))?;
         must((1..=256).contains(&self.connections), "connections", "from 1 to 256".into())?;
@@ -262,7 +264,8 @@ mod tests {
 
     #[test]
     fn a_relative_rate_follows_the_measured_capacity() {
-        let scenario = parse(&format!("{}[capacity]\nin_flight = 4\nwarm_up_seconds = 1\nseconds = 1", STEADY.replace("10", "'2x'"))).unwrap();
+        let scenario =
+            parse(&format!("{}[capacity]\nin_flight = 4\nwarm_up_seconds = 1\nseconds = 1", STEADY.replace("10", "'2x'"))).unwrap();
         assert_eq!(scenario.requests_per_second(Some(150.0)).unwrap(), 300.0);
         assert!(scenario.requests_per_second(Some(0.0)).is_err());
     }

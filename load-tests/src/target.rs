@@ -66,7 +66,13 @@ pub struct Server {
 
 impl Server {
     /// Opens `connections` connections. `samples` is not empty; `outcomes` is the share of answers whose truth is reported back.
-    pub async fn connect(url: &str, connections: usize, samples: Vec<Sample>, deadline: Duration, outcomes: f64) -> Result<Self, TargetError> {
+    pub async fn connect(
+        url: &str,
+        connections: usize,
+        samples: Vec<Sample>,
+        deadline: Duration,
+        outcomes: f64,
+    ) -> Result<Self, TargetError> {
         let endpoint = loopback(url)?;
         let mut clients = Vec::with_capacity(connections);
         for _ in 0..connections {
@@ -81,7 +87,10 @@ impl Server {
         let count = |counter: &AtomicU64, yes: bool| counter.fetch_add(u64::from(yes), Ordering::Relaxed);
         count(&self.truth.answers, true);
         count(&self.truth.right_task, answer.task == sample.task);
-        count(&self.truth.right_label, answer.task == sample.task && answer.scores.first().is_some_and(|s| sample.labels.contains(&s.label)));
+        count(
+            &self.truth.right_label,
+            answer.task == sample.task && answer.scores.first().is_some_and(|s| sample.labels.contains(&s.label)),
+        );
         // A multiplier without a common divisor with 1,000 spreads the reported ones evenly.
         if n.wrapping_mul(617) % 1000 >= self.reported_per_thousand {
             return;
@@ -105,7 +114,8 @@ impl Target for Server {
     async fn call(&self, n: u64) -> Code {
         let sample = &self.samples[(n % self.samples.len() as u64) as usize];
         let mut client = self.clients[(n % self.clients.len() as u64) as usize].clone();
-        let mut request = Request::new(ClassifyRequest { image: sample.image.clone(), text: sample.text.clone(), ..ClassifyRequest::default() });
+        let mut request =
+            Request::new(ClassifyRequest { image: sample.image.clone(), text: sample.text.clone(), ..ClassifyRequest::default() });
         request.set_timeout(self.deadline);
         let sent = Instant::now();
         match client.classify(request).await {
@@ -129,7 +139,13 @@ mod tests {
         for url in ["http://127.0.0.1:50051", "http://127.8.0.1:1", "http://[::1]:50051", "http://localhost:50051"] {
             assert!(loopback(url).is_ok(), "{url}");
         }
-        for url in ["http://10.0.0.1:50051", "http://example.com:50051", "http://localhost.example.com:1", "http://[2001:db8::1]:50051", "http://0.0.0.0:1"] {
+        for url in [
+            "http://10.0.0.1:50051",
+            "http://example.com:50051",
+            "http://localhost.example.com:1",
+            "http://[2001:db8::1]:50051",
+            "http://0.0.0.0:1",
+        ] {
             assert!(matches!(loopback(url), Err(TargetError::NotLoopback { .. })), "{url}");
         }
         for url in ["", "127.0.0.1:50051", "http://127.0.0.1", "ftp://127.0.0.1:50051", "http://"] {
