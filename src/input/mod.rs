@@ -61,6 +61,7 @@ impl Sample {
 
 /// Makes samples as a checkpoint's own `ViltProcessor` does: its image settings, its tokenizer. Immutable and shared between threads; its work is
 /// processor time (milliseconds for a photograph), so that an asynchronous caller runs it on a blocking pool.
+#[derive(Debug)]
 pub struct InputProcessor {
     image: ImagePreprocessor,
     text: TextTokenizer,
@@ -99,16 +100,16 @@ impl InputProcessor {
         Ok(Self { image, text, limits })
     }
 
-    /// A sample of what is present. `Some("")` is a text that is present and empty; absence is `None`.
+    /// A sample of what is present. A text without a single token is missing: it is the dummy of a missing text (METHOD.md 3).
     ///
     /// # Errors
-    /// [`InputError::Empty`] where both are absent; else what is wrong with the image or the text, see [`InputError::field`].
+    /// [`InputError::Empty`] where both are missing; else what is wrong with the image or the text, see [`InputError::field`].
     pub fn sample(&self, image: Option<&[u8]>, text: Option<&str>) -> Result<Sample, InputError> {
+        // The text first: it is cheap to refuse.
+        let text = text.map(|text| self.tokens(text)).transpose()?.filter(|ids| ids != self.dummy_text());
         if image.is_none() && text.is_none() {
             return Err(InputError::Empty);
         }
-        // The text first: it is cheap to refuse.
-        let text = text.map(|text| self.tokens(text)).transpose()?;
         let image = image.map(|bytes| self.pixels(bytes)).transpose()?;
         Ok(Sample { text, image })
     }

@@ -46,6 +46,7 @@ impl PerChannel {
 }
 
 /// The image side of a checkpoint's preprocessing.
+#[derive(Debug)]
 pub(super) struct ImagePreprocessor {
     do_resize: bool,
     shortest_edge: usize,

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
-use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
+use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::{Tokenizer, TruncationParams};
 
 /// What `tokenizer_config.json` says about the normaliser and the special tokens; all else in it is ignored.
@@ -52,6 +52,7 @@ impl Special {
 }
 
 /// The text side of a checkpoint's preprocessing.
+#[derive(Debug)]
 pub(super) struct TextTokenizer {
     tokenizer: Tokenizer,
     /// `[CLS][SEP]`.
@@ -67,12 +68,10 @@ impl TextTokenizer {
     pub(super) fn from_json(json: &[u8], config: &TokenizerConfig, max_positions: usize) -> Result<Self, String> {
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
         if let Some(NormalizerWrapper::BertNormalizer(in_file)) = tokenizer.get_normalizer() {
-            let normalizer = BertNormalizer {
-                clean_text: in_file.clean_text,
-                handle_chinese_chars: config.tokenize_chinese_chars.unwrap_or(in_file.handle_chinese_chars),
-                strip_accents: config.strip_accents.unwrap_or(in_file.strip_accents),
-                lowercase: config.do_lower_case.unwrap_or(in_file.lowercase),
-            };
+            let mut normalizer = in_file.clone();
+            normalizer.handle_chinese_chars = config.tokenize_chinese_chars.unwrap_or(normalizer.handle_chinese_chars);
+            normalizer.strip_accents = config.strip_accents.unwrap_or(normalizer.strip_accents);
+            normalizer.lowercase = config.do_lower_case.unwrap_or(normalizer.lowercase);
             tokenizer.with_normalizer(Some(normalizer)).map_err(|e| e.to_string())?;
         }
         Self::new(tokenizer, max_positions)
