@@ -25,9 +25,10 @@ impl Failure {
         }
     }
 
-    /// The message on one line, however many the error had.
+    /// The message on one line, however many the error had, without the backtrace that candle appends where RUST_BACKTRACE is set.
     pub fn line(&self) -> String {
         let (Self::Usage(message) | Self::Other(message)) = self;
+        let message = message.split("\n   0: ").next().unwrap_or(message);
         message.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }

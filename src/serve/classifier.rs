@@ -172,6 +172,7 @@ fn judge(room: &Room, request: &pb::ReportOutcomeRequest, true_task: Option<&str
     if true_task.is_none() && request.true_labels.is_empty() {
         return Err(invalid("true_task", "nothing is reported: give true_task, true_labels or both"));
     }
+    check_request_id(&request.request_id)?;
     if !request.request_id.is_empty() {
         return room.answers().judge(&request.request_id, true_task, &request.true_labels).ok_or_else(|| {
             Status::not_found(format!(

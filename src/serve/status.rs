@@ -10,16 +10,30 @@ use crate::delo::PartitionError;
 use crate::engine::{CatalogueError, EngineError};
 use crate::registry::{RegistryError, SourceError};
 
+/// Longest message and field name, in bytes. They travel in a header, whose size HTTP/2 bounds, and may quote what the caller sent.
+const MAX_MESSAGE: usize = 1000;
+
+/// A message without the backtrace that candle appends where RUST_BACKTRACE is set, and without its end where it is too long to send.
+fn clipped(message: impl Into<String>) -> String {
+    let mut message = message.into();
+    message.truncate(message.find('\n').unwrap_or(message.len()));
+    if message.len() > MAX_MESSAGE {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+        message.push('…');
+    }
+    message
+}
+
 /// INVALID_ARGUMENT that names the field at fault.
 pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Status {
-    let message = message.into();
+    let (field, message) = (clipped(field), clipped(message));
     let details = ErrorDetails::with_bad_request_violation(field, message.clone());
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
 /// RESOURCE_EXHAUSTED that says when to retry.
 pub fn exhausted(message: impl Into<String>, retry_after: Duration) -> Status {
-    Status::with_error_details(Code::ResourceExhausted, message, ErrorDetails::with_retry_info(Some(retry_after)))
+    Status::with_error_details(Code::ResourceExhausted, clipped(message), ErrorDetails::with_retry_info(Some(retry_after)))
 }
 
 pub fn from_intake(error: IntakeError) -> Status {
@@ -28,12 +42,12 @@ pub fn from_intake(error: IntakeError) -> Status {
             refused("invalid_input");
             invalid(input.field(), input.to_string())
         }
-        IntakeError::Panicked => Status::internal(error.to_string()),
+        IntakeError::Panicked => Status::internal(clipped(error.to_string())),
     }
 }
 
 pub fn from_batch(error: BatchError) -> Status {
-    let message = error.to_string();
+    let message = clipped(error.to_string());
     match error {
         BatchError::QueueFull { retry_after } => {
             refused("queue_full");
@@ -56,7 +70,7 @@ pub fn from_batch(error: BatchError) -> Status {
 }
 
 pub fn from_engine(error: EngineError) -> Status {
-    let message = error.to_string();
+    let message = clipped(error.to_string());
     match error {
         EngineError::UnknownTask(_) => Status::not_found(message),
         EngineError::NothingLoaded => Status::failed_precondition(message),
@@ -65,7 +79,7 @@ pub fn from_engine(error: EngineError) -> Status {
 }
 
 pub fn from_registry(error: RegistryError) -> Status {
-    let message = error.to_string();
+    let message = clipped(error.to_string());
     match error {
         RegistryError::Source(source) => match source {
             SourceError::Scheme { .. } => invalid("uri", message),
@@ -92,4 +106,22 @@ pub fn from_registry(error: RegistryError) -> Status {
 /// Counts a request that is not served.
 pub fn refused(reason: &'static str) {
     metrics::counter!("delo_rejected_total", "reason" => reason).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_that_quote_a_long_name_still_fit_a_header() {
+        let status = from_engine(EngineError::UnknownTask("é".repeat(1 << 20)));
+        assert_eq!(status.code(), Code::NotFound);
+        assert!(status.message().len() < 2 * MAX_MESSAGE && status.message().starts_with("no task"));
+    }
+
+    #[test]
+    fn a_backtrace_stays_inside() {
+        let status = from_engine(EngineError::Compute("shapes differ\n   0: candle_core::error".to_owned()));
+        assert_eq!(status.message(), "the forward pass failed: shapes differ");
+    }
 }

@@ -1,5 +1,5 @@
 //! Bad requests: each is refused with its status, and the server still serves.
-use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest};
+use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest, ReportOutcomeRequest};
 use image::{DynamicImage, ImageFormat, RgbImage};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -83,6 +83,9 @@ async fn refuses_more_samples_in_one_call_than_allowed() {
 async fn names_a_task_that_is_not_loaded() {
     let server = start().await;
     refused(classify(&server, ClassifyRequest { task: "space".to_owned(), ..text("a") }).await, Code::NotFound, "space");
+    refused(classify(&server, ClassifyRequest { task: "x".repeat(1 << 20), ..text("a") }).await, Code::NotFound, "xxx");
+    let report = ReportOutcomeRequest { request_id: "x".repeat(1 << 20), true_task: "food".to_owned(), ..Default::default() };
+    refused(server.classifier().await.report_outcome(report).await, Code::InvalidArgument, "at most 128");
 }
 
 #[tokio::test(flavor = "multi_thread")]
