@@ -1,5 +1,6 @@
 //! The command line: parses, calls one function of the rooms below, prints.
 mod admin;
+mod bench;
 mod classify;
 mod client;
 mod failure;
@@ -29,6 +30,7 @@ enum Command {
     Admin(admin::AdminArgs),
     Partition(partition::PartitionArgs),
     Features(features::FeaturesArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// Parses the command line, runs one command and returns its exit code: 0 done, 2 wrong usage, 1 anything else. A failure is one line on stderr.
@@ -43,6 +45,7 @@ pub fn main() -> ExitCode {
         Command::Admin(args) => admin::run(args),
         Command::Partition(args) => partition::run(args),
         Command::Features(args) => features::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
