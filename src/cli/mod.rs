@@ -1,12 +1,15 @@
 //! The command line: parses, calls one function of the rooms below, prints.
 mod admin;
+mod backbone;
 mod classify;
 mod client;
+mod data;
 mod failure;
 mod features;
 mod output;
 mod partition;
 mod serve;
+mod train;
 
 use std::process::ExitCode;
 
@@ -25,6 +28,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::ServeArgs),
+    Train(Box<train::TrainArgs>),
     Classify(classify::ClassifyArgs),
     Admin(admin::AdminArgs),
     Partition(partition::PartitionArgs),
@@ -39,6 +43,7 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Train(args) => train::run(*args),
         Command::Classify(args) => classify::run(args),
         Command::Admin(args) => admin::run(args),
         Command::Partition(args) => partition::run(args),
