@@ -4,6 +4,7 @@ mod backbone;
 mod classify;
 mod client;
 mod data;
+mod eval;
 mod failure;
 mod features;
 mod output;
@@ -29,6 +30,7 @@ struct Cli {
 enum Command {
     Serve(serve::ServeArgs),
     Train(Box<train::TrainArgs>),
+    Eval(eval::EvalArgs),
     Classify(classify::ClassifyArgs),
     Admin(admin::AdminArgs),
     Partition(partition::PartitionArgs),
@@ -44,6 +46,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Train(args) => train::run(*args),
+        Command::Eval(args) => eval::run(args),
         Command::Classify(args) => classify::run(args),
         Command::Admin(args) => admin::run(args),
         Command::Partition(args) => partition::run(args),
