@@ -241,7 +241,11 @@ impl Config {
     /// # Errors
     /// A file that can't be read; a key that is unknown, missing its type, or out of range, with its path.
     pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
-        Self::layered(file, std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect(), overrides)
+        Self::layered(
+            file,
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect(),
+            overrides,
+        )
     }
 
     /// As [`Config::load`], with the environment given.

@@ -10,7 +10,10 @@ use super::client::{exchange, refusal};
 use super::output::{print, print_json, table};
 use crate::serve::pb::admin_client::AdminClient;
 use crate::serve::pb::load_partition_request::Source;
-use crate::serve::pb::{GetStatusRequest, GetStatusResponse, ListPartitionsRequest, LoadPartitionRequest, Partition, UnloadPartitionRequest, get_status_response};
+use crate::serve::pb::{
+    GetStatusRequest, GetStatusResponse, ListPartitionsRequest, LoadPartitionRequest, Partition, UnloadPartitionRequest,
+    get_status_response,
+};
 
 /// Shows and changes which partitions a running server serves.
 #[derive(Debug, clap::Args)]
@@ -28,7 +31,9 @@ enum AdminCommand {
         connection: Connection,
     },
     /// Makes a partition live. A task that is loaded already gets a new version.
-    #[command(after_help = "Example:\n  delo admin load symbols.safetensors\n  delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory")]
+    #[command(
+        after_help = "Example:\n  delo admin load symbols.safetensors\n  delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory"
+    )]
     Load {
         /// A partition file on this machine; its bytes are sent to the server.
         #[arg(value_name = "FILE", required_unless_present = "uri", conflicts_with = "uri")]
@@ -96,7 +101,8 @@ fn list(connection: &Connection) -> Result<(), Failure> {
 fn load(file: Option<PathBuf>, uri: Option<String>, connection: &Connection) -> Result<(), Failure> {
     let source = match (file, uri) {
         (Some(file), _) => {
-            let bytes = std::fs::read(&file).map_err(|e| format!("can't read {}: {e}; a file on the server is loaded with --uri", file.display()))?;
+            let bytes = std::fs::read(&file)
+                .map_err(|e| format!("can't read {}: {e}; a file on the server is loaded with --uri", file.display()))?;
             Source::Artifact(bytes.into())
         }
         (None, Some(uri)) => Source::Uri(uri),
@@ -135,7 +141,18 @@ fn status(connection: &Connection) -> Result<(), Failure> {
     let status = exchange(&connection.server, |channel| async {
         Ok(client(channel).get_status(GetStatusRequest {}).await.map_err(|s| refusal(&s))?.into_inner())
     })?;
-    let GetStatusResponse { version, model, backbone_fingerprint, routing_metric, routing_signal, routing_notice, queue_depth, uptime_seconds, partitions, .. } = &status;
+    let GetStatusResponse {
+        version,
+        model,
+        backbone_fingerprint,
+        routing_metric,
+        routing_signal,
+        routing_notice,
+        queue_depth,
+        uptime_seconds,
+        partitions,
+        ..
+    } = &status;
     let state = get_status_response::State::try_from(status.state).unwrap_or_default().as_str_name();
     if connection.json {
         return print_json(&json!({

@@ -13,7 +13,9 @@ use crate::serve::pb::{ClassifyRequest, ClassifyResponse, Modality};
 
 /// Asks a server what an image, a text, or both show.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  delo classify --image cat.png --text \"a cat that grins\"\n  delo classify --text pizza --top-k 0 --json")]
+#[command(
+    after_help = "Example:\n  delo classify --image cat.png --text \"a cat that grins\"\n  delo classify --text pizza --top-k 0 --json"
+)]
 pub struct ClassifyArgs {
     /// The server's address.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
@@ -43,7 +45,8 @@ pub struct ClassifyArgs {
 
 pub fn run(args: ClassifyArgs) -> Result<(), Failure> {
     let timeout = Duration::try_from_secs_f64(args.timeout).map_err(|e| Failure::usage(format!("--timeout: {e}")))?;
-    let image = args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
+    let image =
+        args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
     let request = ClassifyRequest {
         image: image.map(Into::into),
         text: args.text,
@@ -109,7 +112,9 @@ fn text(response: &ClassifyResponse, explain: bool) -> String {
         }
         let mut rows = vec![["layer", "target", "modality", "a", "b"].map(str::to_owned).to_vec()];
         let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
-        rows.extend(response.factors.iter().map(|f| vec![f.layer.to_string(), f.target.clone(), f.modality.clone(), list(&f.a), list(&f.b)]));
+        rows.extend(
+            response.factors.iter().map(|f| vec![f.layer.to_string(), f.target.clone(), f.modality.clone(), list(&f.a), list(&f.b)]),
+        );
         out += &format!("\n\n{}", table(&rows));
     }
     out + &format!("\n\nrequest {}", response.request_id)

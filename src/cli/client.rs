@@ -14,11 +14,13 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Connects to `server` and runs one exchange with it.
 pub fn exchange<T, F: Future<Output = Result<T, Failure>>>(server: &str, talk: impl FnOnce(Channel) -> F) -> Result<T, Failure> {
     let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
-    let endpoint = Endpoint::from_shared(url).map_err(|e| Failure::usage(format!("--server {server}: {e}; give it as http://127.0.0.1:50051")))?;
+    let endpoint =
+        Endpoint::from_shared(url).map_err(|e| Failure::usage(format!("--server {server}: {e}; give it as http://127.0.0.1:50051")))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let channel = endpoint.connect_timeout(CONNECT).connect().await;
-        let channel = channel.map_err(|_| format!("no server answers at {server}: start one with `delo serve`, or name another with --server"))?;
+        let channel =
+            channel.map_err(|_| format!("no server answers at {server}: start one with `delo serve`, or name another with --server"))?;
         talk(channel).await
     })
 }

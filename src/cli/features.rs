@@ -16,7 +16,9 @@ use crate::vilt::Vilt;
 /// Prints the frozen backbone's features of one sample: the pooled vector, and the query signal (mean over text and patches) entering each
 /// layer, `mean@0` and so on; `mean@L` is that after the last layer. It shows whether a checkpoint is read as it should be.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  delo features --image cat.png --text \"a cat\" --json\n  delo features --backbone vilt-b32-mlm --text \"a cat\"")]
+#[command(
+    after_help = "Example:\n  delo features --image cat.png --text \"a cat\" --json\n  delo features --backbone vilt-b32-mlm --text \"a cat\""
+)]
 pub struct FeaturesArgs {
     /// A Hugging Face ViLT checkpoint directory; the one in the program if left out.
     #[arg(long, value_name = "DIR")]
@@ -36,13 +38,15 @@ pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
     let dir = ModelDir::from(args.backbone.as_deref());
     let vilt = Vilt::load(&dir, &Device::Cpu)?;
     let input = InputProcessor::load(&dir, vilt.config.patch_size, vilt.config.max_position_embeddings, Limits::default())?;
-    let image = args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
+    let image =
+        args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
     let sample = input.sample(image.as_deref(), args.text.as_deref())?;
     let presence = sample.presence();
     let engine = Engine::new(Arc::new(vilt), input.dummy_text().to_vec());
     let vilt = engine.vilt();
 
-    let wanted: Vec<_> = (0..=vilt.config.num_hidden_layers).map(|layer| KeySignal::MeanQuery { layer }).chain([KeySignal::Pooled]).collect();
+    let wanted: Vec<_> =
+        (0..=vilt.config.num_hidden_layers).map(|layer| KeySignal::MeanQuery { layer }).chain([KeySignal::Pooled]).collect();
     let packed = engine.embed(&[sample], engine.default_dummy_image())?;
     let signals = engine.signals(&packed, &wanted)?;
     let mut vectors = Vec::new();

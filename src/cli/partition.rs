@@ -60,13 +60,31 @@ fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
         let tensors: serde_json::Map<_, _> = artifact.tensors.iter().map(|(name, t)| (name.clone(), json!(t.dims()))).collect();
         return print_json(&json!({"partition": artifact.meta, "checksum": artifact.checksum, "numbers": parameters, "tensors": tensors}));
     }
-    let PartitionMeta { task, labels, multi_label, pools, key, dummy_image: [height, width], backbone, seed, metrics, created, delo_version, .. } =
-        &artifact.meta;
+    let PartitionMeta {
+        task,
+        labels,
+        multi_label,
+        pools,
+        key,
+        dummy_image: [height, width],
+        backbone,
+        seed,
+        metrics,
+        created,
+        delo_version,
+        ..
+    } = &artifact.meta;
     let mut rows = vec![
         vec!["task".to_owned(), task.clone()],
         vec!["labels".to_owned(), format!("{} ({})", labels.len(), abridged(labels))],
         vec!["scores".to_owned(), if *multi_label { "a sigmoid each" } else { "softmax" }.to_owned()],
-        vec!["pools".to_owned(), format!("{} experts, rank {}, alpha {}, from layer {} of {}", pools.experts, pools.rank, pools.alpha, pools.first_adapted_layer, pools.layers)],
+        vec![
+            "pools".to_owned(),
+            format!(
+                "{} experts, rank {}, alpha {}, from layer {} of {}",
+                pools.experts, pools.rank, pools.alpha, pools.first_adapted_layer, pools.layers
+            ),
+        ],
         vec!["key".to_owned(), format!("{} over {}, else plain over {} ({})", key.metric, key.signal, key.plain_signal, key.plain_average)],
         vec!["dummy image".to_owned(), format!("{height} x {width} pixels")],
         vec!["backbone".to_owned(), format!("{} {}", backbone.name, backbone.fingerprint)],

@@ -1,4 +1,5 @@
 //! `delo serve`.
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -73,7 +74,8 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
     let served = runtime.block_on(async {
         let asked = stop_asked()?;
         let server = Server::bind(config).await?;
-        Ok::<_, Failure>(server.run(asked).await?)
+        server.run(asked).await?;
+        Ok::<_, Failure>(())
     });
     runtime.shutdown_timeout(LAST_WORK);
     served

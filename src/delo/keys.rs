@@ -6,7 +6,7 @@ use std::str::FromStr;
 use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// A signal of the frozen backbone, from which the task is told. Written `mean@0`, `cls@6`, `pooled`, `parts@3`; `@l` is the state
+/// A signal of the frozen backbone, from which the task is told. Written `mean@0`, `cls@6`, `pooled`, `parts@3`, `summary`; `@l` is the state
 /// entering layer l, `@L` the state after the last layer (before the final layer norm).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -20,6 +20,9 @@ pub enum KeySignal {
     /// The mean over text tokens, the mean over patches, the text CLS and the image CLS, each scaled to length 1, the parts of a missing
     /// modality's mean zero, and the one-hot modality pattern. `[4 d + 3]`
     Parts { layer: usize },
+    /// The mean over text tokens and the mean over patches after the last layer, and the pooler's output, each scaled to length 1, the mean
+    /// of a missing modality zero, and the one-hot modality pattern. `[3 d + 3]`
+    Summary,
 }
 
 impl KeySignal {
@@ -27,7 +30,7 @@ impl KeySignal {
     pub fn layer(self) -> Option<usize> {
         match self {
             Self::MeanQuery { layer } | Self::TextCls { layer } | Self::Parts { layer } => Some(layer),
-            Self::Pooled => None,
+            Self::Pooled | Self::Summary => None,
         }
     }
 
@@ -35,6 +38,7 @@ impl KeySignal {
     pub fn width(self, hidden: usize) -> usize {
         match self {
             Self::Parts { .. } => 4 * hidden + 3,
+            Self::Summary => 3 * hidden + 3,
             _ => hidden,
         }
     }
@@ -53,6 +57,7 @@ impl fmt::Display for KeySignal {
             Self::TextCls { layer } => write!(f, "cls@{layer}"),
             Self::Pooled => write!(f, "pooled"),
             Self::Parts { layer } => write!(f, "parts@{layer}"),
+            Self::Summary => write!(f, "summary"),
         }
     }
 }
@@ -61,9 +66,11 @@ impl FromStr for KeySignal {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let wrong = || format!("{text:?} is no key signal: write mean@LAYER, cls@LAYER, parts@LAYER or pooled");
-        if text == "pooled" {
-            return Ok(Self::Pooled);
+        let wrong = || format!("{text:?} is no key signal: write mean@LAYER, cls@LAYER, parts@LAYER, pooled or summary");
+        match text {
+            "pooled" => return Ok(Self::Pooled),
+            "summary" => return Ok(Self::Summary),
+            _ => {}
         }
         let (kind, layer) = text.split_once('@').ok_or_else(wrong)?;
         let layer = layer.parse().map_err(|_| wrong())?;

@@ -82,13 +82,13 @@ impl Engine {
                 state = self.run_frozen(&state, layer..layer + 1)?;
             }
         }
-        if wanted.contains(&KeySignal::Pooled) {
-            out.insert(KeySignal::Pooled.to_string(), self.pooled(&state.hidden, &state.spans)?);
+        for signal in wanted.iter().filter(|s| s.layer().is_none()) {
+            out.insert(signal.to_string(), self.signal_at(&state, *signal)?);
         }
         Ok(out)
     }
 
-    /// One signal of the state that tells it, `[samples, width]`. The pooled output is told by the state after the last layer.
+    /// One signal of the state that tells it, `[samples, width]`. A signal without a layer is told by the state after the last.
     pub(super) fn signal_at(&self, state: &Packed, signal: KeySignal) -> Result<Tensor> {
         let Packed { hidden, spans } = state;
         match signal {
@@ -98,7 +98,11 @@ impl Engine {
             }
             KeySignal::TextCls { .. } => rows(hidden, spans.iter().map(|s| s.start)),
             KeySignal::Pooled => self.pooled(hidden, spans),
-            KeySignal::Parts { .. } => parts(hidden, spans),
+            KeySignal::Parts { .. } => {
+                let cls = |row: fn(&Span) -> usize| rows(hidden, spans.iter().map(row));
+                parts(hidden, spans, &[cls(|span| span.start)?, cls(Span::image_cls)?])
+            }
+            KeySignal::Summary => parts(hidden, spans, &[self.pooled(hidden, spans)?]),
         }
     }
 
@@ -136,27 +140,25 @@ pub(super) fn queries(hidden: &Tensor, spans: &Arc<[Span]>) -> Result<(Tensor, T
     Ok((chosen(0, 1, Presence::TextOnly)?, chosen(1, 0, Presence::ImageOnly)?))
 }
 
-/// The four parts and the modality pattern, `[samples, 4 d + 3]` (ROUTING.md 2).
-fn parts(hidden: &Tensor, spans: &Arc<[Span]>) -> Result<Tensor> {
+/// The mean over text tokens, the mean over patches and `more` (`[samples, d]` each), all scaled to length 1, the mean of a missing modality
+/// zero, then the one-hot modality pattern (ROUTING.md 2): `[samples, (2 + more) d + 3]`.
+fn parts(hidden: &Tensor, spans: &Arc<[Span]>, more: &[Tensor]) -> Result<Tensor> {
     let means = hidden.apply_op1(SegmentMean(spans.clone()))?.to_vec2::<f32>()?;
-    let text_cls = rows(hidden, spans.iter().map(|s| s.start))?.to_vec2::<f32>()?;
-    let image_cls = rows(hidden, spans.iter().map(Span::image_cls))?.to_vec2::<f32>()?;
+    let more = more.iter().map(Tensor::to_vec2::<f32>).collect::<Result<Vec<_>>>()?;
     let (samples, d) = (spans.len(), hidden.dim(1)?);
-    let mut out = Vec::with_capacity(samples * (4 * d + 3));
+    let width = (2 + more.len()) * d + 3;
+    let mut out = Vec::with_capacity(samples * width);
     for (i, span) in spans.iter().enumerate() {
-        for (part, lost) in [
-            (&means[samples + i], span.presence == Presence::ImageOnly),
-            (&means[i], span.presence == Presence::TextOnly),
-            (&text_cls[i], false),
-            (&image_cls[i], false),
-        ] {
+        let text = (&means[samples + i], span.presence == Presence::ImageOnly);
+        let patches = (&means[i], span.presence == Presence::TextOnly);
+        for (part, lost) in [text, patches].into_iter().chain(more.iter().map(|rows| (&rows[i], false))) {
             let length = part.iter().map(|x| x * x).sum::<f32>().sqrt();
             let scale = if lost || length == 0.0 { 0.0 } else { 1.0 / length };
             out.extend(part.iter().map(|x| x * scale));
         }
         out.extend([Presence::Complete, Presence::ImageOnly, Presence::TextOnly].map(|p| f32::from(u8::from(p == span.presence))));
     }
-    Tensor::from_vec(out, (samples, 4 * d + 3), &Device::Cpu)
+    Tensor::from_vec(out, (samples, width), &Device::Cpu)
 }
 
 fn rows(hidden: &Tensor, rows: impl Iterator<Item = usize>) -> Result<Tensor> {

@@ -3,6 +3,7 @@
 mod decode;
 mod limits;
 mod preprocess;
+mod resize;
 mod text;
 
 use std::borrow::Cow;
@@ -95,7 +96,9 @@ impl InputProcessor {
             let vocab = std::str::from_utf8(&vocab).map_err(|e| broken("vocab.txt")(e.to_string()))?;
             TextTokenizer::from_vocab(vocab, &config, max_positions).map_err(broken("vocab.txt"))?
         } else {
-            return Err(broken("tokenizer.json")("neither it nor vocab.txt is there; copy the checkpoint's tokenizer into the directory".to_owned()));
+            return Err(broken("tokenizer.json")(
+                "neither it nor vocab.txt is there; copy the checkpoint's tokenizer into the directory".to_owned(),
+            ));
         };
         Ok(Self { image, text, limits })
     }

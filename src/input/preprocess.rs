@@ -1,9 +1,9 @@
 //! RGB pixels become the backbone's input exactly as `ViltImageProcessor` makes it (transformers 4.57, the Pillow one):
 //! <https://github.com/huggingface/transformers/blob/v4.57.6/src/transformers/models/vilt/image_processing_vilt.py>
-use fast_image_resize as fir;
 use image::RgbImage;
 use serde::Deserialize;
 
+use super::resize::{Filter, resize};
 use super::{InputError, Limits, Pixels};
 
 /// `preprocessor_config.json`. A missing or null field takes the upstream default; unknown fields are ignored.
@@ -52,7 +52,7 @@ pub(super) struct ImagePreprocessor {
     shortest_edge: usize,
     size_divisor: usize,
     patch_size: usize,
-    algorithm: fir::ResizeAlg,
+    filter: Filter,
     /// `levels[channel][value]`: the normalised value of an 8-bit one.
     levels: [[f32; 256]; 3],
 }
@@ -63,8 +63,9 @@ impl ImagePreprocessor {
     /// # Errors
     /// What is wrong with the settings.
     pub(super) fn new(config: &[u8], patch_size: usize) -> Result<Self, String> {
-        let config: PreprocessorConfig = serde_json::from_slice(config)
-            .map_err(|e| format!("{e}; `size` is a number or {{\"shortest_edge\": number}}, `image_mean` and `image_std` a number or three"))?;
+        let config: PreprocessorConfig = serde_json::from_slice(config).map_err(|e| {
+            format!("{e}; `size` is a number or {{\"shortest_edge\": number}}, `image_mean` and `image_std` a number or three")
+        })?;
         let shortest_edge = match config.size {
             None => 384,
             Some(Size::Edge(edge) | Size::Named { shortest_edge: edge }) => edge,
@@ -78,7 +79,12 @@ impl ImagePreprocessor {
             shortest_edge,
             size_divisor,
             patch_size,
-            algorithm: algorithm(config.resample.unwrap_or(3))?,
+            filter: match config.resample {
+                None => Filter::Bicubic,
+                Some(n) => {
+                    Filter::from_pillow(n).ok_or_else(|| format!("`resample` is {n}; it must be one of Pillow's filters, 0 to 5"))?
+                }
+            },
             levels: levels(&config)?,
         })
     }
@@ -102,7 +108,7 @@ impl ImagePreprocessor {
         if rows * columns > limits.max_patches {
             return Err(InputError::ImagePatches { patches: rows * columns, limit: limits.max_patches });
         }
-        let resized = self.resize(image, to_height, to_width);
+        let resized = resize(image.into_raw(), (from_height, from_width), (to_height, to_width), self.filter);
         Ok(self.normalise(&resized, to_width, rows * self.patch_size, columns * self.patch_size))
     }
 
@@ -112,8 +118,7 @@ impl ImagePreprocessor {
         let shorter = self.shortest_edge as f64;
         let longer = (1333.0 / 800.0 * shorter).floor();
         let scale = shorter / height.min(width) as f64;
-        let (mut to_height, mut to_width) =
-            if height < width { (shorter, scale * width as f64) } else { (scale * height as f64, shorter) };
+        let (mut to_height, mut to_width) = if height < width { (shorter, scale * width as f64) } else { (scale * height as f64, shorter) };
         if to_height.max(to_width) > longer {
             let scale = longer / to_height.max(to_width);
             (to_height, to_width) = (scale * to_height, scale * to_width);
@@ -121,21 +126,6 @@ impl ImagePreprocessor {
         let least = self.patch_size.next_multiple_of(self.size_divisor);
         let floored = |side: f64| ((side + 0.5) as usize / self.size_divisor * self.size_divisor).max(least);
         (floored(to_height), floored(to_width))
-    }
-
-    /// Interleaved RGB of `[height, width, 3]`.
-    fn resize(&self, image: RgbImage, height: usize, width: usize) -> Vec<u8> {
-        let (from_width, from_height) = image.dimensions();
-        if (from_width as usize, from_height as usize) == (width, height) {
-            return image.into_raw();
-        }
-        let source = fir::images::ImageRef::new(from_width, from_height, image.as_raw(), fir::PixelType::U8x3)
-            .expect("an RgbImage holds three bytes for each of its pixels");
-        let mut resized = fir::images::Image::new(width as u32, height as u32, fir::PixelType::U8x3);
-        fir::Resizer::new()
-            .resize(&source, &mut resized, &fir::ResizeOptions::new().resize_alg(self.algorithm))
-            .expect("both images have the same pixel type and the whole source is resized");
-        resized.into_vec()
     }
 
     /// The upper left `[height, width]` of interleaved rows of `stride` pixels, as normalised planes.
@@ -150,28 +140,13 @@ impl ImagePreprocessor {
     }
 }
 
-/// The filter behind Pillow's number for it.
-fn algorithm(resample: u8) -> Result<fir::ResizeAlg, String> {
-    use fir::FilterType::{Bilinear, Box, CatmullRom, Hamming, Lanczos3};
-    Ok(match resample {
-        0 => fir::ResizeAlg::Nearest,
-        1 => fir::ResizeAlg::Convolution(Lanczos3),
-        2 => fir::ResizeAlg::Convolution(Bilinear),
-        3 => fir::ResizeAlg::Convolution(CatmullRom),
-        4 => fir::ResizeAlg::Convolution(Box),
-        5 => fir::ResizeAlg::Convolution(Hamming),
-        other => return Err(format!("`resample` is {other}; it must be one of Pillow's filters, 0 to 5")),
-    })
-}
-
 /// Rescaling in f64, then normalisation in f32, as upstream.
 fn levels(config: &PreprocessorConfig) -> Result<[[f32; 256]; 3], String> {
     let factor = if config.do_rescale.unwrap_or(true) { config.rescale_factor.unwrap_or(1.0 / 255.0) } else { 1.0 };
     let normalise = config.do_normalize.unwrap_or(true);
     let mean = if normalise { config.image_mean.as_ref().map_or([0.5; 3], PerChannel::values) } else { [0.0; 3] };
     let std = if normalise { config.image_std.as_ref().map_or([0.5; 3], PerChannel::values) } else { [1.0; 3] };
-    let levels: [[f32; 256]; 3] =
-        std::array::from_fn(|c| std::array::from_fn(|value| ((value as f64 * factor) as f32 - mean[c]) / std[c]));
+    let levels: [[f32; 256]; 3] = std::array::from_fn(|c| std::array::from_fn(|value| ((value as f64 * factor) as f32 - mean[c]) / std[c]));
     if levels.as_flattened().iter().any(|v| !v.is_finite()) {
         return Err("rescale_factor, image_mean and image_std must be finite, and image_std not 0".to_owned());
     }
@@ -190,7 +165,13 @@ mod tests {
     fn sizes_follow_the_upstream_rule() {
         let p = preprocessor("{}", 32);
         // (height, width) and what transformers gives.
-        for (from, to) in [((384, 384), (384, 384)), ((480, 640), (384, 512)), ((640, 480), (512, 384)), ((600, 512), (448, 384)), ((100, 1000), (64, 608))] {
+        for (from, to) in [
+            ((384, 384), (384, 384)),
+            ((480, 640), (384, 512)),
+            ((640, 480), (512, 384)),
+            ((600, 512), (448, 384)),
+            ((100, 1000), (64, 608)),
+        ] {
             assert_eq!(p.output_size(from.0, from.1), to, "{from:?}");
         }
     }
@@ -224,7 +205,10 @@ mod tests {
 
     #[test]
     fn settings_are_honoured_and_null_or_unknown_ones_tolerated() {
-        let p = preprocessor(r#"{"size": {"shortest_edge": 64, "other": 1}, "size_divisor": null, "image_mean": 0, "image_std": [1, 2, 4], "x": []}"#, 32);
+        let p = preprocessor(
+            r#"{"size": {"shortest_edge": 64, "other": 1}, "size_divisor": null, "image_mean": 0, "image_std": [1, 2, 4], "x": []}"#,
+            32,
+        );
         assert_eq!((p.shortest_edge, p.size_divisor), (64, 32));
         assert_eq!([p.levels[0][255], p.levels[1][255], p.levels[2][255]], [1.0, 0.5, 0.25]);
         assert_eq!(preprocessor(r#"{"do_rescale": false, "do_normalize": false}"#, 32).levels[1][200], 200.0);

@@ -133,7 +133,13 @@ impl Registry {
         self.live.store(Arc::new(blocking(added).await??));
         versions.insert(task.clone(), version);
         metrics::histogram!("delo_partition_load_seconds").record(started.elapsed());
-        tracing::info!(task, version, checksum = resident.partition.checksum, seconds = started.elapsed().as_secs_f64(), "partition loaded");
+        tracing::info!(
+            task,
+            version,
+            checksum = resident.partition.checksum,
+            seconds = started.elapsed().as_secs_f64(),
+            "partition loaded"
+        );
         Ok(resident)
     }
 
@@ -163,7 +169,8 @@ fn try_out(engine: &Engine, catalogue: &Catalogue, task: &str) -> Result<(), Reg
     let sample = Sample { text: None, image: Some(Pixels::dummy(height, width)) };
     let query = Query { sample, task: Some(task.to_owned()), explain: false };
     let failed = |reason: String| RegistryError::Trial { task: task.to_owned(), reason };
-    let answer = engine.classify(catalogue, &[query]).pop().unwrap_or(Err(EngineError::NothingLoaded)).map_err(|e| failed(e.to_string()))?;
+    let answer =
+        engine.classify(catalogue, &[query]).pop().unwrap_or(Err(EngineError::NothingLoaded)).map_err(|e| failed(e.to_string()))?;
     if answer.scores.iter().all(|s| s.is_finite()) {
         return Ok(());
     }

@@ -144,7 +144,9 @@ mod tests {
     fn refuses_paths_that_leave_the_root() {
         let (dir, root) = folder();
         let secret = dir.path().join("secret").canonicalize().unwrap().display().to_string();
-        for uri in ["../secret".to_owned(), "inner/../../secret".to_owned(), "inner/../a".to_owned(), secret.clone(), format!("file://{secret}")] {
+        for uri in
+            ["../secret".to_owned(), "inner/../../secret".to_owned(), "inner/../a".to_owned(), secret.clone(), format!("file://{secret}")]
+        {
             assert!(matches!(read(&root, &uri), Err(SourceError::Outside { .. })), "{uri}");
         }
     }

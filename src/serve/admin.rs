@@ -34,7 +34,10 @@ impl pb::admin_server::Admin for Admin {
         Ok(Response::new(pb::LoadPartitionResponse { partition: Some(partition(&resident)) }))
     }
 
-    async fn unload_partition(&self, request: Request<pb::UnloadPartitionRequest>) -> Result<Response<pb::UnloadPartitionResponse>, Status> {
+    async fn unload_partition(
+        &self,
+        request: Request<pb::UnloadPartitionRequest>,
+    ) -> Result<Response<pb::UnloadPartitionResponse>, Status> {
         let task = request.into_inner().task;
         if task.is_empty() {
             return Err(invalid("task", "which task? give its name; ListPartitions shows those that are loaded"));

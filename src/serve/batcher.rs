@@ -184,7 +184,8 @@ impl<C: Compute> Shared<C> {
     /// A panic while a batch computes is answered by computing its jobs one by one, so that only the job that causes it fails.
     fn compute_batch(&self, jobs: &[C::Job]) -> Vec<Result<C::Outcome, BatchError>> {
         // The compute is stateless between calls, so that nothing broken can be seen after a panic.
-        let attempt = |jobs: &[C::Job]| catch_unwind(AssertUnwindSafe(|| self.compute.run(jobs))).ok().filter(|out| out.len() == jobs.len());
+        let attempt =
+            |jobs: &[C::Job]| catch_unwind(AssertUnwindSafe(|| self.compute.run(jobs))).ok().filter(|out| out.len() == jobs.len());
         if let Some(outcomes) = attempt(jobs) {
             return outcomes.into_iter().map(Ok).collect();
         }
@@ -222,7 +223,8 @@ impl<C: Compute> Batcher<C> {
         if bytes > self.shared.limits.queue_bytes {
             return Err(BatchError::TooLarge);
         }
-        if queue.waiting.len() + queue.reserved >= self.shared.limits.queue_samples || queue.bytes + bytes > self.shared.limits.queue_bytes {
+        if queue.waiting.len() + queue.reserved >= self.shared.limits.queue_samples || queue.bytes + bytes > self.shared.limits.queue_bytes
+        {
             return Err(BatchError::QueueFull { retry_after: queue.retry_after() });
         }
         queue.reserved += 1;

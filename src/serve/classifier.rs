@@ -16,7 +16,7 @@ use super::room::{Room, Rooms};
 use super::status::{from_batch, from_engine, from_intake, invalid, refused};
 use super::{deadline, status};
 use crate::config::Config;
-use crate::engine::{Answer, Query, SelectedFactors};
+use crate::engine::{Answer, EngineError, Query, SelectedFactors};
 use crate::input::Presence;
 
 /// Scores returned where the request doesn't say.
@@ -44,7 +44,10 @@ impl pb::classifier_server::Classifier for Classifier {
         let batching = &self.config.batching;
         if requests.len() > batching.max_samples_per_call {
             refused("invalid_input");
-            return Err(invalid("requests", format!("{} samples, more than the {} allowed in one call", requests.len(), batching.max_samples_per_call)));
+            return Err(invalid(
+                "requests",
+                format!("{} samples, more than the {} allowed in one call", requests.len(), batching.max_samples_per_call),
+            ));
         }
         // So many in flight that the next batch of compute can fill while one runs, and no more: one bulk caller must not fill the queue.
         let in_flight = (2 * batching.max_samples).min(batching.max_queue_samples);
@@ -82,6 +85,10 @@ impl pb::classifier_server::Classifier for Classifier {
 async fn classify(room: &Room, request: pb::ClassifyRequest, deadline: Instant) -> Result<pb::ClassifyResponse, Status> {
     let pb::ClassifyRequest { image, text, request_id, top_k, task, explain } = request;
     check_request_id(&request_id)?;
+    // Asked before any work is spent on the sample. The engine asks again: the task may be unloaded meanwhile.
+    if !task.is_empty() && room.registry.catalogue().get(&task).is_none() {
+        return Err(from_engine(EngineError::UnknownTask(task)));
+    }
     let bytes = image.as_ref().map_or(0, bytes::Bytes::len) + text.as_ref().map_or(0, String::len);
     let slot = room.batcher.reserve(bytes).map_err(from_batch)?;
     let sample = tokio::time::timeout_at(deadline.into(), room.intake.sample(image, text))
@@ -89,7 +96,8 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, deadline: Instant) 
         .map_err(|_| from_batch(super::batcher::BatchError::DeadlineExceeded))?
         .map_err(from_intake)?;
     let presence = sample.presence();
-    let bytes = sample.image.as_ref().map_or(0, |p| size_of_val(p.data.as_slice())) + sample.text.as_ref().map_or(0, |t| size_of_val(t.as_slice()));
+    let bytes =
+        sample.image.as_ref().map_or(0, |p| size_of_val(p.data.as_slice())) + sample.text.as_ref().map_or(0, |t| size_of_val(t.as_slice()));
     let query = Query { sample, task: (!task.is_empty()).then_some(task), explain };
     let answer = slot.run(query, bytes, deadline).await.map_err(from_batch)?.map_err(from_engine)?;
     record_answer(&answer, presence);
@@ -104,7 +112,10 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, deadline: Instant) 
 fn check_request_id(id: &str) -> Result<(), Status> {
     if id.len() > MAX_REQUEST_ID {
         refused("invalid_input");
-        return Err(invalid("request_id", format!("it has {} bytes, at most {MAX_REQUEST_ID} are allowed; leave it out to get one", id.len())));
+        return Err(invalid(
+            "request_id",
+            format!("it has {} bytes, at most {MAX_REQUEST_ID} are allowed; leave it out to get one", id.len()),
+        ));
     }
     Ok(())
 }
@@ -163,7 +174,10 @@ fn judge(room: &Room, request: &pb::ReportOutcomeRequest, true_task: Option<&str
     }
     if !request.request_id.is_empty() {
         return room.answers().judge(&request.request_id, true_task, &request.true_labels).ok_or_else(|| {
-            Status::not_found(format!("no answer with request_id {:?} is remembered: report sooner, or give task and true_task", request.request_id))
+            Status::not_found(format!(
+                "no answer with request_id {:?} is remembered: report sooner, or give task and true_task",
+                request.request_id
+            ))
         });
     }
     if request.task.is_empty() {

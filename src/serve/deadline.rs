@@ -38,7 +38,9 @@ mod tests {
 
     #[test]
     fn reads_time_outs_as_grpc_writes_them() {
-        for (text, nanos) in [("1H", 3_600_000_000_000), ("2M", 120_000_000_000), ("3S", 3_000_000_000), ("4m", 4_000_000), ("5u", 5_000), ("6n", 6)] {
+        for (text, nanos) in
+            [("1H", 3_600_000_000_000), ("2M", 120_000_000_000), ("3S", 3_000_000_000), ("4m", 4_000_000), ("5u", 5_000), ("6n", 6)]
+        {
             assert_eq!(timeout(text), Some(Duration::from_nanos(nanos)), "{text}");
         }
         for text in ["", "S", "1", "1x", "-1S", "+1S", "123456789S", "1.5S", "1é"] {

@@ -36,7 +36,8 @@ const NAMES: [&str; 2] = ["", <ClassifierServer<Classifier> as NamedService>::NA
 
 impl Lifecycle {
     pub async fn start(health: HealthReporter) -> Self {
-        let lifecycle = Self { started: Instant::now(), state: Mutex::new(State::Starting), health, following: tokio::sync::Mutex::default() };
+        let lifecycle =
+            Self { started: Instant::now(), state: Mutex::new(State::Starting), health, following: tokio::sync::Mutex::default() };
         lifecycle.show(ServingStatus::NotServing).await;
         lifecycle
     }

@@ -101,7 +101,9 @@ impl Server {
         let classifier = bind("server.listen", config.server.listen).await?;
         let admin = bind_optional("admin.listen", config.admin.listen).await?;
         let metrics = bind_optional("metrics.listen", config.metrics.listen).await?;
-        let address = |l: &TcpListener| l.local_addr().map_err(|source| ServeError::Listen { setting: "listen", address: config.server.listen, source });
+        let address = |l: &TcpListener| {
+            l.local_addr().map_err(|source| ServeError::Listen { setting: "listen", address: config.server.listen, source })
+        };
         let addresses = Addresses {
             classifier: address(&classifier)?,
             admin: admin.as_ref().map(address).transpose()?,
@@ -143,7 +145,7 @@ impl Server {
             .add_service(reflection(CLASSIFIER)?.build_v1()?)
             .add_service(reflection(CLASSIFIER)?.build_v1alpha()?)
             .serve_with_incoming_shutdown(TcpListenerStream::new(classifier), goodbye.clone().cancelled_owned());
-        let mut serving = tokio::spawn(serving);
+        let mut serving = AbortOnDrop(tokio::spawn(serving));
 
         let administering = admin.map(|listener| -> Result<_, ServeError> {
             let service = AdminServer::new(Admin { rooms: rooms.clone(), lifecycle: lifecycle.clone() })
@@ -183,7 +185,10 @@ impl Server {
         };
         if started {
             tokio::select! {
-                ended = &mut serving => return Ok(ended.map_err(|_| ServeError::Panicked)??),
+                ended = &mut serving.0 => {
+                    ended.map_err(|_| ServeError::Panicked)??;
+                    return Ok(());
+                }
                 () = &mut shutdown => {}
             }
         }
@@ -205,14 +210,13 @@ impl Server {
         lifecycle.stop_watches().await;
         goodbye.cancel();
         let goodbyes = async {
-            let _ = (&mut serving).await;
+            let _ = (&mut serving.0).await;
             if let Some(mut admin) = administering {
                 let _ = (&mut admin.0).await;
             }
         };
         // What is still connected then is idle.
         let _ = tokio::time::timeout_at(deadline.min(tokio::time::Instant::now() + GOODBYE), goodbyes).await;
-        serving.abort();
         tracing::info!("stopped");
         Ok(())
     }

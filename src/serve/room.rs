@@ -66,7 +66,9 @@ impl Room {
             registry.load_directory().await?;
         } else if config.model.backbone.is_none() {
             let embedded = embedded_partitions().iter();
-            registry.load_at_start(embedded.map(|(name, bytes)| ((*name).to_owned(), Source::Artifact(bytes::Bytes::from_static(bytes))))).await?;
+            registry
+                .load_at_start(embedded.map(|(name, bytes)| ((*name).to_owned(), Source::Artifact(bytes::Bytes::from_static(bytes)))))
+                .await?;
         }
         let limits = batcher::Limits {
             batch_tokens: config.batching.max_tokens,
@@ -74,7 +76,8 @@ impl Room {
             queue_samples: config.batching.max_queue_samples,
             queue_bytes: config.batching.max_queue_bytes,
         };
-        let batcher = Batcher::start(Inference { engine: engine.clone(), registry: registry.clone() }, limits).map_err(ServeError::Thread)?;
+        let batcher =
+            Batcher::start(Inference { engine: engine.clone(), registry: registry.clone() }, limits).map_err(ServeError::Thread)?;
         let concurrency = if config.input.concurrency == 0 { num_cpus::get() } else { config.input.concurrency };
         let intake = Intake::new(Arc::new(processor), concurrency);
         let memory = Mutex::new(AnswerMemory::new(config.feedback.remembered_answers));

@@ -1,0 +1,38 @@
+# docker build -t delo . && docker run --rm -p 127.0.0.1:50051:50051 -p 127.0.0.1:9464:9464 delo
+ARG RUST_VERSION=1.95.0
+ARG DEBIAN_VERSION=12.12
+
+FROM rust:${RUST_VERSION}-slim-bookworm AS build
+WORKDIR /build
+# Dependencies alone, with sources that hold nothing: this layer lasts until the manifests change. The model and the protos are not there yet; build.rs of both
+# packages is left out too, for it reads them.
+COPY Cargo.toml Cargo.lock ./
+COPY load-tests/Cargo.toml load-tests/Cargo.toml
+RUN mkdir -p src load-tests/src \
+    && touch src/lib.rs load-tests/src/lib.rs \
+    && echo 'fn main() {}' | tee src/main.rs build.rs load-tests/src/main.rs load-tests/build.rs > /dev/null \
+    && cargo build --release --locked --package delo \
+    && rm -r src build.rs load-tests
+COPY . .
+# Cargo goes by modification times, and what was copied may be older than what was just built.
+RUN touch build.rs src/lib.rs src/main.rs \
+    && cargo build --release --locked --package delo --bin delo \
+    && install -D -m 755 target/release/delo /out/usr/local/bin/delo \
+    && install -D -m 644 -t /out/usr/share/doc/delo LICENSE THIRD_PARTY_NOTICES.md README.md
+
+FROM debian:${DEBIAN_VERSION}-slim
+RUN groupadd --system --gid 65532 delo \
+    && useradd --system --uid 65532 --gid delo --home-dir /var/lib/delo --create-home --shell /usr/sbin/nologin delo
+COPY --from=build /out /
+USER 65532:65532
+WORKDIR /var/lib/delo
+# Classifier and metrics are for others; the admin service stays on the container's own loopback: docker exec CONTAINER delo admin list.
+ENV DELO_SERVER__LISTEN=0.0.0.0:50051 \
+    DELO_METRICS__LISTEN=0.0.0.0:9464 \
+    DELO_LOGGING__FORMAT=json
+EXPOSE 50051 9464
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --start-interval=1s --retries=3 \
+    CMD delo admin status --json | grep -q '"state": *"SERVING"'
+ENTRYPOINT ["delo"]
+CMD ["serve"]

@@ -1,0 +1,158 @@
+//! A server started for the run, on free loopback ports, and ended after it.
+use std::fs::File;
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::target::loopback;
+
+/// How long a server may take to start serving.
+const START: Duration = Duration::from_secs(120);
+/// How long it may take to end after SIGTERM.
+const STOP: Duration = Duration::from_secs(60);
+
+/// Why the server for a run could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("cannot start {}: {source}", program.display())]
+    Start { program: PathBuf, source: io::Error },
+    #[error("no free loopback port: {0}")]
+    Port(io::Error),
+    #[error("the server ended before it served, with {0}; its log says why (--server-log)")]
+    Ended(ExitStatus),
+    #[error("the server did not serve within {} seconds", START.as_secs())]
+    Slow,
+    #[error("the server did not end within {} seconds of SIGTERM and was killed", STOP.as_secs())]
+    Stuck,
+    #[error("cannot wait for the server: {0}")]
+    Wait(io::Error),
+}
+
+/// A running server. Dropped before [`stop`](Self::stop), it is killed.
+#[derive(Debug)]
+pub struct Spawned {
+    child: Child,
+    /// Where it answers.
+    pub url: String,
+    /// Where its metrics are.
+    pub metrics: String,
+}
+
+/// Resident memory of a process, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Memory {
+    pub resident: u64,
+    pub peak: u64,
+}
+
+impl Spawned {
+    /// Starts `program serve` with further arguments and waits until its health service says SERVING. Its output goes to `log` or nowhere.
+    pub async fn start(program: &Path, args: &[String], log: Option<File>) -> Result<Self, ServerError> {
+        let [listen, admin, metrics] = free_ports().map_err(ServerError::Port)?;
+        let start = |source| ServerError::Start { program: program.into(), source };
+        let mut command = Command::new(program);
+        command.arg("serve").args(args);
+        for (flag, port) in [("--listen", listen), ("--admin-listen", admin), ("--metrics-listen", metrics)] {
+            command.arg(flag).arg(format!("127.0.0.1:{port}"));
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if let Some(log) = log {
+            command.stdout(log.try_clone().map_err(start)?).stderr(log);
+        }
+        let child = command.spawn().map_err(start)?;
+        let mut server = Self { child, url: format!("http://127.0.0.1:{listen}"), metrics: format!("http://127.0.0.1:{metrics}/metrics") };
+        let deadline = Instant::now() + START;
+        while !serving(&server.url).await {
+            if let Some(status) = server.child.try_wait().map_err(ServerError::Wait)? {
+                return Err(ServerError::Ended(status));
+            }
+            if Instant::now() > deadline {
+                return Err(ServerError::Slow);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(server)
+    }
+
+    /// Its memory, where the system tells (Linux).
+    pub fn memory(&self) -> Option<Memory> {
+        memory(self.child.id())
+    }
+
+    /// Asks it to drain and end (SIGTERM) and waits for that.
+    pub async fn stop(mut self) -> Result<ExitStatus, ServerError> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).map_err(|e| ServerError::Wait(e.into()))?;
+        let deadline = Instant::now() + STOP;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().map_err(ServerError::Wait)? {
+                return Ok(status);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(ServerError::Stuck)
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        // Both fail only where the process is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Three ports that were free a moment ago.
+fn free_ports() -> io::Result<[u16; 3]> {
+    let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
+    let mut ports = [0; 3];
+    for (port, listener) in ports.iter_mut().zip(&listeners) {
+        *port = listener.local_addr()?.port();
+    }
+    Ok(ports)
+}
+
+/// Whether the server's health service says SERVING.
+async fn serving(url: &str) -> bool {
+    let Ok(endpoint) = loopback(url) else { return false };
+    let Ok(channel) = endpoint.connect().await else { return false };
+    let answer = HealthClient::new(channel).check(HealthCheckRequest { service: String::new() }).await;
+    answer.is_ok_and(|a| a.into_inner().status() == ServingStatus::Serving)
+}
+
+/// A process's memory from /proc.
+fn memory(pid: u32) -> Option<Memory> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Some(Memory { resident: kib("VmRSS:")? * 1024, peak: kib("VmHWM:")? * 1024 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_ends_at_once_is_an_error() {
+        let error = Spawned::start(Path::new("false"), &[], None).await.unwrap_err();
+        assert!(matches!(error, ServerError::Ended(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_named() {
+        let error = Spawned::start(Path::new("/no/such/delo"), &[], None).await.unwrap_err();
+        assert!(error.to_string().contains("/no/such/delo"), "{error}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn memory_is_read_where_the_system_tells() {
+        let memory = memory(std::process::id()).unwrap();
+        assert!(memory.resident > 0 && memory.peak >= memory.resident);
+    }
+}

@@ -1,0 +1,211 @@
+//! The real program: its commands against a server of its own, its exit codes, its one line on stderr.
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use delo::delo::{KeySignal, Layout, Metric};
+use serde_json::Value;
+
+fn artifact(task: &str) -> Vec<u8> {
+    let seed = task.bytes().map(u64::from).sum();
+    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, seed);
+    common::artifact(task, &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
+}
+
+fn delo(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_delo")).args(args).output().unwrap()
+}
+
+/// Runs a command that must succeed and reads what it prints as JSON.
+fn json(args: &[&str]) -> Value {
+    let output = delo(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Runs a command that must fail with this code, and returns its one line.
+fn failure(args: &[&str], code: i32) -> String {
+    let output = delo(args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{args:?}: not one line: {stderr}");
+    assert!(output.stdout.is_empty());
+    stderr
+}
+
+/// `delo serve` on ports that the system chose.
+struct Serving {
+    process: Child,
+    classifier: String,
+    admin: String,
+    /// What it logged after it served.
+    log: Option<std::thread::JoinHandle<Vec<String>>>,
+    partitions: tempfile::TempDir,
+}
+
+impl Serving {
+    fn start() -> Self {
+        let partitions = tempfile::tempdir().unwrap();
+        for task in ["food", "travel"] {
+            std::fs::write(partitions.path().join(format!("{task}.safetensors")), artifact(task)).unwrap();
+        }
+        let free = "127.0.0.1:0";
+        let mut process = Command::new(env!("CARGO_BIN_EXE_delo"))
+            .args(["serve", "--listen", free, "--admin-listen", free, "--metrics-listen", "off", "--partitions"])
+            .arg(partitions.path())
+            .env("DELO_LOGGING__FORMAT", "json")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let ready: Value = lines
+            .by_ref()
+            .map(|line| serde_json::from_str::<Value>(&line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+            .find(|line| line["message"] == "serving")
+            .expect("it ended before it served");
+        let address = |of: &str| format!("http://{}", ready[of].as_str().unwrap());
+        let (classifier, admin) = (address("classifier"), address("admin"));
+        // Read to the end, or the server would block on a full pipe.
+        let log = Some(std::thread::spawn(move || lines.collect()));
+        Self { process, classifier, admin, log, partitions }
+    }
+
+    #[cfg(unix)]
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.process.id().to_string()]).status().unwrap().success());
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_session_of_client_commands() {
+    let serving = Serving::start();
+    let (server, admin) = (["--server", &serving.classifier], ["--server", &serving.admin]);
+
+    let answer = json(&[&["classify", "--text", "soup", "--top-k", "0", "--explain", "--json"], &server[..]].concat());
+    assert_eq!(answer["scores"].as_array().unwrap().len(), 7);
+    assert_eq!(answer["modalities"]["image"], "PROXIED");
+    assert_eq!(answer["factors"].as_array().unwrap().len(), 18);
+    let human = delo(&[&["classify", "--text", "soup", "--task", "food"], &server[..]].concat());
+    assert!(String::from_utf8(human.stdout).unwrap().starts_with("task food (version 1)"));
+
+    let file = serving.partitions.path().join("symbols.bin");
+    std::fs::write(&file, artifact("symbols")).unwrap();
+    let file = file.to_str().unwrap();
+    assert_eq!(json(&[&["admin", "load", file, "--json"], &admin[..]].concat())["version"], 1);
+    assert_eq!(json(&[&["admin", "load", "--uri", "symbols.bin", "--json"], &admin[..]].concat())["version"], 2);
+    let list = json(&[&["admin", "list", "--json"], &admin[..]].concat());
+    let tasks: Vec<_> = list["partitions"].as_array().unwrap().iter().map(|p| p["task"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(tasks, ["food", "symbols", "travel"]);
+    assert_eq!(json(&[&["classify", "--text", "a", "--task", "symbols", "--json"], &server[..]].concat())["partition_version"], 2);
+    assert_eq!(json(&[&["admin", "unload", "symbols", "--json"], &admin[..]].concat())["task"], "symbols");
+    let status = json(&[&["admin", "status", "--json"], &admin[..]].concat());
+    assert_eq!((&status["state"], &status["partitions"], &status["routing_metric"]), (&"SERVING".into(), &2.into(), &"whitened".into()));
+
+    let line = failure(&[&["classify", "--text", "a", "--task", "symbols"], &server[..]].concat(), 1);
+    assert!(line.contains("NotFound") && line.contains("symbols"), "{line}");
+    let line = failure(&[&["admin", "unload", "symbols"], &admin[..]].concat(), 1);
+    assert!(line.contains("delo admin list"), "{line}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ends_well_when_it_is_asked_to() {
+    for signal in ["-TERM", "-INT"] {
+        let mut serving = Serving::start();
+        serving.signal(signal);
+        let asked = Instant::now();
+        while serving.process.try_wait().unwrap().is_none() {
+            assert!(asked.elapsed() < Duration::from_secs(30), "it goes on after {signal}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(serving.process.wait().unwrap().code(), Some(0));
+        let log = serving.log.take().unwrap().join().unwrap().join("\n");
+        assert!(log.contains("draining") && log.contains("stopped"), "{log}");
+    }
+}
+
+#[test]
+fn looks_at_partition_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("food.safetensors");
+    let mut bytes = artifact("food");
+    std::fs::write(&file, &bytes).unwrap();
+    let path = file.to_str().unwrap();
+    assert_eq!(json(&["partition", "inspect", path, "--json"])["partition"]["task"], "food");
+    assert_eq!(json(&["partition", "verify", path, "--json"])["ok"], true);
+    let human = String::from_utf8(delo(&["partition", "inspect", path]).stdout).unwrap();
+    assert!(human.contains("5 experts, rank 2") && human.contains("food-0"), "{human}");
+
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    for command in ["inspect", "verify"] {
+        let line = failure(&["partition", command, path], 1);
+        assert!(line.contains("food.safetensors") && line.contains("checksum"), "{line}");
+    }
+}
+
+#[test]
+fn prints_features_of_a_sample() {
+    let features = json(&["features", "--text", "a cat", "--json"]);
+    let config = &common::engine().vilt().config;
+    assert_eq!(features["pooled"].as_array().unwrap().len(), config.hidden_size);
+    assert_eq!(features["signals"].as_object().unwrap().len(), config.num_hidden_layers + 1);
+    assert_eq!(features["presence"], "text_only");
+    assert!(delo(&["features", "--text", "a cat"]).status.success());
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_one_line() {
+    for args in [
+        &["serve", "--listne", "127.0.0.1:0"][..],
+        &["serve", "--listen", "nowhere"],
+        &["serve", "--device", "cuda:0"],
+        &["serve", "--precision", "bf16"],
+        &["classify"],
+        &["admin", "load"],
+        &["features"],
+        &["partition", "inspect"],
+        &["nonsense"],
+    ] {
+        let line = failure(args, 2);
+        assert!(line.starts_with("delo: "), "{line}");
+    }
+    assert!(failure(&["serve", "--device", "cuda:0"], 2).contains("choose \"auto\" or \"cpu\""));
+}
+
+#[test]
+fn other_failures_end_with_1_and_one_line_that_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("delo.toml");
+    std::fs::write(&config, "[batching]\nmax_tokns = 1\n").unwrap();
+    let missing = dir.path().join("missing");
+    let missing = missing.to_str().unwrap();
+    for (args, words) in [
+        (&["serve", "--config", config.to_str().unwrap()][..], "batching.max_tokns"),
+        (&["serve", "--config", missing], "missing"),
+        (&["classify", "--text", "a", "--server", "http://127.0.0.1:1"], "delo serve"),
+        (&["admin", "list", "--server", "http://127.0.0.1:1"], "delo serve"),
+        (&["partition", "verify", missing], "missing"),
+        (&["features", "--image", missing], "missing"),
+        (&["features", "--text", "a", "--backbone", missing], "config.json"),
+    ] {
+        let line = failure(args, 1);
+        assert!(line.contains(words), "{line}");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_failure() {
+    for args in [&["--help"][..], &["--version"], &["serve", "--help"], &["admin", "load", "--help"]] {
+        assert!(delo(args).status.success());
+    }
+}

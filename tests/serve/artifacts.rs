@@ -1,0 +1,144 @@
+//! Bad artifacts: each load is refused with its status, nothing changes, and the server still serves.
+use delo::delo::{KeySignal, Layout, Metric};
+use delo::serve::pb::load_partition_request::Source;
+use delo::serve::pb::{LoadPartitionRequest, UnloadPartitionResponse};
+use serde_json::Value;
+use tonic::Code;
+use tonic::codegen::http::uri::PathAndQuery;
+
+use crate::common;
+use crate::harness::{Running, TASKS, artifact, refused, start, start_with};
+
+/// A request with anything at all for a name.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RawName {
+    #[prost(bytes = "vec", tag = "1")]
+    name: Vec<u8>,
+}
+
+/// The artifact with its header's metadata changed.
+fn with_header(artifact: &[u8], change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Vec<u8> {
+    let length = u64::from_le_bytes(artifact[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&artifact[8..8 + length]).unwrap();
+    change(header["__metadata__"].as_object_mut().unwrap());
+    let mut text = header.to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    [&(text.len() as u64).to_le_bytes(), text.as_slice(), &artifact[8 + length..]].concat()
+}
+
+/// The artifact with what it says of itself changed.
+fn with_meta(artifact: &[u8], change: impl FnOnce(&mut Value)) -> Vec<u8> {
+    with_header(artifact, |header| {
+        let mut meta: Value = serde_json::from_str(header["partition"].as_str().unwrap()).unwrap();
+        change(&mut meta);
+        header.insert("partition".to_owned(), Value::String(meta.to_string()));
+    })
+}
+
+fn with_nan() -> Vec<u8> {
+    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, 1);
+    let bias = candle_core::Tensor::new(&[f32::NAN; 7], &candle_core::Device::Cpu).unwrap();
+    model.head_bias.set(&bias).unwrap();
+    common::artifact("food", &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), 1)
+}
+
+async fn assert_unchanged(server: &Running) {
+    assert_eq!(server.live().await, TASKS.map(|t| (t.to_owned(), 1)));
+    server.assert_serving().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refuses_hostile_and_damaged_artifacts() {
+    let server = start().await;
+    let good = artifact("food");
+    let flipped = {
+        let mut bytes = good.clone();
+        *bytes.last_mut().unwrap() ^= 1;
+        bytes
+    };
+    let claims = |length: u64| [&length.to_le_bytes(), &good[8..]].concat();
+    let long = "x".repeat(1 << 20);
+    for (what, bytes, code, words) in [
+        ("flipped byte", flipped, Code::InvalidArgument, "checksum"),
+        ("truncated header", good[..100].to_vec(), Code::InvalidArgument, "not a delo partition"),
+        ("truncated tensors", good[..good.len() - 10].to_vec(), Code::InvalidArgument, "not a delo partition"),
+        ("nothing", Vec::new(), Code::InvalidArgument, "not a delo partition"),
+        ("header length 2^63", claims(1 << 63), Code::InvalidArgument, "not a delo partition"),
+        ("header length of all ones", claims(u64::MAX), Code::InvalidArgument, "not a delo partition"),
+        ("NaN weights", with_nan(), Code::InvalidArgument, "NaN"),
+        ("other shapes", with_meta(&good, |m| m["pools"]["experts"] = 6.into()), Code::InvalidArgument, ""),
+        ("other labels", with_meta(&good, |m| m["labels"] = vec!["one"].into()), Code::InvalidArgument, ""),
+        ("other backbone", with_meta(&good, |m| m["backbone"]["fingerprint"] = "abc".into()), Code::FailedPrecondition, "abc"),
+        (
+            "newer format",
+            with_header(&good, |h| drop(h.insert("format_version".to_owned(), "99".into()))),
+            Code::FailedPrecondition,
+            "upgrade",
+        ),
+        ("label of 1 MB", with_meta(&good, |m| m["labels"][2] = long.clone().into()), Code::InvalidArgument, "labels[2]"),
+        ("task name of 1 MB", with_meta(&good, |m| m["task"] = long.clone().into()), Code::InvalidArgument, "task"),
+        ("empty task name", with_meta(&good, |m| m["task"] = "".into()), Code::InvalidArgument, "task"),
+    ] {
+        let answer = server.upload(bytes).await;
+        assert!(answer.is_err(), "{what} was loaded");
+        refused(answer, code, words);
+        assert_unchanged(&server).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refuses_an_artifact_over_the_limit() {
+    let server = start_with(&TASKS, &[("admin.max_artifact_bytes", "1000000")]).await;
+    refused(server.upload(vec![0; 1_000_001]).await, Code::InvalidArgument, "admin.max_artifact_bytes");
+    refused(server.upload(vec![0; 10_000_000]).await, Code::OutOfRange, "");
+    assert_unchanged(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loads_by_path_from_inside_the_partitions_directory_only() {
+    let server = start().await;
+    let (dir, elsewhere) = (server.partitions.path(), tempfile::tempdir().unwrap());
+    std::fs::write(elsewhere.path().join("symbols.safetensors"), artifact("symbols")).unwrap();
+    let outside = elsewhere.path().join("symbols.safetensors").canonicalize().unwrap().display().to_string();
+    for (uri, code) in [
+        (outside.clone(), Code::PermissionDenied),
+        (format!("file://{outside}"), Code::PermissionDenied),
+        ("../symbols.safetensors".to_owned(), Code::PermissionDenied),
+        ("nothing.safetensors".to_owned(), Code::NotFound),
+        (".".to_owned(), Code::InvalidArgument),
+        ("https://example.org/symbols.safetensors".to_owned(), Code::InvalidArgument),
+    ] {
+        refused(server.load(Source::Uri(uri)).await, code, "");
+    }
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(&outside, dir.join("link.safetensors")).unwrap();
+        refused(server.load(Source::Uri("link.safetensors".to_owned())).await, Code::PermissionDenied, "");
+    }
+    assert_unchanged(&server).await;
+    std::fs::write(dir.join("symbols.safetensors"), artifact("symbols")).unwrap();
+    for (version, uri) in [
+        (1, "symbols.safetensors".to_owned()),
+        (2, format!("file://{}", dir.canonicalize().unwrap().join("symbols.safetensors").display())),
+    ] {
+        let loaded = server.load(Source::Uri(uri)).await.unwrap();
+        assert_eq!((loaded.task.as_str(), loaded.version), ("symbols", version));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refuses_requests_that_name_nothing_or_no_utf8() {
+    let server = start().await;
+    refused(server.admin().await.load_partition(LoadPartitionRequest { source: None }).await, Code::InvalidArgument, "uri");
+    refused(server.unload("").await, Code::InvalidArgument, "task");
+    refused(server.unload("space").await, Code::NotFound, "space");
+
+    let mut raw = tonic::client::Grpc::new(server.admin_channel().await);
+    raw.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<RawName, UnloadPartitionResponse>::default();
+    let request = tonic::Request::new(RawName { name: vec![0xff, 0xfe, 0x80] });
+    let answer = raw.unary(request, PathAndQuery::from_static("/delo.v1.Admin/UnloadPartition"), codec).await;
+    // gRPC's own code for a message that isn't one.
+    refused(answer, Code::Internal, "UTF-8");
+    assert_unchanged(&server).await;
+}

@@ -1,0 +1,215 @@
+//! A running server on ports of its own, with three small tasks.
+use std::collections::HashMap;
+use std::io::Cursor;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use delo::config::Config;
+use delo::delo::{KeySignal, Layout, Metric};
+use delo::serve::pb::admin_client::AdminClient;
+use delo::serve::pb::classifier_client::ClassifierClient;
+use delo::serve::pb::{
+    ClassifyRequest, ClassifyResponse, LoadPartitionRequest, Partition, UnloadPartitionRequest, load_partition_request::Source,
+};
+use delo::serve::{Addresses, ServeError, Server};
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::common;
+
+pub const TASKS: [&str; 3] = ["animals", "food", "travel"];
+
+pub struct Running {
+    pub addresses: Addresses,
+    pub partitions: tempfile::TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    ended: JoinHandle<Result<(), ServeError>>,
+}
+
+/// The bytes of a small partition of this task.
+pub fn artifact(task: &str) -> Vec<u8> {
+    let seed = task.bytes().map(u64::from).sum();
+    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, seed);
+    common::artifact(task, &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
+}
+
+/// The default settings, on free ports, with these changes.
+pub fn config(partitions: &Path, changes: &[(&'static str, &str)]) -> Config {
+    let dir = partitions.to_str().unwrap().to_owned();
+    let mut overrides = vec![("model.partitions", dir)];
+    overrides.extend(["server.listen", "admin.listen", "metrics.listen"].map(|key| (key, "127.0.0.1:0".to_owned())));
+    overrides.extend(changes.iter().map(|(key, value)| (*key, (*value).to_owned())));
+    Config::layered(None, HashMap::new(), overrides).unwrap()
+}
+
+/// A server that serves [`TASKS`].
+pub async fn start() -> Running {
+    start_with(&TASKS, &[]).await
+}
+
+pub async fn start_with(tasks: &[&str], changes: &[(&'static str, &str)]) -> Running {
+    let partitions = tempfile::tempdir().unwrap();
+    for task in tasks {
+        std::fs::write(partitions.path().join(format!("{task}.safetensors")), artifact(task)).unwrap();
+    }
+    let server = Server::bind(config(partitions.path(), changes)).await.unwrap();
+    let addresses = server.addresses();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let ended = tokio::spawn(server.run(async {
+        let _ = stopped.await;
+    }));
+    let running = Running { addresses, partitions, stop: Some(stop), ended };
+    if !tasks.is_empty() {
+        running.until_health(ServingStatus::Serving).await;
+    }
+    running
+}
+
+impl Running {
+    async fn channel(address: SocketAddr) -> Channel {
+        Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+    }
+
+    pub async fn classifier(&self) -> ClassifierClient<Channel> {
+        ClassifierClient::new(Self::channel(self.addresses.classifier).await).max_encoding_message_size(1 << 30)
+    }
+
+    pub async fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(self.admin_channel().await)
+    }
+
+    pub async fn admin_channel(&self) -> Channel {
+        Self::channel(self.addresses.admin.unwrap()).await
+    }
+
+    pub async fn classifier_channel(&self) -> Channel {
+        Self::channel(self.addresses.classifier).await
+    }
+
+    pub async fn health(&self, service: &str) -> ServingStatus {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        HealthClient::new(self.classifier_channel().await).check(request).await.unwrap().into_inner().status()
+    }
+
+    pub async fn until_health(&self, status: ServingStatus) {
+        for _ in 0..6000 {
+            if self.health("").await == status {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the server's health never became {status:?}");
+    }
+
+    /// What Prometheus sees.
+    pub async fn metrics(&self) -> String {
+        let mut stream = tokio::net::TcpStream::connect(self.addresses.metrics.unwrap()).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: delo\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.unwrap();
+        assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+        page
+    }
+
+    /// The server still answers.
+    pub async fn assert_serving(&self) {
+        let answer = self.classifier().await.classify(text("still there?")).await;
+        assert!(answer.is_ok(), "{answer:?}");
+    }
+
+    pub fn ask_to_stop(&mut self) {
+        let _ = self.stop.take().unwrap().send(());
+    }
+
+    pub async fn ended(self) -> Result<(), ServeError> {
+        self.ended.await.unwrap()
+    }
+
+    pub async fn load(&self, source: Source) -> Result<Partition, Status> {
+        let request = LoadPartitionRequest { source: Some(source) };
+        let admin = self.admin().await.max_encoding_message_size(1 << 30);
+        Ok({ admin }.load_partition(request).await?.into_inner().partition.unwrap())
+    }
+
+    pub async fn upload(&self, artifact: Vec<u8>) -> Result<Partition, Status> {
+        self.load(Source::Artifact(artifact.into())).await
+    }
+
+    pub async fn unload(&self, task: &str) -> Result<Partition, Status> {
+        let request = UnloadPartitionRequest { task: task.to_owned() };
+        Ok(self.admin().await.unload_partition(request).await?.into_inner().partition.unwrap())
+    }
+
+    /// Tasks and versions that are live.
+    pub async fn live(&self) -> Vec<(String, u64)> {
+        let list = self.admin().await.list_partitions(delo::serve::pb::ListPartitionsRequest {}).await.unwrap().into_inner();
+        list.partitions.into_iter().map(|p| (p.task, p.version)).collect()
+    }
+}
+
+pub fn text(text: &str) -> ClassifyRequest {
+    ClassifyRequest { text: Some(text.to_owned()), top_k: Some(0), ..Default::default() }
+}
+
+pub fn image(bytes: Vec<u8>) -> ClassifyRequest {
+    ClassifyRequest { image: Some(bytes.into()), top_k: Some(0), ..Default::default() }
+}
+
+/// A noisy picture of a random shape.
+pub fn picture(seed: u64, format: ImageFormat) -> Vec<u8> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let (width, height) = (rng.random_range(40..160), rng.random_range(40..160));
+    encoded(&DynamicImage::ImageRgb8(RgbImage::from_fn(width, height, |x, y| Rgb([(x * 3) as u8, (y * 5) as u8, rng.random()]))), format)
+}
+
+pub fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+/// Requests of mixed modalities, some with the task given.
+pub fn mixed_requests(n: u64) -> Vec<ClassifyRequest> {
+    (0..n)
+        .map(|i| {
+            let words = ["a cat", "hot soup", "the night train", "two dogs and a bird in the rain", "sushi"];
+            let text = words[i as usize % words.len()];
+            ClassifyRequest {
+                text: (i % 3 != 1).then(|| format!("{text} {}", i % 7)),
+                image: (i % 3 != 2).then(|| picture(i % 40, if i % 2 == 0 { ImageFormat::Png } else { ImageFormat::Jpeg }).into()),
+                task: if i % 5 == 0 { TASKS[i as usize % 2].to_owned() } else { String::new() },
+                request_id: format!("request-{i}"),
+                top_k: Some(0),
+                ..Default::default()
+            }
+        })
+        .collect()
+}
+
+/// Whether two answers to the same request say the same, scores within 1e-5.
+pub fn agree(a: &ClassifyResponse, b: &ClassifyResponse) -> bool {
+    let scores = |r: &ClassifyResponse| r.scores.iter().map(|s| (s.label.clone(), s.score)).collect::<HashMap<_, _>>();
+    let (x, y) = (scores(a), scores(b));
+    a.task == b.task
+        && a.scores.first().map(|s| &s.label) == b.scores.first().map(|s| &s.label)
+        && x.len() == y.len()
+        && x.iter().all(|(label, score)| y.get(label).is_some_and(|other| (score - other).abs() <= 1e-5))
+}
+
+#[track_caller]
+pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, words: &str) -> Status {
+    let status = answer.expect_err("not refused");
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(status.message().contains(words), "{:?} does not say {words:?}", status.message());
+    status
+}

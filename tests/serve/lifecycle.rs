@@ -1,0 +1,100 @@
+//! Starting, being empty, stopping.
+use std::time::Duration;
+
+use delo::serve::pb::get_status_response::State;
+use delo::serve::pb::{ClassifyBatchRequest, GetStatusRequest};
+use delo::serve::{ServeError, Server};
+use image::ImageFormat;
+use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use crate::harness::{TASKS, artifact, config, image, picture, refused, start, start_with, text};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_follows_what_is_loaded_and_knows_its_services() {
+    let server = start_with(&[], &[]).await;
+    let mut admin = server.admin().await;
+    let state = async |admin: &mut delo::serve::pb::admin_client::AdminClient<_>| {
+        admin.get_status(GetStatusRequest {}).await.unwrap().into_inner().state()
+    };
+    while state(&mut admin).await == State::Starting {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(state(&mut admin).await, State::Empty);
+    assert_eq!(server.health("delo.v1.Classifier").await, ServingStatus::NotServing);
+    refused(server.classifier().await.classify(text("a")).await, Code::FailedPrecondition, "delo admin load");
+
+    server.upload(artifact("food")).await.unwrap();
+    assert_eq!(state(&mut admin).await, State::Serving);
+    for service in ["", "delo.v1.Classifier"] {
+        assert_eq!(server.health(service).await, ServingStatus::Serving);
+    }
+    server.unload("food").await.unwrap();
+    assert_eq!(server.health("").await, ServingStatus::NotServing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn draining_finishes_calls_in_flight_then_ends_without_error() {
+    let mut server = start().await;
+    let mut client = server.classifier().await;
+    let requests: Vec<_> = (0..300).map(|i| image(picture(i, ImageFormat::Png))).collect();
+    let bulk = tokio::spawn(async move { client.classify_batch(ClassifyBatchRequest { requests }).await });
+    let mut admin = server.admin().await;
+    while admin.get_status(GetStatusRequest {}).await.unwrap().into_inner().queue_depth == 0 {
+        assert!(!bulk.is_finished(), "too few samples to catch the server at work");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut late = server.classifier().await;
+    server.ask_to_stop();
+    let results = bulk.await.unwrap().unwrap().into_inner().results;
+    assert_eq!(results.len(), 300);
+    // Either refused, or nobody listens any more.
+    refused(late.classify(text("late")).await, Code::Unavailable, "");
+    server.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stops_in_time_though_clients_stay_connected_and_watch() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let mut server = start_with(&["food"], &[("shutdown.drain_seconds", "5.0")]).await;
+    let mut health = HealthClient::new(server.classifier_channel().await);
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    server.ask_to_stop();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    tokio::time::timeout(Duration::from_secs(5), server.ended()).await.expect("in time").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refuses_to_start_with_a_bad_partition_and_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for task in TASKS {
+        std::fs::write(dir.path().join(format!("{task}.safetensors")), artifact(task)).unwrap();
+    }
+    let path = dir.path().join("food.safetensors");
+    let mut bytes = artifact("food");
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let failure = Server::bind(config(dir.path(), &[])).await.unwrap().run(std::future::pending()).await.unwrap_err().to_string();
+    assert!(failure.contains("food.safetensors") && failure.contains("checksum"), "{failure}");
+
+    std::fs::write(&path, artifact("travel")).unwrap();
+    let failure = Server::bind(config(dir.path(), &[])).await.unwrap().run(std::future::pending()).await.unwrap_err().to_string();
+    assert!(failure.contains("food.safetensors") && failure.contains("travel.safetensors"), "{failure}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_the_setting_of_a_port_that_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let failure = Server::bind(config(dir.path(), &[("admin.listen", &address)])).await.err().unwrap();
+    assert!(matches!(failure, ServeError::Listen { setting: "admin.listen", .. }), "{failure}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn admin_and_metrics_can_be_off() {
+    let server = start_with(&["food"], &[("admin.listen", "off"), ("metrics.listen", "off")]).await;
+    assert_eq!((server.addresses.admin, server.addresses.metrics), (None, None));
+    server.assert_serving().await;
+}

@@ -1,0 +1,11 @@
+//! A real server in this process, over real sockets.
+#[path = "../common/mod.rs"]
+mod common;
+mod harness;
+
+mod artifacts;
+mod classifying;
+mod lifecycle;
+mod operations;
+mod requests;
+mod swapping;

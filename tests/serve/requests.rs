@@ -1,0 +1,102 @@
+//! Bad requests: each is refused with its status, and the server still serves.
+use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest};
+use image::{DynamicImage, ImageFormat, RgbImage};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::harness::{Running, encoded, image, picture, refused, start, start_with, text};
+
+async fn classify(server: &Running, request: ClassifyRequest) -> Result<(), Status> {
+    server.classifier().await.classify(request).await.map(drop)
+}
+
+/// A PNG whose header claims this size.
+fn png_bomb(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = encoded(&DynamicImage::ImageRgb8(RgbImage::new(1, 1)), ImageFormat::Png);
+    bytes[16..20].copy_from_slice(&width.to_be_bytes());
+    bytes[20..24].copy_from_slice(&height.to_be_bytes());
+    let crc = crc32(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+    bytes
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes
+        .iter()
+        .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refuses_samples_that_cannot_be_read_naming_the_field() {
+    let server = start().await;
+    let jpeg = picture(1, ImageFormat::Jpeg);
+    for (request, field) in [
+        (ClassifyRequest::default(), "image"),
+        (text(&"a".repeat(10 << 20)), "text"),
+        (image(jpeg[..jpeg.len() / 3].to_vec()), "image"),
+        (image(png_bomb(50_000, 50_000)), "image"),
+        (image(b"%PDF-1.7 this is no picture".to_vec()), "image"),
+        (image(Vec::new()), "image"),
+        (image(vec![0; 21 << 20]), "image"),
+        (ClassifyRequest { request_id: "x".repeat(129), ..text("a") }, "request_id"),
+    ] {
+        let status = refused(classify(&server, request).await, Code::InvalidArgument, "");
+        let violation = &status.get_details_bad_request().unwrap().field_violations[0];
+        assert_eq!(violation.field, field, "{status:?}");
+        assert!(!violation.description.is_empty());
+        server.assert_serving().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serves_unusual_images() {
+    let server = start().await;
+    let grey = DynamicImage::new_luma8(50, 60);
+    for bytes in [
+        encoded(&DynamicImage::new_rgb8(1, 5000), ImageFormat::Png),
+        encoded(&DynamicImage::new_luma16(30, 30), ImageFormat::Png),
+        encoded(&DynamicImage::new_rgba8(30, 30), ImageFormat::Png),
+        encoded(&grey, ImageFormat::Jpeg),
+        encoded(&grey, ImageFormat::Bmp),
+        encoded(&DynamicImage::new_rgba8(30, 30), ImageFormat::Gif),
+        encoded(&DynamicImage::new_rgba8(30, 30), ImageFormat::WebP),
+    ] {
+        classify(&server, image(bytes)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refuses_a_message_over_the_limit() {
+    let server = start_with(&["food"], &[("server.max_message_bytes", "10000")]).await;
+    refused(classify(&server, image(vec![0; 20_000])).await, Code::OutOfRange, "10000");
+    server.assert_serving().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refuses_more_samples_in_one_call_than_allowed() {
+    let server = start_with(&["food"], &[("batching.max_samples_per_call", "2")]).await;
+    let requests = vec![text("a"); 3];
+    refused(server.classifier().await.classify_batch(ClassifyBatchRequest { requests }).await, Code::InvalidArgument, "3 samples");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_a_task_that_is_not_loaded() {
+    let server = start().await;
+    refused(classify(&server, ClassifyRequest { task: "space".to_owned(), ..text("a") }).await, Code::NotFound, "space");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn says_when_to_retry_when_it_is_full() {
+    let server = start_with(&["food"], &[("server.max_in_flight_requests", "1"), ("batching.max_queue_samples", "1")]).await;
+    let flood = (0..200).map(|i| {
+        let server = &server;
+        async move { classify(server, image(picture(i, ImageFormat::Png))).await }
+    });
+    let refusals: Vec<Status> = futures::future::join_all(flood).await.into_iter().filter_map(Result::err).collect();
+    assert!(!refusals.is_empty());
+    for status in refusals {
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
+    }
+    server.assert_serving().await;
+}
