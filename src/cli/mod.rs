@@ -1,13 +1,17 @@
 //! The command line: parses, calls one function of the rooms below, prints.
 mod admin;
+mod backbone;
 mod bench;
 mod classify;
 mod client;
+mod data;
+mod eval;
 mod failure;
 mod features;
 mod output;
 mod partition;
 mod serve;
+mod train;
 
 use std::process::ExitCode;
 
@@ -26,6 +30,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::ServeArgs),
+    Train(Box<train::TrainArgs>),
+    Eval(eval::EvalArgs),
     Classify(classify::ClassifyArgs),
     Admin(admin::AdminArgs),
     Partition(partition::PartitionArgs),
@@ -41,6 +47,8 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Train(args) => train::run(*args),
+        Command::Eval(args) => eval::run(args),
         Command::Classify(args) => classify::run(args),
         Command::Admin(args) => admin::run(args),
         Command::Partition(args) => partition::run(args),
