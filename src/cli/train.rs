@@ -39,9 +39,9 @@ pub struct TrainArgs {
     /// How the partition's key is compared with a sample
     #[arg(long, value_enum, default_value_t = Metric::Whitened, help_heading = "Task key")]
     key_metric: Metric,
-    /// Signal of the whitened metric: parts@LAYER, mean@LAYER, cls@LAYER or pooled [default: parts@ half the backbone's layers]
-    #[arg(long, value_name = "SIGNAL", help_heading = "Task key")]
-    key_signal: Option<KeySignal>,
+    /// Signal of the whitened metric: summary, pooled, or parts@LAYER, mean@LAYER, cls@LAYER; partitions that serve together need the same
+    #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Summary, help_heading = "Task key")]
+    key_signal: KeySignal,
     /// Signal of the plain metric
     #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Pooled, help_heading = "Task key")]
     plain_signal: KeySignal,
@@ -75,7 +75,7 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let layers = backbone.engine.vilt().config.num_hidden_layers;
     let key = KeyRule {
         metric: args.key_metric,
-        signal: args.key_signal.unwrap_or(KeySignal::Parts { layer: layers / 2 }),
+        signal: args.key_signal,
         plain_signal: args.plain_signal,
         plain_average: args.plain_average,
     };
