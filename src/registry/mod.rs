@@ -80,14 +80,14 @@ impl Registry {
             }
         }
         files.sort();
-        self.load_at_start(files.into_iter().map(|file| (file.clone(), Source::Uri(file)))).await
+        self.load_at_start(files.into_iter().map(|file| (file.clone(), Source::Uri(file))).collect()).await
     }
 
     /// Loads the first partitions, all of them or none, solving the router once.
     ///
     /// # Errors
     /// The first that is refused, by its name.
-    pub async fn load_at_start(&self, sources: impl IntoIterator<Item = (String, Source)>) -> Result<(), RegistryError> {
+    pub async fn load_at_start(&self, sources: Vec<(String, Source)>) -> Result<(), RegistryError> {
         let mut versions = self.versions.lock().await;
         let mut files = HashMap::new();
         let mut residents = Vec::new();

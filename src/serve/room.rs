@@ -65,10 +65,7 @@ impl Room {
         if root.is_some() {
             registry.load_directory().await?;
         } else if config.model.backbone.is_none() {
-            let embedded = embedded_partitions().iter();
-            registry
-                .load_at_start(embedded.map(|(name, bytes)| ((*name).to_owned(), Source::Artifact(bytes::Bytes::from_static(bytes)))))
-                .await?;
+            registry.load_at_start(embedded_sources()).await?;
         }
         let limits = batcher::Limits {
             batch_tokens: config.batching.max_tokens,
@@ -103,6 +100,12 @@ impl Room {
         slot.run(query, 0, std::time::Instant::now() + patience).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         Ok(())
     }
+}
+
+/// The partitions in the binary.
+fn embedded_sources() -> Vec<(String, Source)> {
+    let source = |(name, bytes): &(&str, &'static [u8])| ((*name).to_owned(), Source::Artifact(bytes::Bytes::from_static(bytes)));
+    embedded_partitions().iter().map(source).collect()
 }
 
 fn load_model(dir: &ModelDir, limits: crate::input::Limits) -> Result<(Vilt, InputProcessor), ServeError> {
