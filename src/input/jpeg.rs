@@ -1,4 +1,4 @@
-//! JPEG pixels, within 3/255 of libjpeg-turbo's (which Pillow uses) on every channel.
+//! JPEG pixels, within a few levels of libjpeg-turbo's, which Pillow uses; `tests/input_parity.rs` holds the bound.
 //!
 //! By `jpeg-decoder`: of the pure Rust decoders it interpolates subsampled chroma as libjpeg does, up to the last row and column of a picture whose sides fill
 //! no whole number of blocks, where others let in the padding.
