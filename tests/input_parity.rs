@@ -105,12 +105,15 @@ fn agrees_with_the_hugging_face_image_processor() {
         if max > worst_max.0 {
             worst_max = (max, label.clone());
         }
-        if mean > MEAN_BAR || max > MAX_BAR {
+        // Of the repository's own files, those whose format has one right decoding come out bit for bit.
+        let exact =
+            std::env::var_os("DELO_INPUT_FIXTURES").is_none() && [".png", ".gif", ".bmp"].iter().any(|end| case.file.ends_with(end));
+        if mean > MEAN_BAR || max > if exact { 0.01 / 255.0 } else { MAX_BAR } {
             failures.push(label);
         }
     }
     println!("worst mean {:.3}/255 ({}), worst max {:.2}/255 ({})", worst_mean.0 * 255.0, worst_mean.1, worst_max.0 * 255.0, worst_max.1);
-    assert!(failures.is_empty(), "beyond mean 0.5/255 or max 6/255: {failures:#?}");
+    assert!(failures.is_empty(), "beyond mean 0.5/255 or max 6/255, or not exact where it should be: {failures:#?}");
 }
 
 #[derive(Deserialize)]
@@ -142,7 +145,12 @@ fn vocab_txt() -> String {
 
 fn assert_ids(processor: &InputProcessor, texts: &[String], group: &Group) {
     for (text, expected) in texts.iter().zip(&group.ids) {
-        let ids = processor.sample(None, Some(text)).unwrap().text.unwrap();
+        let ids = match processor.sample(None, Some(text)) {
+            Ok(sample) => sample.text.unwrap(),
+            // A text without a token is a missing one.
+            Err(InputError::Empty) => processor.dummy_text().to_vec(),
+            Err(e) => panic!("{text:?}: {e}"),
+        };
         assert_eq!(&ids, expected, "{} {} at {} positions: {text:?}", group.source, group.tokenizer_config, group.positions);
     }
 }
@@ -197,8 +205,9 @@ fn presence_follows_what_was_sent() {
     let processor = processor(Limits::default());
     let photo = fixture("chelsea.png");
     assert!(matches!(processor.sample(None, None), Err(InputError::Empty)));
+    assert!(matches!(processor.sample(None, Some(" \n")), Err(InputError::Empty)));
     let sample = processor.sample(Some(&photo), Some("")).unwrap();
-    assert_eq!(sample.text.as_deref(), Some(processor.dummy_text()));
+    assert_eq!(sample.text, None);
     assert_eq!((sample.image.unwrap().height, processor.shortest_edge()), (64, 64));
     assert_eq!(processor.sample(Some(&photo), None).unwrap().text, None);
     assert_eq!(processor.sample(None, Some("cat")).unwrap().image, None);

@@ -187,7 +187,7 @@ fn gradients_agree(
     for (parameter, gradient) in found {
         let wanted = &expected[&format!("gradient.{hidden}.{parameter}")];
         let (off, scale) = difference(&gradient, wanted);
-        assert!(off <= 1e-4 * scale.max(1.0), "{name}, {hidden} hidden: gradient of {parameter} differs by {off} of {scale}");
+        assert!(off <= 1e-5 * scale.max(1.0), "{name}, {hidden} hidden: gradient of {parameter} differs by {off} of {scale}");
         worst = (worst.0.max(off), worst.1.max(scale));
     }
     worst

@@ -1,12 +1,17 @@
 //! The command line: parses, calls one function of the rooms below, prints.
 mod admin;
+mod backbone;
+mod bench;
 mod classify;
 mod client;
+mod data;
+mod eval;
 mod failure;
 mod features;
 mod output;
 mod partition;
 mod serve;
+mod train;
 
 use std::process::ExitCode;
 
@@ -25,10 +30,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::ServeArgs),
+    Train(Box<train::TrainArgs>),
+    Eval(eval::EvalArgs),
     Classify(classify::ClassifyArgs),
     Admin(admin::AdminArgs),
     Partition(partition::PartitionArgs),
     Features(features::FeaturesArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// Parses the command line, runs one command and returns its exit code: 0 done, 2 wrong usage, 1 anything else. A failure is one line on stderr.
@@ -39,10 +47,13 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Train(args) => train::run(*args),
+        Command::Eval(args) => eval::run(args),
         Command::Classify(args) => classify::run(args),
         Command::Admin(args) => admin::run(args),
         Command::Partition(args) => partition::run(args),
         Command::Features(args) => features::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -159,7 +159,22 @@ pub fn to_bytes(meta: &PartitionMeta, model: &TaskModel, keys: &SessionKeys) -> 
         .iter()
         .map(|(name, (shape, bytes))| Ok((*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).map_err(malformed)?)))
         .collect::<Result<_, PartitionError>>()?;
-    safetensors::serialize(views, Some(header)).map_err(malformed)
+    in_order(safetensors::serialize(views, Some(header)).map_err(malformed)?)
+}
+
+/// The same file with its header's keys sorted: `safetensors` writes the metadata in the order of a hash map, which is another in every process,
+/// and the same session must give the same bytes.
+fn in_order(mut file: Vec<u8>) -> Result<Vec<u8>, PartitionError> {
+    let (length, rest) = file.split_first_chunk_mut::<8>().ok_or_else(|| malformed("it has no header"))?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(malformed)?;
+    let header = rest.get_mut(..length).ok_or_else(|| malformed("its header is cut off"))?;
+    let entries: BTreeMap<String, BTreeMap<String, serde_json::Value>> = serde_json::from_slice(header).map_err(malformed)?;
+    let sorted = serde_json::to_vec(&entries).map_err(malformed)?;
+    // The same entries in another order take the same room; the rest is the padding that aligns the tensors.
+    let (text, padding) = header.split_at_mut_checked(sorted.len()).ok_or_else(|| malformed("its header has no room"))?;
+    text.copy_from_slice(&sorted);
+    padding.fill(b' ');
+    Ok(file)
 }
 
 impl Artifact {

@@ -1,4 +1,5 @@
 //! Many samples of many tasks become one packed batch and one forward.
+pub mod bench;
 pub mod catalogue;
 mod classify;
 mod forward;

@@ -4,13 +4,10 @@ use std::io::Cursor;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
 
-use super::{InputError, Limits};
+use super::{InputError, Limits, jpeg};
 
 /// The file types that are decoded, as named to users.
 pub(super) const SUPPORTED: &str = "JPEG, PNG, WebP, GIF (first frame) or BMP";
-
-const START_OF_IMAGE: u8 = 0xd8;
-const END_OF_IMAGE: u8 = 0xd9;
 
 /// Decodes the first frame of an image file: EXIF orientation applied, alpha composited over white, 16 bits reduced to their high byte, grey, palette
 /// and CMYK converted to RGB; colour profiles are ignored. All as Pillow's `exif_transpose`, `alpha_composite` and `convert("RGB")` do.
@@ -19,15 +16,21 @@ const END_OF_IMAGE: u8 = 0xd9;
 /// A limit is passed, the type is unknown, or the file is damaged or cut short.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, InputError> {
     limits.check_encoded(bytes.len())?;
-    let format = format_of(bytes)?;
+    let (image, orientation) = match format_of(bytes)? {
+        ImageFormat::Jpeg => jpeg::decode(bytes, limits)?,
+        format => decode_as(format, bytes, limits)?,
+    };
+    let mut upright = DynamicImage::ImageRgb8(over_white(image));
+    upright.apply_orientation(orientation);
+    Ok(upright.into_rgb8())
+}
+
+/// Any type but JPEG.
+fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), InputError> {
     let undecodable = |e: ImageError| match e {
         ImageError::Limits(_) => InputError::ImageMemory { limit: limits.max_decoded_bytes },
         e => InputError::Undecodable { format: name(format), reason: e.to_string() },
     };
-    if format == ImageFormat::Jpeg && !ends_with_its_end_marker(bytes) {
-        return Err(InputError::Undecodable { format: name(format), reason: "the file is cut short".to_owned() });
-    }
-
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits.of_decoder());
     let mut decoder = reader.into_decoder().map_err(undecodable)?;
@@ -35,10 +38,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, InputErr
     limits.check_header(width, height, decoder.total_bytes())?;
     // Unreadable EXIF is no reason to refuse pixels that can be read.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-
-    let mut upright = DynamicImage::ImageRgb8(over_white(DynamicImage::from_decoder(decoder).map_err(undecodable)?));
-    upright.apply_orientation(orientation);
-    Ok(upright.into_rgb8())
+    Ok((DynamicImage::from_decoder(decoder).map_err(undecodable)?, orientation))
 }
 
 fn format_of(bytes: &[u8]) -> Result<ImageFormat, InputError> {
@@ -53,7 +53,6 @@ fn format_of(bytes: &[u8]) -> Result<ImageFormat, InputError> {
 
 fn name(format: ImageFormat) -> &'static str {
     match format {
-        ImageFormat::Jpeg => "JPEG",
         ImageFormat::Png => "PNG",
         ImageFormat::WebP => "WebP",
         ImageFormat::Gif => "GIF",
@@ -98,32 +97,6 @@ fn high_byte(value: u16) -> u8 {
     (value >> 8) as u8
 }
 
-/// Whether a JPEG's segments lead to an end-of-image marker. The decoder fills what is missing with grey and reports success, so that a file cut short
-/// must be recognised here. What follows the marker (a thumbnail, a second picture) does not matter.
-fn ends_with_its_end_marker(jpeg: &[u8]) -> bool {
-    let mut rest = jpeg;
-    while let Some(at) = next_marker(rest) {
-        let marker = rest[at];
-        rest = &rest[at + 1..];
-        match marker {
-            END_OF_IMAGE => return true,
-            START_OF_IMAGE => {}
-            _ => {
-                // A segment and its two bytes of length. After a start of scan the coded data follows, in which no marker but restarts stands.
-                let [high, low, ..] = *rest else { return false };
-                let Some(after) = rest.get(usize::from(u16::from_be_bytes([high, low]))..) else { return false };
-                rest = after;
-            }
-        }
-    }
-    false
-}
-
-/// Where the next marker's code stands: a byte after 0xff that is neither a stuffed zero, nor fill, nor a restart marker.
-fn next_marker(bytes: &[u8]) -> Option<usize> {
-    (1..bytes.len()).find(|&i| bytes[i - 1] == 0xff && !matches!(bytes[i], 0 | 0xff | 0xd0..=0xd7))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,16 +107,5 @@ mod tests {
             assert_eq!(blend(value, 0), 255);
             assert_eq!(blend(value, 255), value);
         }
-    }
-
-    #[test]
-    fn a_jpeg_is_whole_only_with_its_own_end_marker() {
-        // A comment that holds an end marker, a scan with a stuffed zero and a restart marker, then the end.
-        let whole = [0xff, 0xd8, 0xff, 0xfe, 0, 4, 0xff, 0xd9, 0xff, 0xda, 0, 3, 0, 1, 0xff, 0, 2, 0xff, 0xd0, 3, 0xff, 0xd9];
-        assert!(ends_with_its_end_marker(&whole));
-        for cut in 0..whole.len() {
-            assert!(!ends_with_its_end_marker(&whole[..cut]), "cut at {cut}");
-        }
-        assert!(ends_with_its_end_marker(&[&whole[..], &[1, 2, 3]].concat()));
     }
 }

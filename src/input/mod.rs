@@ -1,6 +1,7 @@
 //! An image or a text from outside becomes a [`Sample`]: decode, resize, normalise, tokenise, within hard limits.
 
 mod decode;
+mod jpeg;
 mod limits;
 mod preprocess;
 mod resize;

@@ -1,7 +1,7 @@
 //! Pillow's resampling of 8-bit RGB images, bit for bit: `src/libImaging/Resample.c` of <https://github.com/python-pillow/Pillow>.
 //!
-//! Rounding matters twice here. Pillow filters rows first, rounds and clips that to 8 bits, then filters columns; at sharp edges, where a cubic filter
-//! overshoots, any other order differs by tens of levels.
+//! Each of its two passes rounds and clips to 8 bits. At sharp edges, where a cubic filter overshoots, the order of the passes makes tens of levels of
+//! difference, so that the order is kept too.
 use std::f64::consts::PI;
 
 /// Fractional bits of a filter's weights: what a 32-bit sum of 8-bit values leaves, less two for sign and overshoot.
@@ -82,8 +82,18 @@ struct Window {
 /// If `rgb` does not hold `[height, width, 3]` values or a side is 0.
 pub(super) fn resize(rgb: Vec<u8>, from: (usize, usize), to: (usize, usize), filter: Filter) -> Vec<u8> {
     assert_eq!(rgb.len(), 3 * from.0 * from.1);
-    let rows = if from.1 == to.1 { rgb } else { resize_rows(&rgb, from.1, &filter.windows(from.1, to.1)) };
-    if from.0 == to.0 { rows } else { resize_columns(&rows, to.1, &filter.windows(from.0, to.0)) }
+    let (mut rgb, mut width) = (rgb, from.1);
+    // Pillow filters rows first, unless that pass would enlarge and the other one shrink.
+    let columns_first = to.1 > from.1 && to.0 < from.0;
+    for columns in [columns_first, !columns_first] {
+        if columns && to.0 != from.0 {
+            rgb = resize_columns(&rgb, width, &filter.windows(from.0, to.0));
+        } else if !columns && to.1 != from.1 {
+            rgb = resize_rows(&rgb, from.1, &filter.windows(from.1, to.1));
+            width = to.1;
+        }
+    }
+    rgb
 }
 
 const HALF: i32 = 1 << (PRECISION_BITS - 1);

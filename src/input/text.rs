@@ -68,7 +68,7 @@ impl TextTokenizer {
     pub(super) fn from_json(json: &[u8], config: &TokenizerConfig, max_positions: usize) -> Result<Self, String> {
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
         if let Some(NormalizerWrapper::BertNormalizer(in_file)) = tokenizer.get_normalizer() {
-            let mut normalizer = in_file.clone();
+            let mut normalizer = *in_file;
             normalizer.handle_chinese_chars = config.tokenize_chinese_chars.unwrap_or(normalizer.handle_chinese_chars);
             normalizer.strip_accents = config.strip_accents.unwrap_or(normalizer.strip_accents);
             normalizer.lowercase = config.do_lower_case.unwrap_or(normalizer.lowercase);

@@ -202,6 +202,7 @@ impl<C: Compute> Batcher<C> {
     pub fn start(compute: C, limits: Limits) -> std::io::Result<Self> {
         let queue = Queue { waiting: BTreeMap::new(), arrivals: 0, reserved: 0, bytes: 0, running: 0, closed: false, pace: None };
         let shared = Arc::new(Shared { compute, limits, queue: Mutex::new(queue), changed: Condvar::new() });
+        metrics::gauge!("delo_queue_capacity").set(limits.queue_samples as f64);
         let (end, ended) = watch::channel(false);
         let worker = shared.clone();
         std::thread::Builder::new().name("delo-compute".to_owned()).spawn(move || {

@@ -53,6 +53,7 @@ fn describe() {
     describe_histogram!("delo_request_duration_seconds", "Time from a call's arrival to the end of its answer.");
     describe_histogram!("delo_stage_duration_seconds", "Time a sample spends being read (input), waiting (queue), and a batch in compute.");
     describe_gauge!("delo_queue_depth", "Samples that wait for compute.");
+    describe_gauge!("delo_queue_capacity", "Samples that may be on their way through the queue before more are refused.");
     describe_histogram!("delo_batch_samples", "Samples of a batch.");
     describe_histogram!("delo_batch_tokens", "Tokens of a batch.");
     describe_counter!("delo_rejected_total", "Samples and calls that were not served, by reason.");
@@ -73,6 +74,7 @@ fn describe() {
 /// Everything that Prometheus is to see at this moment.
 pub fn render(recorder: &PrometheusHandle, catalogue: &Catalogue) -> String {
     metrics_process::Collector::default().collect();
+    begin_outcomes(catalogue);
     recorder.run_upkeep();
     let mut page = recorder.render();
     // Written from the catalogue itself: a gauge in the recorder would keep a series for every version that ever was.
@@ -83,6 +85,22 @@ pub fn render(recorder: &PrometheusHandle, catalogue: &Catalogue) -> String {
         let _ = writeln!(page, "delo_partition_info{{task=\"{task}\",version=\"{}\"}} 1", resident.version);
     }
     page
+}
+
+/// Tasks up to which every pair of them has a counter of outcomes from the start; above, a pair appears with its first outcome.
+const PAIRED_TASKS: usize = 32;
+
+/// Shows the counters of outcomes of the loaded tasks at 0: an increase is seen only of a series that was there before it.
+fn begin_outcomes(catalogue: &Catalogue) {
+    let tasks: Vec<&str> = catalogue.residents().map(|r| r.task()).collect();
+    for &task in &tasks {
+        for correct in ["true", "false"] {
+            counter!("delo_label_outcomes_total", "task" => task.to_owned(), "correct" => correct).increment(0);
+        }
+        for &routed in tasks.iter().filter(|&&routed| tasks.len() <= PAIRED_TASKS || routed == task) {
+            counter!("delo_routing_outcomes_total", "true_task" => task.to_owned(), "routed_task" => routed.to_owned()).increment(0);
+        }
+    }
 }
 
 /// A label's value as the exposition format writes it.

@@ -319,7 +319,8 @@ fn map_label(raw: RawLabel, known: &BTreeMap<usize, usize>, classes: usize, mult
         RawLabel::Classes(flags) => {
             let mut mine = vec![false; classes];
             for (class, _) in flags.iter().enumerate().filter(|(_, flag)| **flag) {
-                let row = known.get(&class).ok_or_else(|| format!("class {class}, but labels.json names {classes} classes for this task"))?;
+                let row =
+                    known.get(&class).ok_or_else(|| format!("class {class}, but labels.json names {classes} classes for this task"))?;
                 mine[*row] = true;
             }
             Ok(Label::Classes(mine))
@@ -380,7 +381,8 @@ mod tests {
 
     #[test]
     fn labels_json_names_tasks_and_classes() {
-        let names = r#"[{"task_id": 0, "name": "soups", "labels": ["w", "x", "y", "z"]}, {"task_id": 1, "name": "cakes", "labels": ["p"]}]"#;
+        let names =
+            r#"[{"task_id": 0, "name": "soups", "labels": ["w", "x", "y", "z"]}, {"task_id": 1, "name": "cakes", "labels": ["p"]}]"#;
         let list = r#"[{"task_id": 0, "split": "train", "image": "a.png", "text": "", "label": 2}]"#;
         let dir = folder(&[("ANY.json", list), ("labels.json", names)]);
         let data = Dataset::open(dir.path()).unwrap();
@@ -396,9 +398,18 @@ mod tests {
         for (bad, expected) in [
             (r#"{"split": "train"}"#, "item 1, field `task_id`: missing"),
             (r#"{"task_id": 0, "split": "dev"}"#, r#"item 1, field `split`: expected "train", "val" or "test", found "dev""#),
-            (r#"{"task_id": 0, "split": "val", "image": "../a.png"}"#, "item 1 (../a.png), field `image`: expected a file name under images/"),
-            (r#"{"task_id": 0, "split": "val", "image": "x", "text": 3}"#, "item 1 (x), field `text`: expected a string or a list of strings, found 3"),
-            (r#"{"task_id": 0, "split": "val", "image": "x", "text": "t", "label": [0, 2]}"#, "field `label`: expected a class number or a list of 0 and 1, found [0,2]"),
+            (
+                r#"{"task_id": 0, "split": "val", "image": "../a.png"}"#,
+                "item 1 (../a.png), field `image`: expected a file name under images/",
+            ),
+            (
+                r#"{"task_id": 0, "split": "val", "image": "x", "text": 3}"#,
+                "item 1 (x), field `text`: expected a string or a list of strings, found 3",
+            ),
+            (
+                r#"{"task_id": 0, "split": "val", "image": "x", "text": "t", "label": [0, 2]}"#,
+                "field `label`: expected a class number or a list of 0 and 1, found [0,2]",
+            ),
             (r#"{"task_id": 0, "split": "val", "image": "x", "text": "t", "label": [0, 1]}"#, "all items must have the same form"),
         ] {
             let dir = folder(&[("L.json", &format!("[{good}, {bad}]"))]);

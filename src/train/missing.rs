@@ -52,7 +52,8 @@ impl MissingTable {
         for (task, known) in data.tasks.iter().enumerate() {
             for split in [Split::Train, Split::Val, Split::Test] {
                 let rows = data.rows(task, split);
-                let lost = choose(&mut stream(Purpose::Missing, seed, (known.id, split as u64)), rows.len(), (rows.len() as f64 * eta) as usize);
+                let lost =
+                    choose(&mut stream(Purpose::Missing, seed, (known.id, split as u64)), rows.len(), (rows.len() as f64 * eta) as usize);
                 for (place, &row) in lost.iter().enumerate() {
                     let keeps = match kind {
                         MissingKind::Image => Presence::TextOnly,
@@ -82,8 +83,9 @@ impl MissingTable {
     pub fn read(path: &Path, data: &Dataset) -> Result<Self, MissingError> {
         let fail = |problem: String| MissingError::Table { path: path.to_owned(), problem };
         let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
-        let table: Self = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&bytes))
-            .map_err(|e| fail(format!("{e}; expected {{\"eta\", \"kind\", \"seed\", \"items\": {{\"INDEX\": \"image_only\" | \"text_only\"}}}}")))?;
+        let table: Self = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&bytes)).map_err(|e| {
+            fail(format!("{e}; expected {{\"eta\", \"kind\", \"seed\", \"items\": {{\"INDEX\": \"image_only\" | \"text_only\"}}}}"))
+        })?;
         match table.items.last_key_value() {
             Some((last, _)) if *last >= data.items.len() => {
                 Err(fail(format!("names item {last}, but {} has {} items: it belongs to another data set", data.name, data.items.len())))

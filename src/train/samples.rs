@@ -3,7 +3,7 @@ use rayon::prelude::*;
 
 use super::dataset::{Dataset, DatasetError};
 use super::missing::MissingTable;
-use crate::input::{InputProcessor, Presence, Sample};
+use crate::input::{InputError, InputProcessor, Presence, Sample};
 
 /// The samples of the items at `rows`, in that order, each with what `missing` leaves it.
 ///
@@ -15,10 +15,15 @@ pub fn samples(data: &Dataset, rows: &[usize], missing: &MissingTable, processor
 
 fn sample(data: &Dataset, row: usize, presence: Presence, processor: &InputProcessor) -> Result<Sample, DatasetError> {
     let item = &data.items[row];
-    let picture = match presence {
-        Presence::TextOnly => None,
-        _ => Some(std::fs::read(data.image_path(item)).map_err(|e| data.sample_error(row, &e))?),
+    let picture = || std::fs::read(data.image_path(item)).map_err(|e| data.sample_error(row, &e));
+    let made = match presence {
+        Presence::Complete => processor.sample(Some(&picture()?), Some(&item.text)),
+        Presence::ImageOnly => processor.sample(Some(&picture()?), None),
+        Presence::TextOnly => match processor.sample(None, Some(&item.text)) {
+            // A text without a single token can't be what is kept.
+            Err(InputError::Empty) => processor.sample(Some(&picture()?), None),
+            made => made,
+        },
     };
-    let text = (presence != Presence::ImageOnly).then_some(item.text.as_str());
-    processor.sample(picture.as_deref(), text).map_err(|e| data.sample_error(row, &e))
+    made.map_err(|e| data.sample_error(row, &e))
 }

@@ -21,7 +21,9 @@ pub fn score(predictions: &[Option<&Label>], truth: &[&Label]) -> Option<f64> {
             let right = predictions.iter().zip(truth).filter(|(p, t)| **p == Some(**t)).count();
             Some(100.0 * right as f64 / truth.len() as f64)
         }
-        Label::Classes(flags) => Some(100.0 * (0..flags.len()).map(|class| f1(predictions, truth, class)).sum::<f64>() / flags.len() as f64),
+        Label::Classes(flags) => {
+            Some(100.0 * (0..flags.len()).map(|class| f1(predictions, truth, class)).sum::<f64>() / flags.len() as f64)
+        }
     }
 }
 

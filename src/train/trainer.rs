@@ -251,10 +251,8 @@ impl Steps<'_> {
         }
         let output = engine.run_task(&Packed::concat(&parts)?, &self.model)?;
         let labels: Vec<&Label> = batch.iter().map(|&i| self.labels[i]).collect();
-        let batch = Batch {
-            targets: targets(&labels, output.logits.device())?,
-            complete: complete.into_iter().map(|i| i as u32).collect(),
-        };
+        let batch =
+            Batch { targets: targets(&labels, output.logits.device())?, complete: complete.into_iter().map(|i| i as u32).collect() };
         let losses = self.objective.losses(&output, &batch)?;
         let value = |t: &Tensor| Ok::<_, candle_core::Error>(f64::from(t.to_scalar::<f32>()?));
         let loss = value(&losses.total)?;
@@ -313,7 +311,8 @@ impl Session<'_> {
                 chunks.entry(name).or_default().push(values);
             }
         }
-        let signals = chunks.into_iter().map(|(name, values)| Ok((name, Tensor::cat(&values, 0)?))).collect::<candle_core::Result<Signals>>()?;
+        let signals =
+            chunks.into_iter().map(|(name, values)| Ok((name, Tensor::cat(&values, 0)?))).collect::<candle_core::Result<Signals>>()?;
         let mut keys = SessionKeys::of(&signals, &whitened)?;
         for batch in batches {
             keys.moving_average_step(&signals, batch, self.settings.key_beta as f32)?;

@@ -6,6 +6,8 @@ use std::io::{Read, Seek, SeekFrom};
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
@@ -29,6 +31,8 @@ pub(super) struct Checkpoint {
     device: Device,
     /// What has been taken: name without prefix → SHA-256 of its shape and values.
     taken: BTreeMap<String, [u8; 32]>,
+    /// Draws every tensor instead of reading it.
+    random: Option<ChaCha8Rng>,
 }
 
 /// `model.safetensors.index.json`
@@ -54,7 +58,13 @@ impl Checkpoint {
         if places.keys().any(|name| name.starts_with(PREFIX)) {
             places = places.into_iter().filter_map(|(name, place)| Some((name.strip_prefix(PREFIX)?.to_owned(), place))).collect();
         }
-        Ok(Self { shards, places, device: device.clone(), taken: BTreeMap::new() })
+        Ok(Self { shards, places, device: device.clone(), taken: BTreeMap::new(), random: None })
+    }
+
+    /// A checkpoint that holds every tensor it is asked for, of random values: gains of a layer norm are 1, the rest lies in ±0.035.
+    pub fn random(seed: u64, device: &Device) -> Self {
+        let random = Some(ChaCha8Rng::seed_from_u64(seed));
+        Self { shards: Vec::new(), places: HashMap::new(), device: device.clone(), taken: BTreeMap::new(), random }
     }
 
     /// One tensor in f32, whatever its type in the file.
@@ -62,6 +72,12 @@ impl Checkpoint {
     /// # Errors
     /// Absent, of another shape, not of a float type, or holding a number that is not finite; each names the tensor.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ViltError> {
+        if let Some(rng) = &mut self.random {
+            let gain = shape.len() == 1 && name.ends_with("weight");
+            let values =
+                (0..shape.iter().product()).map(|_| if gain { 1.0 } else { 0.07 * rng.random::<f32>() - 0.035 }).collect::<Vec<_>>();
+            return Ok(Tensor::from_vec(values, shape, &self.device)?);
+        }
         let (shard, info) = self.place(name).ok_or_else(|| ViltError::MissingTensor(name.to_owned()))?;
         if info.shape != shape {
             return Err(ViltError::Shape { name: name.to_owned(), found: info.shape, expected: shape.to_vec() });

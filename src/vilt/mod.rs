@@ -91,9 +91,19 @@ impl Vilt {
             .read("config.json")
             .map_err(|source| ViltError::Read { file: "config.json".to_owned(), source })?
             .ok_or_else(|| ViltError::NoConfig { dir: dir.display() })?;
-        let config = ViltConfig::from_json(&config)?;
+        Self::of(ViltConfig::from_json(&config)?, Checkpoint::open(dir, device)?)
+    }
+
+    /// A backbone of random weights, to measure speed with. Its fingerprint is that of no checkpoint.
+    ///
+    /// # Errors
+    /// A configuration that makes no sense.
+    pub fn random(config: ViltConfig, seed: u64) -> std::result::Result<Self, ViltError> {
+        Self::of(config, Checkpoint::random(seed, &Device::Cpu))
+    }
+
+    fn of(config: ViltConfig, mut checkpoint: Checkpoint) -> std::result::Result<Self, ViltError> {
         let d = config.hidden_size;
-        let mut checkpoint = Checkpoint::open(dir, device)?;
         let embeddings = Embeddings::load(&mut checkpoint, &config)?;
         let layers = (0..config.num_hidden_layers)
             .map(|i| EncoderLayer::load(&mut checkpoint, i, &config))

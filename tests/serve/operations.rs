@@ -10,6 +10,16 @@ fn value(page: &str, series: &str) -> f64 {
     page.lines().find(|l| l.starts_with(series)).map_or(0.0, |l| l.rsplit(' ').next().unwrap().parse().unwrap())
 }
 
+/// Names and types of the table in deploy/METRICS.md, which the rules and the dashboard are held to.
+fn documented_metrics() -> Vec<(&'static str, &'static str)> {
+    let rows = include_str!("../../deploy/METRICS.md").lines().filter(|l| l.starts_with("| `"));
+    rows.map(|row| {
+        let mut cells = row.split('|').map(str::trim).skip(1);
+        (cells.next().unwrap().trim_matches('`'), cells.next().unwrap())
+    })
+    .collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_of_the_contract_is_there_with_its_help() {
     let server = start().await;
@@ -27,27 +37,14 @@ async fn every_metric_of_the_contract_is_there_with_its_help() {
     client.report_outcome(report).await.unwrap();
     server.upload(artifact("food")).await.unwrap();
     let page = server.metrics().await;
-    for name in [
-        "delo_requests_total",
-        "delo_request_duration_seconds",
-        "delo_stage_duration_seconds",
-        "delo_queue_depth",
-        "delo_batch_samples",
-        "delo_batch_tokens",
-        "delo_rejected_total",
-        "delo_routed_total",
-        "delo_routing_cosine",
-        "delo_routing_margin",
-        "delo_routing_outcomes_total",
-        "delo_label_outcomes_total",
-        "delo_factor_selected_total",
-        "delo_partition_info",
-        "delo_partition_load_seconds",
-        "delo_build_info",
-        "process_resident_memory_bytes",
-    ] {
+    let table = documented_metrics();
+    for (name, kind) in &table {
         assert!(page.contains(&format!("# HELP {name} ")), "no help of {name}");
+        assert!(page.contains(&format!("# TYPE {name} {kind}\n")), "{name} is no {kind}");
         assert!(page.lines().any(|l| l.starts_with(name)), "no series of {name}");
+    }
+    for name in page.lines().filter_map(|l| l.strip_prefix("# TYPE delo_")?.split(' ').next()) {
+        assert!(table.iter().any(|(known, _)| known.strip_prefix("delo_") == Some(name)), "delo_{name} is missing in deploy/METRICS.md");
     }
     assert!(page.contains("delo_requests_total{method=\"Classify\",code=\"OK\"}"), "{page}");
     assert!(page.contains("delo_requests_total{method=\"Classify\",code=\"INVALID_ARGUMENT\"}"), "{page}");
@@ -84,6 +81,20 @@ async fn outcomes_count_once_and_only_for_answers_that_are_known() {
     assert_eq!(client.report_outcome(by_task).await.unwrap().into_inner().task_correct, Some(false));
     let series = "delo_routing_outcomes_total{true_task=\"travel\",routed_task=\"food\"}";
     assert!(value(&server.metrics().await, series) >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outcomes_of_loaded_tasks_are_there_before_the_first() {
+    let server = start().await;
+    let page = server.metrics().await;
+    for true_task in TASKS {
+        for routed_task in TASKS {
+            let series = format!("delo_routing_outcomes_total{{true_task=\"{true_task}\",routed_task=\"{routed_task}\"}} ");
+            assert!(page.contains(&series), "{series}");
+        }
+        assert!(page.contains(&format!("delo_label_outcomes_total{{task=\"{true_task}\",correct=\"false\"}} ")));
+    }
+    assert!(value(&page, "delo_queue_capacity") >= 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,106 @@
+//! `delo eval`: AP, FG and routing accuracy of partitions.
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use serde_json::json;
+
+use super::Failure;
+use super::backbone::Backbone;
+use super::data::DataArgs;
+use super::output::{print, print_json};
+use crate::delo::keys::{KeyAverage, KeySignal, Metric};
+use crate::engine::RoutingRule;
+use crate::eval::{Evaluation, evaluate, read_directory, read_embedded};
+use crate::train::Split;
+
+/// Prints AP, FG and routing accuracy of partitions on a data set, task-agnostic and task-oracle, by modality pattern.
+///
+/// The sessions count as learnt in the order of the data set. Task-agnostic: the task key chooses the task, and a sample that goes to a wrong task
+/// counts as wrong. Task-oracle: the true task is given.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    delo eval --data data/emoji-cmml\n  \
+    delo eval --data data/emoji-cmml --partitions runs/emoji --metric both --json\n  \
+    delo eval --data data/emoji-cmml --partitions runs/emoji --missing image --eta 1   # text only")]
+pub struct EvalArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// A folder of partitions (*.safetensors); those in the program if left out
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    partitions: Option<PathBuf>,
+    /// A Hugging Face ViLT checkpoint directory; the one in the program if left out
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    backbone: Option<PathBuf>,
+    /// The items to evaluate
+    #[arg(long, value_enum, default_value_t = Split::Test, help_heading = "Data")]
+    split: Split,
+    /// Metric of the task key; both prints a column for each [default: what the partitions say]
+    #[arg(long, value_enum, help_heading = "Routing")]
+    metric: Option<MetricChoice>,
+    /// Signal of the task key, as summary, pooled, mean@LAYER, cls@LAYER or parts@LAYER; the partitions must hold its keys [default: what they say]
+    #[arg(long, value_name = "SIGNAL", help_heading = "Routing", requires = "metric")]
+    signal: Option<KeySignal>,
+    /// Key of the plain metric [default: what the partitions say]
+    #[arg(long, value_enum, help_heading = "Routing")]
+    average: Option<KeyAverage>,
+    /// Print JSON, with the score of every task after every session
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum MetricChoice {
+    Plain,
+    Whitened,
+    Both,
+}
+
+impl EvalArgs {
+    fn rules(&self) -> Result<Vec<RoutingRule>, Failure> {
+        let rule = |metric| RoutingRule { metric, signal: self.signal, average: self.average };
+        Ok(match self.metric {
+            None => vec![rule(None)],
+            Some(MetricChoice::Plain) => vec![rule(Some(Metric::Plain))],
+            Some(MetricChoice::Whitened) => vec![rule(Some(Metric::Whitened))],
+            Some(MetricChoice::Both) if self.signal.is_some() => {
+                return Err(Failure::usage("--signal goes with one metric: give --metric plain or --metric whitened"));
+            }
+            Some(MetricChoice::Both) => vec![rule(Some(Metric::Whitened)), rule(Some(Metric::Plain))],
+        })
+    }
+}
+
+pub fn run(args: EvalArgs) -> Result<(), Failure> {
+    let rules = args.rules()?;
+    let (data, missing) = args.data.open()?;
+    let Backbone { engine, processor, name } = Backbone::load(args.backbone.as_deref())?;
+    let partitions = match &args.partitions {
+        Some(dir) => read_directory(dir, engine.vilt())?,
+        None => read_embedded(engine.vilt())?,
+    };
+    let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(None, target);
+    let evaluation = Evaluation {
+        engine: &engine,
+        processor: &processor,
+        data: &data,
+        missing: &missing,
+        split: args.split,
+        partitions: &partitions,
+        rules: &rules,
+    };
+    let report = evaluate(&evaluation, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    if args.json {
+        let mut value = serde_json::to_value(&report)?;
+        value["backbone"] = json!(name);
+        return print_json(&value);
+    }
+    print(&report.table())
+}

@@ -1,0 +1,178 @@
+//! `delo train`: one session becomes a partition.
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::Failure;
+use super::backbone::Backbone;
+use super::data::DataArgs;
+use super::output::print;
+use crate::delo::keys::{KeyAverage, KeySignal, Metric};
+use crate::delo::partition::KeyRule;
+use crate::train::{Event, Outputs, Session, Settings, TrainError, Trained, train};
+
+/// Trains one session of a data set and writes its partition.
+///
+/// Only the session's factor pools, routers and head learn; the backbone stays frozen, and no other session's data is needed. The same command
+/// gives the same partition. A log with every step's losses and the missing table are written beside it. A run that was interrupted goes on with
+/// --resume, to the same result.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    delo train --data data/emoji-cmml --task 7 --out symbols.safetensors --lr 1e-3\n  \
+    delo train --data data/emoji-cmml --task symbols --out linear.safetensors --first-adapted-layer 6 --lr 1e-3\n  \
+    delo train --data UPMC-Food101-CMML --task 0 --backbone vilt-b32-mlm --out food-0.safetensors --resume")]
+pub struct TrainArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// The session: its task_id or its name
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    task: String,
+    /// A Hugging Face ViLT checkpoint directory; the one in the program if left out
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    backbone: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+    /// How the partition's key is compared with a sample
+    #[arg(long, value_enum, default_value_t = Metric::Whitened, help_heading = "Task key")]
+    key_metric: Metric,
+    /// Signal of the whitened metric: summary, pooled, or parts@LAYER, mean@LAYER, cls@LAYER; partitions that serve together need the same
+    #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Summary, help_heading = "Task key")]
+    key_signal: KeySignal,
+    /// Signal of the plain metric
+    #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Pooled, help_heading = "Task key")]
+    plain_signal: KeySignal,
+    /// Key of the plain metric: the mean over the session, or the paper's moving average
+    #[arg(long, value_enum, default_value_t = KeyAverage::Mean, help_heading = "Task key")]
+    plain_average: KeyAverage,
+    /// The partition to write
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    out: PathBuf,
+    /// The log, a JSON object for each step [default: FILE with .jsonl]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    log: Option<PathBuf>,
+    /// Go on from the checkpoint of an interrupted run, if there is one
+    #[arg(long, help_heading = "Output")]
+    resume: bool,
+    /// Overwrite the partition; start over where a checkpoint lies
+    #[arg(long, conflicts_with = "resume", help_heading = "Output")]
+    force: bool,
+    /// Steps between checkpoints; 0 means at the end of each epoch
+    #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Output")]
+    checkpoint_every: usize,
+    /// Memory for the states of the frozen layers, in MiB; they are computed at each step where they do not fit
+    #[arg(long, value_name = "MIB", default_value_t = 4096, help_heading = "Output")]
+    cache_mib: usize,
+}
+
+pub fn run(args: TrainArgs) -> Result<(), Failure> {
+    let (data, missing) = args.data.open()?;
+    let task = data.task(&args.task).map_err(Failure::usage)?;
+    let backbone = Backbone::load(args.backbone.as_deref())?;
+    let layers = backbone.engine.vilt().config.num_hidden_layers;
+    let key = KeyRule {
+        metric: args.key_metric,
+        signal: args.key_signal,
+        plain_signal: args.plain_signal,
+        plain_average: args.plain_average,
+    };
+    for (flag, signal) in [("--key-signal", key.signal), ("--plain-signal", key.plain_signal)] {
+        if signal.layer().is_some_and(|layer| layer > layers) {
+            return Err(Failure::usage(format!(
+                "{flag} {signal}: the backbone has layers 0 to {}, and @{layers} after the last",
+                layers - 1
+            )));
+        }
+    }
+    let settings = Settings { seed: args.data.seed, ..args.settings };
+    let outputs = Outputs {
+        log: args.log.unwrap_or_else(|| args.out.with_extension("jsonl")),
+        artifact: args.out,
+        force: args.force,
+        resume: args.resume,
+        checkpoint_every: args.checkpoint_every,
+        cache_bytes: args.cache_mib << 20,
+        created: created()?,
+    };
+    let Backbone { engine, processor, name } = &backbone;
+    let session = Session { engine, processor, backbone: name.clone(), data: &data, missing: &missing, task, settings: &settings, key };
+    let bar = Bar::new(&data.tasks[task].name);
+    let trained = train(&session, &outputs, &mut |event| bar.show(&event));
+    bar.0.finish_and_clear();
+    let trained = trained.map_err(|e| if matches!(e, TrainError::Settings(_)) { Failure::usage(e) } else { e.into() })?;
+    let table = outputs.artifact.with_extension("missing.json");
+    missing.write(&table)?;
+    print(&summary(&trained, &data.tasks[task].name, data.multi_label, &outputs.log, &table))
+}
+
+fn summary(trained: &Trained, task: &str, multi_label: bool, log: &Path, table: &Path) -> String {
+    let measure = if multi_label { "F1-macro" } else { "accuracy" };
+    let shown = |figure: Option<f64>| figure.map_or("–".to_owned(), |x| format!("{x:.1}"));
+    let v = &trained.validation;
+    format!(
+        "{}: {task}, {} samples, {} steps, {} learning parameters in pools, {:.0} s\n\
+         val {measure}, task given: {} % (complete {}, image only {}, text only {})\nlog {}, missing table {}",
+        trained.artifact.display(),
+        trained.samples,
+        trained.steps,
+        trained.pool_parameters,
+        trained.seconds,
+        shown(v.all),
+        shown(v.complete),
+        shown(v.image_only),
+        shown(v.text_only),
+        log.display(),
+        table.display(),
+    )
+}
+
+/// The time of creation that the artifact states: SOURCE_DATE_EPOCH where it is set, so that a build can be repeated to the byte.
+fn created() -> Result<String, Failure> {
+    let now = match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(seconds) => seconds
+            .parse()
+            .ok()
+            .and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok())
+            .ok_or_else(|| Failure::usage(format!("SOURCE_DATE_EPOCH {seconds:?}: give seconds since 1970, or unset it")))?,
+        Err(_) => OffsetDateTime::now_utc().replace_nanosecond(0)?,
+    };
+    Ok(now.format(&Rfc3339)?)
+}
+
+/// Progress on a terminal; elsewhere nothing is drawn.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new(task: &str) -> Self {
+        let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target).with_prefix(task.to_owned());
+        if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {msg} {elapsed} left {eta}") {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    fn show(&self, event: &Event<'_>) -> ControlFlow<()> {
+        let bar = &self.0;
+        match event {
+            Event::Prefix { done, total } => {
+                bar.set_length(*total as u64);
+                bar.set_position(*done as u64);
+                bar.set_message("frozen layers");
+            }
+            Event::Resumed { step } => {
+                bar.set_position(*step as u64);
+                bar.reset_eta();
+            }
+            Event::Step { record, steps } => {
+                bar.set_length(*steps as u64);
+                bar.set_position(record.step as u64 + 1);
+                bar.set_message(format!("loss {:.3}", record.loss));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}

@@ -1,0 +1,60 @@
+//! The partitions to evaluate: those of a folder, or those in the program.
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::delo::{Partition, PartitionError};
+use crate::engine::Resident;
+use crate::model_dir::embedded_partitions;
+use crate::vilt::Vilt;
+
+/// Why partitions cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PartitionsError {
+    #[error("cannot read {}: {source}; --partitions names a folder of *.safetensors", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{}: no *.safetensors in this folder; `delo train` writes them", .0.display())]
+    Empty(PathBuf),
+    #[error("this program holds no partitions: name a folder with --partitions")]
+    NoneEmbedded,
+    #[error("{name}: {source}")]
+    Refused { name: String, source: PartitionError },
+}
+
+/// Every `*.safetensors` of a folder, in order of name.
+///
+/// # Errors
+/// [`PartitionsError`] names the file that is refused.
+pub fn read_directory(dir: &Path, vilt: &Vilt) -> Result<Vec<Arc<Resident>>, PartitionsError> {
+    let unreadable = |path: &Path| {
+        let path = path.to_owned();
+        move |source| PartitionsError::Unreadable { path, source }
+    };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(unreadable(dir))? {
+        let path = entry.map_err(unreadable(dir))?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            paths.push(path);
+        }
+    }
+    if paths.is_empty() {
+        return Err(PartitionsError::Empty(dir.to_owned()));
+    }
+    paths.sort();
+    paths.iter().map(|path| resident(path.display().to_string(), &std::fs::read(path).map_err(unreadable(path))?, vilt)).collect()
+}
+
+/// The partitions in the program.
+///
+/// # Errors
+/// [`PartitionsError::Refused`] where `vilt` is not the backbone in the program.
+pub fn read_embedded(vilt: &Vilt) -> Result<Vec<Arc<Resident>>, PartitionsError> {
+    if embedded_partitions().is_empty() {
+        return Err(PartitionsError::NoneEmbedded);
+    }
+    embedded_partitions().iter().map(|(name, bytes)| resident((*name).to_owned(), bytes, vilt)).collect()
+}
+
+fn resident(name: String, bytes: &[u8], vilt: &Vilt) -> Result<Arc<Resident>, PartitionsError> {
+    let partition = Partition::read(bytes, vilt).map_err(|source| PartitionsError::Refused { name, source })?;
+    Ok(Arc::new(Resident { partition, version: 1 }))
+}

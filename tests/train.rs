@@ -1,0 +1,229 @@
+//! What the trainer promises of a session: the same artifact for the same seed, also when it is interrupted, and figures that follow it into `eval`.
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{engine, key_rule};
+use delo::delo::{KeySignal, Metric, Partition};
+use delo::engine::{Catalogue, Resident, RoutingRule};
+use delo::eval::{EvalError, Evaluation, evaluate};
+use delo::input::{InputProcessor, Limits};
+use delo::model_dir::ModelDir;
+use delo::train::{Dataset, Event, MissingKind, MissingTable, Outputs, Session, Settings, Split, TrainError, Trained, train};
+
+/// Two tasks, "warm" and "cool", of two classes each: plain pictures of a colour, and its name. `multi_label` gives a list in place of a class.
+fn write_data(dir: &Path, multi_label: bool) {
+    std::fs::create_dir(dir.join("images")).unwrap();
+    let colours = [[("red", [220, 20, 20]), ("orange", [250, 150, 0])], [("blue", [20, 20, 220]), ("green", [0, 160, 40])]];
+    let mut items = Vec::new();
+    for (task, classes) in colours.iter().enumerate() {
+        for (class, (name, rgb)) in classes.iter().enumerate() {
+            for i in 0..6 {
+                let file = format!("{name}-{i}.png");
+                let shade = |x: u8| x.saturating_sub(i * 12);
+                image::RgbImage::from_pixel(16, 16, image::Rgb(rgb.map(shade))).save(dir.join("images").join(&file)).unwrap();
+                let split = ["train", "train", "train", "train", "val", "test"][usize::from(i)];
+                let label = if multi_label { serde_json::json!([1, class]) } else { serde_json::json!(class) };
+                items.push(serde_json::json!({
+                    "task_id": task, "split": split, "image": file, "text": [format!("something {name}"), "colour"], "label": label,
+                }));
+            }
+        }
+    }
+    std::fs::write(dir.join("COLOURS.json"), serde_json::to_vec(&items).unwrap()).unwrap();
+    let names = serde_json::json!([
+        {"task_id": 0, "name": "warm", "labels": ["red", "orange"]}, {"task_id": 1, "name": "cool", "labels": ["blue", "green"]},
+    ]);
+    std::fs::write(dir.join("labels.json"), serde_json::to_vec(&names).unwrap()).unwrap();
+}
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    data: Dataset,
+    missing: MissingTable,
+    processor: InputProcessor,
+    settings: Settings,
+}
+
+impl Fixture {
+    fn new(multi_label: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_data(dir.path(), multi_label);
+        let data = Dataset::open(dir.path()).unwrap();
+        let missing = MissingTable::draw(&data, 0.5, MissingKind::Both, 0).unwrap();
+        let config = &engine().vilt().config;
+        let processor =
+            InputProcessor::load(&ModelDir::Embedded, config.patch_size, config.max_position_embeddings, Limits::default()).unwrap();
+        let settings = Settings { experts: 4, rank: 2, first_adapted_layer: 4, lr: 2e-3, batch: 3, epochs: 3, ..Settings::default() };
+        Self { dir, data, missing, processor, settings }
+    }
+
+    /// 8 training samples in steps of 3: three steps an epoch.
+    fn outputs(&self, name: &str) -> Outputs {
+        Outputs {
+            artifact: self.dir.path().join(format!("{name}.safetensors")),
+            log: self.dir.path().join(format!("{name}.jsonl")),
+            force: false,
+            resume: false,
+            checkpoint_every: 0,
+            cache_bytes: 1 << 30,
+            created: "2026-01-01T00:00:00Z".to_owned(),
+        }
+    }
+
+    /// Trains a task; stops after `steps` steps where given.
+    fn train(&self, task: usize, settings: &Settings, outputs: &Outputs, steps: Option<usize>) -> Result<Trained, TrainError> {
+        let session = Session {
+            engine: engine(),
+            processor: &self.processor,
+            backbone: "emoji-mini".to_owned(),
+            data: &self.data,
+            missing: &self.missing,
+            task,
+            settings,
+            key: key_rule(Metric::Whitened, KeySignal::Parts { layer: 2 }),
+        };
+        train(&session, outputs, &mut |event| match (event, steps) {
+            (Event::Step { record, .. }, Some(last)) if record.step + 1 == last => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        })
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.outputs(name).artifact).unwrap()
+    }
+
+    /// The log without its times.
+    fn losses(&self, name: &str) -> Vec<serde_json::Value> {
+        let log = std::fs::read_to_string(self.outputs(name).log).unwrap();
+        let line = |line| {
+            let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+            record["seconds"] = 0.into();
+            record
+        };
+        log.lines().map(line).collect()
+    }
+
+    fn partition(&self, name: &str) -> Partition {
+        Partition::read(&self.bytes(name), engine().vilt()).unwrap()
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
+    let f = Fixture::new(false);
+    f.train(0, &f.settings, &f.outputs("one"), None).unwrap();
+    // Whether the frozen states are kept or computed at each step makes no difference.
+    f.train(0, &f.settings, &Outputs { cache_bytes: 0, ..f.outputs("two") }, None).unwrap();
+    f.train(0, &Settings { seed: 1, ..f.settings.clone() }, &f.outputs("three"), None).unwrap();
+    assert!(f.bytes("one") == f.bytes("two"));
+    assert_eq!(f.losses("one"), f.losses("two"));
+    assert_ne!(f.partition("one").checksum, f.partition("three").checksum);
+}
+
+#[test]
+fn a_resumed_session_gives_the_artifact_and_log_of_one_never_interrupted() {
+    let f = Fixture::new(false);
+    f.train(1, &f.settings, &f.outputs("whole"), None).unwrap();
+    // Stopped in the second epoch, two steps after the checkpoint; then in the third, with checkpoints inside epochs.
+    let often = Outputs { checkpoint_every: 2, ..f.outputs("parts") };
+    assert!(matches!(f.train(1, &f.settings, &f.outputs("parts"), Some(5)), Err(TrainError::Stopped { step: 5 })));
+    assert!(matches!(f.train(1, &f.settings, &often, None), Err(TrainError::Interrupted(_))));
+    let resumed = Outputs { resume: true, ..often };
+    assert!(matches!(f.train(1, &f.settings, &resumed, Some(7)), Err(TrainError::Stopped { step: 7 })));
+    f.train(1, &f.settings, &resumed, None).unwrap();
+    assert!(f.bytes("whole") == f.bytes("parts"));
+    assert_eq!(f.losses("whole"), f.losses("parts"));
+    assert_eq!(f.losses("parts").len(), 9);
+    assert!(!f.dir.path().join("parts.safetensors.checkpoint").exists());
+}
+
+#[test]
+fn a_checkpoint_of_other_settings_is_refused_by_name() {
+    let f = Fixture::new(false);
+    f.train(0, &f.settings, &f.outputs("p"), Some(4)).unwrap_err();
+    let other = Settings { lr: 0.5, ..f.settings.clone() };
+    let error = f.train(0, &other, &Outputs { resume: true, ..f.outputs("p") }, None).unwrap_err().to_string();
+    assert!(error.contains("was made with lr 0.002, this run has 0.5"), "{error}");
+}
+
+#[test]
+fn an_artifact_is_overwritten_only_on_demand() {
+    let f = Fixture::new(false);
+    let settings = Settings { epochs: 1, first_adapted_layer: 6, ..f.settings.clone() };
+    f.train(0, &settings, &f.outputs("p"), None).unwrap();
+    assert!(matches!(f.train(0, &settings, &f.outputs("p"), None), Err(TrainError::Exists(_))));
+    f.train(0, &settings, &Outputs { force: true, ..f.outputs("p") }, None).unwrap();
+}
+
+#[test]
+fn the_loss_falls_and_every_term_is_logged() {
+    let f = Fixture::new(false);
+    let settings = Settings { epochs: 12, ..f.settings.clone() };
+    f.train(0, &settings, &f.outputs("p"), None).unwrap();
+    let log = f.losses("p");
+    let mean = |rows: &[serde_json::Value]| rows.iter().map(|r| r["classification"].as_f64().unwrap()).sum::<f64>() / rows.len() as f64;
+    assert!(mean(&log[log.len() - 6..]) < 0.5 * mean(&log[..6]), "{} then {}", mean(&log[..6]), mean(&log[log.len() - 6..]));
+    assert!(log.iter().any(|r| r["alignment"].as_f64().is_some_and(|x| x > 0.0)));
+    assert!(log.iter().any(|r| r["consistency"].as_f64().is_some_and(|x| x > 0.0)));
+}
+
+#[test]
+fn a_linear_head_trains_without_adapters() {
+    let f = Fixture::new(false);
+    let trained = f.train(0, &Settings { first_adapted_layer: 6, ..f.settings.clone() }, &f.outputs("p"), None).unwrap();
+    assert_eq!((trained.pool_parameters, trained.samples, trained.steps), (0, 8, 9));
+    assert!(f.losses("p").iter().all(|r| r["alignment"].is_null() && r["consistency"].is_null()));
+}
+
+#[test]
+fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
+    for multi_label in [false, true] {
+        let f = Fixture::new(multi_label);
+        f.train(0, &f.settings, &f.outputs("a"), None).unwrap();
+        f.train(1, &f.settings, &f.outputs("b"), None).unwrap();
+        let residents = ["b", "a"].map(|name| Arc::new(Resident { partition: f.partition(name), version: 1 }));
+        let rules = [RoutingRule { metric: Some(Metric::Whitened), ..Default::default() }, RoutingRule { metric: Some(Metric::Plain), ..Default::default() }];
+        let evaluation = Evaluation {
+            engine: engine(),
+            processor: &f.processor,
+            data: &f.data,
+            missing: &f.missing,
+            split: Split::Val,
+            partitions: &residents,
+            rules: &rules,
+        };
+        let report = evaluate(&evaluation, &mut |_, _| ()).unwrap();
+        assert_eq!(report.samples, 4);
+        // The data set's order, not the folder's.
+        let tasks: Vec<_> = report.oracle.tasks.iter().map(|t| t.task.as_str()).collect();
+        assert_eq!(tasks, ["warm", "cool"]);
+        let name = if multi_label { "val_f1_macro" } else { "val_accuracy" };
+        for (row, resident) in report.oracle.tasks.iter().zip(residents.iter().rev()) {
+            assert_eq!(row.scores.last(), Some(&resident.partition.meta.metrics[name]), "{name}");
+        }
+        assert_eq!(report.oracle.fg, Some(0.0));
+        assert_eq!(report.agnostic.len(), 2);
+        for column in &report.agnostic {
+            assert!(column.ap <= report.oracle.ap);
+            assert_eq!(column.tasks[0].scores.len(), 2);
+            // One task alone takes every sample.
+            assert_eq!(column.tasks[0].scores[0], report.oracle.tasks[0].scores[0]);
+        }
+
+        // The routing accuracy is that of the catalogue that serves.
+        let catalogue = Catalogue::empty(engine().vilt(), rules[0]).with_all(residents.clone()).unwrap();
+        let rows: Vec<usize> = (0..2).flat_map(|task| f.data.rows(task, Split::Val)).collect();
+        let samples = delo::train::samples::samples(&f.data, &rows, &f.missing, &f.processor).unwrap();
+        let chosen = engine().route(&catalogue, &samples).unwrap();
+        let hits = rows.iter().zip(&chosen).filter(|(row, c)| *c[0].task == f.data.tasks[f.data.items[**row].task].name).count();
+        assert_eq!(report.agnostic[0].routing.unwrap().all, Some(25.0 * hits as f64));
+
+        let alone = Evaluation { partitions: &residents[..1], ..evaluation };
+        assert!(evaluate(&alone, &mut |_, _| ()).unwrap().notes[0].contains("no partition for warm"));
+        let none = Evaluation { partitions: &[], ..alone };
+        assert!(matches!(evaluate(&none, &mut |_, _| ()), Err(EvalError::NoTask(_))));
+    }
+}
