@@ -18,7 +18,8 @@ fn clipped(message: impl Into<String>) -> String {
     let mut message = message.into();
     message.truncate(message.find('\n').unwrap_or(message.len()));
     if message.len() > MAX_MESSAGE {
-        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+        let end = (0..=MAX_MESSAGE).rev().find(|&end| message.is_char_boundary(end)).unwrap_or(0);
+        message.truncate(end);
         message.push('…');
     }
     message
