@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn the_seed_decides_and_nothing_else_does() {
         let small = data([[11, 7, 3], [20, 0, 1]]);
-        let draw = |data, seed| MissingTable::draw(data, 0.5, MissingKind::Both, seed).unwrap();
+        let draw = |data: &Dataset, seed| MissingTable::draw(data, 0.5, MissingKind::Both, seed).unwrap();
         assert_eq!(draw(&small, 3), draw(&small, 3));
         assert_ne!(draw(&small, 3).items, draw(&small, 4).items);
         // More items in task 0 change nothing in task 1.

@@ -218,8 +218,8 @@ mod tests {
         // Two samples, the second complete; its proxied copy is the third row.
         let output = TaskOutput {
             logits: tensor(&[&[1.0, 0.0], &[0.5, 0.0], &[0.0, 0.5]]),
-            query_visual: vec![tensor(&[&[1.0, 0.0]; 3]), tensor(&[&[1.0, 1.0]; 3])],
-            query_textual: vec![tensor(&[&[0.0, 1.0]; 3]), tensor(&[&[1.0, 1.0]; 3])],
+            query_visual: vec![tensor(&[[1.0, 0.0].as_slice(); 3]), tensor(&[[1.0, 1.0].as_slice(); 3])],
+            query_textual: vec![tensor(&[[0.0, 1.0].as_slice(); 3]), tensor(&[[1.0, 1.0].as_slice(); 3])],
         };
         let labels = [Label::Class(0), Label::Class(1)];
         let batch = Batch { targets: targets(&[&labels[0], &labels[1]], &Device::Cpu).unwrap(), complete: vec![1] };
