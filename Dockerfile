@@ -18,6 +18,7 @@ COPY . .
 RUN touch build.rs src/lib.rs src/main.rs \
     && cargo build --release --locked --package delo --bin delo \
     && install -D -m 755 target/release/delo /out/usr/local/bin/delo \
+    && strip --strip-debug /out/usr/local/bin/delo \
     && install -D -m 644 -t /out/usr/share/doc/delo LICENSE THIRD_PARTY_NOTICES.md README.md
 
 FROM debian:${DEBIAN_VERSION}-slim
