@@ -73,12 +73,8 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let task = data.task(&args.task).map_err(Failure::usage)?;
     let backbone = Backbone::load(args.backbone.as_deref())?;
     let layers = backbone.engine.vilt().config.num_hidden_layers;
-    let key = KeyRule {
-        metric: args.key_metric,
-        signal: args.key_signal,
-        plain_signal: args.plain_signal,
-        plain_average: args.plain_average,
-    };
+    let key =
+        KeyRule { metric: args.key_metric, signal: args.key_signal, plain_signal: args.plain_signal, plain_average: args.plain_average };
     for (flag, signal) in [("--key-signal", key.signal), ("--plain-signal", key.plain_signal)] {
         if signal.layer().is_some_and(|layer| layer > layers) {
             return Err(Failure::usage(format!(
