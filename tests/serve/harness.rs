@@ -173,6 +173,12 @@ pub fn picture(seed: u64, format: ImageFormat) -> Vec<u8> {
 }
 
 pub fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    if format == ImageFormat::Jpeg {
+        let mut bytes = Vec::new();
+        let (width, height) = (image.width().try_into().unwrap(), image.height().try_into().unwrap());
+        jpeg_encoder::Encoder::new(&mut bytes, 75).encode(&image.to_rgb8(), width, height, jpeg_encoder::ColorType::Rgb).unwrap();
+        return bytes;
+    }
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
