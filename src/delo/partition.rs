@@ -283,7 +283,7 @@ fn check_names(meta: &PartitionMeta) -> Result<(), PartitionError> {
 
 fn check_dummy(meta: &PartitionMeta, vilt: &Vilt) -> Result<(), PartitionError> {
     let (patch, [height, width]) = (vilt.config.patch_size, meta.dummy_image);
-    let sound = |side: usize| side > 0 && side % patch == 0 && side <= 64 * patch;
+    let sound = |side: usize| side > 0 && side.is_multiple_of(patch) && side <= 64 * patch;
     if sound(height) && sound(width) {
         return Ok(());
     }

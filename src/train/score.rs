@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn figures_are_split_by_pattern() {
         let presence = [Presence::Complete, Presence::TextOnly, Presence::Complete];
-        let counts = ByPattern::of(&presence, |rows| (!rows.is_empty()).then(|| rows.len() as f64));
+        let counts = ByPattern::of(&presence, |rows| (!rows.is_empty()).then_some(rows.len() as f64));
         assert_eq!(counts, ByPattern { all: Some(3.0), complete: Some(2.0), image_only: None, text_only: Some(1.0) });
     }
 }
