@@ -1,17 +1,12 @@
 //! `delo features`: the frozen backbone's features of one sample.
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use candle_core::Device;
 use serde_json::{Map, json};
 
 use super::Failure;
+use super::backbone::Backbone;
 use super::output::{print, print_json, table};
 use crate::delo::keys::KeySignal;
-use crate::engine::Engine;
-use crate::input::{InputProcessor, Limits};
-use crate::model_dir::ModelDir;
-use crate::vilt::Vilt;
 
 /// Prints the frozen backbone's features of one sample: the pooled vector, and the query signal (mean over text and patches) entering each
 /// layer, `mean@0` and so on; `mean@L` is that after the last layer. It shows whether a checkpoint is read as it should be.
@@ -35,14 +30,11 @@ pub struct FeaturesArgs {
 }
 
 pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
-    let dir = ModelDir::from(args.backbone.as_deref());
-    let vilt = Vilt::load(&dir, &Device::Cpu)?;
-    let input = InputProcessor::load(&dir, vilt.config.patch_size, vilt.config.max_position_embeddings, Limits::default())?;
+    let Backbone { engine, processor, name: backbone } = Backbone::load(args.backbone.as_deref())?;
     let image =
         args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
-    let sample = input.sample(image.as_deref(), args.text.as_deref())?;
+    let sample = processor.sample(image.as_deref(), args.text.as_deref())?;
     let presence = sample.presence();
-    let engine = Engine::new(Arc::new(vilt), input.dummy_text().to_vec());
     let vilt = engine.vilt();
 
     let wanted: Vec<_> =
@@ -60,7 +52,7 @@ pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
         let pooled = vectors.pop().map(|(_, values)| values);
         let signals: Map<_, _> = vectors.into_iter().map(|(name, values)| (name, json!(values))).collect();
         return print_json(&json!({
-            "backbone": dir.display(), "fingerprint": vilt.fingerprint, "presence": presence, "pooled": pooled, "signals": signals,
+            "backbone": backbone, "fingerprint": vilt.fingerprint, "presence": presence, "pooled": pooled, "signals": signals,
         }));
     }
     let mut rows = vec![["signal", "width", "norm", "first values"].map(str::to_owned).to_vec()];
@@ -69,5 +61,5 @@ pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
         let first: Vec<_> = values.iter().take(4).map(|x| format!("{x:.4}")).collect();
         vec![name.clone(), values.len().to_string(), format!("{norm:.4}"), first.join(" ")]
     }));
-    print(&format!("{} {}\n\n{}", dir.display(), vilt.fingerprint, table(&rows)))
+    print(&format!("{} {}\n\n{}", backbone, vilt.fingerprint, table(&rows)))
 }

@@ -1,5 +1,6 @@
 //! `delo serve`.
 use std::future::Future;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -83,7 +84,8 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
 
 fn log_to_stderr(logging: &Logging) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(&logging.filter).map_err(|e| format!("configuration: logging.filter: {e}"))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match logging.format {
         LogFormat::Human => subscriber.init(),
         LogFormat::Json => subscriber.json().flatten_event(true).init(),
