@@ -46,7 +46,7 @@ impl Engine {
         if accepted.is_empty() {
             return Ok(Vec::new());
         }
-        let samples: Vec<Sample> = accepted.iter().map(|q| q.sample.clone()).collect();
+        let samples: Vec<&Sample> = accepted.iter().map(|q| &q.sample).collect();
         let embedded = self.embed(&samples, catalogue.dummy_image())?;
         let (base, routed) = self.decide(catalogue, accepted, embedded)?;
         let layers = self.vilt.layers.len();

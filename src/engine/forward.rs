@@ -1,4 +1,5 @@
 //! The layers over a packed stream: frozen, and with one task's learning adapters.
+use std::borrow::Borrow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,14 +18,14 @@ type Update<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
 
 impl Engine {
     /// Hidden states entering layer 0; the dummy text, and a white image of `dummy_image` = [height, width] pixels, in place of what is missing.
-    pub fn embed(&self, samples: &[Sample], dummy_image: [usize; 2]) -> Result<Packed> {
+    pub fn embed(&self, samples: &[impl Borrow<Sample>], dummy_image: [usize; 2]) -> Result<Packed> {
         let embeddings = &self.vilt.embeddings;
-        let any_without_image = samples.iter().any(|s| s.image.is_none());
+        let any_without_image = samples.iter().any(|s| s.borrow().image.is_none());
         let dummy = any_without_image.then(|| embeddings.image(&Pixels::dummy(dummy_image[0], dummy_image[1]))).transpose()?;
         let mut parts = Vec::with_capacity(2 * samples.len());
         let mut spans = Vec::with_capacity(samples.len());
         let mut start = 0;
-        for sample in samples {
+        for sample in samples.iter().map(Borrow::borrow) {
             let text = embeddings.text(sample.text.as_ref().unwrap_or(&self.dummy_text))?;
             let image = match (&sample.image, &dummy) {
                 (Some(pixels), _) => embeddings.image(pixels)?,

@@ -59,7 +59,7 @@ impl<'a> FrozenPrefix<'a> {
     }
 
     fn compute(&self, rows: &[usize]) -> Result<Vec<Packed>> {
-        let samples: Vec<Sample> = rows.iter().map(|&row| self.samples[row].clone()).collect();
+        let samples: Vec<&Sample> = rows.iter().map(|&row| &self.samples[row]).collect();
         let packed = self.engine.run_frozen(&self.engine.embed(&samples, self.dummy_image)?, self.layers.clone())?;
         (0..rows.len()).map(|row| packed.sample(row)).collect()
     }
