@@ -10,8 +10,9 @@ use serde::de::{DeserializeOwned, Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 
 use crate::delo::keys::{KeyAverage, KeySignal, Metric};
-use crate::engine::RoutingRule;
+use crate::engine::{Options, RoutingRule};
 use crate::input::Limits;
+use crate::kernels::{Isa, Precision};
 
 /// Every setting and its default, with comments.
 pub const DEFAULTS: &str = include_str!("../migrations-free-config/default.toml");
@@ -67,8 +68,21 @@ pub struct Model {
     pub partitions: Option<PathBuf>,
     #[serde(deserialize_with = "from_str")]
     pub device: Device,
-    #[serde(deserialize_with = "from_str")]
-    pub precision: Precision,
+    /// `None`, written `auto`: the fastest on this processor. Likewise the instructions.
+    #[serde(deserialize_with = "auto_from_str")]
+    pub precision: Option<Precision>,
+    /// The best vector instructions that may be used.
+    #[serde(deserialize_with = "auto_from_str")]
+    pub isa: Option<Isa>,
+    /// Threads of the compute pool; 0 for as many as there are cores.
+    pub threads: usize,
+}
+
+impl Model {
+    /// What the engine computes with.
+    pub fn options(&self) -> Options {
+        Options { precision: self.precision, isa: self.isa }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -187,25 +201,6 @@ impl FromStr for Device {
     }
 }
 
-/// The number format of the forward pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    #[default]
-    F32,
-}
-
-impl FromStr for Precision {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" | "f32" => Ok(Self::F32),
-            "bf16" => Err("\"bf16\": this build of delo computes in f32, choose \"auto\" or \"f32\"".to_owned()),
-            _ => Err(format!("{text:?} is no precision, choose \"auto\" or \"f32\"")),
-        }
-    }
-}
-
 impl Routing {
     /// The rule for the catalogue.
     pub fn rule(&self) -> RoutingRule {
@@ -302,6 +297,13 @@ fn auto<'de, T: Deserialize<'de>, D: Deserializer<'de>>(de: D) -> Result<Option<
     }
 }
 
+fn auto_from_str<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(de: D) -> Result<Option<T>, D::Error> {
+    match String::deserialize(de)?.as_str() {
+        "auto" => Ok(None),
+        choice => choice.parse().map(Some).map_err(D::Error::custom),
+    }
+}
+
 fn positive<'de, D: Deserializer<'de>>(de: D) -> Result<usize, D::Error> {
     match usize::deserialize(de)? {
         0 => Err(D::Error::custom("must be at least 1")),
@@ -384,9 +386,9 @@ mod tests {
 
     #[test]
     fn says_what_to_choose_instead_of_a_device_or_precision_that_this_build_lacks() {
-        for (text, setting) in [("device = \"cuda:0\"", "model.device"), ("precision = \"bf16\"", "model.precision")] {
+        for (text, setting) in [("device = \"cuda:0\"", "model.device"), ("precision = \"f8\"", "model.precision"), ("isa = \"mmx\"", "model.isa")] {
             let error = with_file(&format!("[model]\n{text}")).unwrap_err().to_string();
-            assert!(error.contains(setting) && error.contains("choose \"auto\""), "{error}");
+            assert!(error.contains(setting), "{error}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! The house, in the order of its one-way dependencies:
 //! - [`model_dir`]: a Hugging Face checkpoint directory, on disk or embedded in the binary.
 //! - [`input`]: an image or a text from outside becomes a [`input::Sample`].
+//! - [`kernels`]: the arithmetic of a forward on a CPU, per set of vector instructions.
 //! - [`vilt`]: the frozen backbone; knows nothing of DeLo.
 //! - [`delo`]: the method: factor pools, routing, task keys, and the partition artifact.
 //! - [`engine`]: many samples of many tasks become one packed batch and one forward.
@@ -19,6 +20,7 @@ pub mod delo;
 pub mod engine;
 pub mod eval;
 pub mod input;
+pub mod kernels;
 pub mod model_dir;
 pub mod registry;
 pub mod serve;

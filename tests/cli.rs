@@ -156,7 +156,7 @@ fn looks_at_partition_files() {
 #[test]
 fn prints_features_of_a_sample() {
     let features = json(&["features", "--text", "a cat", "--json"]);
-    let config = &common::engine().vilt().config;
+    let config = &common::engine().backbone().config;
     assert_eq!(features["pooled"].as_array().unwrap().len(), config.hidden_size);
     assert_eq!(features["signals"].as_object().unwrap().len(), config.num_hidden_layers + 1);
     assert_eq!(features["presence"], "text_only");

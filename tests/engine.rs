@@ -1,15 +1,28 @@
 //! The packed forward computes what the padded reference and the learning model compute, whatever the batch.
 mod common;
 
+use std::sync::OnceLock;
+
+use candle_core::Device;
 use common::{difference, engine, key_rule, random_model, random_sample, resident, spec};
 use delo::delo::{KeySignal, Layout, Metric, TaskModel};
-use delo::engine::{Catalogue, Query, RoutingRule};
+use delo::engine::{Answer, Catalogue, EngineError, Options, Query, RoutingRule};
 use delo::input::{Pixels, Sample};
-use delo::vilt::PaddedInput;
+use delo::kernels::{Isa, Precision};
+use delo::model_dir::ModelDir;
+use delo::vilt::{PaddedInput, Vilt};
 use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 fn query(sample: Sample, task: Option<&str>) -> Query {
     Query { sample, task: task.map(str::to_owned), explain: false }
+}
+
+/// The backbone as plain candle operations.
+fn reference() -> &'static Vilt {
+    static VILT: OnceLock<Vilt> = OnceLock::new();
+    VILT.get_or_init(|| Vilt::load(&ModelDir::Embedded, &Device::Cpu).unwrap())
 }
 
 /// What the padded reference takes for the same sample.
@@ -28,7 +41,7 @@ fn catalogue(metric: Metric, signal: KeySignal) -> Catalogue {
         let model = random_model(spec(layout, first), 3 + i, i as u64);
         resident(&format!("task-{i}"), &model, key_rule(metric, signal), i as u64)
     });
-    Catalogue::empty(engine().vilt(), RoutingRule::default()).with_all(residents).unwrap()
+    Catalogue::empty(engine().backbone(), RoutingRule::default()).with_all(residents).unwrap()
 }
 
 proptest! {
@@ -37,7 +50,7 @@ proptest! {
     #[test]
     fn packed_equals_padded(seeds in prop::collection::vec(0u64..10_000, 1..5)) {
         let samples: Vec<Sample> = seeds.iter().map(|&s| random_sample(s)).collect();
-        let reference = engine().vilt().forward(&samples.iter().map(padded).collect::<Vec<_>>()).unwrap();
+        let reference = reference().forward(&samples.iter().map(padded).collect::<Vec<_>>()).unwrap();
         let packed = engine().embed(&samples, engine().default_dummy_image()).unwrap();
         let signals = engine().signals(&packed, &[KeySignal::Pooled]).unwrap();
         prop_assert!(difference(&signals["pooled"], &reference.pooled) < 1e-5);
@@ -65,6 +78,51 @@ proptest! {
     }
 }
 
+/// Alone, in random mixed batches, on one thread and on two: the same bits, in every precision and with every set of instructions.
+#[test]
+fn scores_do_not_depend_on_the_batch_nor_on_the_threads() {
+    let catalogue = catalogue(Metric::Whitened, KeySignal::Parts { layer: 3 });
+    let queries: Vec<Query> = (0..24).map(|s| query(random_sample(s), (s % 4 == 3).then_some("task-1"))).collect();
+    let pools = [1, 2].map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
+    let bits = |answer: Result<Answer, EngineError>| {
+        let answer = answer.unwrap();
+        let cosines: Vec<u32> = answer.candidates.iter().map(|c| c.cosine.to_bits()).collect();
+        (answer.resident.task().to_owned(), answer.scores.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), cosines)
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    for precision in Precision::ALL {
+        for isa in Isa::available() {
+            let engine = common::engine_with(Options { precision: Some(precision), isa: Some(isa) });
+            let classify = |pool: usize, chosen: &[Query]| pools[pool].install(|| engine.classify(&catalogue, chosen));
+            let alone: Vec<_> = queries.iter().map(|q| bits(classify(0, std::slice::from_ref(q)).remove(0))).collect();
+            let batches = if isa == Isa::detect() { 100 } else { 4 };
+            for batch in 0..batches {
+                let rows: Vec<usize> = (0..rng.random_range(1..12)).map(|_| rng.random_range(0..queries.len())).collect();
+                let chosen: Vec<Query> = rows.iter().map(|&row| queries[row].clone()).collect();
+                for (row, answer) in rows.iter().zip(classify(batch % 2, &chosen)) {
+                    assert_eq!(bits(answer), alone[*row], "{precision} {isa}, batch {batch}");
+                }
+            }
+        }
+    }
+}
+
+/// bf16 moves no score by more than its rounding explains.
+#[test]
+fn bf16_scores_are_near_those_of_f32() {
+    let catalogue = catalogue(Metric::Plain, KeySignal::Pooled);
+    for isa in Isa::available() {
+        let engine = common::engine_with(Options { precision: Some(Precision::Bf16), isa: Some(isa) });
+        for seed in 0..12 {
+            let query = query(random_sample(seed), Some("task-0"));
+            let [exact, rounded] = [common::engine(), &engine].map(|e| e.classify(&catalogue, std::slice::from_ref(&query)).remove(0).unwrap());
+            for (x, y) in exact.scores.iter().zip(&rounded.scores) {
+                assert!((x - y).abs() < 0.05, "{isa}: {x} and {y}");
+            }
+        }
+    }
+}
+
 #[test]
 fn all_b_zero_equals_the_frozen_backbone() {
     let samples: Vec<Sample> = (0..6).map(random_sample).collect();
@@ -87,7 +145,7 @@ fn serving_computes_what_the_learning_model_computes() {
         let logits = engine().run_task(&entering, &model).unwrap().logits;
         let expected = candle_nn::ops::softmax(&logits, 1).unwrap().to_vec2::<f32>().unwrap();
         let resident = resident("only", &model, key_rule(Metric::Plain, KeySignal::Pooled), 1);
-        let catalogue = Catalogue::empty(engine().vilt(), RoutingRule::default()).with(resident).unwrap();
+        let catalogue = Catalogue::empty(engine().backbone(), RoutingRule::default()).with(resident).unwrap();
         let queries: Vec<Query> = samples.iter().map(|s| query(s.clone(), None)).collect();
         for (answer, expected) in engine().classify(&catalogue, &queries).into_iter().zip(expected) {
             for (x, y) in answer.unwrap().scores.iter().zip(expected) {
@@ -105,7 +163,7 @@ fn a_signal_in_the_frozen_prefix_routes_as_a_pass_of_its_own_does() {
             let model = random_model(spec(Layout::RankOne, first), 3, i);
             resident(&format!("task-{i}"), &model, key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), i)
         });
-        Catalogue::empty(engine().vilt(), RoutingRule::default()).with_all(residents).unwrap()
+        Catalogue::empty(engine().backbone(), RoutingRule::default()).with_all(residents).unwrap()
     };
     let (shared, own) = (deep(3), deep(0));
     for seed in 0..9 {
@@ -124,7 +182,7 @@ fn routing_does_not_depend_on_the_order_of_loads_nor_on_others_that_came_and_wen
             let model = random_model(spec(Layout::RankOne, 4), 3, i);
             resident(&format!("task-{i}"), &model, key_rule(metric, KeySignal::Parts { layer: 3 }), i)
         };
-        let empty = || Catalogue::empty(engine().vilt(), RoutingRule::default());
+        let empty = || Catalogue::empty(engine().backbone(), RoutingRule::default());
         let forward = empty().with(one(0)).unwrap().with(one(1)).unwrap().with(one(2)).unwrap();
         let back =
             empty().with(one(2)).unwrap().with(one(3)).unwrap().with(one(1)).unwrap().with(one(0)).unwrap().without("task-3").unwrap();
@@ -137,10 +195,10 @@ fn a_partition_without_moments_falls_back_to_the_plain_cosine_and_says_so() {
     let model = random_model(spec(Layout::RankOne, 4), 3, 1);
     let whitened = resident("whitened", &model, key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), 1);
     let plain = resident("plain", &model, key_rule(Metric::Plain, KeySignal::Parts { layer: 3 }), 2);
-    let alone = Catalogue::empty(engine().vilt(), RoutingRule::default()).with(whitened).unwrap();
+    let alone = Catalogue::empty(engine().backbone(), RoutingRule::default()).with(whitened).unwrap();
     assert_eq!((alone.metric(), alone.notice()), (Metric::Whitened, None));
     let rule = RoutingRule { metric: Some(Metric::Whitened), ..RoutingRule::default() };
-    let both = Catalogue::empty(engine().vilt(), rule).with_all(alone.residents().cloned().chain([plain])).unwrap();
+    let both = Catalogue::empty(engine().backbone(), rule).with_all(alone.residents().cloned().chain([plain])).unwrap();
     assert_eq!(both.metric(), Metric::Plain);
     assert!(both.notice().unwrap().contains("\"plain\" has no second moment of parts@3"));
 }

@@ -2,19 +2,18 @@
 //! Fixtures: tools/fixtures/method.py.
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 use delo::delo::keys::{KeyAverage, KeySignal, SessionKeys, Signals};
-use delo::delo::serving_pools::ServingPools;
-use delo::delo::task_model::{Layout, PoolSpec, TaskModel, pool_prefixes};
+use delo::delo::serving_pools::{Choice, ServingPools};
+use delo::delo::task_model::{Layout, POOLS, PoolSpec, TaskModel, pool_prefixes};
 use delo::delo::task_router::TaskRouter;
-use delo::engine::{Engine, Packed};
+use delo::engine::{Engine, Options, Packed};
 use delo::input::{Pixels, Presence, Sample};
+use delo::kernels::{Isa, Precision};
 use delo::model_dir::ModelDir;
 use delo::train::dataset::Label;
 use delo::train::objective::{AlignedLayers, Batch, Objective, targets};
-use delo::vilt::Vilt;
 
 /// Side of the backbone's square, and so of the dummy image, in pixels.
 const SQUARE: usize = 48;
@@ -31,7 +30,7 @@ fn tensors(file: &str) -> BTreeMap<String, Tensor> {
 
 fn engine() -> Engine {
     let dir = ModelDir::Path(fixtures().join("vilt/masked-lm"));
-    Engine::new(Arc::new(Vilt::load(&dir, &Device::Cpu).unwrap()), vec![CLS, SEP])
+    Engine::load(&dir, vec![CLS, SEP], Options { precision: Some(Precision::F32), isa: None }).unwrap()
 }
 
 fn samples() -> Vec<Sample> {
@@ -109,7 +108,8 @@ fn served_pools_choose_the_reference_factors() {
             let pools = ServingPools::new(&spec, &task.layers[at]).unwrap();
             let query = |side: &str| tensors[&format!("query.{side}")].get(at).unwrap().to_vec2::<f32>().unwrap();
             for (sample, (visual, textual)) in query("visual").iter().zip(query("textual")).enumerate() {
-                let choices = pools.select(visual, &textual, &mut Vec::new(), &mut Vec::new());
+                let choose = |pool: usize| pools.choose(Isa::detect(), pool, if pool % 2 == 0 { visual } else { &textual });
+                let choices: Vec<Choice> = (0..POOLS).map(choose).collect();
                 for ((pool, prefix), choice) in pool_prefixes(layer).zip(choices) {
                     let prefix = prefix.replacen("layers", "factors", 1);
                     let factors = |side: &str| tensors[&format!("{prefix}.{side}")].get(sample).unwrap().to_vec1::<i64>().unwrap();

@@ -53,7 +53,7 @@ impl Fixture {
         write_data(dir.path(), multi_label);
         let data = Dataset::open(dir.path()).unwrap();
         let missing = MissingTable::draw(&data, 0.5, MissingKind::Both, 0).unwrap();
-        let config = &engine().vilt().config;
+        let config = &engine().backbone().config;
         let processor =
             InputProcessor::load(&ModelDir::Embedded, config.patch_size, config.max_position_embeddings, Limits::default()).unwrap();
         let settings = Settings { experts: 4, rank: 2, first_adapted_layer: 4, lr: 2e-3, batch: 3, epochs: 3, ..Settings::default() };
@@ -107,7 +107,7 @@ impl Fixture {
     }
 
     fn partition(&self, name: &str) -> Partition {
-        Partition::read(&self.bytes(name), engine().vilt()).unwrap()
+        Partition::read(&self.bytes(name), engine().backbone()).unwrap()
     }
 }
 
@@ -217,7 +217,7 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
         }
 
         // The routing accuracy is that of the catalogue that serves.
-        let catalogue = Catalogue::empty(engine().vilt(), rules[0]).with_all(residents.clone()).unwrap();
+        let catalogue = Catalogue::empty(engine().backbone(), rules[0]).with_all(residents.clone()).unwrap();
         let rows: Vec<usize> = (0..2).flat_map(|task| f.data.rows(task, Split::Val)).collect();
         let samples = delo::train::samples::samples(&f.data, &rows, &f.missing, &f.processor).unwrap();
         let chosen = engine().route(&catalogue, &samples).unwrap();

@@ -36,7 +36,7 @@ fn refusal(config: &str, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) -> 
 
 #[test]
 fn the_same_weights_have_the_same_fingerprint_in_shards() {
-    assert_eq!(load(&fixture("plain")).unwrap().fingerprint, load(&fixture("sharded")).unwrap().fingerprint);
+    assert_eq!(load(&fixture("plain")).unwrap().description.fingerprint, load(&fixture("sharded")).unwrap().description.fingerprint);
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn the_same_weights_have_the_same_fingerprint_with_prefix_and_other_tensors() {
     renamed.insert("mlm_score.bias".to_owned(), Tensor::zeros(7, DType::F32, &Device::Cpu).unwrap());
     renamed.insert("vilt.embeddings.text_embeddings.position_ids".to_owned(), Tensor::zeros((1, 16), DType::I64, &Device::Cpu).unwrap());
     let dir = directory("plain", &renamed);
-    assert_eq!(load(dir.path()).unwrap().fingerprint, load(&fixture("plain")).unwrap().fingerprint);
+    assert_eq!(load(dir.path()).unwrap().description.fingerprint, load(&fixture("plain")).unwrap().description.fingerprint);
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn half_precision_weights_have_the_fingerprint_of_their_f32_copy() {
     for name in ["half", "brain"] {
         let copy = tensors(name).into_iter().map(|(name, tensor)| (name, tensor.to_dtype(DType::F32).unwrap())).collect();
         let dir = directory(name, &copy);
-        assert_eq!(load(dir.path()).unwrap().fingerprint, load(&fixture(name)).unwrap().fingerprint, "{name}");
+        assert_eq!(load(dir.path()).unwrap().description.fingerprint, load(&fixture(name)).unwrap().description.fingerprint, "{name}");
     }
 }
 
@@ -63,7 +63,7 @@ fn one_changed_value_changes_the_fingerprint() {
     let bias = changed.get_mut("pooler.dense.bias").unwrap();
     *bias = (&*bias + 1e-3).unwrap();
     let dir = directory("plain", &changed);
-    assert_ne!(load(dir.path()).unwrap().fingerprint, load(&fixture("plain")).unwrap().fingerprint);
+    assert_ne!(load(dir.path()).unwrap().description.fingerprint, load(&fixture("plain")).unwrap().description.fingerprint);
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn loads_the_layer_norm_names_of_old_checkpoints() {
         .into_iter()
         .map(|(name, tensor)| (name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"), tensor));
     let dir = directory("plain", &old.collect());
-    assert_eq!(load(dir.path()).unwrap().fingerprint, load(&fixture("plain")).unwrap().fingerprint);
+    assert_eq!(load(dir.path()).unwrap().description.fingerprint, load(&fixture("plain")).unwrap().description.fingerprint);
 }
 
 #[test]

@@ -1,14 +1,13 @@
 //! What every command that computes loads first.
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::Device;
 
 use super::Failure;
-use crate::engine::Engine;
+use crate::engine::{Engine, Options};
 use crate::input::{InputProcessor, Limits};
 use crate::model_dir::ModelDir;
-use crate::vilt::Vilt;
+use crate::vilt::Loader;
 
 /// A checkpoint, ready to compute with.
 pub struct Backbone {
@@ -20,11 +19,12 @@ pub struct Backbone {
 
 impl Backbone {
     /// Loads the checkpoint of a directory, or the one in the program.
-    pub fn load(dir: Option<&Path>) -> Result<Self, Failure> {
+    pub fn load(dir: Option<&Path>, options: Options) -> Result<Self, Failure> {
         let dir = ModelDir::from(dir);
-        let vilt = Vilt::load(&dir, &Device::Cpu)?;
-        let processor = InputProcessor::load(&dir, vilt.config.patch_size, vilt.config.max_position_embeddings, Limits::default())?;
-        let engine = Engine::new(Arc::new(vilt), processor.dummy_text().to_vec());
+        let loader = Loader::open(&dir, &Device::Cpu)?;
+        let config = loader.config();
+        let processor = InputProcessor::load(&dir, config.patch_size, config.max_position_embeddings, Limits::default())?;
+        let engine = Engine::of(loader, processor.dummy_text().to_vec(), options)?;
         Ok(Self { engine, processor, name: dir.display() })
     }
 }

@@ -8,11 +8,13 @@ use serde_json::json;
 
 use super::Failure;
 use super::backbone::Backbone;
+use super::compute::ComputeArgs;
 use super::data::DataArgs;
 use super::output::{print, print_json};
 use crate::delo::keys::{KeyAverage, KeySignal, Metric};
 use crate::engine::RoutingRule;
 use crate::eval::{Evaluation, evaluate, read_directory, read_embedded};
+use crate::kernels::Precision;
 use crate::train::Split;
 
 /// Prints AP, FG and routing accuracy of partitions on a data set, task-agnostic and task-oracle, by modality pattern.
@@ -48,6 +50,11 @@ pub struct EvalArgs {
     /// Print JSON, with the score of every task after every session
     #[arg(long)]
     json: bool,
+    /// Number format of the backbone's products: f32 or bf16
+    #[arg(long, value_name = "FORMAT", default_value_t = Precision::F32, help_heading = "Compute")]
+    precision: Precision,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -75,10 +82,10 @@ impl EvalArgs {
 pub fn run(args: EvalArgs) -> Result<(), Failure> {
     let rules = args.rules()?;
     let (data, missing) = args.data.open()?;
-    let Backbone { engine, processor, name } = Backbone::load(args.backbone.as_deref())?;
+    let Backbone { engine, processor, name } = Backbone::load(args.backbone.as_deref(), args.compute.start(Some(args.precision))?)?;
     let partitions = match &args.partitions {
-        Some(dir) => read_directory(dir, engine.vilt())?,
-        None => read_embedded(engine.vilt())?,
+        Some(dir) => read_directory(dir, engine.backbone())?,
+        None => read_embedded(engine.backbone())?,
     };
     let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(None, target);

@@ -5,8 +5,10 @@ use serde_json::{Map, json};
 
 use super::Failure;
 use super::backbone::Backbone;
+use super::compute::ComputeArgs;
 use super::output::{print, print_json, table};
 use crate::delo::keys::KeySignal;
+use crate::kernels::Precision;
 
 /// Prints the frozen backbone's features of one sample: the pooled vector, and the query signal (mean over text and patches) entering each
 /// layer, `mean@0` and so on; `mean@L` is that after the last layer. It shows whether a checkpoint is read as it should be.
@@ -27,18 +29,23 @@ pub struct FeaturesArgs {
     /// Print JSON with every number.
     #[arg(long)]
     json: bool,
+    /// Number format of the backbone's products: f32 or bf16
+    #[arg(long, value_name = "FORMAT", default_value_t = Precision::F32, help_heading = "Compute")]
+    precision: Precision,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
-    let Backbone { engine, processor, name: backbone } = Backbone::load(args.backbone.as_deref())?;
+    let Backbone { engine, processor, name: backbone } = Backbone::load(args.backbone.as_deref(), args.compute.start(Some(args.precision))?)?;
     let image =
         args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
     let sample = processor.sample(image.as_deref(), args.text.as_deref())?;
     let presence = sample.presence();
-    let vilt = engine.vilt();
+    let described = engine.backbone();
 
     let wanted: Vec<_> =
-        (0..=vilt.config.num_hidden_layers).map(|layer| KeySignal::MeanQuery { layer }).chain([KeySignal::Pooled]).collect();
+        (0..=described.config.num_hidden_layers).map(|layer| KeySignal::MeanQuery { layer }).chain([KeySignal::Pooled]).collect();
     let packed = engine.embed(&[sample], engine.default_dummy_image())?;
     let signals = engine.signals(&packed, &wanted)?;
     let mut vectors = Vec::new();
@@ -52,7 +59,7 @@ pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
         let pooled = vectors.pop().map(|(_, values)| values);
         let signals: Map<_, _> = vectors.into_iter().map(|(name, values)| (name, json!(values))).collect();
         return print_json(&json!({
-            "backbone": backbone, "fingerprint": vilt.fingerprint, "presence": presence, "pooled": pooled, "signals": signals,
+            "backbone": backbone, "fingerprint": described.fingerprint, "presence": presence, "pooled": pooled, "signals": signals,
         }));
     }
     let mut rows = vec![["signal", "width", "norm", "first values"].map(str::to_owned).to_vec()];
@@ -61,5 +68,5 @@ pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
         let first: Vec<_> = values.iter().take(4).map(|x| format!("{x:.4}")).collect();
         vec![name.clone(), values.len().to_string(), format!("{norm:.4}"), first.join(" ")]
     }));
-    print(&format!("{} {}\n\n{}", backbone, vilt.fingerprint, table(&rows)))
+    print(&format!("{} {}\n\n{}", backbone, described.fingerprint, table(&rows)))
 }

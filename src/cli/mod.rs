@@ -4,6 +4,7 @@ mod backbone;
 mod bench;
 mod classify;
 mod client;
+mod compute;
 mod data;
 mod eval;
 mod failure;

@@ -105,7 +105,7 @@ fn abridged(labels: &[String]) -> String {
 
 fn verify(file: &Path, backbone: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     let vilt = Vilt::load(&ModelDir::from(backbone), &Device::Cpu)?;
-    let partition = parse(file)?.bind(&vilt).map_err(|e| format!("{}: {e}", file.display()))?;
+    let partition = parse(file)?.bind(&vilt.description).map_err(|e| format!("{}: {e}", file.display()))?;
     if as_json {
         return print_json(&json!({"ok": true, "task": partition.meta.task, "checksum": partition.checksum}));
     }

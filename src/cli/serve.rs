@@ -8,7 +8,8 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
-use crate::config::{Config, Device, Listen, LogFormat, Logging, Overrides, Precision};
+use crate::config::{Config, Device, Listen, LogFormat, Logging, Overrides};
+use crate::kernels::{Isa, Precision, make_pool};
 use crate::serve::Server;
 
 /// Blocking work that is still going on when the server has stopped gets this long.
@@ -42,9 +43,15 @@ pub struct ServeArgs {
     /// "auto" or "cpu".
     #[arg(long)]
     device: Option<String>,
-    /// "auto" or "f32".
+    /// "auto", "f32" or "bf16".
     #[arg(long)]
     precision: Option<String>,
+    /// The best vector instructions to use: "auto", "portable", "avx2", "avx512", "avx512-bf16" or "amx".
+    #[arg(long, value_name = "SET")]
+    isa: Option<String>,
+    /// Threads of the compute pool (as many as the process may use cores by default).
+    #[arg(long, value_name = "N", value_parser = super::compute::at_least_one)]
+    threads: Option<usize>,
 }
 
 impl ServeArgs {
@@ -53,7 +60,9 @@ impl ServeArgs {
             value.map_or(Ok(()), |text| text.parse::<T>().map(drop).map_err(|e| Failure::usage(format!("{flag} {e}"))))
         }
         check::<Device>("--device", self.device.as_ref())?;
-        check::<Precision>("--precision", self.precision.as_ref())?;
+        let named = |value: &Option<String>| value.clone().filter(|text| text != "auto");
+        check::<Precision>("--precision", named(&self.precision).as_ref())?;
+        check::<Isa>("--isa", named(&self.isa).as_ref())?;
         let path = |p: &PathBuf| p.to_str().map(str::to_owned).ok_or_else(|| Failure::usage(format!("{} is no UTF-8 path", p.display())));
         let flags = [
             ("server.listen", self.listen.map(|a| a.to_string())),
@@ -63,6 +72,8 @@ impl ServeArgs {
             ("model.partitions", self.partitions.as_ref().map(path).transpose()?),
             ("model.device", self.device.clone()),
             ("model.precision", self.precision.clone()),
+            ("model.isa", self.isa.clone()),
+            ("model.threads", self.threads.map(|n| n.to_string())),
         ];
         Ok(flags.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
     }
@@ -71,6 +82,7 @@ impl ServeArgs {
 pub fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = Config::load(args.config.as_deref(), args.overrides()?)?;
     log_to_stderr(&config.logging)?;
+    make_pool(Some(config.model.threads).filter(|n| *n > 0)).map_err(|e| format!("the compute threads do not start: {e}"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
         let asked = stop_asked()?;

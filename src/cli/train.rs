@@ -9,10 +9,12 @@ use time::format_description::well_known::Rfc3339;
 
 use super::Failure;
 use super::backbone::Backbone;
+use super::compute::ComputeArgs;
 use super::data::DataArgs;
 use super::output::print;
 use crate::delo::keys::{KeyAverage, KeySignal, Metric};
 use crate::delo::partition::KeyRule;
+use crate::kernels::Precision;
 use crate::train::{Event, Outputs, Session, Settings, TrainError, Trained, train};
 
 /// Trains one session of a data set and writes its partition.
@@ -66,13 +68,15 @@ pub struct TrainArgs {
     /// Memory for the states of the frozen layers, in MiB; they are computed at each step where they do not fit
     #[arg(long, value_name = "MIB", default_value_t = 4096, help_heading = "Output")]
     cache_mib: usize,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let (data, missing) = args.data.open()?;
     let task = data.task(&args.task).map_err(Failure::usage)?;
-    let backbone = Backbone::load(args.backbone.as_deref())?;
-    let layers = backbone.engine.vilt().config.num_hidden_layers;
+    let backbone = Backbone::load(args.backbone.as_deref(), args.compute.start(Some(Precision::F32))?)?;
+    let layers = backbone.engine.backbone().config.num_hidden_layers;
     let key =
         KeyRule { metric: args.key_metric, signal: args.key_signal, plain_signal: args.plain_signal, plain_average: args.plain_average };
     for (flag, signal) in [("--key-signal", key.signal), ("--plain-signal", key.plain_signal)] {

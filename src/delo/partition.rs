@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 use super::keys::{KeyAverage, KeySignal, Metric, SessionKeys};
 use super::serving_pools::ServingPools;
 use super::task_model::{PoolSpec, TaskModel};
-use crate::vilt::Vilt;
+use crate::kernels::Precision;
+use crate::vilt::Description;
 
 /// What the header's `format` says.
 const FORMAT: &str = "delo-partition";
@@ -38,7 +39,7 @@ pub struct KeyRule {
 /// The backbone a partition was trained on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackboneRecord {
-    /// See [`Vilt::fingerprint`].
+    /// See [`Description::fingerprint`].
     pub fingerprint: String,
     pub name: String,
 }
@@ -82,7 +83,7 @@ pub struct Artifact {
 }
 
 /// One task's factor pools, routers, keys and head, checked and ready to serve.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Partition {
     pub meta: PartitionMeta,
     /// SHA-256 over the artifact's tensors (names, types, shapes, bytes), hexadecimal: its identity.
@@ -209,13 +210,13 @@ impl Artifact {
     ///
     /// # Errors
     /// Another backbone, or shapes that do not fit it.
-    pub fn bind(self, vilt: &Vilt) -> Result<Partition, PartitionError> {
+    pub fn bind(self, backbone: &Description) -> Result<Partition, PartitionError> {
         let Self { meta, tensors, checksum } = self;
-        let expected = &vilt.fingerprint;
+        let expected = &backbone.fingerprint;
         if meta.backbone.fingerprint != *expected {
             return Err(PartitionError::WrongBackbone { found: meta.backbone.fingerprint, expected: expected.clone() });
         }
-        let (layers, hidden) = (vilt.config.num_hidden_layers, vilt.config.hidden_size);
+        let (layers, hidden) = (backbone.config.num_hidden_layers, backbone.config.hidden_size);
         if (meta.pools.layers, meta.pools.hidden) != (layers, hidden) {
             return Err(field(
                 "pools",
@@ -226,7 +227,7 @@ impl Artifact {
             ));
         }
         meta.pools.validate().map_err(|reason| field("pools", reason))?;
-        check_dummy(&meta, vilt)?;
+        check_dummy(&meta, backbone)?;
         let keys = session_keys(&tensors, &meta, layers, hidden)?;
         let model =
             TaskModel::from_tensors(meta.pools.clone(), meta.labels.len(), &tensors).map_err(|e| field("tensors", e.to_string()))?;
@@ -244,12 +245,26 @@ impl Artifact {
 }
 
 impl Partition {
+    /// The same partition with its factors and routers in another number format.
+    #[must_use]
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { pools: self.pools.into_iter().map(|pools| pools.in_precision(precision)).collect(), ..self }
+    }
+
+    /// Bytes that it holds in memory: factors, routers, head, keys and moments.
+    pub fn bytes(&self) -> usize {
+        let vectors = [&self.keys.mean, &self.keys.ema, &self.keys.moments];
+        let keys: usize = vectors.into_iter().flat_map(|map| map.values()).map(|v| size_of_val(v.as_slice())).sum();
+        let head = size_of_val(self.head_weight.as_slice()) + size_of_val(self.head_bias.as_slice());
+        self.pools.iter().map(ServingPools::bytes).sum::<usize>() + head + keys
+    }
+
     /// Reads and checks an artifact: format, checksum, shapes, finite numbers, and the backbone it was trained on.
     ///
     /// # Errors
     /// See [`PartitionError`]; nothing is changed by a refusal.
-    pub fn read(bytes: &[u8], vilt: &Vilt) -> Result<Self, PartitionError> {
-        Artifact::parse(bytes)?.bind(vilt)
+    pub fn read(bytes: &[u8], backbone: &Description) -> Result<Self, PartitionError> {
+        Artifact::parse(bytes)?.bind(backbone)
     }
 }
 
@@ -281,8 +296,8 @@ fn check_names(meta: &PartitionMeta) -> Result<(), PartitionError> {
     Ok(())
 }
 
-fn check_dummy(meta: &PartitionMeta, vilt: &Vilt) -> Result<(), PartitionError> {
-    let (patch, [height, width]) = (vilt.config.patch_size, meta.dummy_image);
+fn check_dummy(meta: &PartitionMeta, backbone: &Description) -> Result<(), PartitionError> {
+    let (patch, [height, width]) = (backbone.config.patch_size, meta.dummy_image);
     let sound = |side: usize| side > 0 && side.is_multiple_of(patch) && side <= 64 * patch;
     if sound(height) && sound(width) {
         return Ok(());

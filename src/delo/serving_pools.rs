@@ -1,24 +1,101 @@
-//! One layer's factor pools as the engine serves them: plain numbers, and the selected-A table in place of W_AB.
+//! One layer's factor pools as the engine serves them: plain numbers in f32 or bf16, and the selected-A table in place of W_AB.
 use candle_core::{Result, Tensor};
 
 use super::selection::{softmax, top};
 use super::task_model::{LayerPools, POOLS, PoolSpec};
+use crate::kernels::elementwise::{dot, sum};
+use crate::kernels::{Element, Isa, Precision, bf16};
+
+/// Numbers as they stay resident.
+#[derive(Clone, Debug)]
+pub enum Numbers {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Numbers {
+    /// The numbers from `start` on, `len` of them.
+    pub fn slice(&self, start: usize, len: usize) -> NumbersRef<'_> {
+        match self {
+            Self::F32(values) => NumbersRef::F32(&values[start..start + len]),
+            Self::Bf16(values) => NumbersRef::Bf16(&values[start..start + len]),
+        }
+    }
+
+    fn in_precision(self, precision: Precision) -> Self {
+        match (self, precision) {
+            (Self::F32(values), Precision::Bf16) => Self::Bf16(values.into_iter().map(bf16::of).collect()),
+            (Self::Bf16(values), Precision::F32) => Self::F32(values.into_iter().map(Element::get).collect()),
+            (same, _) => same,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F32(values) => size_of_val(values.as_slice()),
+            Self::Bf16(values) => size_of_val(values.as_slice()),
+        }
+    }
+}
+
+/// Some of [`Numbers`].
+#[derive(Clone, Copy, Debug)]
+pub enum NumbersRef<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+}
+
+impl NumbersRef<'_> {
+    /// Σ x·y with a row in f32.
+    #[inline(always)]
+    pub fn dot(self, other: &[f32]) -> f32 {
+        match self {
+            Self::F32(values) => dot(values, other),
+            Self::Bf16(values) => {
+                let n = values.len().min(other.len());
+                let (values, other) = (&values[..n], &other[..n]);
+                sum(n, |i| values[i].get() * other[i])
+            }
+        }
+    }
+
+    /// Writes them in f32.
+    #[inline(always)]
+    pub fn widen(self, out: &mut [f32]) {
+        match self {
+            Self::F32(values) => out[..values.len()].copy_from_slice(values),
+            Self::Bf16(values) => out.iter_mut().zip(values).for_each(|(o, x)| *o = x.get()),
+        }
+    }
+
+    pub fn len(self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
 
 /// One layer's pools and routers, all pools stacked: p = [`POOLS`], s = [`PoolSpec::slots`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ServingPools {
     experts: usize,
     rank: usize,
     slots: usize,
     hidden: usize,
+    alpha: f32,
     /// A `[p, E, s, d]`
-    a: Vec<f32>,
-    /// α·B `[p, E, s, d]`
-    b: Vec<f32>,
+    a: Numbers,
+    /// B `[p, E, s, d]`
+    b: Numbers,
     /// W_A `[p, E, d]` and its bias `[p, E]`
-    router_a: (Vec<f32>, Vec<f32>),
+    router_a: (Numbers, Vec<f32>),
     /// W_B `[p, E, d]` and its bias `[p, E]`
-    router_b: (Vec<f32>, Vec<f32>),
+    router_b: (Numbers, Vec<f32>),
     /// `[p, r, E, E]`: row (i, e) is W_AB[i]ᵀ a_e, what A factor e in place i adds to the scores of B (METHOD.md 7).
     table: Vec<f32>,
 }
@@ -48,12 +125,26 @@ impl ServingPools {
             rank: r,
             slots: s,
             hidden: d,
-            a: flat(&pools.a)?,
-            b: flat(&(pools.b.as_tensor() * spec.alpha)?)?,
-            router_a: (flat(&pools.router_a)?, flat(&pools.bias_a)?),
-            router_b: (flat(&pools.router_b)?, flat(&pools.bias_b)?),
+            alpha: spec.alpha as f32,
+            a: Numbers::F32(flat(&pools.a)?),
+            b: Numbers::F32(flat(&pools.b)?),
+            router_a: (Numbers::F32(flat(&pools.router_a)?), flat(&pools.bias_a)?),
+            router_b: (Numbers::F32(flat(&pools.router_b)?), flat(&pools.bias_b)?),
             table,
         })
+    }
+
+    /// The same pools, factors and routers in another number format.
+    #[must_use]
+    pub fn in_precision(self, precision: Precision) -> Self {
+        let router = |(weight, bias): (Numbers, Vec<f32>)| (weight.in_precision(precision), bias);
+        Self {
+            a: self.a.in_precision(precision),
+            b: self.b.in_precision(precision),
+            router_a: router(self.router_a),
+            router_b: router(self.router_b),
+            ..self
+        }
     }
 
     /// Factor pairs that a sample uses of one target: r of each modality.
@@ -61,24 +152,31 @@ impl ServingPools {
         2 * self.rank
     }
 
-    /// Routes one sample by its query signals `[d]` and appends its factors, `[p · r, d]` each, to `a` and `b` (b scaled by α).
-    pub fn select(&self, visual: &[f32], textual: &[f32], a: &mut Vec<f32>, b: &mut Vec<f32>) -> Vec<Choice> {
-        (0..POOLS)
-            .map(|pool| {
-                let choice = self.choose(pool, if pool % 2 == 0 { visual } else { textual });
-                self.append(&self.a, pool, &choice.a, a);
-                self.append(&self.b, pool, &choice.b, b);
-                choice
-            })
-            .collect()
+    /// α
+    pub fn alpha(&self) -> f32 {
+        self.alpha
     }
 
-    /// g_A and g_B of one pool (METHOD.md 2).
-    fn choose(&self, pool: usize, query: &[f32]) -> Choice {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let routers = self.router_a.0.bytes() + self.router_b.0.bytes() + size_of_val(self.router_a.1.as_slice()) * 2;
+        self.a.bytes() + self.b.bytes() + routers + size_of_val(self.table.as_slice())
+    }
+
+    /// g_A and g_B of one pool (METHOD.md 2), given the query signal of its modality, `[d]`.
+    pub fn choose(&self, isa: Isa, pool: usize, query: &[f32]) -> Choice {
         let e = self.experts;
-        let scores = |(weight, bias): &(Vec<f32>, Vec<f32>)| {
-            let rows = weight[pool * e * self.hidden..(pool + 1) * e * self.hidden].chunks_exact(self.hidden);
-            let mut scores: Vec<f32> = rows.zip(&bias[pool * e..]).map(|(row, b)| b + dot(row, query)).collect();
+        let scores = |(weight, bias): &(Numbers, Vec<f32>)| {
+            let mut scores = vec![0.0; e];
+            isa.run(
+                #[inline(always)]
+                || {
+                    for (expert, score) in scores.iter_mut().enumerate() {
+                        let row = pool * e + expert;
+                        *score = bias[row] + weight.slice(row * self.hidden, self.hidden).dot(query);
+                    }
+                },
+            );
             softmax(&mut scores);
             scores
         };
@@ -94,14 +192,20 @@ impl ServingPools {
         Choice { a, b: top(&score_b, self.rank).collect() }
     }
 
-    fn append(&self, pool_values: &[f32], pool: usize, chosen: &[u32], out: &mut Vec<f32>) {
-        for (place, &expert) in chosen.iter().enumerate() {
-            let row = (pool * self.experts + expert as usize) * self.slots + place.min(self.slots - 1);
-            out.extend_from_slice(&pool_values[row * self.hidden..(row + 1) * self.hidden]);
-        }
+    /// The A factors chosen of a pool, in order, `[d]` each.
+    pub fn a_factors<'a>(&'a self, pool: usize, choice: &'a Choice) -> impl Iterator<Item = NumbersRef<'a>> {
+        self.factors(&self.a, pool, &choice.a)
     }
-}
 
-fn dot(x: &[f32], y: &[f32]) -> f32 {
-    x.iter().zip(y).map(|(x, y)| x * y).sum()
+    /// The B factors chosen of a pool, in order, `[d]` each, not yet scaled by α.
+    pub fn b_factors<'a>(&'a self, pool: usize, choice: &'a Choice) -> impl Iterator<Item = NumbersRef<'a>> {
+        self.factors(&self.b, pool, &choice.b)
+    }
+
+    fn factors<'a>(&'a self, numbers: &'a Numbers, pool: usize, chosen: &'a [u32]) -> impl Iterator<Item = NumbersRef<'a>> {
+        chosen.iter().enumerate().map(move |(place, &expert)| {
+            let row = (pool * self.experts + expert as usize) * self.slots + place.min(self.slots - 1);
+            numbers.slice(row * self.hidden, self.hidden)
+        })
+    }
 }

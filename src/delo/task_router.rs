@@ -1,17 +1,23 @@
 //! The task decision: one cosine per resident task (METHOD.md 4, Eq. 8 of the paper; ROUTING.md 2).
-use faer::linalg::solvers::Llt;
-use faer::{Mat, MatRef, Side};
+use faer::linalg::triangular_inverse::invert_lower_triangular;
+use faer::{Mat, Side};
+
+use crate::kernels::Isa;
+use crate::kernels::elementwise::dot;
 
 /// λ: how much of the mean second moment is added to the diagonal.
 const RIDGE: f64 = 0.1;
 
 /// Keys of the resident tasks in the metric that decides. Built anew for each catalogue; the order of tasks in it is the catalogue's own.
 #[derive(Debug)]
-pub enum TaskRouter {
-    /// Unit keys, `[width]` each.
-    Plain { keys: Vec<Vec<f64>> },
-    /// With M = L Lᵀ: the cosine of φ and a key in the metric M⁻¹ is the plain cosine of L⁻¹φ and L⁻¹μ, which is kept here at length 1.
-    Whitened { factor: Llt<f64>, keys: Vec<Vec<f64>> },
+pub struct TaskRouter {
+    isa: Isa,
+    width: usize,
+    /// What a signal is multiplied by to give the products with the unit keys: the keys themselves, or with M = L Lᵀ, each key μ's M⁻¹μ / ‖L⁻¹μ‖.
+    /// `[tasks, width]`
+    keys: Vec<f32>,
+    /// The lower triangle of L⁻¹, row by row, whose product with a signal has the signal's length in the metric; `None` for the plain cosine.
+    whitening: Option<Vec<f32>>,
 }
 
 /// Why the resident moments give no metric.
@@ -21,10 +27,16 @@ pub struct NotPositiveDefinite;
 
 impl TaskRouter {
     pub fn plain<'a>(keys: impl IntoIterator<Item = &'a [f32]>) -> Self {
-        Self::Plain { keys: keys.into_iter().map(|key| unit(key.iter().map(|&x| f64::from(x)).collect())).collect() }
+        let mut width = 0;
+        let unit_key = |key: &[f32]| {
+            width = key.len();
+            unit(key.iter().map(|&x| f64::from(x)).collect()).into_iter().map(|x| x as f32)
+        };
+        let keys = keys.into_iter().flat_map(unit_key).collect();
+        Self { isa: Isa::detect(), width, keys, whitening: None }
     }
 
-    /// From each task's key `[width]` and the packed upper triangle of its second moment.
+    /// From each task's key `[width]` and the packed upper triangle of its second moment. The metric is solved in f64 and kept in f32.
     ///
     /// # Errors
     /// Where G + λ tr(G)/width · I has no Cholesky factor.
@@ -46,29 +58,50 @@ impl TaskRouter {
         let ridge = RIDGE * (0..width).map(|i| metric[(i, i)]).sum::<f64>() / width.max(1) as f64;
         (0..width).for_each(|i| metric[(i, i)] += ridge);
         let factor = metric.llt(Side::Lower).map_err(|_| NotPositiveDefinite)?;
-        let keys = tasks.iter().map(|(key, _)| unit(whiten(&factor, key))).collect();
-        Ok(Self::Whitened { factor, keys })
+        let mut inverse = Mat::<f64>::zeros(width, width);
+        invert_lower_triangular(inverse.as_mut(), factor.L(), faer::Par::rayon(0));
+        let mut keys = Vec::with_capacity(tasks.len() * width);
+        for (key, _) in &tasks {
+            let key = Mat::from_fn(width, 1, |i, _| f64::from(key[i]));
+            let white = &inverse * &key;
+            let length = white.norm_l2();
+            let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
+            let solved = inverse.transpose() * &white;
+            keys.extend((0..width).map(|i| (solved[(i, 0)] * scale) as f32));
+        }
+        let whitening = (0..width).flat_map(|i| (0..=i).map(move |j| (i, j))).map(|at| inverse[at] as f32).collect();
+        Ok(Self { isa: Isa::detect(), width, keys, whitening: Some(whitening) })
     }
 
     /// The cosine of one sample's signal `[width]` with every key, in order; 0 for a signal of no length.
     pub fn cosines(&self, signal: &[f32]) -> Vec<f32> {
-        let (query, keys) = match self {
-            Self::Plain { keys } => (signal.iter().map(|&x| f64::from(x)).collect(), keys),
-            Self::Whitened { factor, keys } => (whiten(factor, signal), keys),
-        };
-        let query = unit(query);
-        keys.iter().map(|key| key.iter().zip(&query).map(|(k, q)| k * q).sum::<f64>() as f32).collect()
+        let mut cosines = vec![0.0; if self.width == 0 { 0 } else { self.keys.len() / self.width }];
+        self.isa.run(
+            #[inline(always)]
+            || {
+                let length = self.length(signal);
+                let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
+                for (cosine, key) in cosines.iter_mut().zip(self.keys.chunks_exact(self.width.max(1))) {
+                    *cosine = scale * dot(key, signal);
+                }
+            },
+        );
+        cosines
     }
-}
 
-/// L⁻¹ x
-fn whiten(factor: &Llt<f64>, x: &[f32]) -> Vec<f64> {
-    let mut column: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-    let n = column.len();
-    let lower: MatRef<'_, f64> = factor.L();
-    let target = faer::MatMut::from_column_major_slice_mut(&mut column, n, 1);
-    faer::linalg::triangular_solve::solve_lower_triangular_in_place(lower, target, faer::Par::Seq);
-    column
+    /// ‖φ‖, or ‖L⁻¹φ‖
+    #[inline(always)]
+    fn length(&self, signal: &[f32]) -> f32 {
+        let Some(whitening) = &self.whitening else { return dot(signal, signal).sqrt() };
+        let (mut squares, mut rest) = (0f32, whitening.as_slice());
+        for i in 0..self.width {
+            let (row, below) = rest.split_at(i + 1);
+            let x = dot(row, &signal[..=i]);
+            squares += x * x;
+            rest = below;
+        }
+        squares.sqrt()
+    }
 }
 
 /// Scaled to length 1, unless it has none.

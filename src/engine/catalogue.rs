@@ -2,10 +2,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::Candidate;
 use crate::delo::keys::{KeyAverage, KeySignal, Metric};
 use crate::delo::partition::KeyRule;
 use crate::delo::{Partition, TaskRouter};
-use crate::vilt::Vilt;
+use crate::vilt::Description;
 
 /// A partition and the version under which it is live.
 #[derive(Debug)]
@@ -44,6 +45,8 @@ pub enum CatalogueError {
 pub struct Catalogue {
     /// By task name: the order of the router's keys.
     residents: BTreeMap<String, Arc<Resident>>,
+    /// Their names, in the same order.
+    names: Vec<Arc<str>>,
     rule: RoutingRule,
     router: TaskRouter,
     metric: Metric,
@@ -62,10 +65,11 @@ struct Decision {
 
 impl Catalogue {
     /// No partition at all.
-    pub fn empty(vilt: &Vilt, rule: RoutingRule) -> Self {
-        let side = vilt.config.image_size;
+    pub fn empty(backbone: &Description, rule: RoutingRule) -> Self {
+        let side = backbone.config.image_size;
         Self {
             residents: BTreeMap::new(),
+            names: Vec::new(),
             rule,
             router: TaskRouter::plain([]),
             metric: rule.metric.unwrap_or_default(),
@@ -108,7 +112,7 @@ impl Catalogue {
     fn rebuilt(&self, residents: BTreeMap<String, Arc<Resident>>) -> Result<Self, CatalogueError> {
         let Some(first) = residents.values().next() else {
             let (router, notice) = (TaskRouter::plain([]), None);
-            return Ok(Self { residents, router, notice, ..*self });
+            return Ok(Self { residents, names: Vec::new(), router, notice, ..*self });
         };
         let dummy_image = first.partition.meta.dummy_image;
         if let Some(other) = residents.values().find(|r| r.partition.meta.dummy_image != dummy_image) {
@@ -135,6 +139,7 @@ impl Catalogue {
             }
         };
         Ok(Self {
+            names: residents.keys().map(|name| name.as_str().into()).collect(),
             residents,
             rule: self.rule,
             router,
@@ -216,9 +221,10 @@ impl Catalogue {
     }
 
     /// Every resident task with the cosine of its key and this signal `[width]`, falling; equal ones by name.
-    pub fn candidates(&self, signal: &[f32]) -> Vec<(Arc<Resident>, f32)> {
-        let mut out: Vec<_> = self.residents.values().cloned().zip(self.router.cosines(signal)).collect();
-        out.sort_by(|(_, x), (_, y)| y.total_cmp(x));
+    pub fn candidates(&self, signal: &[f32]) -> Vec<Candidate> {
+        let cosines = self.router.cosines(signal);
+        let mut out: Vec<_> = self.names.iter().zip(cosines).map(|(task, cosine)| Candidate { task: task.clone(), cosine }).collect();
+        out.sort_by(|x, y| y.cosine.total_cmp(&x.cosine));
         out
     }
 }

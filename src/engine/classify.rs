@@ -1,18 +1,22 @@
 //! Samples of any tasks through one forward: decide the task, apply each sample's own factors, score.
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
+use rayon::prelude::*;
 
-use super::forward::queries;
-use super::ops::LowRank;
-use super::packed::Packed;
-use super::{Answer, Candidate, Catalogue, Engine, EngineError, Query, Resident, SelectedFactors};
+use super::backbone::{Adapters, Backbone};
+use super::forward::in_pool;
+use super::packed::Span;
+use super::signals::{self, signal_at};
+use super::{Answer, Candidate, Catalogue, Compute, Engine, EngineError, Query, Resident, SelectedFactors, with_backbone};
+use crate::delo::keys::KeySignal;
 use crate::delo::selection::softmax;
 use crate::delo::serving_pools::{Choice, ServingPools};
 use crate::delo::task_model::{MODALITIES, TARGETS};
 use crate::input::Sample;
 
 /// A sample whose task is decided.
+#[derive(Clone)]
 struct Routed {
     resident: Arc<Resident>,
     candidates: Vec<Candidate>,
@@ -37,90 +41,105 @@ impl Engine {
     /// # Errors
     /// A failed forward pass.
     pub fn route(&self, catalogue: &Catalogue, samples: &[Sample]) -> Result<Vec<Vec<Candidate>>> {
-        let signals = self.signals(&self.embed(samples, catalogue.dummy_image())?, &[catalogue.signal()])?;
-        let rows = signals[&catalogue.signal().to_string()].to_vec2::<f32>()?;
-        Ok(rows.iter().map(|row| named(&catalogue.candidates(row))).collect())
+        let samples: Vec<&Sample> = samples.iter().collect();
+        let layers = self.backbone.config.num_hidden_layers;
+        with_backbone!(&self.compute, backbone => in_pool(|| {
+            let (hidden, spans) = backbone.embed(&samples, self.dummy(catalogue.dummy_image()))?;
+            let signal = catalogue.signal();
+            let rows = signals::signals(backbone, hidden, &spans, layers, &[signal])?;
+            Ok(rows[&signal].iter().map(|row| catalogue.candidates(row)).collect())
+        }))
+    }
+
+    /// The pooled output of the frozen backbone, `[samples, d]`: what a pass without any adapter costs.
+    ///
+    /// # Errors
+    /// A failed forward pass.
+    pub fn pooled(&self, samples: &[Sample], dummy_image: [usize; 2]) -> Result<Vec<Vec<f32>>> {
+        let samples: Vec<&Sample> = samples.iter().collect();
+        with_backbone!(&self.compute, backbone => in_pool(|| {
+            let (hidden, spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
+            backbone.run_to_pooled(hidden, &spans, 0, None)
+        }))
     }
 
     fn forward(&self, catalogue: &Catalogue, accepted: &[&Query]) -> Result<Vec<Answer>> {
         if accepted.is_empty() {
             return Ok(Vec::new());
         }
+        with_backbone!(&self.compute, backbone => in_pool(|| self.forward_on(backbone, catalogue, accepted)))
+    }
+
+    fn forward_on<B: Backbone>(&self, backbone: &B, catalogue: &Catalogue, accepted: &[&Query]) -> Result<Vec<Answer>> {
         let samples: Vec<&Sample> = accepted.iter().map(|q| &q.sample).collect();
-        let embedded = self.embed(&samples, catalogue.dummy_image())?;
-        let (base, routed) = self.decide(catalogue, accepted, embedded)?;
-        let layers = self.vilt.layers.len();
-        let start = catalogue.first_adapted_layer(layers);
-        let mut hidden = base.hidden.clone();
-        let mut choices: Vec<Vec<(usize, Vec<Choice>)>> = vec![Vec::new(); accepted.len()];
-        for layer in start..layers {
-            hidden = self.mixed_layer(layer, &base.with_hidden(hidden), &routed, &mut choices)?;
-        }
-        let pooled = self.pooled(&hidden, &base.spans)?.to_vec2::<f32>()?;
-        let answers = routed.into_iter().zip(pooled).zip(choices).zip(accepted);
-        Ok(answers.map(|(((routed, pooled), choices), query)| answer(routed, &pooled, &choices, query.explain)).collect())
+        let (mut hidden, spans) = backbone.embed(&samples, self.dummy(catalogue.dummy_image()))?;
+        let routed = self.decide(backbone, catalogue, accepted, &mut hidden, &spans)?;
+        let layers = self.backbone.config.num_hidden_layers;
+        let pools = routed.iter().map(|routed| (0..layers).map(|layer| pools_of(&routed.resident, layer)).collect()).collect();
+        let mut adapters = Adapters::new(pools);
+        let pooled = backbone.run_to_pooled(hidden, &spans, catalogue.first_adapted_layer(layers), Some(&mut adapters))?;
+        let chosen = std::mem::take(&mut adapters.chosen);
+        let answers = routed.iter().zip(pooled).zip(chosen).zip(accepted);
+        Ok(answers.map(|(((routed, pooled), choices), query)| answer(routed.clone(), &pooled, &choices, query.explain)).collect())
     }
 
-    /// The state entering the first layer that any resident task adapts, and each sample's task. A signal at or before that layer is read on the
-    /// way; a later one costs the samples whose task is not given a frozen pass of their own.
-    fn decide(&self, catalogue: &Catalogue, accepted: &[&Query], embedded: Packed) -> Result<(Packed, Vec<Routed>)> {
-        let layers = self.vilt.layers.len();
-        let start = catalogue.first_adapted_layer(layers);
-        let told_at = catalogue.signal().layer().unwrap_or(layers);
+    /// Each sample's task. The state goes on to the first layer that any resident task adapts; a signal at or before that layer is read on the
+    /// way, a later one costs the samples whose task is not given a frozen pass of their own.
+    fn decide<B: Backbone>(
+        &self,
+        backbone: &B,
+        catalogue: &Catalogue,
+        accepted: &[&Query],
+        hidden: &mut B::Hidden,
+        spans: &[Span],
+    ) -> Result<Vec<Routed>> {
+        let layers = self.backbone.config.num_hidden_layers;
+        let (start, signal) = (catalogue.first_adapted_layer(layers), catalogue.signal());
+        let told_at = signal.layer().unwrap_or(layers);
         let open: Vec<usize> = (0..accepted.len()).filter(|&i| accepted[i].task.is_none()).collect();
-        let (base, signal) = if open.is_empty() {
-            (self.run_frozen(&embedded, 0..start)?, None)
+        let told: Vec<Vec<f32>> = if open.is_empty() {
+            backbone.run(hidden, spans, 0..start, None)?;
+            Vec::new()
         } else if told_at <= start {
-            let state = self.run_frozen(&embedded, 0..told_at)?;
-            let signal = self.signal_at(&state, catalogue.signal())?;
-            let signal = signal.index_select(&Tensor::new(open.iter().map(|&i| i as u32).collect::<Vec<_>>(), &Device::Cpu)?, 0)?;
-            (self.run_frozen(&state, told_at..start)?, Some(signal))
+            backbone.run(hidden, spans, 0..told_at, None)?;
+            let told = signal_at(backbone, hidden, spans, signal)?;
+            backbone.run(hidden, spans, told_at..start, None)?;
+            open.iter().map(|&i| told[i].clone()).collect()
         } else {
-            let base = self.run_frozen(&embedded, 0..start)?;
-            let undecided = if open.len() == accepted.len() { base.clone() } else { base.select(&open)? };
-            let state = self.run_frozen(&undecided, start..told_at)?;
-            let signal = self.signal_at(&state, catalogue.signal())?;
-            (base, Some(signal))
-        };
-        let mut signals = signal.map(|s| s.to_vec2::<f32>()).transpose()?.unwrap_or_default().into_iter();
-        let mut routed = Vec::with_capacity(accepted.len());
-        for query in accepted {
-            let (resident, candidates) = match &query.task {
-                Some(task) => (catalogue.get(task).cloned(), Vec::new()),
-                None => {
-                    let ranked = signals.next().map(|signal| catalogue.candidates(&signal)).unwrap_or_default();
-                    (ranked.first().map(|(resident, _)| resident.clone()), named(&ranked))
-                }
-            };
-            let Some(resident) = resident else { candle_core::bail!("a sample has no task") };
-            routed.push(Routed { resident, candidates });
-        }
-        Ok((base, routed))
-    }
-
-    /// One layer in which each sample has its own task's factors, or none before its task's first adapted layer.
-    fn mixed_layer(&self, layer: usize, state: &Packed, routed: &[Routed], choices: &mut [Vec<(usize, Vec<Choice>)>]) -> Result<Tensor> {
-        let (hidden, spans) = (&state.hidden, &state.spans);
-        let pools: Vec<Option<&ServingPools>> = routed.iter().map(|r| pools_of(&r.resident, layer)).collect();
-        if pools.iter().all(Option::is_none) {
-            return self.layer(layer, hidden, spans, None);
-        }
-        let (visual, textual) = queries(hidden, spans)?;
-        let (visual, textual) = (visual.to_vec2::<f32>()?, textual.to_vec2::<f32>()?);
-        let (mut a, mut b, mut pairs) = (Vec::new(), Vec::new(), Vec::with_capacity(pools.len()));
-        for (i, pools) in pools.iter().enumerate() {
-            if let Some(pools) = pools {
-                choices[i].push((layer, pools.select(&visual[i], &textual[i], &mut a, &mut b)));
+            backbone.run(hidden, spans, 0..start, None)?;
+            let chosen: Vec<Span> = open.iter().map(|&i| spans[i]).collect();
+            let mut undecided = backbone.select(hidden, &chosen)?;
+            let spans = in_a_row(&chosen);
+            if signal == KeySignal::Pooled {
+                backbone.run_to_pooled(undecided, &spans, start, None)?
+            } else {
+                backbone.run(&mut undecided, &spans, start..told_at, None)?;
+                signal_at(backbone, &undecided, &spans, signal)?
             }
-            pairs.push(pools.map_or(0, ServingPools::pairs));
-        }
-        let d = self.vilt.config.hidden_size;
-        let rows = a.len() / d;
-        let (a, b) = (Tensor::from_vec(a, (rows, d), &Device::Cpu)?, Tensor::from_vec(b, (rows, d), &Device::Cpu)?);
-        let pairs: Arc<[usize]> = pairs.into();
-        let update = |x: &Tensor| x.apply_op3(&a, &b, LowRank { spans: spans.clone(), pairs: pairs.clone() });
-        self.layer(layer, hidden, spans, Some(&update))
+        };
+        let mut ranked: Vec<Option<Vec<Candidate>>> = vec![None; accepted.len()];
+        let cosines: Vec<Vec<Candidate>> = told.par_iter().map(|signal| catalogue.candidates(signal)).collect();
+        open.iter().zip(cosines).for_each(|(&i, candidates)| ranked[i] = Some(candidates));
+        let routed = accepted.iter().zip(ranked).map(|(query, ranked)| {
+            let candidates = ranked.unwrap_or_default();
+            let task = query.task.as_deref().or(candidates.first().map(|best| &*best.task));
+            let resident = task.and_then(|task| catalogue.get(task)).cloned();
+            let resident = resident.ok_or_else(|| candle_core::Error::Msg("a sample has no task".to_owned()))?;
+            Ok(Routed { resident, candidates })
+        });
+        routed.collect()
     }
+}
+
+/// The same samples, one after another from row 0.
+fn in_a_row(spans: &[Span]) -> Vec<Span> {
+    let mut start = 0;
+    let placed = spans.iter().map(|span| {
+        let placed = Span { start, ..*span };
+        start = placed.end();
+        placed
+    });
+    placed.collect()
 }
 
 fn refusal(catalogue: &Catalogue, query: &Query) -> Option<EngineError> {
@@ -134,10 +153,6 @@ fn refusal(catalogue: &Catalogue, query: &Query) -> Option<EngineError> {
 fn pools_of(resident: &Resident, layer: usize) -> Option<&ServingPools> {
     let partition = &resident.partition;
     partition.pools.get(layer.checked_sub(partition.meta.pools.first_adapted_layer)?)
-}
-
-fn named(candidates: &[(Arc<Resident>, f32)]) -> Vec<Candidate> {
-    candidates.iter().map(|(resident, cosine)| Candidate { task: resident.task().into(), cosine: *cosine }).collect()
 }
 
 fn answer(routed: Routed, pooled: &[f32], choices: &[(usize, Vec<Choice>)], explain: bool) -> Answer {

@@ -1,17 +1,24 @@
 //! Many samples of many tasks become one packed batch and one forward.
+mod backbone;
 pub mod bench;
 pub mod catalogue;
 mod classify;
+mod cpu;
 mod forward;
-pub mod ops;
+mod learn;
 pub mod packed;
+mod signals;
+mod tensors;
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::input::Sample;
-use crate::vilt::Vilt;
+use crate::kernels::{Isa, Precision, bf16};
+use crate::model_dir::ModelDir;
+use crate::vilt::{Description, Loader, ViltError};
+use cpu::CpuBackbone;
 pub use catalogue::{Catalogue, CatalogueError, Resident, RoutingRule};
 pub use packed::{Packed, Span};
 
@@ -82,34 +89,99 @@ pub struct TaskOutput {
     pub query_textual: Vec<Tensor>,
 }
 
+/// What the engine computes with; `None` leaves the choice to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Number format of the frozen products and of resident factors.
+    pub precision: Option<Precision>,
+    /// The best vector instructions that may be used.
+    pub isa: Option<Isa>,
+}
+
 /// The packed forward over one frozen backbone. Stateless: the partitions come with each call, as one catalogue. Blocking; call it off the
 /// asynchronous runtime.
 #[derive(Debug)]
 pub struct Engine {
-    vilt: Arc<Vilt>,
+    compute: Compute,
+    backbone: Description,
     /// Token ids of the empty text, which stands in for a missing one: `[CLS] [SEP]`.
     dummy_text: Vec<u32>,
 }
 
+/// The backbone in one number format on one processor.
+#[derive(Debug)]
+enum Compute {
+    F32(CpuBackbone<f32>),
+    Bf16(CpuBackbone<bf16>),
+}
+
+/// Evaluates an expression with the backbone behind a [`Compute`], whatever its type.
+macro_rules! with_backbone {
+    ($compute:expr, $backbone:ident => $body:expr) => {
+        match $compute {
+            Compute::F32($backbone) => $body,
+            Compute::Bf16($backbone) => $body,
+        }
+    };
+}
+use with_backbone;
+
 impl Engine {
+    /// Loads a checkpoint directory.
+    ///
     /// `dummy_text`: the token ids of the empty text ([`crate::input::InputProcessor::dummy_text`]).
-    pub fn new(vilt: Arc<Vilt>, dummy_text: Vec<u32>) -> Self {
-        Self { vilt, dummy_text }
+    ///
+    /// # Errors
+    /// See [`ViltError`]; what is wrong with a tensor names it.
+    pub fn load(dir: &ModelDir, dummy_text: Vec<u32>, options: Options) -> Result<Self, ViltError> {
+        Self::of(Loader::open(dir, &Device::Cpu)?, dummy_text, options)
     }
 
-    pub fn vilt(&self) -> &Arc<Vilt> {
-        &self.vilt
+    /// From a checkpoint that is being loaded.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn of(loader: Loader, dummy_text: Vec<u32>, options: Options) -> Result<Self, ViltError> {
+        let isa = Isa::at_most(options.isa);
+        let (compute, backbone) = match options.precision.unwrap_or(Precision::fastest(isa)) {
+            Precision::F32 => {
+                let (cpu, backbone) = CpuBackbone::load(loader, isa)?;
+                (Compute::F32(cpu), backbone)
+            }
+            Precision::Bf16 => {
+                let (cpu, backbone) = CpuBackbone::load(loader, isa)?;
+                (Compute::Bf16(cpu), backbone)
+            }
+        };
+        Ok(Self { compute, backbone, dummy_text })
+    }
+
+    pub fn backbone(&self) -> &Description {
+        &self.backbone
+    }
+
+    /// Number format of the products.
+    pub fn precision(&self) -> Precision {
+        match &self.compute {
+            Compute::F32(_) => Precision::F32,
+            Compute::Bf16(_) => Precision::Bf16,
+        }
+    }
+
+    /// Name of the matrix kernel: number format and instructions.
+    pub fn kernel(&self) -> &'static str {
+        with_backbone!(&self.compute, backbone => backbone.kernel().name)
     }
 
     /// Height and width of a square dummy image as large as the backbone's own pictures: the default of training.
     pub fn default_dummy_image(&self) -> [usize; 2] {
-        [self.vilt.config.image_size; 2]
+        [self.backbone.config.image_size; 2]
     }
 
     /// Real tokens that this sample adds to a batch, dummies of a missing modality included: the unit of the batcher's budget.
     pub fn tokens(&self, catalogue: &Catalogue, sample: &Sample) -> usize {
         let [height, width] = sample.image.as_ref().map_or(catalogue.dummy_image(), |p| [p.height, p.width]);
-        let patch = self.vilt.config.patch_size;
+        let patch = self.backbone.config.patch_size;
         sample.text.as_ref().unwrap_or(&self.dummy_text).len() + 1 + (height / patch) * (width / patch)
     }
 }

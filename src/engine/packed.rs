@@ -25,6 +25,11 @@ impl Span {
         self.text + self.image
     }
 
+    /// One past the last row of this sample.
+    pub fn end(&self) -> usize {
+        self.start + self.tokens()
+    }
+
     /// Rows of the text tokens, without CLS and SEP.
     pub fn words(&self) -> Range<usize> {
         self.start + 1..(self.start + self.text - 1).max(self.start + 1)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::delo::{Partition, PartitionError};
 use crate::engine::Resident;
 use crate::model_dir::embedded_partitions;
-use crate::vilt::Vilt;
+use crate::vilt::Description;
 
 /// Why partitions cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub enum PartitionsError {
 ///
 /// # Errors
 /// [`PartitionsError`] names the file that is refused.
-pub fn read_directory(dir: &Path, vilt: &Vilt) -> Result<Vec<Arc<Resident>>, PartitionsError> {
+pub fn read_directory(dir: &Path, backbone: &Description) -> Result<Vec<Arc<Resident>>, PartitionsError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
         move |source| PartitionsError::Unreadable { path, source }
@@ -40,21 +40,21 @@ pub fn read_directory(dir: &Path, vilt: &Vilt) -> Result<Vec<Arc<Resident>>, Par
         return Err(PartitionsError::Empty(dir.to_owned()));
     }
     paths.sort();
-    paths.iter().map(|path| resident(path.display().to_string(), &std::fs::read(path).map_err(unreadable(path))?, vilt)).collect()
+    paths.iter().map(|path| resident(path.display().to_string(), &std::fs::read(path).map_err(unreadable(path))?, backbone)).collect()
 }
 
 /// The partitions in the program.
 ///
 /// # Errors
 /// [`PartitionsError::Refused`] where `vilt` is not the backbone in the program.
-pub fn read_embedded(vilt: &Vilt) -> Result<Vec<Arc<Resident>>, PartitionsError> {
+pub fn read_embedded(backbone: &Description) -> Result<Vec<Arc<Resident>>, PartitionsError> {
     if embedded_partitions().is_empty() {
         return Err(PartitionsError::NoneEmbedded);
     }
-    embedded_partitions().iter().map(|(name, bytes)| resident((*name).to_owned(), bytes, vilt)).collect()
+    embedded_partitions().iter().map(|(name, bytes)| resident((*name).to_owned(), bytes, backbone)).collect()
 }
 
-fn resident(name: String, bytes: &[u8], vilt: &Vilt) -> Result<Arc<Resident>, PartitionsError> {
-    let partition = Partition::read(bytes, vilt).map_err(|source| PartitionsError::Refused { name, source })?;
+fn resident(name: String, bytes: &[u8], backbone: &Description) -> Result<Arc<Resident>, PartitionsError> {
+    let partition = Partition::read(bytes, backbone).map_err(|source| PartitionsError::Refused { name, source })?;
     Ok(Arc::new(Resident { partition, version: 1 }))
 }

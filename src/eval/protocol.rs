@@ -75,7 +75,7 @@ pub fn evaluate(evaluation: &Evaluation<'_>, done: &mut dyn FnMut(usize, usize))
     let (engine, data) = (evaluation.engine, evaluation.data);
     let tasks = evaluation.tasks()?;
     let rules = evaluation.rules.iter().map(|&rule| Stages::build(engine, rule, &tasks)).collect::<Result<Vec<_>, _>>()?;
-    let everything = Catalogue::empty(engine.vilt(), RoutingRule::default()).with_all(tasks.iter().map(|(_, r)| r.clone()))?;
+    let everything = Catalogue::empty(engine.backbone(), RoutingRule::default()).with_all(tasks.iter().map(|(_, r)| r.clone()))?;
     let signals: BTreeSet<KeySignal> = rules.iter().flat_map(|r| &r.catalogues).map(Catalogue::signal).collect();
     let signals: Vec<KeySignal> = signals.into_iter().collect();
 
@@ -129,7 +129,7 @@ impl Evaluation<'_> {
 
 impl Stages {
     fn build(engine: &Engine, rule: RoutingRule, tasks: &[(usize, Arc<Resident>)]) -> Result<Self, CatalogueError> {
-        let mut last = Catalogue::empty(engine.vilt(), rule);
+        let mut last = Catalogue::empty(engine.backbone(), rule);
         let mut catalogues = Vec::with_capacity(tasks.len());
         for (_, resident) in tasks {
             let next = last.with(resident.clone())?;
@@ -148,8 +148,8 @@ impl Stages {
             let rows = signals.get(&catalogue.signal().to_string()).map(Tensor::to_vec2::<f32>).transpose()?.unwrap_or_default();
             routes.resize_with(rows.len(), Vec::new);
             for (sample, row) in rows.iter().enumerate() {
-                let chosen = catalogue.candidates(row).into_iter().next().map(|(resident, _)| resident);
-                routes[sample].push(chosen.and_then(|chosen| tasks.iter().position(|(_, r)| r.task() == chosen.task())));
+                let chosen = catalogue.candidates(row).into_iter().next();
+                routes[sample].push(chosen.and_then(|best| tasks.iter().position(|(_, r)| r.task() == &*best.task)));
             }
         }
         Ok(routes)

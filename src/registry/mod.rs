@@ -53,7 +53,7 @@ impl Registry {
     /// # Errors
     /// A root that is no directory.
     pub fn new(engine: Arc<Engine>, rule: RoutingRule, root: Option<&Path>, max_artifact_bytes: usize) -> Result<Self, RegistryError> {
-        let live = ArcSwap::from_pointee(Catalogue::empty(engine.vilt(), rule));
+        let live = ArcSwap::from_pointee(Catalogue::empty(engine.backbone(), rule));
         let root = Root::new(root, max_artifact_bytes)
             .map_err(|source| RegistryError::Directory { dir: root.unwrap_or(Path::new("")).to_owned(), source })?;
         Ok(Self { root, engine, live, versions: Mutex::default() })
@@ -159,7 +159,7 @@ impl Registry {
 
     async fn read(&self, source: Source) -> Result<Partition, RegistryError> {
         let (root, engine) = (self.root.clone(), self.engine.clone());
-        blocking(move || Ok(Partition::read(&root.read(source)?, engine.vilt())?)).await?
+        blocking(move || Ok(Partition::read(&root.read(source)?, engine.backbone())?.in_precision(engine.precision()))).await?
     }
 }
 

@@ -63,7 +63,7 @@ impl pb::admin_server::Admin for Admin {
         if let Some(room) = self.rooms.get() {
             let catalogue = room.registry.catalogue();
             answer.model.clone_from(&room.model);
-            answer.backbone_fingerprint.clone_from(&room.engine.vilt().fingerprint);
+            answer.backbone_fingerprint.clone_from(&room.engine.backbone().fingerprint);
             answer.routing_metric = catalogue.metric().to_string();
             answer.routing_signal = catalogue.signal().to_string();
             answer.routing_notice = catalogue.notice().unwrap_or_default().to_owned();

@@ -11,11 +11,11 @@ use super::feedback::AnswerMemory;
 use super::inference::Inference;
 use super::intake::Intake;
 use crate::config::Config;
-use crate::engine::{Engine, Query};
+use crate::engine::{Engine, Options, Query};
 use crate::input::{InputProcessor, Pixels, Sample};
 use crate::model_dir::{ModelDir, embedded_partitions};
 use crate::registry::{Registry, Source};
-use crate::vilt::Vilt;
+use crate::vilt::Loader;
 
 /// A loaded and warmed model and the way into it.
 pub struct Room {
@@ -57,9 +57,10 @@ impl Room {
     pub async fn load(config: &Config) -> Result<Self, ServeError> {
         let dir = ModelDir::from(config.model.backbone.as_deref());
         let limits = config.input.limits.clone();
-        let (name, load) = (dir.display(), move || load_model(&dir, limits));
-        let (vilt, processor) = tokio::task::spawn_blocking(load).await.map_err(|_| ServeError::Panicked)??;
-        let engine = Arc::new(Engine::new(Arc::new(vilt), processor.dummy_text().to_vec()));
+        let options = config.model.options();
+        let (name, load) = (dir.display(), move || load_model(&dir, limits, options));
+        let (engine, processor) = tokio::task::spawn_blocking(load).await.map_err(|_| ServeError::Panicked)??;
+        let engine = Arc::new(engine);
         let root = config.model.partitions.as_deref();
         let registry = Arc::new(Registry::new(engine.clone(), config.routing.rule(), root, config.admin.max_artifact_bytes)?);
         if root.is_some() {
@@ -108,8 +109,9 @@ fn embedded_sources() -> Vec<(String, Source)> {
     embedded_partitions().iter().map(source).collect()
 }
 
-fn load_model(dir: &ModelDir, limits: crate::input::Limits) -> Result<(Vilt, InputProcessor), ServeError> {
-    let vilt = Vilt::load(dir, &Device::Cpu)?;
-    let processor = InputProcessor::load(dir, vilt.config.patch_size, vilt.config.max_position_embeddings, limits)?;
-    Ok((vilt, processor))
+fn load_model(dir: &ModelDir, limits: crate::input::Limits, options: Options) -> Result<(Engine, InputProcessor), ServeError> {
+    let loader = Loader::open(dir, &Device::Cpu)?;
+    let processor = InputProcessor::load(dir, loader.config().patch_size, loader.config().max_position_embeddings, limits)?;
+    let engine = Engine::of(loader, processor.dummy_text().to_vec(), options)?;
+    Ok((engine, processor))
 }

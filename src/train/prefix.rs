@@ -41,7 +41,7 @@ impl<'a> FrozenPrefix<'a> {
 
     /// What all states take.
     fn bytes(&self) -> usize {
-        let config = &self.engine.vilt().config;
+        let config = &self.engine.backbone().config;
         let tokens = |sample: &Sample| {
             let [height, width] = sample.image.as_ref().map_or(self.dummy_image, |p| [p.height, p.width]);
             // A missing text stands as [CLS] [SEP]; the image has a CLS of its own.

@@ -125,7 +125,7 @@ pub fn train(
     let start = Instant::now();
     let Session { engine, data, settings, .. } = session;
     let task = &data.tasks[session.task];
-    let vilt = engine.vilt();
+    let vilt = engine.backbone();
     let (layers, hidden) = (vilt.config.num_hidden_layers, vilt.config.hidden_size);
     settings.check(layers, vilt.config.patch_size)?;
     let rows = data.rows(session.task, Split::Train);
@@ -295,14 +295,14 @@ impl Session<'_> {
             ("labels".to_owned(), json!(task.labels)),
             ("samples".to_owned(), json!(self.data.rows(self.task, Split::Train).len())),
             ("missing table (SHA-256)".to_owned(), json!(format!("{:x}", Sha256::digest(table)))),
-            ("backbone".to_owned(), json!(self.engine.vilt().fingerprint)),
+            ("backbone".to_owned(), json!(self.engine.backbone().fingerprint)),
         ]);
         identity
     }
 
     /// Keys and second moments, from the signals of the frozen backbone; the moving average follows the batches in training order.
     fn keys(&self, samples: &[Sample], batches: &[Vec<usize>]) -> Result<SessionKeys, TrainError> {
-        let plain = KeySignal::plain(self.engine.vilt().config.num_hidden_layers);
+        let plain = KeySignal::plain(self.engine.backbone().config.num_hidden_layers);
         let whitened = [self.key.signal];
         let wanted: Vec<KeySignal> = plain.iter().chain(&whitened).copied().collect();
         let mut chunks: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
@@ -356,7 +356,7 @@ impl Session<'_> {
             targets: TARGETS.map(str::to_owned).to_vec(),
             key: self.key.clone(),
             dummy_image: self.dummy_image(),
-            backbone: BackboneRecord { fingerprint: self.engine.vilt().fingerprint.clone(), name: self.backbone.clone() },
+            backbone: BackboneRecord { fingerprint: self.engine.backbone().fingerprint.clone(), name: self.backbone.clone() },
             training: json!(self.settings),
             data: self.data_record(),
             seed: self.settings.seed,

@@ -15,26 +15,32 @@ const CACHED_GRIDS: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Embeddings {
     /// `[vocabulary, d]`
-    word: Tensor,
+    pub word: Tensor,
     /// `[text positions, d]`
-    text_position: Tensor,
+    pub text_position: Tensor,
     /// BERT's token type 0, `[d]`.
-    token_type: Tensor,
-    text_layernorm: LayerNorm,
+    pub token_type: Tensor,
+    pub text_layernorm: LayerNorm,
     /// The modality type of text, `[d]`.
-    text_modality: Tensor,
+    pub text_modality: Tensor,
     /// `[d, channels · patch · patch]`
-    patch_projection: Linear,
-    patch_size: usize,
+    pub patch_projection: Linear,
+    pub patch_size: usize,
     /// The whole image CLS: token, position and modality type, `[1, d]`.
-    image_cls: Tensor,
-    /// Of patches, on the square grid of the checkpoint: `[side · side, d]`.
-    image_position: Tensor,
+    pub image_cls: Tensor,
+    pub grids: PatchGrids,
+}
+
+/// Position embeddings of patches, for any grid.
+#[derive(Clone, Debug)]
+pub struct PatchGrids {
+    /// On the square grid of the checkpoint: `[side · side, d]`.
+    position: Tensor,
     side: usize,
     /// The modality type of an image, `[d]`.
-    image_modality: Tensor,
+    modality: Tensor,
     /// Patch grid (rows, columns) → its position embeddings with the modality type, `[rows · columns, d]`.
-    grids: Arc<Mutex<HashMap<(usize, usize), Tensor>>>,
+    known: Arc<Mutex<HashMap<(usize, usize), Tensor>>>,
 }
 
 impl Embeddings {
@@ -60,10 +66,12 @@ impl Embeddings {
             patch_projection: Linear { weight: kernel.flatten_from(1)?, bias },
             patch_size: patch,
             image_cls: (cls + position.narrow(0, 0, 1)?)?.broadcast_add(&image_modality)?,
-            image_position: position.narrow(0, 1, side * side)?.contiguous()?,
-            side,
-            image_modality,
-            grids: Arc::default(),
+            grids: PatchGrids {
+                position: position.narrow(0, 1, side * side)?.contiguous()?,
+                side,
+                modality: image_modality,
+                known: Arc::default(),
+            },
         })
     }
 
@@ -120,24 +128,26 @@ impl Embeddings {
         let patches = Tensor::from_slice(data, (3, rows, p, columns, p), self.word.device())?
             .permute((1, 3, 0, 2, 4))?
             .reshape((rows * columns, 3 * p * p))?;
-        let patches = (self.patch_projection.forward(&patches)? + self.grid(rows, columns)?)?;
+        let patches = (self.patch_projection.forward(&patches)? + self.grids.grid(rows, columns)?)?;
         Tensor::cat(&[&self.image_cls, &patches], 0)
     }
+}
 
+impl PatchGrids {
     /// Position embeddings of a patch grid, interpolated bilinearly from corner to corner, plus the modality type: `[rows · columns, d]`.
-    fn grid(&self, rows: usize, columns: usize) -> Result<Tensor> {
+    pub fn grid(&self, rows: usize, columns: usize) -> Result<Tensor> {
         // A panic elsewhere cannot leave the map half-changed: both of its changes are single calls.
-        let lock = || self.grids.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(grid) = lock().get(&(rows, columns)) {
             return Ok(grid.clone());
         }
-        let (side, d) = (self.side, self.image_position.dim(D::Minus1)?);
-        let vertical = interpolation(side, rows, self.word.device())?;
-        let horizontal = interpolation(side, columns, self.word.device())?;
+        let (side, d) = (self.side, self.position.dim(D::Minus1)?);
+        let vertical = interpolation(side, rows, self.position.device())?;
+        let horizontal = interpolation(side, columns, self.position.device())?;
         // [rows, side · d], then per row [columns, d].
-        let grid = vertical.matmul(&self.image_position.reshape((side, side * d))?)?.reshape((rows, side, d))?;
+        let grid = vertical.matmul(&self.position.reshape((side, side * d))?)?.reshape((rows, side, d))?;
         let grid = horizontal.broadcast_left(rows)?.contiguous()?.matmul(&grid)?.reshape((rows * columns, d))?;
-        let grid = grid.broadcast_add(&self.image_modality)?;
+        let grid = grid.broadcast_add(&self.modality)?;
         let mut grids = lock();
         if grids.len() >= CACHED_GRIDS {
             grids.clear();

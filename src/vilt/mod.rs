@@ -10,25 +10,42 @@ use candle_core::{Device, Result, Tensor};
 
 use checkpoint::Checkpoint;
 pub use config::ViltConfig;
-pub use embeddings::Embeddings;
+pub use embeddings::{Embeddings, PatchGrids};
 pub use encoder::{EncoderLayer, LayerNorm, Linear};
 
 use crate::input::Pixels;
 use crate::model_dir::ModelDir;
 
-/// A loaded, frozen ViLT.
-#[derive(Debug)]
-pub struct Vilt {
+/// What identifies a backbone.
+#[derive(Clone, Debug)]
+pub struct Description {
     pub config: ViltConfig,
-    pub embeddings: Embeddings,
-    pub layers: Vec<EncoderLayer>,
-    /// After the last layer.
-    pub layernorm: LayerNorm,
-    /// `pooled = tanh(pooler · layernorm(h)[text CLS])`
-    pub pooler: Linear,
     /// SHA-256, hexadecimal, over the tensors: in order of their names without prefix, each name and the SHA-256 of its shape and its
     /// values in f32. The same weights have the same fingerprint in one file or in shards, with or without prefix, in f16 or f32.
     pub fingerprint: String,
+}
+
+/// A checkpoint that is being loaded, part by part: whoever packs its weights anew need not hold all of them twice.
+pub struct Loader {
+    config: ViltConfig,
+    checkpoint: Checkpoint,
+}
+
+/// What stands after the last layer.
+#[derive(Clone, Debug)]
+pub struct Pooler {
+    pub layernorm: LayerNorm,
+    /// `pooled = tanh(dense · layernorm(h)[text CLS])`
+    pub dense: Linear,
+}
+
+/// A loaded, frozen ViLT, as plain candle operations: the reference for every faster way.
+#[derive(Debug)]
+pub struct Vilt {
+    pub description: Description,
+    pub embeddings: Embeddings,
+    pub layers: Vec<EncoderLayer>,
+    pub pooler: Pooler,
 }
 
 /// Both inputs of one sample; a missing modality has its dummy.
@@ -81,49 +98,86 @@ pub enum ViltError {
     Tensor(#[from] candle_core::Error),
 }
 
+impl Loader {
+    /// Reads the configuration and the tensors' places; tensors will go to `device` in f32.
+    ///
+    /// # Errors
+    /// See [`ViltError`].
+    pub fn open(dir: &ModelDir, device: &Device) -> std::result::Result<Self, ViltError> {
+        let config = dir
+            .read("config.json")
+            .map_err(|source| ViltError::Read { file: "config.json".to_owned(), source })?
+            .ok_or_else(|| ViltError::NoConfig { dir: dir.display() })?;
+        Ok(Self { config: ViltConfig::from_json(&config)?, checkpoint: Checkpoint::open(dir, device)? })
+    }
+
+    /// A backbone of random weights, to measure speed with. Its fingerprint is that of no checkpoint.
+    pub fn random(config: ViltConfig, seed: u64, device: &Device) -> Self {
+        Self { config, checkpoint: Checkpoint::random(seed, device) }
+    }
+
+    pub fn config(&self) -> &ViltConfig {
+        &self.config
+    }
+
+    /// # Errors
+    /// See [`ViltError`]; what is wrong with a tensor names it.
+    pub fn embeddings(&mut self) -> std::result::Result<Embeddings, ViltError> {
+        Embeddings::load(&mut self.checkpoint, &self.config)
+    }
+
+    /// # Errors
+    /// As [`Self::embeddings`].
+    pub fn layer(&mut self, index: usize) -> std::result::Result<EncoderLayer, ViltError> {
+        EncoderLayer::load(&mut self.checkpoint, index, &self.config)
+    }
+
+    /// # Errors
+    /// As [`Self::embeddings`].
+    pub fn pooler(&mut self) -> std::result::Result<Pooler, ViltError> {
+        let d = self.config.hidden_size;
+        let layernorm = LayerNorm::load(&mut self.checkpoint, "layernorm", &self.config)?;
+        let dense = Linear::load(&mut self.checkpoint, "pooler.dense", d, d).map_err(|e| match e {
+            ViltError::MissingTensor(_) => ViltError::NoPooler,
+            other => other,
+        })?;
+        Ok(Pooler { layernorm, dense })
+    }
+
+    /// What was loaded; call it when every part has been.
+    pub fn finish(self) -> Description {
+        Description { fingerprint: self.checkpoint.fingerprint(), config: self.config }
+    }
+}
+
 impl Vilt {
     /// Loads a checkpoint directory in f32.
     ///
     /// # Errors
     /// See [`ViltError`]; what is wrong with a tensor names it.
     pub fn load(dir: &ModelDir, device: &Device) -> std::result::Result<Self, ViltError> {
-        let config = dir
-            .read("config.json")
-            .map_err(|source| ViltError::Read { file: "config.json".to_owned(), source })?
-            .ok_or_else(|| ViltError::NoConfig { dir: dir.display() })?;
-        Self::of(ViltConfig::from_json(&config)?, Checkpoint::open(dir, device)?)
+        Self::of(Loader::open(dir, device)?)
     }
 
-    /// A backbone of random weights, to measure speed with. Its fingerprint is that of no checkpoint.
+    /// Everything that a loader has.
     ///
     /// # Errors
-    /// A configuration that makes no sense.
-    pub fn random(config: ViltConfig, seed: u64) -> std::result::Result<Self, ViltError> {
-        Self::of(config, Checkpoint::random(seed, &Device::Cpu))
-    }
-
-    fn of(config: ViltConfig, mut checkpoint: Checkpoint) -> std::result::Result<Self, ViltError> {
-        let d = config.hidden_size;
-        let embeddings = Embeddings::load(&mut checkpoint, &config)?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| EncoderLayer::load(&mut checkpoint, i, &config))
-            .collect::<std::result::Result<_, _>>()?;
-        let layernorm = LayerNorm::load(&mut checkpoint, "layernorm", &config)?;
-        let pooler = Linear::load(&mut checkpoint, "pooler.dense", d, d).map_err(|e| match e {
-            ViltError::MissingTensor(_) => ViltError::NoPooler,
-            other => other,
-        })?;
-        Ok(Self { config, embeddings, layers, layernorm, pooler, fingerprint: checkpoint.fingerprint() })
+    /// See [`ViltError`].
+    pub fn of(mut loader: Loader) -> std::result::Result<Self, ViltError> {
+        let embeddings = loader.embeddings()?;
+        let layers = (0..loader.config.num_hidden_layers).map(|i| loader.layer(i)).collect::<std::result::Result<_, _>>()?;
+        let pooler = loader.pooler()?;
+        Ok(Self { embeddings, layers, pooler, description: loader.finish() })
     }
 
     /// Where the tensors live.
     pub fn device(&self) -> &Device {
-        self.pooler.weight.device()
+        self.pooler.dense.weight.device()
     }
 
     /// The pooled output of text CLS states after the last layer: `[samples, d]` → `[samples, d]`.
     pub fn pool(&self, text_cls: &Tensor) -> Result<Tensor> {
-        self.pooler.forward(&self.layernorm.forward(text_cls)?)?.tanh()
+        self.pooler.dense.forward(&self.pooler.layernorm.forward(text_cls)?)?.tanh()
     }
 
     /// The whole backbone over a padded batch, as the paper writes it: the reference for every faster way. Texts are padded to the
@@ -135,10 +189,10 @@ impl Vilt {
         let mask = Tensor::cat(&[text_mask, image_mask], 1)?;
         let mut states = vec![Tensor::cat(&[texts, images], 1)?];
         for layer in &self.layers {
-            states.push(layer.forward(&states[states.len() - 1], &mask, self.config.num_attention_heads)?);
+            states.push(layer.forward(&states[states.len() - 1], &mask, self.description.config.num_attention_heads)?);
         }
         let last = &states[states.len() - 1];
-        let (hidden, pooled) = (self.layernorm.forward(last)?, self.pool(&last.narrow(1, 0, 1)?.squeeze(1)?)?);
+        let (hidden, pooled) = (self.pooler.layernorm.forward(last)?, self.pool(&last.narrow(1, 0, 1)?.squeeze(1)?)?);
         Ok(Output { states, hidden, mask, pooled })
     }
 }

@@ -5,10 +5,10 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{Device, Tensor};
 use delo::delo::partition::{BackboneRecord, KeyRule, PartitionMeta, to_bytes};
 use delo::delo::{KeyAverage, KeySignal, Layout, Metric, Partition, PoolSpec, SessionKeys, TaskModel};
-use delo::engine::{Engine, Resident};
+use delo::engine::{Engine, Options, Resident};
 use delo::input::{Pixels, Sample};
+use delo::kernels::Precision;
 use delo::model_dir::ModelDir;
-use delo::vilt::Vilt;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -18,12 +18,17 @@ pub const EMPTY_TEXT: [u32; 2] = [101, 102];
 /// An engine over the embedded backbone, loaded once for all tests of a binary.
 pub fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
-    ENGINE.get_or_init(|| Engine::new(Arc::new(Vilt::load(&ModelDir::Embedded, &Device::Cpu).unwrap()), EMPTY_TEXT.to_vec()))
+    ENGINE.get_or_init(|| engine_with(Options { precision: Some(Precision::F32), isa: None }))
+}
+
+/// Another engine over the embedded backbone.
+pub fn engine_with(options: Options) -> Engine {
+    Engine::load(&ModelDir::Embedded, EMPTY_TEXT.to_vec(), options).unwrap()
 }
 
 /// Shape of a small pool on the embedded backbone.
 pub fn spec(layout: Layout, first_adapted_layer: usize) -> PoolSpec {
-    let config = &engine().vilt().config;
+    let config = &engine().backbone().config;
     PoolSpec { layout, experts: 5, rank: 2, alpha: 2.0, first_adapted_layer, layers: config.num_hidden_layers, hidden: config.hidden_size }
 }
 
@@ -41,7 +46,7 @@ pub fn random_model(spec: PoolSpec, classes: usize, seed: u64) -> TaskModel {
 /// A text, an image or both, of random content and sizes.
 pub fn random_sample(seed: u64) -> Sample {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let patch = engine().vilt().config.patch_size;
+    let patch = engine().backbone().config.patch_size;
     let words = rng.random_range(1..12);
     let text: Vec<u32> = [101].into_iter().chain((0..words).map(|_| rng.random_range(1000..30_000))).chain([102]).collect();
     let (height, width) = (patch * rng.random_range(1..9), patch * rng.random_range(1..9));
@@ -63,7 +68,7 @@ pub fn meta(task: &str, model: &TaskModel, key: KeyRule) -> PartitionMeta {
         targets: ["query", "key", "value"].map(str::to_owned).to_vec(),
         key,
         dummy_image: engine().default_dummy_image(),
-        backbone: BackboneRecord { fingerprint: engine().vilt().fingerprint.clone(), name: "emoji-mini".to_owned() },
+        backbone: BackboneRecord { fingerprint: engine().backbone().fingerprint.clone(), name: "emoji-mini".to_owned() },
         training: serde_json::Value::Null,
         data: serde_json::Value::Null,
         seed: 0,
@@ -91,7 +96,7 @@ pub fn artifact(task: &str, model: &TaskModel, key: KeyRule, seed: u64) -> Vec<u
 
 /// A partition of a random model, as version 1.
 pub fn resident(task: &str, model: &TaskModel, key: KeyRule, seed: u64) -> Arc<Resident> {
-    let partition = Partition::read(&artifact(task, model, key, seed), engine().vilt()).unwrap();
+    let partition = Partition::read(&artifact(task, model, key, seed), engine().backbone()).unwrap();
     Arc::new(Resident { partition, version: 1 })
 }
 

@@ -1,4 +1,4 @@
-//! A safe face of the `gemm` crate: strided views whose bounds are checked once, and one product.
+//! A safe face of the `gemm` crate for small products whose operands change: strided views, bounds checked once, and one product on this thread.
 use gemm::Parallelism;
 
 /// A read-only matrix over a slice.
@@ -59,13 +59,12 @@ pub enum Target {
     Add,
 }
 
-/// `target (+)= scale · lhs · rhs`, on this thread or on the global pool.
+/// `target (+)= scale · lhs · rhs`, on this thread.
 ///
 /// # Panics
 /// Where the shapes do not agree.
-pub fn product(out: MatrixMut<'_>, target: Target, scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>, parallel: bool) {
+pub fn product(out: MatrixMut<'_>, target: Target, scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>) {
     assert_eq!((lhs.rows, lhs.columns, rhs.columns), (out.rows, rhs.rows, out.columns), "shapes of a product");
-    let parallelism = if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
     // SAFETY: the constructors checked that every index of these shapes and strides lies within its slice, the target is borrowed
     // mutably, so it overlaps neither operand, and its own rows do not overlap.
     unsafe {
@@ -88,7 +87,7 @@ pub fn product(out: MatrixMut<'_>, target: Target, scale: f32, lhs: Matrix<'_>, 
             false,
             false,
             false,
-            parallelism,
+            Parallelism::None,
         );
     }
 }
@@ -108,7 +107,7 @@ mod tests {
             let before = out.clone();
             let at = |i: usize, j: usize| if transposed { b[j * (k + pad) + i] } else { b[i * (n + pad) + j] };
             let rhs = if transposed { Matrix::new(&b, n, k, k + pad).t() } else { Matrix::new(&b, k, n, n + pad) };
-            product(MatrixMut::new(&mut out, m, n, n + pad), if add { Target::Add } else { Target::Overwrite }, 2.0, Matrix::new(&a, m, k, k + pad), rhs, false);
+            product(MatrixMut::new(&mut out, m, n, n + pad), if add { Target::Add } else { Target::Overwrite }, 2.0, Matrix::new(&a, m, k, k + pad), rhs);
             for i in 0..m {
                 for j in 0..n + pad {
                     let old = before[i * (n + pad) + j];

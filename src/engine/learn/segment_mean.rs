@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::{values, with_values};
+use super::super::tensors::{values, with_values};
 use crate::engine::packed::Span;
 
 /// `[tokens, d]` to `[2 · samples, d]`: each sample's mean over its patches, then each sample's mean over its text tokens; neither CLS, nor SEP.

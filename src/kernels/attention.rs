@@ -1,0 +1,202 @@
+//! Self-attention within each sample of a stream, a strip of queries at a time: scores live in a strip of rows, never as a whole matrix.
+use std::ops::Range;
+
+use aligned_vec::{AVec, ConstAlign};
+
+use super::elementwise::{exp, maximum, sum};
+use super::{Element, Kernel, PANEL, RowsMut, RowsRef, pack_column, parallel};
+
+/// Numbers on a cache line.
+type Aligned<E> = AVec<E, ConstAlign<64>>;
+
+fn zeros<E: Element>(n: usize) -> Aligned<E> {
+    let mut values = AVec::new(64);
+    values.resize(n, E::default());
+    values
+}
+
+/// One sample's rows.
+#[derive(Clone, Debug)]
+pub struct Attended {
+    /// Rows of keys and values.
+    pub tokens: Range<usize>,
+    /// Rows of queries, and of outputs.
+    pub queries: Range<usize>,
+}
+
+/// Queries `[rows, d]`, keys and values `[tokens, d]` to the heads' joined outputs `[rows, d]`; a row attends to its own sample alone.
+pub fn attention<E: Element>(
+    kernel: &Kernel<E>,
+    [query, key, value]: [RowsRef<'_, E>; 3],
+    samples: &[Attended],
+    heads: usize,
+    out: &RowsMut<'_, E>,
+) {
+    let width = query.width() / heads;
+    parallel(samples.len() * heads, |task| {
+        let (Attended { tokens, queries }, head) = (&samples[task / heads], task % heads);
+        let columns = head * width..(head + 1) * width;
+        let keys = Keys::pack(key.range(tokens.clone()).columns(columns.clone()));
+        let values = Values::pack(value.range(tokens.clone()).columns(columns.clone()));
+        let query = query.columns(columns.clone());
+        kernel.isa.run(
+            #[inline(always)]
+            || {
+                let mut strip = Strip::new(kernel.rows.min(queries.len()), tokens.len());
+                for first in queries.clone().step_by(kernel.rows) {
+                    let rows = first..queries.end.min(first + kernel.rows);
+                    strip.weigh(kernel, query.range(rows.clone()), &keys);
+                    strip.gather(kernel, rows.len(), &values, |row, column, results| {
+                        let column = columns.start + column;
+                        // SAFETY: a row and head of a sample belong to one task.
+                        let out = unsafe { out.part(rows.start + row, column..column + results.len()) };
+                        out.iter_mut().zip(results).for_each(|(o, &x)| *o = E::of(x));
+                    });
+                }
+            },
+        );
+    });
+}
+
+/// Keys of one head, as panels of tokens.
+struct Keys<E> {
+    panels: Aligned<E>,
+    /// The head's width, padded to whole steps.
+    k: usize,
+    scale: f32,
+}
+
+impl<E: Element> Keys<E> {
+    fn pack(keys: RowsRef<'_, E>) -> Self {
+        let k = keys.width().next_multiple_of(E::STEP);
+        let mut panels = zeros(keys.rows().div_ceil(PANEL) * k * PANEL);
+        for token in 0..keys.rows() {
+            let panel = &mut panels[token / PANEL * k * PANEL..][..k * PANEL];
+            let groups = panel.chunks_exact_mut(PANEL * E::GROUP).zip(keys.row(token).chunks(E::GROUP));
+            for (group, values) in groups {
+                let cell = &mut group[token % PANEL * E::GROUP..][..E::GROUP];
+                if values.len() == E::GROUP {
+                    // Of a length the compiler knows: no call for a few bytes.
+                    (0..E::GROUP).for_each(|part| cell[part] = values[part]);
+                } else {
+                    cell[..values.len()].copy_from_slice(values);
+                }
+            }
+        }
+        Self { panels, k, scale: 1.0 / (keys.width() as f32).sqrt() }
+    }
+}
+
+/// Values of one head, as panels of its columns.
+struct Values<E> {
+    panels: Aligned<E>,
+    /// Tokens, padded to whole steps.
+    k: usize,
+    width: usize,
+}
+
+impl<E: Element> Values<E> {
+    fn pack(values: RowsRef<'_, E>) -> Self {
+        let (k, width) = (values.rows().next_multiple_of(E::STEP), values.width());
+        let mut panels = zeros(width.div_ceil(PANEL) * k * PANEL);
+        for (index, panel) in panels.chunks_exact_mut(k * PANEL).enumerate() {
+            let columns = index * PANEL..width.min((index + 1) * PANEL);
+            for (group, target) in panel.chunks_exact_mut(PANEL * E::GROUP).enumerate().take(values.rows().div_ceil(E::GROUP)) {
+                for part in 0..E::GROUP.min(values.rows() - group * E::GROUP) {
+                    let row = &values.row(group * E::GROUP + part)[columns.clone()];
+                    target.iter_mut().skip(part).step_by(E::GROUP).zip(row).for_each(|(to, &x)| *to = x);
+                }
+            }
+        }
+        Self { panels, k, width }
+    }
+}
+
+/// Scores and weights of a few queries.
+struct Strip<E> {
+    tokens: usize,
+    /// `[rows, panels · PANEL]`
+    scores: Vec<f32>,
+    /// e^(score − largest), `[rows, tokens padded to whole steps]`
+    weights: Aligned<E>,
+    padded: usize,
+    /// 1 / Σ weights of each row.
+    scales: Vec<f32>,
+    results: Vec<f32>,
+}
+
+impl<E: Element> Strip<E> {
+    fn new(rows: usize, tokens: usize) -> Self {
+        let padded = tokens.next_multiple_of(E::STEP);
+        Self {
+            tokens,
+            scores: vec![0.0; rows * tokens.next_multiple_of(PANEL)],
+            weights: zeros(rows * padded),
+            padded,
+            scales: vec![0.0; rows],
+            results: vec![0.0; rows * PANEL],
+        }
+    }
+
+    #[inline(always)]
+    fn weigh(&mut self, kernel: &Kernel<E>, query: RowsRef<'_, E>, keys: &Keys<E>) {
+        let (rows, width) = (query.rows(), self.tokens.next_multiple_of(PANEL));
+        for (index, panel) in keys.panels.chunks_exact(keys.k * PANEL).enumerate() {
+            kernel.multiply(query, keys.k, panel, &mut self.scores[index * PANEL..], width);
+        }
+        for row in 0..rows {
+            let scores = &mut self.scores[row * width..][..self.tokens];
+            let largest = maximum(scores);
+            let weights = &mut self.weights[row * self.padded..][..self.tokens];
+            for (weight, score) in weights.iter_mut().zip(scores.iter_mut()) {
+                *weight = E::of(exp((*score - largest) * keys.scale));
+                // The sum is that of the weights as they are multiplied.
+                *score = weight.get();
+            }
+            self.scales[row] = 1.0 / sum(scores.len(), |i| scores[i]);
+        }
+    }
+
+    /// Hands on each row's weighted mean of the values, by panel: row, first column, results.
+    #[inline(always)]
+    fn gather(&mut self, kernel: &Kernel<E>, rows: usize, values: &Values<E>, mut each: impl FnMut(usize, usize, &[f32])) {
+        let weights = RowsRef::new(&self.weights, rows, self.padded, self.padded);
+        for (index, panel) in values.panels.chunks_exact(values.k * PANEL).enumerate() {
+            kernel.multiply(weights, values.k, panel, &mut self.results[..rows * PANEL], PANEL);
+            let columns = PANEL.min(values.width - index * PANEL);
+            for (row, results) in self.results[..rows * PANEL].chunks_exact_mut(PANEL).enumerate() {
+                results.iter_mut().for_each(|x| *x *= self.scales[row]);
+                each(row, index * PANEL, &results[..columns]);
+            }
+        }
+    }
+}
+
+/// One head's attention weights `[tokens, tokens]`, for the backward pass.
+pub fn weights(kernel: &Kernel<f32>, query: RowsRef<'_, f32>, keys: RowsRef<'_, f32>) -> Vec<f32> {
+    let (keys, n) = (Keys::pack(keys), query.rows());
+    let mut out = Vec::with_capacity(n * n);
+    let mut strip = Strip::new(kernel.rows, n);
+    for first in (0..n).step_by(kernel.rows) {
+        let rows = first..n.min(first + kernel.rows);
+        kernel.isa.run(
+            #[inline(always)]
+            || strip.weigh(kernel, query.range(rows.clone()), &keys),
+        );
+        for row in 0..rows.len() {
+            let scale = strip.scales[row];
+            out.extend(strip.weights[row * strip.padded..][..n].iter().map(|w| w * scale));
+        }
+    }
+    out
+}
+
+/// Packs the rows of a matrix as the columns of one panel after another: what a product multiplies by.
+pub fn pack_rows<E: Element>(rows: &[&[f32]], k: usize) -> Aligned<E> {
+    let steps = k.next_multiple_of(E::STEP);
+    let mut panels = zeros(rows.len().div_ceil(PANEL) * steps * PANEL);
+    for (i, row) in rows.iter().enumerate() {
+        pack_column(&mut panels[i / PANEL * steps * PANEL..][..steps * PANEL], i % PANEL, row.iter().copied());
+    }
+    panels
+}

@@ -1,0 +1,146 @@
+//! The micro-kernels: a few rows times one panel of packed weights, written once per processor.
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use half::bf16;
+
+use super::{Isa, PANEL, RowsRef};
+
+/// A number format of a product's operands. Products sum in f32.
+pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + 'static {
+    /// As `--precision` calls it.
+    const NAME: &'static str;
+    /// Neighbours in k that stand together in a panel, since one lane of a dot-product instruction takes them at once.
+    const GROUP: usize;
+    /// k is padded with zeros to a multiple of this.
+    const STEP: usize;
+
+    /// The nearest number of this format, ties to even.
+    fn of(value: f32) -> Self;
+
+    /// [`Self::of`] of a panel's row; with the processor's own instruction where it has one, which takes numbers below 2⁻¹²⁶ for 0.
+    #[inline(always)]
+    fn round(isa: Isa, from: &[f32; PANEL], to: &mut [Self; PANEL]) {
+        let _ = isa;
+        to.iter_mut().zip(from).for_each(|(to, &from)| *to = Self::of(from));
+    }
+
+    fn get(self) -> f32;
+
+    /// The kernel for a set of instructions.
+    fn kernel(isa: Isa) -> Kernel<Self>;
+}
+
+impl Element for f32 {
+    const NAME: &'static str = "f32";
+    const GROUP: usize = 1;
+    const STEP: usize = 1;
+
+    #[inline(always)]
+    fn of(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self
+    }
+
+    fn kernel(isa: Isa) -> Kernel<Self> {
+        #[cfg(target_arch = "x86_64")]
+        match isa {
+            Isa::Portable => {}
+            Isa::Avx2 => return Kernel { name: "f32 avx2", isa, rows: avx2::F32_ROWS, multiply: avx2::f32 },
+            _ => return Kernel { name: "f32 avx512", isa, rows: avx512::ROWS, multiply: avx512::f32 },
+        }
+        Kernel { name: "f32 portable", isa, rows: portable::ROWS, multiply: portable::multiply::<f32> }
+    }
+}
+
+impl Element for bf16 {
+    const NAME: &'static str = "bf16";
+    const GROUP: usize = 2;
+    const STEP: usize = 32;
+
+    /// Without the branches of `half`, so that loops over it vectorise. Infinities and NaN stay what they are, but for NaN's payload.
+    #[inline(always)]
+    fn of(value: f32) -> Self {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        let kept = if value.is_nan() { bits | 0x0040_0000 } else { rounded };
+        Self::from_bits((kept >> 16) as u16)
+    }
+
+    #[inline(always)]
+    fn round(isa: Isa, from: &[f32; PANEL], to: &mut [Self; PANEL]) {
+        #[cfg(target_arch = "x86_64")]
+        if isa >= Isa::Avx512Bf16 {
+            // SAFETY: `Isa` values are those that `detect` found, or less.
+            return unsafe { avx512::round(from, to) };
+        }
+        let _ = isa;
+        to.iter_mut().zip(from).for_each(|(to, &from)| *to = Self::of(from));
+    }
+
+    #[inline(always)]
+    fn get(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    fn kernel(isa: Isa) -> Kernel<Self> {
+        #[cfg(target_arch = "x86_64")]
+        match isa {
+            Isa::Portable => {}
+            Isa::Avx2 => return Kernel { name: "bf16 avx2", isa, rows: avx2::BF16_ROWS, multiply: avx2::bf16 },
+            Isa::Avx512 => return Kernel { name: "bf16 avx512", isa, rows: avx512::WIDENED_ROWS, multiply: avx512::bf16_widened },
+            Isa::Avx512Bf16 => return Kernel { name: "bf16 avx512-bf16", isa, rows: avx512::ROWS, multiply: avx512::bf16 },
+            Isa::Amx => return Kernel { name: "bf16 amx", isa, rows: amx::ROWS, multiply: amx::bf16 },
+        }
+        Kernel { name: "bf16 portable", isa, rows: portable::ROWS, multiply: portable::multiply::<bf16> }
+    }
+}
+
+/// Some rows, one panel, and where `[rows, PANEL]` of results go.
+///
+/// # Safety
+/// The processor has the instructions; `rows` rows of `k` numbers, `stride` apart, can be read from `x`; the panel holds `k · PANEL` numbers, starts
+/// on a cache line, and `k` is a multiple of the format's step; `out` holds `rows` rows of PANEL numbers, `out_stride` apart.
+type Multiply<E> = unsafe fn(x: *const E, stride: usize, rows: usize, k: usize, panel: *const E, out: *mut f32, out_stride: usize);
+
+/// A micro-kernel that this processor can run.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel<E> {
+    /// Number format and instructions.
+    pub name: &'static str,
+    /// What runs beside it, for all that is no product.
+    pub isa: Isa,
+    /// Rows that it does at once.
+    pub rows: usize,
+    multiply: Multiply<E>,
+}
+
+impl<E: Element> Kernel<E> {
+    /// `out[i, c] = Σ_k x[i, k] · panel[k, c]`; `k` is padded, as the panel is. Rows of results stand `out_stride` apart.
+    ///
+    /// # Panics
+    /// Where a slice is too short.
+    #[inline]
+    pub fn multiply(&self, x: RowsRef<'_, E>, k: usize, panel: &[E], out: &mut [f32], out_stride: usize) {
+        let rows = x.rows();
+        if rows == 0 {
+            return;
+        }
+        let readable = x.from_row(0).len();
+        assert!((rows - 1) * x.stride() + k <= readable, "{rows} rows, {} apart, of {k} numbers in {readable}", x.stride());
+        assert!(panel.len() == k * PANEL && k.is_multiple_of(E::STEP), "a panel of {k} steps");
+        assert!(out_stride >= PANEL && (rows - 1) * out_stride + PANEL <= out.len(), "{rows} rows of results, {out_stride} apart");
+        assert!(panel.as_ptr().addr().is_multiple_of(64), "a panel starts on a cache line");
+        // SAFETY: the lengths were checked just now, and a kernel is only made for instructions that `Isa::detect` found.
+        unsafe { (self.multiply)(x.from_row(0).as_ptr(), x.stride(), rows, k, panel.as_ptr(), out.as_mut_ptr(), out_stride) }
+    }
+}

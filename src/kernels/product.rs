@@ -1,0 +1,165 @@
+//! The product of rows with packed weights, block by block, each block handed on while it is in the cache.
+use std::ops::Range;
+
+use super::micro::{Element, Kernel};
+use super::{Isa, PANEL, PackedMatrix, RowsMut, RowsRef, parallel, threads};
+
+/// Bytes of rows that a thread walks over again and again while panels pass by: half of a small second-level cache.
+const ROWS_IN_CACHE: usize = 384 << 10;
+/// Rows of one block of results, at most: they stay in the first-level cache.
+const BLOCK: usize = 128;
+
+/// A block of results: `[rows, PANEL]` of f32, of which the first `columns` count.
+pub struct Tile<'a> {
+    pub row: usize,
+    pub rows: usize,
+    pub column: usize,
+    pub columns: usize,
+    values: &'a mut [[f32; PANEL]],
+}
+
+impl Tile<'_> {
+    /// One row of results, as wide as a panel.
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> &[f32; PANEL] {
+        &self.values[row]
+    }
+
+    /// One row of results, to change.
+    #[inline(always)]
+    pub fn row_mut(&mut self, row: usize) -> &mut [f32; PANEL] {
+        &mut self.values[row]
+    }
+}
+
+impl Tile<'_> {
+    /// Rounds the results into the same cells of `out`.
+    ///
+    /// # Safety
+    /// No two threads write the same cells at the same time.
+    #[inline(always)]
+    pub unsafe fn store<E: Element>(&self, isa: Isa, out: &RowsMut<'_, E>) {
+        for row in 0..self.rows {
+            // SAFETY: by the caller's promise.
+            let out = unsafe { out.part(self.row + row, self.column..self.column + self.columns) };
+            if let Ok(out) = out.try_into() {
+                E::round(isa, self.row(row), out);
+            } else {
+                let mut rounded = [E::default(); PANEL];
+                E::round(isa, self.row(row), &mut rounded);
+                out.copy_from_slice(&rounded[..out.len()]);
+            }
+        }
+    }
+
+    /// Adds the results to the same cells of `out`.
+    ///
+    /// # Safety
+    /// As [`Self::store`].
+    #[inline(always)]
+    pub unsafe fn add_to(&self, out: &RowsMut<'_, f32>) {
+        for row in 0..self.rows {
+            // SAFETY: by the caller's promise.
+            add(self.row(row), unsafe { out.part(self.row + row, self.column..self.column + self.columns) });
+        }
+    }
+
+    /// Adds a number to each column.
+    #[inline(always)]
+    pub fn add_bias(&mut self, bias: &[f32]) {
+        let mut wide = [0f32; PANEL];
+        wide[..self.columns].copy_from_slice(&bias[self.column..self.column + self.columns]);
+        for row in &mut *self.values {
+            row.iter_mut().zip(&wide).for_each(|(x, b)| *x += b);
+        }
+    }
+
+    /// Changes every number.
+    #[inline(always)]
+    pub fn map(&mut self, f: impl Fn(f32) -> f32) {
+        for row in &mut *self.values {
+            row.iter_mut().for_each(|x| *x = f(*x));
+        }
+    }
+}
+
+/// Adds a row of results to where it belongs, which is a panel wide or less.
+#[inline(always)]
+pub fn add(results: &[f32; PANEL], out: &mut [f32]) {
+    if let Ok(out) = <&mut [f32; PANEL]>::try_from(&mut *out) {
+        out.iter_mut().zip(results).for_each(|(o, x)| *o += x);
+    } else {
+        out.iter_mut().zip(results).for_each(|(o, x)| *o += x);
+    }
+}
+
+/// What is done with each block of results. Blocks come in any order, from several threads, and no two cover the same cell.
+/// Implementations are `#[inline(always)]`, so that they are compiled for the kernel's instructions.
+pub trait TileSink: Sync {
+    fn tile(&self, tile: &mut Tile<'_>);
+}
+
+/// `x Wᵀ`, block by block into `sink`. Each number is one chain over k, in the same order whatever rows are beside it.
+///
+/// # Panics
+/// Where the widths differ.
+pub fn product<E: Element>(kernel: &Kernel<E>, x: RowsRef<'_, E>, weights: &PackedMatrix<E>, sink: &impl TileSink) {
+    product_panels(kernel, x, weights, 0..weights.panels(), sink);
+}
+
+/// Some of the panels of columns of [`product`].
+///
+/// # Panics
+/// As there.
+pub fn product_panels<E: Element>(
+    kernel: &Kernel<E>,
+    x: RowsRef<'_, E>,
+    weights: &PackedMatrix<E>,
+    chosen: Range<usize>,
+    sink: &impl TileSink,
+) {
+    assert_eq!(x.width(), weights.k(), "width of the rows and of the weights");
+    assert!(chosen.end <= weights.panels(), "panels of the weights");
+    let (rows, panels) = (x.rows(), chosen.len());
+    if rows == 0 || panels == 0 {
+        return;
+    }
+    let block = block_rows(kernel.rows, rows);
+    let blocks = rows.div_ceil(block);
+    // Row blocks that stay in the cache together.
+    let group = (ROWS_IN_CACHE / (block * x.stride() * size_of::<E>())).clamp(1, blocks);
+    let groups = blocks.div_ceil(group);
+    // Enough pieces that the last one does not make the other threads wait, few enough to keep rows in the cache.
+    let wanted = (8 * threads()).div_ceil(groups);
+    let run = panels.div_ceil(wanted.min(panels));
+    let runs = panels.div_ceil(run);
+    parallel(groups * runs, |task| {
+        let mut values = Results([0.0; BLOCK * PANEL]);
+        let (first_block, first_panel) = (task / runs * group, chosen.start + task % runs * run);
+        for panel in first_panel..chosen.end.min(first_panel + run) {
+            let column = panel * PANEL;
+            let columns = PANEL.min(weights.n() - column);
+            for index in first_block..blocks.min(first_block + group) {
+                let row = index * block;
+                let count = block.min(rows - row);
+                kernel.multiply(x.range(row..row + count), weights.steps_k(), weights.panel(panel), &mut values.0[..count * PANEL], PANEL);
+                let mut tile = Tile { row, rows: count, column, columns, values: &mut values.0.as_chunks_mut().0[..count] };
+                kernel.isa.run(
+                    #[inline(always)]
+                    || sink.tile(&mut tile),
+                );
+            }
+        }
+    });
+}
+
+/// On a cache line, as vector stores like it.
+#[repr(align(64))]
+struct Results([f32; BLOCK * PANEL]);
+
+/// Rows of a block: a multiple of what the kernel does at once, and blocks about equally long.
+fn block_rows(step: usize, rows: usize) -> usize {
+    let most = (BLOCK / step).max(1) * step;
+    let blocks = rows.div_ceil(most);
+    rows.div_ceil(blocks).next_multiple_of(step).min(most)
+}
