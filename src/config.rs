@@ -386,7 +386,9 @@ mod tests {
 
     #[test]
     fn says_what_to_choose_instead_of_a_device_or_precision_that_this_build_lacks() {
-        for (text, setting) in [("device = \"cuda:0\"", "model.device"), ("precision = \"f8\"", "model.precision"), ("isa = \"mmx\"", "model.isa")] {
+        for (text, setting) in
+            [("device = \"cuda:0\"", "model.device"), ("precision = \"f8\"", "model.precision"), ("isa = \"mmx\"", "model.isa")]
+        {
             let error = with_file(&format!("[model]\n{text}")).unwrap_err().to_string();
             assert!(error.contains(setting), "{error}");
         }

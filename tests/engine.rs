@@ -115,7 +115,8 @@ fn bf16_scores_are_near_those_of_f32() {
         let engine = common::engine_with(Options { precision: Some(Precision::Bf16), isa: Some(isa) });
         for seed in 0..12 {
             let query = query(random_sample(seed), Some("task-0"));
-            let [exact, rounded] = [common::engine(), &engine].map(|e| e.classify(&catalogue, std::slice::from_ref(&query)).remove(0).unwrap());
+            let [exact, rounded] =
+                [common::engine(), &engine].map(|e| e.classify(&catalogue, std::slice::from_ref(&query)).remove(0).unwrap());
             for (x, y) in exact.scores.iter().zip(&rounded.scores) {
                 assert!((x - y).abs() < 0.05, "{isa}: {x} and {y}");
             }

@@ -37,7 +37,8 @@ pub struct FeaturesArgs {
 }
 
 pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
-    let Backbone { engine, processor, name: backbone } = Backbone::load(args.backbone.as_deref(), args.compute.start(Some(args.precision))?)?;
+    let Backbone { engine, processor, name: backbone } =
+        Backbone::load(args.backbone.as_deref(), args.compute.start(Some(args.precision))?)?;
     let image =
         args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
     let sample = processor.sample(image.as_deref(), args.text.as_deref())?;

@@ -21,7 +21,13 @@ pub(super) trait Backbone: Debug + Send + Sync {
 
     /// From the state entering `first` to the pooled output of each sample, `[samples, d]`. The state is spent: of the last layer, only what the
     /// pooled output needs is computed.
-    fn run_to_pooled(&self, hidden: Self::Hidden, spans: &[Span], first: usize, adapters: Option<&mut Adapters<'_>>) -> Result<Vec<Vec<f32>>>;
+    fn run_to_pooled(
+        &self,
+        hidden: Self::Hidden,
+        spans: &[Span],
+        first: usize,
+        adapters: Option<&mut Adapters<'_>>,
+    ) -> Result<Vec<Vec<f32>>>;
 
     /// tanh(pooler · layernorm(h)[text CLS]) of the state after the last layer, `[samples, d]`.
     fn pooled(&self, hidden: &Self::Hidden, spans: &[Span]) -> Result<Vec<Vec<f32>>>;

@@ -128,8 +128,7 @@ fn case<'a>(engine: &Engine, workload: &Workload, catalogue: &'a Catalogue, batc
     let task = |i: usize| (!routed && tasks > 0).then(|| name(i % tasks));
     let queries = samples.iter().enumerate().map(|(i, s)| Query { sample: s.clone(), task: task(i), explain: false }).collect();
     let tokens = samples.iter().map(|sample| tokens(engine, workload, sample)).sum();
-    let row =
-        Row { precision: engine.precision().to_string(), batch, tasks, kind, routed, tokens, seconds: 0.0, requests_per_second: 0.0 };
+    let row = Row { precision: engine.precision().to_string(), batch, tasks, kind, routed, tokens, seconds: 0.0, requests_per_second: 0.0 };
     Case { row, samples, queries, catalogue, seconds: Vec::with_capacity(workload.runs) }
 }
 
@@ -248,7 +247,11 @@ pub fn measure_kernel<E: Element>(isa: Isa, hidden: usize, intermediate: usize, 
             let weights = PackedMatrix::<E>::new(&[&vec![0.01; k * n]], k);
             let (x, mut to) = (Stream::<E>::zeros(rows, k), Stream::<f32>::zeros(rows, n));
             let work = 2.0 * (rows * k * n) as f64;
-            out.push(row(name, [rows, k, n], best(work, || product(&kernel, x.view(), &weights, &MapSink { isa, bias: None, f: |x| x, out: to.view_mut() }))));
+            out.push(row(
+                name,
+                [rows, k, n],
+                best(work, || product(&kernel, x.view(), &weights, &MapSink { isa, bias: None, f: |x| x, out: to.view_mut() })),
+            ));
         }
         let (qkv, mut to) = (Stream::<E>::zeros(rows, 3 * hidden), Stream::<E>::zeros(rows, hidden));
         let parts = [0, 1, 2].map(|part| qkv.view().columns(part * hidden..(part + 1) * hidden));

@@ -18,8 +18,8 @@ use crate::input::Sample;
 use crate::kernels::{Isa, Precision, bf16};
 use crate::model_dir::ModelDir;
 use crate::vilt::{Description, Loader, ViltError};
-use cpu::CpuBackbone;
 pub use catalogue::{Catalogue, CatalogueError, Resident, RoutingRule};
+use cpu::CpuBackbone;
 pub use packed::{Packed, Span};
 
 /// One sample to classify.

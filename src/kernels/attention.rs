@@ -4,7 +4,7 @@ use std::ops::Range;
 use aligned_vec::{AVec, ConstAlign};
 
 use super::elementwise::{exp, maximum, sum};
-use super::{Element, Kernel, PANEL, RowsMut, RowsRef, pack_column, parallel};
+use super::{Element, Kernel, PANEL, RowsMut, RowsRef, parallel};
 
 /// Numbers on a cache line.
 type Aligned<E> = AVec<E, ConstAlign<64>>;
@@ -172,31 +172,22 @@ impl<E: Element> Strip<E> {
     }
 }
 
-/// One head's attention weights `[tokens, tokens]`, for the backward pass.
+/// One head's attention weights `[rows, tokens]`, for the backward pass.
 pub fn weights(kernel: &Kernel<f32>, query: RowsRef<'_, f32>, keys: RowsRef<'_, f32>) -> Vec<f32> {
-    let (keys, n) = (Keys::pack(keys), query.rows());
-    let mut out = Vec::with_capacity(n * n);
-    let mut strip = Strip::new(kernel.rows, n);
-    for first in (0..n).step_by(kernel.rows) {
-        let rows = first..n.min(first + kernel.rows);
+    let (rows, tokens) = (query.rows(), keys.rows());
+    let keys = Keys::pack(keys);
+    let mut out = Vec::with_capacity(rows * tokens);
+    let mut strip = Strip::new(kernel.rows.min(rows), tokens);
+    for first in (0..rows).step_by(kernel.rows) {
+        let chosen = first..rows.min(first + kernel.rows);
         kernel.isa.run(
             #[inline(always)]
-            || strip.weigh(kernel, query.range(rows.clone()), &keys),
+            || strip.weigh(kernel, query.range(chosen.clone()), &keys),
         );
-        for row in 0..rows.len() {
+        for row in 0..chosen.len() {
             let scale = strip.scales[row];
-            out.extend(strip.weights[row * strip.padded..][..n].iter().map(|w| w * scale));
+            out.extend(strip.weights[row * strip.padded..][..tokens].iter().map(|w| w * scale));
         }
     }
     out
-}
-
-/// Packs the rows of a matrix as the columns of one panel after another: what a product multiplies by.
-pub fn pack_rows<E: Element>(rows: &[&[f32]], k: usize) -> Aligned<E> {
-    let steps = k.next_multiple_of(E::STEP);
-    let mut panels = zeros(rows.len().div_ceil(PANEL) * steps * PANEL);
-    for (i, row) in rows.iter().enumerate() {
-        pack_column(&mut panels[i / PANEL * steps * PANEL..][..steps * PANEL], i % PANEL, row.iter().copied());
-    }
-    panels
 }

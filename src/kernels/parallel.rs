@@ -17,7 +17,11 @@ pub fn make_pool(threads: Option<usize>) -> Result<(), rayon::ThreadPoolBuildErr
             core_affinity::set_for_current(*core);
         }
     };
-    rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|index| format!("delo-compute-{index}")).start_handler(start).build_global()
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("delo-compute-{index}"))
+        .start_handler(start)
+        .build_global()
 }
 
 /// Threads of the current pool.

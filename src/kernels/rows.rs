@@ -66,7 +66,14 @@ impl<E: Element> Stream<E> {
     }
 
     pub fn view_mut(&mut self) -> RowsMut<'_, E> {
-        RowsMut { len: self.values.len(), values: self.values.as_mut_ptr(), rows: self.rows, width: self.width, stride: self.stride, lifetime: PhantomData }
+        RowsMut {
+            len: self.values.len(),
+            values: self.values.as_mut_ptr(),
+            rows: self.rows,
+            width: self.width,
+            stride: self.stride,
+            lifetime: PhantomData,
+        }
     }
 }
 
@@ -83,7 +90,11 @@ impl<'a, E: Element> RowsRef<'a, E> {
     /// # Panics
     /// Where the slice is too short.
     pub fn new(values: &'a [E], rows: usize, width: usize, stride: usize) -> Self {
-        assert!(rows == 0 || (rows - 1) * stride + width <= values.len(), "{rows} rows of {width}, {stride} apart, in {} values", values.len());
+        assert!(
+            rows == 0 || (rows - 1) * stride + width <= values.len(),
+            "{rows} rows of {width}, {stride} apart, in {} values",
+            values.len()
+        );
         Self { values, rows, width, stride }
     }
 

@@ -58,7 +58,8 @@ fn agrees<E: Element>(rows: usize, k: usize, n: usize) -> Result<(), TestCaseErr
 fn attended<E: Element>(qkv: &Stream<E>, tokens: std::ops::Range<usize>, query: usize, d: usize, head: std::ops::Range<usize>) -> Vec<f32> {
     let part = |row: usize, part: usize| qkv.row(row)[part * d + head.start..part * d + head.end].iter().map(|x| x.get());
     let scale = 1.0 / (head.len() as f32).sqrt();
-    let scores: Vec<f32> = tokens.clone().map(|token| scale * part(query, 0).zip(part(token, 1)).map(|(q, k)| q * k).sum::<f32>()).collect();
+    let scores: Vec<f32> =
+        tokens.clone().map(|token| scale * part(query, 0).zip(part(token, 1)).map(|(q, k)| q * k).sum::<f32>()).collect();
     let weights: Vec<f32> = scores.iter().map(|s| s.exp()).collect();
     let total: f32 = weights.iter().sum();
     let mut out = vec![0.0; head.len()];

@@ -3,7 +3,7 @@ use candle_core::Result;
 
 use super::super::backbone::Dummy;
 use super::super::packed::Span;
-use super::super::tensors::{with_values, values_of};
+use super::super::tensors::{values_of, with_values};
 use super::Map;
 use crate::input::{Pixels, Sample};
 use crate::kernels::norm::Norm;
@@ -47,7 +47,13 @@ impl<E: Element> Embeddings<E> {
     ///
     /// # Errors
     /// More tokens than positions, an id outside the vocabulary, or an image whose sides are no multiples of the patch.
-    pub fn embed(&self, kernel: &Kernel<E>, samples: &[&Sample], dummy: Dummy<'_>, pixels: &mut Stream<E>) -> Result<(Stream<f32>, Vec<Span>)> {
+    pub fn embed(
+        &self,
+        kernel: &Kernel<E>,
+        samples: &[&Sample],
+        dummy: Dummy<'_>,
+        pixels: &mut Stream<E>,
+    ) -> Result<(Stream<f32>, Vec<Span>)> {
         let mut spans = Vec::with_capacity(samples.len());
         let mut grids = Vec::with_capacity(samples.len());
         let (mut start, mut patches) = (0, 0);

@@ -78,7 +78,16 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
     /// Adds the update of `target` in its `columns` to `rows` of a tile, which are rows of `u` and all of one sample, from the tile's column `at` on.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "all of them place one piece of one product")]
-    pub fn add(&self, sample: usize, u: &Stream<f32>, rows: Range<usize>, target: usize, columns: Range<usize>, at: usize, tile: &mut Tile<'_>) {
+    pub fn add(
+        &self,
+        sample: usize,
+        u: &Stream<f32>,
+        rows: Range<usize>,
+        target: usize,
+        columns: Range<usize>,
+        at: usize,
+        tile: &mut Tile<'_>,
+    ) {
         let Some(Factors { pools, choices, .. }) = &self.samples[sample] else { return };
         let mut wide = [[0f32; PANEL]; AT_ONCE];
         let mut filled = 0;

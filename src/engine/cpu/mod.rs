@@ -9,7 +9,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::backbone::{Adapters, Backbone, Dummy};
 use super::packed::Span;
-use super::tensors::{with_values, values_of};
+use super::tensors::{values_of, with_values};
 use crate::delo::task_model::TARGETS;
 use crate::input::Sample;
 use crate::kernels::attention::{Attended, attention};
@@ -186,7 +186,15 @@ impl<E: Element> CpuBackbone<E> {
     }
 
     /// Normalises every row into `x` and projects it onto its sample's A factors, into `u`.
-    fn normalise(&self, norm: &Norm, hidden: &Stream<f32>, spans: &[Span], update: Option<&LayerUpdate<'_, E>>, x: &mut Stream<E>, u: &mut Stream<f32>) {
+    fn normalise(
+        &self,
+        norm: &Norm,
+        hidden: &Stream<f32>,
+        spans: &[Span],
+        update: Option<&LayerUpdate<'_, E>>,
+        x: &mut Stream<E>,
+        u: &mut Stream<f32>,
+    ) {
         x.reshape(hidden.rows(), hidden.width());
         let (isa, x, hidden) = (self.kernel.isa, x.view_mut(), hidden.view());
         let Some(update) = update else { return norm.rows(isa, hidden, &x) };
@@ -219,7 +227,14 @@ impl<E: Element> CpuBackbone<E> {
         self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
         w.qkv.reshape(hidden.rows(), TARGETS.len() * d);
         let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
-        let sink = QkvSink { isa: self.kernel.isa, bias: &layer.qkv.bias, d, update: update.map(|update| (update, &w.u)), owners: &owners, out: w.qkv.view_mut() };
+        let sink = QkvSink {
+            isa: self.kernel.isa,
+            bias: &layer.qkv.bias,
+            d,
+            update: update.map(|update| (update, &w.u)),
+            owners: &owners,
+            out: w.qkv.view_mut(),
+        };
         product(&self.kernel, w.x.view(), &layer.qkv.weight, &sink);
         let attended: Vec<Attended> =
             owners.iter().map(|owner| Attended { tokens: owner.rows.clone(), queries: owner.rows.clone() }).collect();
@@ -235,19 +250,38 @@ impl<E: Element> CpuBackbone<E> {
         layer.norm_after.rows(self.kernel.isa, hidden.view(), &x.view_mut());
         let map = &layer.intermediate;
         inner.reshape(hidden.rows(), map.weight.n());
-        product(&self.kernel, x.view(), &map.weight, &MapSink { isa: self.kernel.isa, bias: Some(&map.bias), f: gelu, out: inner.view_mut() });
+        product(
+            &self.kernel,
+            x.view(),
+            &map.weight,
+            &MapSink { isa: self.kernel.isa, bias: Some(&map.bias), f: gelu, out: inner.view_mut() },
+        );
         let map = &layer.output;
         product(&self.kernel, inner.view(), &map.weight, &ResidualSink { bias: &map.bias, out: hidden.view_mut() });
     }
 
     /// The last layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample.
-    fn layer_of_cls(&self, index: usize, hidden: &Stream<f32>, spans: &[Span], update: Option<&LayerUpdate<'_, E>>, w: &mut Workspace<E>) -> Stream<f32> {
+    fn layer_of_cls(
+        &self,
+        index: usize,
+        hidden: &Stream<f32>,
+        spans: &[Span],
+        update: Option<&LayerUpdate<'_, E>>,
+        w: &mut Workspace<E>,
+    ) -> Stream<f32> {
         let (layer, d, samples) = (&self.layers[index], hidden.width(), spans.len());
         self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
         w.qkv.reshape(hidden.rows(), TARGETS.len() * d);
         let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
         let map = &layer.qkv;
-        let sink = QkvSink { isa: self.kernel.isa, bias: &map.bias, d, update: update.map(|update| (update, &w.u)), owners: &owners, out: w.qkv.view_mut() };
+        let sink = QkvSink {
+            isa: self.kernel.isa,
+            bias: &map.bias,
+            d,
+            update: update.map(|update| (update, &w.u)),
+            owners: &owners,
+            out: w.qkv.view_mut(),
+        };
         // A panel may hold the last queries and the first keys.
         product_panels(&self.kernel, w.x.view(), &map.weight, d / PANEL..map.weight.panels(), &sink);
 
@@ -263,7 +297,14 @@ impl<E: Element> CpuBackbone<E> {
             spans.iter().enumerate().for_each(|(i, span)| w.cls_u.row_mut(i).copy_from_slice(w.u.row(span.start)));
         }
         let owners: Vec<Owner> = (0..samples).map(|sample| Owner { sample, rows: sample..sample + 1 }).collect();
-        let sink = QkvSink { isa: self.kernel.isa, bias: &map.bias, d, update: update.map(|update| (update, &w.cls_u)), owners: &owners, out: qkv.view_mut() };
+        let sink = QkvSink {
+            isa: self.kernel.isa,
+            bias: &map.bias,
+            d,
+            update: update.map(|update| (update, &w.cls_u)),
+            owners: &owners,
+            out: qkv.view_mut(),
+        };
         product_panels(&self.kernel, x.view(), &map.weight, 0..d.div_ceil(PANEL), &sink);
 
         let attended: Vec<Attended> =
@@ -281,12 +322,23 @@ impl<E: Element> CpuBackbone<E> {
         let [x, ..] = &mut w.cls;
         x.reshape(cls.rows(), cls.width());
         self.norm.rows(self.kernel.isa, cls.view(), &x.view_mut());
-        product(&self.kernel, x.view(), &self.pooler.weight, &MapSink { isa: self.kernel.isa, bias: Some(&self.pooler.bias), f: tanh, out: out.view_mut() });
+        product(
+            &self.kernel,
+            x.view(),
+            &self.pooler.weight,
+            &MapSink { isa: self.kernel.isa, bias: Some(&self.pooler.bias), f: tanh, out: out.view_mut() },
+        );
         (0..out.rows()).map(|row| out.row(row).to_vec()).collect()
     }
 
     /// Routes a layer's samples where it has adapters.
-    fn update<'a>(&self, layer: usize, hidden: &Stream<f32>, spans: &[Span], adapters: Option<&Adapters<'a>>) -> Option<LayerUpdate<'a, E>> {
+    fn update<'a>(
+        &self,
+        layer: usize,
+        hidden: &Stream<f32>,
+        spans: &[Span],
+        adapters: Option<&Adapters<'a>>,
+    ) -> Option<LayerUpdate<'a, E>> {
         LayerUpdate::route(self.kernel.isa, &adapters?.layer(layer), hidden.view(), spans)
     }
 }

@@ -5,7 +5,14 @@ use crate::kernels::{Kernel, RowsMut, RowsRef, parallel};
 
 /// Gradients of queries, keys and values into `grad_qkv` `[tokens, 3 d]`, given those of the outputs `[rows, d]`. Query row i of a sample is row
 /// `tokens.start + i` of `qkv`. Cells of `grad_qkv` that no query nor key reaches are not written.
-pub fn backward(kernel: &Kernel<f32>, qkv: RowsRef<'_, f32>, samples: &[Attended], heads: usize, grad: RowsRef<'_, f32>, grad_qkv: &RowsMut<'_, f32>) {
+pub fn backward(
+    kernel: &Kernel<f32>,
+    qkv: RowsRef<'_, f32>,
+    samples: &[Attended],
+    heads: usize,
+    grad: RowsRef<'_, f32>,
+    grad_qkv: &RowsMut<'_, f32>,
+) {
     let d = qkv.width() / 3;
     let width = d / heads;
     parallel(samples.len() * heads, |task| {
@@ -26,7 +33,8 @@ pub fn backward(kernel: &Kernel<f32>, qkv: RowsRef<'_, f32>, samples: &[Attended
         let (scores, probabilities) = (Matrix::new(&scores, rows, n, n), Matrix::new(&probabilities, rows, n, n));
         let scale = 1.0 / (width as f32).sqrt();
         let mut out = vec![0.0; n * width];
-        let results = [(0, asked, scale, scores, k), (1, tokens.clone(), scale, scores.t(), q), (2, tokens.clone(), 1.0, probabilities.t(), grad)];
+        let results =
+            [(0, asked, scale, scores, k), (1, tokens.clone(), scale, scores.t(), q), (2, tokens.clone(), 1.0, probabilities.t(), grad)];
         for (part, rows, scale, lhs, rhs) in results {
             product(MatrixMut::new(&mut out, rows.len(), width, width), Target::Overwrite, scale, lhs, rhs);
             for (row, values) in rows.zip(out.chunks_exact(width)) {

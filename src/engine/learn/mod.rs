@@ -64,7 +64,8 @@ impl Engine {
             hidden = hidden.index_select(&Tensor::from_vec(rows, samples, &Device::Cpu)?, 0)?;
         }
         let (norm, pooler) = backbone.pooler();
-        let operation = Pool { norm: norm.clone(), kernel: *backbone.kernel(), pooler: pooler.clone(), back: backbone.transposes().pooler.clone() };
+        let operation =
+            Pool { norm: norm.clone(), kernel: *backbone.kernel(), pooler: pooler.clone(), back: backbone.transposes().pooler.clone() };
         Ok(TaskOutput { logits: task.head(&hidden.apply_op1(operation)?)?, query_visual, query_textual })
     }
 }
@@ -195,7 +196,14 @@ impl AdaptedLayer {
     }
 
     /// Gradients of h (unless nothing before learns), a and b.
-    fn backward(&self, kept: &Kept, h: RowsRef<'_, f32>, a: &[f32], b: &[f32], grad: RowsRef<'_, f32>) -> (Option<Vec<f32>>, Vec<f32>, Vec<f32>) {
+    fn backward(
+        &self,
+        kept: &Kept,
+        h: RowsRef<'_, f32>,
+        a: &[f32],
+        b: &[f32],
+        grad: RowsRef<'_, f32>,
+    ) -> (Option<Vec<f32>>, Vec<f32>, Vec<f32>) {
         let LearningLayer { kernel, heads, layer, back } = &self.layer;
         let (tokens, d) = (h.rows(), h.width());
         let rows = self.rows();
@@ -220,7 +228,8 @@ impl AdaptedLayer {
         {
             let (x_stride, grad_stride) = (x.view().stride(), qkv.view().stride());
             let (x, factors) = (x.view_mut(), TARGETS.len() * self.pairs * d);
-            let (da, db) = (RowsMut::new(&mut da, self.spans.len(), factors, factors), RowsMut::new(&mut db, self.spans.len(), factors, factors));
+            let (da, db) =
+                (RowsMut::new(&mut da, self.spans.len(), factors, factors), RowsMut::new(&mut db, self.spans.len(), factors, factors));
             parallel(self.spans.len(), |sample| {
                 let span = &self.spans[sample];
                 let share = self.share(kept.x.view(), a, b, sample);
@@ -276,7 +285,14 @@ impl CustomOp3 for AdaptedLayer {
         Ok((CpuStorage::F32(out), Shape::from((rows, d))))
     }
 
-    fn bwd(&self, h: &Tensor, a: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        h: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = kept.as_ref().ok_or_else(|| candle_core::Error::Msg("a backward pass without its forward pass".to_owned()))?;
         let (rows, d) = grad.dims2()?;

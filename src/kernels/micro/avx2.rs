@@ -70,8 +70,7 @@ unsafe fn block_bf16<const M: usize>(x: *const bf16, stride: usize, k: usize, pa
                 let odd = pairs.map(|p| _mm256_castsi256_ps(_mm256_and_si256(p, high_half)));
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let pair = x.add(row * stride + 2 * step).cast::<u32>().read_unaligned();
-                    let (first, second) =
-                        (_mm256_set1_ps(f32::from_bits(pair << 16)), _mm256_set1_ps(f32::from_bits(pair & 0xffff_0000)));
+                    let (first, second) = (_mm256_set1_ps(f32::from_bits(pair << 16)), _mm256_set1_ps(f32::from_bits(pair & 0xffff_0000)));
                     for part in 0..2 {
                         sums[part] = _mm256_fmadd_ps(first, even[part], sums[part]);
                         sums[part] = _mm256_fmadd_ps(second, odd[part], sums[part]);

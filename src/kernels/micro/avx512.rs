@@ -123,8 +123,7 @@ unsafe fn block_widened<const M: usize>(x: *const bf16, stride: usize, k: usize,
             let odd = pairs.map(|p| _mm512_castsi512_ps(_mm512_and_si512(p, high_half)));
             for (row, sums) in sums.iter_mut().enumerate() {
                 let pair = x.add(row * stride + 2 * step).cast::<u32>().read_unaligned();
-                let (first, second) =
-                    (_mm512_set1_ps(f32::from_bits(pair << 16)), _mm512_set1_ps(f32::from_bits(pair & 0xffff_0000)));
+                let (first, second) = (_mm512_set1_ps(f32::from_bits(pair << 16)), _mm512_set1_ps(f32::from_bits(pair & 0xffff_0000)));
                 for half in 0..2 {
                     sums[half] = _mm512_fmadd_ps(first, even[half], sums[half]);
                     sums[half] = _mm512_fmadd_ps(second, odd[half], sums[half]);
