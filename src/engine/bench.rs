@@ -15,7 +15,7 @@ use crate::delo::task_model::{TARGETS, TaskModel};
 use crate::delo::{Partition, PoolSpec};
 use crate::input::{Pixels, Sample};
 use crate::kernels::attention::{Attended, attention};
-use crate::kernels::{Element, Isa, Kernel, PANEL, PackedMatrix, Stream, parallel, product, threads};
+use crate::kernels::{Element, Isa, Kernel, PANEL, PackedMatrix, Start, Stream, parallel, product, threads};
 
 /// Forwards that are run before any is timed.
 const WARM_UP: usize = 2;
@@ -250,7 +250,7 @@ pub fn measure_kernel<E: Element>(isa: Isa, hidden: usize, intermediate: usize, 
             out.push(row(
                 name,
                 [rows, k, n],
-                best(work, || product(&kernel, x.view(), &weights, &MapSink { isa, bias: None, f: |x| x, out: to.view_mut() })),
+                best(work, || product(&kernel, x.view(), &weights, None, &MapSink { isa, f: |x| x, out: to.view_mut() })),
             ));
         }
         let (qkv, mut to) = (Stream::<E>::zeros(rows, 3 * hidden), Stream::<E>::zeros(rows, hidden));
@@ -285,7 +285,7 @@ fn ceiling<E: Element>(kernel: &Kernel<E>) -> f64 {
             let (x, weights) = (Stream::<E>::zeros(kernel.rows, k), PackedMatrix::<E>::new(&[&vec![0.0; k * PANEL]], k));
             let mut out = vec![0.0; kernel.rows * PANEL];
             for _ in 0..REPEATS {
-                kernel.multiply(std::hint::black_box(x.view()), k, weights.panel(0), &mut out, PANEL);
+                kernel.multiply(std::hint::black_box(x.view()), k, weights.panel(0), Start::Zero, &mut out, PANEL);
             }
             std::hint::black_box(&out);
         });

@@ -4,7 +4,7 @@ use std::ops::Range;
 use aligned_vec::{AVec, ConstAlign};
 
 use super::elementwise::{exp, maximum, sum};
-use super::{Element, Kernel, PANEL, RowsMut, RowsRef, parallel};
+use super::{Element, Kernel, PANEL, RowsMut, RowsRef, Start, parallel};
 
 /// Numbers on a cache line.
 type Aligned<E> = AVec<E, ConstAlign<64>>;
@@ -142,7 +142,7 @@ impl<E: Element> Strip<E> {
     fn weigh(&mut self, kernel: &Kernel<E>, query: RowsRef<'_, E>, keys: &Keys<E>) {
         let (rows, width) = (query.rows(), self.tokens.next_multiple_of(PANEL));
         for (index, panel) in keys.panels.chunks_exact(keys.k * PANEL).enumerate() {
-            kernel.multiply(query, keys.k, panel, &mut self.scores[index * PANEL..], width);
+            kernel.multiply(query, keys.k, panel, Start::Zero, &mut self.scores[index * PANEL..], width);
         }
         for row in 0..rows {
             let scores = &mut self.scores[row * width..][..self.tokens];
@@ -162,7 +162,7 @@ impl<E: Element> Strip<E> {
     fn gather(&mut self, kernel: &Kernel<E>, rows: usize, values: &Values<E>, mut each: impl FnMut(usize, usize, &[f32])) {
         let weights = RowsRef::new(&self.weights, rows, self.padded, self.padded);
         for (index, panel) in values.panels.chunks_exact(values.k * PANEL).enumerate() {
-            kernel.multiply(weights, values.k, panel, &mut self.results[..rows * PANEL], PANEL);
+            kernel.multiply(weights, values.k, panel, Start::Zero, &mut self.results[..rows * PANEL], PANEL);
             let columns = PANEL.min(values.width - index * PANEL);
             for (row, results) in self.results[..rows * PANEL].chunks_exact_mut(PANEL).enumerate() {
                 results.iter_mut().for_each(|x| *x *= self.scales[row]);

@@ -21,10 +21,10 @@ use std::str::FromStr;
 
 pub use half::bf16;
 pub use isa::Isa;
-pub use micro::{Element, Kernel};
+pub use micro::{Element, Kernel, Start};
 pub use packed::{PackedMatrix, pack_column};
 pub use parallel::{make_pool, parallel, threads};
-pub use product::{Tile, TileSink, add, product, product_panels};
+pub use product::{Tile, TileSink, product, product_panels};
 pub use rows::{RowsMut, RowsRef, Stream};
 
 /// Columns of a panel: packed weights stand in panels this wide, whatever the kernel.

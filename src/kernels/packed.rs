@@ -30,7 +30,7 @@ impl<E: Element> PackedMatrix<E> {
             // Each panel is packed by one thread; nobody else ever takes its lock.
             let mut target = targets[panel].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             for (column, row) in rows.iter().enumerate() {
-                pack_column(&mut target, column, row.iter().copied());
+                pack_column(&mut target, column, row.iter().map(|&x| E::of(x)));
             }
         });
         drop(targets);
@@ -89,8 +89,11 @@ impl<E: Element> PackedMatrix<E> {
 
 /// Writes one column of a panel.
 #[inline(always)]
-pub fn pack_column<E: Element>(panel: &mut [E], column: usize, values: impl Iterator<Item = f32>) {
-    for (k, value) in values.enumerate() {
-        panel[(k / E::GROUP * PANEL + column) * E::GROUP + k % E::GROUP] = E::of(value);
+pub fn pack_column<E: Element>(panel: &mut [E], column: usize, mut values: impl Iterator<Item = E>) {
+    for group in panel.chunks_exact_mut(PANEL * E::GROUP) {
+        for cell in &mut group[column * E::GROUP..(column + 1) * E::GROUP] {
+            let Some(value) = values.next() else { return };
+            *cell = value;
+        }
     }
 }

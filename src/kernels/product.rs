@@ -1,7 +1,7 @@
 //! The product of rows with packed weights, block by block, each block handed on while it is in the cache.
 use std::ops::Range;
 
-use super::micro::{Element, Kernel};
+use super::micro::{Element, Kernel, Start};
 use super::{Isa, PANEL, PackedMatrix, RowsMut, RowsRef, parallel, threads};
 
 /// Bytes of rows that a thread walks over again and again while panels pass by: half of a small second-level cache.
@@ -52,44 +52,34 @@ impl Tile<'_> {
         }
     }
 
-    /// Adds the results to the same cells of `out`.
+    /// Adds the results to `out`, whose row `to` is that of the tile's first.
     ///
     /// # Safety
     /// As [`Self::store`].
     #[inline(always)]
-    pub unsafe fn add_to(&self, out: &RowsMut<'_, f32>) {
-        for row in 0..self.rows {
+    pub unsafe fn add_to(&self, isa: Isa, out: &RowsMut<'_, f32>, rows: Range<usize>, to: usize) {
+        if self.columns == PANEL {
             // SAFETY: by the caller's promise.
-            add(self.row(row), unsafe { out.part(self.row + row, self.column..self.column + self.columns) });
+            unsafe { out.add(isa, &self.values[rows], to, self.column) };
+            return;
         }
-    }
-
-    /// Adds a number to each column.
-    #[inline(always)]
-    pub fn add_bias(&mut self, bias: &[f32]) {
-        let mut wide = [0f32; PANEL];
-        wide[..self.columns].copy_from_slice(&bias[self.column..self.column + self.columns]);
-        for row in &mut *self.values {
-            row.iter_mut().zip(&wide).for_each(|(x, b)| *x += b);
+        for (row, to) in rows.zip(to..) {
+            // SAFETY: by the caller's promise.
+            let out = unsafe { out.part(to, self.column..self.column + self.columns) };
+            out.iter_mut().zip(self.row(row)).for_each(|(o, x)| *o += x);
         }
     }
 
     /// Changes every number.
     #[inline(always)]
     pub fn map(&mut self, f: impl Fn(f32) -> f32) {
-        for row in &mut *self.values {
-            row.iter_mut().for_each(|x| *x = f(*x));
-        }
+        self.values.as_flattened_mut().iter_mut().for_each(|x| *x = f(*x));
     }
-}
 
-/// Adds a row of results to where it belongs, which is a panel wide or less.
-#[inline(always)]
-pub fn add(results: &[f32; PANEL], out: &mut [f32]) {
-    if let Ok(out) = <&mut [f32; PANEL]>::try_from(&mut *out) {
-        out.iter_mut().zip(results).for_each(|(o, x)| *o += x);
-    } else {
-        out.iter_mut().zip(results).for_each(|(o, x)| *o += x);
+    /// All rows from one on, flat.
+    #[inline(always)]
+    pub fn rows_from(&mut self, row: usize) -> &mut [f32] {
+        self.values[row..].as_flattened_mut()
     }
 }
 
@@ -99,12 +89,12 @@ pub trait TileSink: Sync {
     fn tile(&self, tile: &mut Tile<'_>);
 }
 
-/// `x Wᵀ`, block by block into `sink`. Each number is one chain over k, in the same order whatever rows are beside it.
+/// `x Wᵀ + bias`, block by block into `sink`. Each number is one chain over k, in the same order whatever rows are beside it.
 ///
 /// # Panics
 /// Where the widths differ.
-pub fn product<E: Element>(kernel: &Kernel<E>, x: RowsRef<'_, E>, weights: &PackedMatrix<E>, sink: &impl TileSink) {
-    product_panels(kernel, x, weights, 0..weights.panels(), sink);
+pub fn product<E: Element>(kernel: &Kernel<E>, x: RowsRef<'_, E>, weights: &PackedMatrix<E>, bias: Option<&[f32]>, sink: &impl TileSink) {
+    product_panels(kernel, x, weights, bias, 0..weights.panels(), sink);
 }
 
 /// Some of the panels of columns of [`product`].
@@ -115,6 +105,7 @@ pub fn product_panels<E: Element>(
     kernel: &Kernel<E>,
     x: RowsRef<'_, E>,
     weights: &PackedMatrix<E>,
+    bias: Option<&[f32]>,
     chosen: Range<usize>,
     sink: &impl TileSink,
 ) {
@@ -139,10 +130,21 @@ pub fn product_panels<E: Element>(
         for panel in first_panel..chosen.end.min(first_panel + run) {
             let column = panel * PANEL;
             let columns = PANEL.min(weights.n() - column);
+            let mut start = [0.0; PANEL];
+            if let Some(bias) = bias {
+                start[..columns].copy_from_slice(&bias[column..column + columns]);
+            }
             for index in first_block..blocks.min(first_block + group) {
                 let row = index * block;
                 let count = block.min(rows - row);
-                kernel.multiply(x.range(row..row + count), weights.steps_k(), weights.panel(panel), &mut values.0[..count * PANEL], PANEL);
+                kernel.multiply(
+                    x.range(row..row + count),
+                    weights.steps_k(),
+                    weights.panel(panel),
+                    Start::Bias(&start),
+                    &mut values.0[..count * PANEL],
+                    PANEL,
+                );
                 let mut tile = Tile { row, rows: count, column, columns, values: &mut values.0.as_chunks_mut().0[..count] };
                 kernel.isa.run(
                     #[inline(always)]

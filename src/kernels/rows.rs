@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use aligned_vec::{AVec, ConstAlign};
 
-use super::Element;
+use super::micro::add_rows;
+use super::{Element, Isa, PANEL};
 
 /// Bytes of a cache line, and of the widest vector register.
 const LINE: usize = 64;
@@ -199,6 +200,22 @@ impl<'a, E> RowsMut<'a, E> {
         // SAFETY: as in `part`.
         let values = unsafe { std::slice::from_raw_parts_mut(self.values.add(rows.start * self.stride), rows.len() * self.stride) };
         WholeRows { values, rows: rows.len(), width: self.width, stride: self.stride }
+    }
+}
+
+impl RowsMut<'_, f32> {
+    /// Adds a panel's rows of results to the rows from `to` on, from `column` on.
+    ///
+    /// # Safety
+    /// As [`Self::part`].
+    ///
+    /// # Panics
+    /// Outside the view.
+    #[inline(always)]
+    pub unsafe fn add(&self, isa: Isa, results: &[[f32; PANEL]], to: usize, column: usize) {
+        assert!(to + results.len() <= self.rows && column + PANEL <= self.width, "outside the rows");
+        // SAFETY: in bounds; disjoint by the caller's promise.
+        unsafe { add_rows(isa, results, self.values.add(to * self.stride + column), self.stride) };
     }
 }
 

@@ -32,7 +32,7 @@ impl TileSink for Store<'_> {
 fn multiplied<E: Element>(isa: Isa, x: &Stream<E>, weights: &PackedMatrix<E>) -> Stream<f32> {
     let mut out = Stream::zeros(x.rows(), weights.n());
     let kernel = E::kernel(isa);
-    product(&kernel, x.view(), weights, &Store(isa, out.view_mut()));
+    product(&kernel, x.view(), weights, None, &Store(isa, out.view_mut()));
     out
 }
 

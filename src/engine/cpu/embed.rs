@@ -7,7 +7,7 @@ use super::super::tensors::{values_of, with_values};
 use super::Map;
 use crate::input::{Pixels, Sample};
 use crate::kernels::norm::Norm;
-use crate::kernels::{Element, Kernel, RowsMut, Stream, Tile, TileSink, add, parallel, product};
+use crate::kernels::{Element, Isa, Kernel, RowsMut, Stream, Tile, TileSink, parallel, product};
 use crate::vilt::{self, PatchGrids};
 
 /// The embeddings of text and patches.
@@ -89,8 +89,9 @@ impl<E: Element> Embeddings<E> {
             });
         }
         let owners = grids.iter().zip(&spans).map(|((first, _), span)| (*first, span.image_cls() + 1)).collect();
-        let sink = PatchSink { bias: &self.patch_projection.bias, owners, out: hidden.view_mut() };
-        product(kernel, pixels.view(), &self.patch_projection.weight, &sink);
+        let sink = PatchSink { isa: kernel.isa, owners, out: hidden.view_mut() };
+        let map = &self.patch_projection;
+        product(kernel, pixels.view(), &map.weight, Some(&map.bias), &sink);
         Ok((hidden, spans))
     }
 
@@ -159,7 +160,7 @@ fn text_of<'a>(sample: &'a Sample, dummy: Dummy<'a>) -> &'a [u32] {
 
 /// Adds projected patches to the rows of their samples.
 struct PatchSink<'a> {
-    bias: &'a [f32],
+    isa: Isa,
     /// For each sample, the first row of its patches among all patches, and in the stream.
     owners: Vec<(usize, usize)>,
     out: RowsMut<'a, f32>,
@@ -168,13 +169,15 @@ struct PatchSink<'a> {
 impl TileSink for PatchSink<'_> {
     #[inline(always)]
     fn tile(&self, tile: &mut Tile<'_>) {
-        tile.add_bias(self.bias);
-        for row in 0..tile.rows {
-            let patch = tile.row + row;
-            let (first, start) = self.owners[self.owners.partition_point(|(first, _)| *first <= patch) - 1];
+        let end = tile.row + tile.rows;
+        let mut patch = tile.row;
+        while patch < end {
+            let next = self.owners.partition_point(|(first, _)| *first <= patch);
+            let (first, start) = self.owners[next - 1];
+            let until = self.owners.get(next).map_or(end, |(first, _)| end.min(*first));
             // SAFETY: no two tiles cover the same cell, nor two patches the same row.
-            let out = unsafe { self.out.part(start + patch - first, tile.column..tile.column + tile.columns) };
-            add(tile.row(row), out);
+            unsafe { tile.add_to(self.isa, &self.out, patch - tile.row..until - tile.row, start + patch - first) };
+            patch = until;
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::delo::serving_pools::{Choice, NumbersRef, ServingPools};
 use crate::delo::task_model::{MODALITIES, POOLS, TARGETS};
 use crate::input::Presence;
 use crate::kernels::norm::mean;
-use crate::kernels::{Element, Isa, Kernel, PANEL, RowsMut, RowsRef, Stream, Tile, pack_column, parallel};
+use crate::kernels::{Element, Isa, Kernel, PANEL, RowsMut, RowsRef, Start, Stream, Tile, pack_column, parallel};
 
 /// Factor pairs that are added to a row of results at once.
 const AT_ONCE: usize = 8;
@@ -27,6 +27,8 @@ pub(super) struct LayerUpdate<'a, E: Element> {
     samples: Vec<Option<Factors<'a, E>>>,
     /// r, the largest there is.
     rank: usize,
+    /// Adds B factors up.
+    kernel: Kernel<f32>,
 }
 
 impl<'a, E: Element> LayerUpdate<'a, E> {
@@ -47,7 +49,7 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
             // Each sample is one piece of work: nobody set it before.
             let _ = samples[sample].set(Factors { pools, choices, down });
         });
-        Some(Self { samples: samples.into_iter().map(OnceLock::into_inner).collect(), rank })
+        Some(Self { samples: samples.into_iter().map(OnceLock::into_inner).collect(), rank, kernel: f32::kernel(isa) })
     }
 
     /// Columns of [`Self::project`]'s results.
@@ -66,7 +68,7 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
         let k = x.width().next_multiple_of(E::STEP);
         let mut results = vec![0f32; x.rows() * PANEL];
         for (index, panel) in factors.down.chunks_exact(k * PANEL).enumerate() {
-            kernel.multiply(x, k, panel, &mut results, PANEL);
+            kernel.multiply(x, k, panel, Start::Zero, &mut results, PANEL);
             for (row, results) in results.chunks_exact(PANEL).enumerate() {
                 // SAFETY: these rows are this thread's by the caller's promise.
                 let out = unsafe { u.part(first + row, index * PANEL..(index + 1) * PANEL) };
@@ -89,22 +91,30 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
         tile: &mut Tile<'_>,
     ) {
         let Some(Factors { pools, choices, .. }) = &self.samples[sample] else { return };
-        let mut wide = [[0f32; PANEL]; AT_ONCE];
+        let mut factors = FactorPanel([[0.0; PANEL]; AT_ONCE]);
         let mut filled = 0;
         let mut done = target * pools.pairs();
         for modality in 0..MODALITIES.len() {
             let pool = target * MODALITIES.len() + modality;
             for factor in pools.b_factors(pool, &choices[pool]) {
-                part(factor, &columns).widen(&mut wide[filled][at..]);
+                part(factor, &columns).widen(&mut factors.0[filled][at..]);
                 filled += 1;
                 if filled == AT_ONCE {
-                    add_factors(&wide, u, rows.clone(), done, tile);
+                    self.add_factors(&factors.0, u, rows.clone(), done, tile);
                     done += filled;
                     filled = 0;
                 }
             }
         }
-        add_factors(&wide[..filled], u, rows, done, tile);
+        self.add_factors(&factors.0[..filled], u, rows, done, tile);
+    }
+
+    /// Adds `Σ_i u[row, first + i] · factors[i]` to each row of a tile.
+    #[inline(always)]
+    fn add_factors(&self, factors: &[[f32; PANEL]], u: &Stream<f32>, rows: Range<usize>, first: usize, tile: &mut Tile<'_>) {
+        let at = rows.start - tile.row;
+        let u = u.view().range(rows).columns(first..first + factors.len());
+        self.kernel.multiply(u, factors.len(), factors.as_flattened(), Start::Results, tile.rows_from(at), PANEL);
     }
 
     /// What was chosen, sample by sample.
@@ -113,17 +123,9 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
     }
 }
 
-/// Adds `Σ_i u[row, first + i] · factors[i]` to each row of a tile.
-#[inline(always)]
-fn add_factors(factors: &[[f32; PANEL]], u: &Stream<f32>, rows: Range<usize>, first: usize, tile: &mut Tile<'_>) {
-    for row in rows {
-        let u = &u.row(row)[first..first + factors.len()];
-        let results = tile.row_mut(row - tile.row);
-        for (factor, &u) in factors.iter().zip(u) {
-            results.iter_mut().zip(factor).for_each(|(result, b)| *result += u * b);
-        }
-    }
-}
+/// B factors in f32, as a panel of a product.
+#[repr(align(64))]
+struct FactorPanel([[f32; PANEL]; AT_ONCE]);
 
 #[inline(always)]
 fn part<'a>(factor: NumbersRef<'a>, columns: &Range<usize>) -> NumbersRef<'a> {
@@ -151,8 +153,8 @@ fn pack_factors<E: Element>(pools: &ServingPools, choices: &[Choice], d: usize) 
     for (column, factor) in factors.enumerate() {
         let panel = &mut panels[column / PANEL * k * PANEL..][..k * PANEL];
         match factor {
-            NumbersRef::F32(values) => pack_column(panel, column % PANEL, values.iter().copied()),
-            NumbersRef::Bf16(values) => pack_column(panel, column % PANEL, values.iter().map(|x| x.get())),
+            NumbersRef::F32(values) => pack_column(panel, column % PANEL, values.iter().map(|&x| E::of(x))),
+            NumbersRef::Bf16(values) => pack_column(panel, column % PANEL, values.iter().map(|x| E::of(x.get()))),
         }
     }
     panels

@@ -229,13 +229,12 @@ impl<E: Element> CpuBackbone<E> {
         let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
         let sink = QkvSink {
             isa: self.kernel.isa,
-            bias: &layer.qkv.bias,
             d,
             update: update.map(|update| (update, &w.u)),
             owners: &owners,
             out: w.qkv.view_mut(),
         };
-        product(&self.kernel, w.x.view(), &layer.qkv.weight, &sink);
+        product(&self.kernel, w.x.view(), &layer.qkv.weight, Some(&layer.qkv.bias), &sink);
         let attended: Vec<Attended> =
             owners.iter().map(|owner| Attended { tokens: owner.rows.clone(), queries: owner.rows.clone() }).collect();
         let parts = [0, 1, 2].map(|part| w.qkv.view().columns(part * d..(part + 1) * d));
@@ -246,18 +245,13 @@ impl<E: Element> CpuBackbone<E> {
     /// What follows the attention, whose output is `x`; row by row, so that it serves any rows.
     fn after_attention(&self, layer: &Layer<E>, hidden: &mut Stream<f32>, x: &mut Stream<E>, inner: &mut Stream<E>) {
         let map = &layer.attention_output;
-        product(&self.kernel, x.view(), &map.weight, &ResidualSink { bias: &map.bias, out: hidden.view_mut() });
+        product(&self.kernel, x.view(), &map.weight, Some(&map.bias), &ResidualSink { isa: self.kernel.isa, out: hidden.view_mut() });
         layer.norm_after.rows(self.kernel.isa, hidden.view(), &x.view_mut());
         let map = &layer.intermediate;
         inner.reshape(hidden.rows(), map.weight.n());
-        product(
-            &self.kernel,
-            x.view(),
-            &map.weight,
-            &MapSink { isa: self.kernel.isa, bias: Some(&map.bias), f: gelu, out: inner.view_mut() },
-        );
+        product(&self.kernel, x.view(), &map.weight, Some(&map.bias), &MapSink { isa: self.kernel.isa, f: gelu, out: inner.view_mut() });
         let map = &layer.output;
-        product(&self.kernel, inner.view(), &map.weight, &ResidualSink { bias: &map.bias, out: hidden.view_mut() });
+        product(&self.kernel, inner.view(), &map.weight, Some(&map.bias), &ResidualSink { isa: self.kernel.isa, out: hidden.view_mut() });
     }
 
     /// The last layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample.
@@ -276,14 +270,13 @@ impl<E: Element> CpuBackbone<E> {
         let map = &layer.qkv;
         let sink = QkvSink {
             isa: self.kernel.isa,
-            bias: &map.bias,
             d,
             update: update.map(|update| (update, &w.u)),
             owners: &owners,
             out: w.qkv.view_mut(),
         };
         // A panel may hold the last queries and the first keys.
-        product_panels(&self.kernel, w.x.view(), &map.weight, d / PANEL..map.weight.panels(), &sink);
+        product_panels(&self.kernel, w.x.view(), &map.weight, Some(&map.bias), d / PANEL..map.weight.panels(), &sink);
 
         let [x, qkv, inner] = &mut w.cls;
         let cls = |stream: RowsRef<'_, E>, to: &mut Stream<E>| {
@@ -299,13 +292,12 @@ impl<E: Element> CpuBackbone<E> {
         let owners: Vec<Owner> = (0..samples).map(|sample| Owner { sample, rows: sample..sample + 1 }).collect();
         let sink = QkvSink {
             isa: self.kernel.isa,
-            bias: &map.bias,
             d,
             update: update.map(|update| (update, &w.cls_u)),
             owners: &owners,
             out: qkv.view_mut(),
         };
-        product_panels(&self.kernel, x.view(), &map.weight, 0..d.div_ceil(PANEL), &sink);
+        product_panels(&self.kernel, x.view(), &map.weight, Some(&map.bias), 0..d.div_ceil(PANEL), &sink);
 
         let attended: Vec<Attended> =
             spans.iter().enumerate().map(|(i, span)| Attended { tokens: span.start..span.end(), queries: i..i + 1 }).collect();
@@ -326,7 +318,8 @@ impl<E: Element> CpuBackbone<E> {
             &self.kernel,
             x.view(),
             &self.pooler.weight,
-            &MapSink { isa: self.kernel.isa, bias: Some(&self.pooler.bias), f: tanh, out: out.view_mut() },
+            Some(&self.pooler.bias),
+            &MapSink { isa: self.kernel.isa, f: tanh, out: out.view_mut() },
         );
         (0..out.rows()).map(|row| out.row(row).to_vec()).collect()
     }
@@ -438,10 +431,9 @@ struct Owner {
     rows: Range<usize>,
 }
 
-/// Queries, keys and values: bias and low-rank update added.
+/// Queries, keys and values: low-rank update added.
 struct QkvSink<'a, E: Element> {
     isa: Isa,
-    bias: &'a [f32],
     d: usize,
     update: Option<(&'a LayerUpdate<'a, E>, &'a Stream<f32>)>,
     owners: &'a [Owner],
@@ -451,7 +443,6 @@ struct QkvSink<'a, E: Element> {
 impl<E: Element> TileSink for QkvSink<'_, E> {
     #[inline(always)]
     fn tile(&self, tile: &mut Tile<'_>) {
-        tile.add_bias(self.bias);
         if let Some((update, u)) = self.update {
             let covered = tile.row..tile.row + tile.rows;
             let first = self.owners.partition_point(|owner| owner.rows.end <= covered.start);
@@ -472,25 +463,23 @@ impl<E: Element> TileSink for QkvSink<'_, E> {
     }
 }
 
-/// `out += x Wᵀ + b`
+/// Adds the results to `out`.
 struct ResidualSink<'a> {
-    bias: &'a [f32],
+    isa: Isa,
     out: RowsMut<'a, f32>,
 }
 
 impl TileSink for ResidualSink<'_> {
     #[inline(always)]
     fn tile(&self, tile: &mut Tile<'_>) {
-        tile.add_bias(self.bias);
         // SAFETY: no two tiles cover the same cell.
-        unsafe { tile.add_to(&self.out) };
+        unsafe { tile.add_to(self.isa, &self.out, 0..tile.rows, tile.row) };
     }
 }
 
-/// `out = f(x Wᵀ + b)`
+/// Puts `f` of the results into `out`.
 pub(super) struct MapSink<'a, E, F> {
     pub isa: Isa,
-    pub bias: Option<&'a [f32]>,
     pub f: F,
     pub out: RowsMut<'a, E>,
 }
@@ -498,9 +487,6 @@ pub(super) struct MapSink<'a, E, F> {
 impl<E: Element, F: Fn(f32) -> f32 + Sync> TileSink for MapSink<'_, E, F> {
     #[inline(always)]
     fn tile(&self, tile: &mut Tile<'_>) {
-        if let Some(bias) = self.bias {
-            tile.add_bias(bias);
-        }
         tile.map(&self.f);
         // SAFETY: no two tiles cover the same cell.
         unsafe { tile.store(self.isa, &self.out) };

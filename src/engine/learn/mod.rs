@@ -208,7 +208,7 @@ impl AdaptedLayer {
         let (tokens, d) = (h.rows(), h.width());
         let rows = self.rows();
         let mut inner = Stream::zeros(rows.len(), kept.inner.width());
-        product(kernel, grad, &back.output, &SlopeSink { x: kept.inner.view(), out: inner.view_mut() });
+        product(kernel, grad, &back.output, None, &SlopeSink { x: kept.inner.view(), out: inner.view_mut() });
         let normalised = linear(kernel, inner.view(), &back.intermediate);
         let mut middle = Stream::zeros(rows.len(), d);
         {
@@ -360,14 +360,14 @@ fn gather(from: &Stream<f32>, rows: &[usize]) -> Stream<f32> {
 /// `f(x Wᵀ + b)`
 fn affine(kernel: &Kernel<f32>, x: RowsRef<'_, f32>, map: &Map<f32>, f: impl Fn(f32) -> f32 + Sync) -> Stream<f32> {
     let mut out = Stream::zeros(x.rows(), map.weight.n());
-    product(kernel, x, &map.weight, &MapSink { isa: kernel.isa, bias: Some(&map.bias), f, out: out.view_mut() });
+    product(kernel, x, &map.weight, Some(&map.bias), &MapSink { isa: kernel.isa, f, out: out.view_mut() });
     out
 }
 
 /// `x Wᵀ`
 fn linear(kernel: &Kernel<f32>, x: RowsRef<'_, f32>, weight: &PackedMatrix<f32>) -> Stream<f32> {
     let mut out = Stream::zeros(x.rows(), weight.n());
-    product(kernel, x, weight, &MapSink { isa: kernel.isa, bias: None, f: |x| x, out: out.view_mut() });
+    product(kernel, x, weight, None, &MapSink { isa: kernel.isa, f: |x| x, out: out.view_mut() });
     out
 }
 

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use half::bf16;
 
 use super::super::PANEL;
-use super::Element;
+use super::{Element, Operands};
 
 /// Rows of two tiles.
 pub const ROWS: usize = 32;
@@ -33,94 +33,103 @@ trait Tiles {
 }
 
 /// # Safety
-/// See [`super::Multiply`]; [`available`] said yes.
-pub unsafe fn bf16(x: *const bf16, stride: usize, rows: usize, k: usize, panel: *const bf16, out: *mut f32, out_stride: usize) {
+/// See [`Operands`]; [`available`] said yes.
+pub(super) unsafe fn bf16(operands: Operands<bf16>) {
     let mut tiles = Hardware::configure();
     // SAFETY: by the caller's promise.
-    unsafe { multiply(&mut tiles, x, stride, rows, k, panel, out, out_stride) }
+    unsafe { multiply(&mut tiles, operands) }
 }
 
 /// # Safety
-/// The lengths of [`super::Multiply`].
-#[allow(clippy::too_many_arguments, reason = "one product's operands, as `Multiply` has them")]
-unsafe fn multiply<T: Tiles>(
-    tiles: &mut T,
-    x: *const bf16,
-    stride: usize,
-    rows: usize,
-    k: usize,
-    panel: *const bf16,
-    out: *mut f32,
-    out_stride: usize,
-) {
+/// What [`Operands`] says of lengths.
+unsafe fn multiply<T: Tiles>(tiles: &mut T, operands: Operands<bf16>) {
+    let Operands { rows, k, panel, .. } = operands;
     let whole = rows / ROWS * ROWS;
     let mut first = 0;
     while first < k {
         let count = BLOCK.min(k - first);
         // SAFETY: rows, panel and results are as long as the caller says; `first + count` is at most k, and both are multiples of STEP.
         unsafe {
-            let panel = panel.add(first * PANEL);
+            // After the first block of k, sums go on from the results.
+            let (start, start_stride) =
+                if first == 0 { (operands.start, operands.start_stride) } else { (operands.out.cast_const(), operands.out_stride) };
+            let now = Operands { x: operands.x.add(first), k: count, panel: panel.add(first * PANEL), start, start_stride, ..operands };
             let mut row = 0;
             while row < whole {
-                block(tiles, x.add(row * stride + first), stride, count, panel, out.add(row * out_stride), out_stride, first == 0);
+                block(tiles, now.rows(row, ROWS));
                 row += ROWS;
             }
             if whole < rows {
-                // Rows that are not there stand as zeros.
-                let mut last = Scratch([[bf16::ZERO; BLOCK]; ROWS]);
-                let mut sums = Sums([0.0; ROWS * PANEL]);
-                let left = rows - whole;
-                for (row, line) in last.0.iter_mut().enumerate().take(left) {
-                    line[..count].copy_from_slice(std::slice::from_raw_parts(x.add((whole + row) * stride + first), count));
-                }
-                let results = |row: usize| std::slice::from_raw_parts_mut(out.add((whole + row) * out_stride), PANEL);
-                if first > 0 {
-                    (0..left).for_each(|row| sums.0[row * PANEL..(row + 1) * PANEL].copy_from_slice(results(row)));
-                }
-                block(tiles, last.0.as_ptr().cast(), BLOCK, count, panel, sums.0.as_mut_ptr(), PANEL, first == 0);
-                (0..left).for_each(|row| results(row).copy_from_slice(&sums.0[row * PANEL..(row + 1) * PANEL]));
+                last_rows(tiles, now.rows(whole, rows - whole));
             }
         }
         first += count;
     }
 }
 
+/// Fewer rows than a block: those that are not there stand as zeros.
+///
+/// # Safety
+/// As [`multiply`], at most BLOCK steps of k.
+unsafe fn last_rows<T: Tiles>(tiles: &mut T, operands: Operands<bf16>) {
+    let mut x = Scratch([[bf16::ZERO; BLOCK]; ROWS]);
+    let mut sums = Sums([[0.0; PANEL]; ROWS]);
+    // SAFETY: the rows that are there are read and written, PANEL numbers each.
+    unsafe {
+        for row in 0..operands.rows {
+            let from = std::slice::from_raw_parts(operands.x.add(row * operands.stride), operands.k);
+            x.0[row][..operands.k].copy_from_slice(from);
+            if !operands.start.is_null() {
+                let start = std::slice::from_raw_parts(operands.start.add(row * operands.start_stride), PANEL);
+                sums.0[row].copy_from_slice(start);
+            }
+        }
+        let all: *mut f32 = sums.0.as_mut_ptr().cast();
+        let whole = Operands {
+            x: x.0.as_ptr().cast(),
+            stride: BLOCK,
+            rows: ROWS,
+            start: all,
+            start_stride: PANEL,
+            out: all,
+            out_stride: PANEL,
+            ..operands
+        };
+        block(tiles, whole);
+        for row in 0..operands.rows {
+            std::slice::from_raw_parts_mut(operands.out.add(row * operands.out_stride), PANEL).copy_from_slice(&sums.0[row]);
+        }
+    }
+}
+
 #[repr(align(64))]
 struct Scratch([[bf16; BLOCK]; ROWS]);
 #[repr(align(64))]
-struct Sums([f32; ROWS * PANEL]);
+struct Sums([[f32; PANEL]; ROWS]);
 
-/// 32 rows times a panel over `k` steps, added to what `out` holds unless `fresh`.
+/// 32 rows times a panel.
 ///
 /// # Safety
-/// 32 rows of `k` numbers, `stride` apart; `k · PANEL` weights; 32 rows of PANEL results, `out_stride` apart.
+/// What [`Operands`] says, for [`ROWS`] rows.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "one block's operands")]
-unsafe fn block<T: Tiles>(
-    tiles: &mut T,
-    x: *const bf16,
-    stride: usize,
-    k: usize,
-    panel: *const bf16,
-    out: *mut f32,
-    out_stride: usize,
-    fresh: bool,
-) {
+unsafe fn block<T: Tiles>(tiles: &mut T, operands: Operands<bf16>) {
     const WEIGHTS: usize = PANEL * 2 * size_of::<bf16>();
-    let (bytes, results) = (stride * size_of::<bf16>(), out_stride * size_of::<f32>());
-    let (upper, lower) = (out.cast::<u8>(), out.wrapping_add(TILE * out_stride).cast::<u8>());
+    let Operands { x, stride, k, panel, start, start_stride, out, out_stride, .. } = operands;
+    let (bytes, results, starts) = (stride * size_of::<bf16>(), out_stride * size_of::<f32>(), start_stride * size_of::<f32>());
     // SAFETY: a tile of results is 16 rows of 16 f32, `results` bytes apart; a tile of weights 16 pairs of k of 16 columns, WEIGHTS bytes apart.
     unsafe {
-        if fresh {
+        if start.is_null() {
             tiles.zero::<0>();
             tiles.zero::<1>();
             tiles.zero::<2>();
             tiles.zero::<3>();
         } else {
-            tiles.load::<0>(upper, results);
-            tiles.load::<1>(upper.add(TILE_BYTES), results);
-            tiles.load::<2>(lower, results);
-            tiles.load::<3>(lower.add(TILE_BYTES), results);
+            // Rows of a bias are all the same one, no bytes apart.
+            let (upper, lower) = (start.cast::<u8>(), start.add(TILE * start_stride).cast::<u8>());
+            tiles.load::<0>(upper, starts);
+            tiles.load::<1>(upper.add(TILE_BYTES), starts);
+            tiles.load::<2>(lower, starts);
+            tiles.load::<3>(lower.add(TILE_BYTES), starts);
         }
         let mut step = 0;
         while step < k {
@@ -135,6 +144,7 @@ unsafe fn block<T: Tiles>(
             tiles.multiply::<3, 5, 7>();
             step += STEP;
         }
+        let (upper, lower) = (out.cast::<u8>(), out.add(TILE * out_stride).cast::<u8>());
         tiles.store::<0>(upper, results);
         tiles.store::<1>(upper.add(TILE_BYTES), results);
         tiles.store::<2>(lower, results);
@@ -290,20 +300,27 @@ mod tests {
 
     #[test]
     fn the_walk_over_tiles_multiplies() {
-        for (rows, k) in [(1, 32), (31, 288), (32, 256), (33, 320), (70, 544)] {
-            let stride = k + 32;
+        for (rows, k, biased) in [(1, 32, true), (31, 288, false), (32, 256, true), (33, 320, true), (70, 544, false)] {
+            let (stride, out_stride) = (k + 32, PANEL + 5);
             let small = |i: usize| bf16::from_f32(((i * 37 + 11) % 17) as f32 - 8.0);
             let x: Vec<bf16> = (0..rows * stride).map(small).collect();
             let panel: Vec<bf16> = (0..k * PANEL).map(|i| small(i * 3 + 5)).collect();
-            let mut out = vec![f32::NAN; rows * PANEL];
+            let bias: Vec<f32> = (0..PANEL).map(|c| c as f32).collect();
+            let mut out = vec![f32::NAN; rows * out_stride];
             let mut tiles = InMemory([[[0; TILE_BYTES]; TILE]; 8]);
+            let start = if biased { bias.as_ptr() } else { std::ptr::null() };
+            let (x_at, panel_at, out_at) = (x.as_ptr(), panel.as_ptr(), out.as_mut_ptr());
             // SAFETY: the lengths are those of the vectors.
-            unsafe { multiply(&mut tiles, x.as_ptr(), stride, rows, k, panel.as_ptr(), out.as_mut_ptr(), PANEL) };
+            unsafe {
+                let operands = Operands { x: x_at, stride, rows, k, panel: panel_at, start, start_stride: 0, out: out_at, out_stride };
+                multiply(&mut tiles, operands);
+            }
             for row in 0..rows {
                 for column in 0..PANEL {
                     let weight = |k: usize| panel[(k / 2 * PANEL + column) * 2 + k % 2].to_f32();
                     let sum: f32 = (0..k).map(|i| x[row * stride + i].to_f32() * weight(i)).sum();
-                    assert_eq!(out[row * PANEL + column], sum, "{rows} rows of {k}, at {row}, {column}");
+                    let sum = sum + if biased { bias[column] } else { 0.0 };
+                    assert_eq!(out[row * out_stride + column], sum, "{rows} rows of {k}, at {row}, {column}");
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::super::PANEL;
+use super::Operands;
 use super::avx512::by_rows;
 
 /// Six rows of two vectors each: 12 sums, two vectors of weights and one number of a row.
@@ -12,36 +13,56 @@ pub const F32_ROWS: usize = 6;
 pub const BF16_ROWS: usize = 4;
 
 /// # Safety
-/// See [`super::Multiply`].
-pub unsafe fn f32(x: *const f32, stride: usize, rows: usize, k: usize, panel: *const f32, out: *mut f32, out_stride: usize) {
+/// See [`Operands`].
+pub(super) unsafe fn f32(operands: Operands<f32>) {
     // SAFETY: each block reads and writes the rows that it was given, in bounds by the caller's promise.
-    unsafe { by_rows!(block_f32, 6, x, stride, rows, k, panel, out, out_stride, [1, 2, 3, 4, 5, 6]) }
+    unsafe { by_rows!(block_f32, 6, operands, [1, 2, 3, 4, 5, 6]) }
 }
 
 /// # Safety
-/// See [`super::Multiply`].
-pub unsafe fn bf16(x: *const bf16, stride: usize, rows: usize, k: usize, panel: *const bf16, out: *mut f32, out_stride: usize) {
+/// See [`Operands`].
+pub(super) unsafe fn bf16(operands: Operands<bf16>) {
     // SAFETY: as above.
-    unsafe { by_rows!(block_bf16, 4, x, stride, rows, k, panel, out, out_stride, [1, 2, 3, 4]) }
+    unsafe { by_rows!(block_bf16, 4, operands, [1, 2, 3, 4]) }
 }
 
+/// What the sums of M rows begin with, in one half of the panel.
+#[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn store<const M: usize>(sums: [[__m256; 2]; M], out: *mut f32, out_stride: usize) {
+unsafe fn start<E, const M: usize>(operands: &Operands<E>, half: usize) -> [[__m256; 2]; M] {
+    let mut sums = [[_mm256_setzero_ps(); 2]; M];
+    if !operands.start.is_null() {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: M rows of PANEL numbers can be read.
+            unsafe {
+                let start = operands.start.add(row * operands.start_stride + half * 16);
+                *sums = [_mm256_loadu_ps(start), _mm256_loadu_ps(start.add(8))];
+            }
+        }
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn store<E, const M: usize>(operands: &Operands<E>, half: usize, sums: [[__m256; 2]; M]) {
     for (row, [low, high]) in sums.into_iter().enumerate() {
-        // SAFETY: `out` holds M rows of at least 16 numbers, `out_stride` apart.
+        // SAFETY: there is room for M rows of PANEL numbers.
         unsafe {
-            _mm256_storeu_ps(out.add(row * out_stride), low);
-            _mm256_storeu_ps(out.add(row * out_stride + 8), high);
+            let out = operands.out.add(row * operands.out_stride + half * 16);
+            _mm256_storeu_ps(out, low);
+            _mm256_storeu_ps(out.add(8), high);
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn block_f32<const M: usize>(x: *const f32, stride: usize, k: usize, panel: *const f32, out: *mut f32, out_stride: usize) {
+unsafe fn block_f32<const M: usize>(operands: Operands<f32>) {
+    let Operands { x, stride, k, panel, .. } = operands;
     for half in 0..2 {
-        let mut sums = [[_mm256_setzero_ps(); 2]; M];
         // SAFETY: `k` steps of the panel and of M rows are readable.
         unsafe {
+            let mut sums = start::<_, M>(&operands, half);
             for step in 0..k {
                 let weights = panel.add(step * PANEL + half * 16);
                 let (low, high) = (_mm256_load_ps(weights), _mm256_load_ps(weights.add(8)));
@@ -51,18 +72,19 @@ unsafe fn block_f32<const M: usize>(x: *const f32, stride: usize, k: usize, pane
                     sums[1] = _mm256_fmadd_ps(value, high, sums[1]);
                 }
             }
-            store(sums, out.add(half * 16), out_stride);
+            store::<_, M>(&operands, half, sums);
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn block_bf16<const M: usize>(x: *const bf16, stride: usize, k: usize, panel: *const bf16, out: *mut f32, out_stride: usize) {
+unsafe fn block_bf16<const M: usize>(operands: Operands<bf16>) {
+    let Operands { x, stride, k, panel, .. } = operands;
     let high_half = _mm256_set1_epi32(0xffff_0000_u32 as i32);
     for half in 0..2 {
-        let mut sums = [[_mm256_setzero_ps(); 2]; M];
         // SAFETY: as above, two bf16 at a time. A bf16 is the upper half of an f32: even k is shifted up, odd k keeps its place.
         unsafe {
+            let mut sums = start::<_, M>(&operands, half);
             for step in 0..k / 2 {
                 let weights = panel.add((step * PANEL + half * 16) * 2).cast::<__m256i>();
                 let pairs = [_mm256_load_si256(weights), _mm256_load_si256(weights.add(1))];
@@ -77,7 +99,7 @@ unsafe fn block_bf16<const M: usize>(x: *const bf16, stride: usize, k: usize, pa
                     }
                 }
             }
-            store(sums, out.add(half * 16), out_stride);
+            store::<_, M>(&operands, half, sums);
         }
     }
 }

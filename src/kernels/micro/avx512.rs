@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::super::PANEL;
+use super::Operands;
 
 /// 14 rows of two vectors each: 28 sums, two vectors of weights and one number of a row fill the 32 registers.
 pub const ROWS: usize = 14;
@@ -12,13 +13,13 @@ pub const WIDENED_ROWS: usize = 12;
 
 /// Calls a block function with its number of rows known to the compiler: whole blocks, then what is left.
 macro_rules! by_rows {
-    ($block:ident, $most:literal, $x:ident, $stride:ident, $rows:ident, $k:ident, $panel:ident, $out:ident, $out_stride:ident, [$($m:literal),*]) => {{
+    ($block:ident, $most:literal, $operands:ident, [$($m:literal),*]) => {{
         let mut row = 0;
-        while row < $rows {
-            let count = ($rows - row).min($most);
-            let (x, out) = ($x.add(row * $stride), $out.add(row * $out_stride));
+        while row < $operands.rows {
+            let count = ($operands.rows - row).min($most);
+            let part = $operands.rows(row, count);
             match count {
-                $($m => $block::<$m>(x, $stride, $k, $panel, out, $out_stride),)*
+                $($m => $block::<$m>(part),)*
                 _ => unreachable!("a block has 1 to {} rows", $most),
             }
             row += count;
@@ -28,24 +29,40 @@ macro_rules! by_rows {
 pub(super) use by_rows;
 
 /// # Safety
-/// See [`super::Multiply`].
-pub unsafe fn f32(x: *const f32, stride: usize, rows: usize, k: usize, panel: *const f32, out: *mut f32, out_stride: usize) {
+/// See [`Operands`].
+pub(super) unsafe fn f32(operands: Operands<f32>) {
     // SAFETY: each block reads and writes the rows that it was given, in bounds by the caller's promise.
-    unsafe { by_rows!(block_f32, 14, x, stride, rows, k, panel, out, out_stride, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]) }
+    unsafe { by_rows!(block_f32, 14, operands, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]) }
 }
 
 /// # Safety
-/// See [`super::Multiply`].
-pub unsafe fn bf16(x: *const bf16, stride: usize, rows: usize, k: usize, panel: *const bf16, out: *mut f32, out_stride: usize) {
+/// See [`Operands`].
+pub(super) unsafe fn bf16(operands: Operands<bf16>) {
     // SAFETY: as above.
-    unsafe { by_rows!(block_bf16, 14, x, stride, rows, k, panel, out, out_stride, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]) }
+    unsafe { by_rows!(block_bf16, 14, operands, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]) }
 }
 
 /// # Safety
-/// See [`super::Multiply`].
-pub unsafe fn bf16_widened(x: *const bf16, stride: usize, rows: usize, k: usize, panel: *const bf16, out: *mut f32, out_stride: usize) {
+/// See [`Operands`].
+pub(super) unsafe fn bf16_widened(operands: Operands<bf16>) {
     // SAFETY: as above.
-    unsafe { by_rows!(block_widened, 12, x, stride, rows, k, panel, out, out_stride, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]) }
+    unsafe { by_rows!(block_widened, 12, operands, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]) }
+}
+
+/// # Safety
+/// See [`super::add_rows`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub unsafe fn add_rows(results: &[[f32; PANEL]], out: *mut f32, stride: usize) {
+    for (row, results) in results.iter().enumerate() {
+        for half in [0, PANEL / 2] {
+            // SAFETY: by the caller's promise.
+            unsafe {
+                let out = out.add(row * stride + half);
+                _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), _mm512_loadu_ps(results.as_ptr().add(half))));
+            }
+        }
+    }
 }
 
 /// The nearest bf16, ties to even; numbers below 2⁻¹²⁶ become 0.
@@ -60,23 +77,42 @@ pub fn round(from: &[f32; PANEL], to: &mut [bf16; PANEL]) {
     }
 }
 
+/// What the sums of M rows begin with.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn store<const M: usize>(sums: [[__m512; 2]; M], out: *mut f32, out_stride: usize) {
+unsafe fn start<E, const M: usize>(operands: &Operands<E>) -> [[__m512; 2]; M] {
+    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+    if !operands.start.is_null() {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: M rows of PANEL numbers can be read.
+            unsafe {
+                let start = operands.start.add(row * operands.start_stride);
+                *sums = [_mm512_loadu_ps(start), _mm512_loadu_ps(start.add(16))];
+            }
+        }
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store<E, const M: usize>(operands: &Operands<E>, sums: [[__m512; 2]; M]) {
     for (row, [low, high]) in sums.into_iter().enumerate() {
-        // SAFETY: `out` holds M rows of PANEL numbers, `out_stride` apart.
+        // SAFETY: there is room for M rows of PANEL numbers.
         unsafe {
-            _mm512_storeu_ps(out.add(row * out_stride), low);
-            _mm512_storeu_ps(out.add(row * out_stride + 16), high);
+            let out = operands.out.add(row * operands.out_stride);
+            _mm512_storeu_ps(out, low);
+            _mm512_storeu_ps(out.add(16), high);
         }
     }
 }
 
 #[target_feature(enable = "avx512f")]
-unsafe fn block_f32<const M: usize>(x: *const f32, stride: usize, k: usize, panel: *const f32, out: *mut f32, out_stride: usize) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+unsafe fn block_f32<const M: usize>(operands: Operands<f32>) {
+    let Operands { x, stride, k, panel, .. } = operands;
     // SAFETY: `k` steps of the panel and of M rows are readable.
     unsafe {
+        let mut sums = start::<_, M>(&operands);
         for step in 0..k {
             let weights = panel.add(step * PANEL);
             let (low, high) = (_mm512_load_ps(weights), _mm512_load_ps(weights.add(16)));
@@ -86,15 +122,16 @@ unsafe fn block_f32<const M: usize>(x: *const f32, stride: usize, k: usize, pane
                 sums[1] = _mm512_fmadd_ps(value, high, sums[1]);
             }
         }
-        store(sums, out, out_stride);
+        store::<_, M>(&operands, sums);
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn block_bf16<const M: usize>(x: *const bf16, stride: usize, k: usize, panel: *const bf16, out: *mut f32, out_stride: usize) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+unsafe fn block_bf16<const M: usize>(operands: Operands<bf16>) {
+    let Operands { x, stride, k, panel, .. } = operands;
     // SAFETY: `k` steps of the panel and of M rows are readable, two bf16 at a time; an `__m512bh` is 64 bytes of any content.
     unsafe {
+        let mut sums = start::<_, M>(&operands);
         for step in 0..k / 2 {
             let weights = panel.add(step * 2 * PANEL).cast::<__m512i>();
             let low: __m512bh = std::mem::transmute(_mm512_load_si512(weights));
@@ -106,16 +143,17 @@ unsafe fn block_bf16<const M: usize>(x: *const bf16, stride: usize, k: usize, pa
                 sums[1] = _mm512_dpbf16_ps(sums[1], value, high);
             }
         }
-        store(sums, out, out_stride);
+        store::<_, M>(&operands, sums);
     }
 }
 
 #[target_feature(enable = "avx512f")]
-unsafe fn block_widened<const M: usize>(x: *const bf16, stride: usize, k: usize, panel: *const bf16, out: *mut f32, out_stride: usize) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+unsafe fn block_widened<const M: usize>(operands: Operands<bf16>) {
+    let Operands { x, stride, k, panel, .. } = operands;
     let high_half = _mm512_set1_epi32(0xffff_0000_u32 as i32);
     // SAFETY: as in `block_bf16`. A bf16 is the upper half of an f32: even k is shifted up, odd k keeps its place.
     unsafe {
+        let mut sums = start::<_, M>(&operands);
         for step in 0..k / 2 {
             let weights = panel.add(step * 2 * PANEL).cast::<__m512i>();
             let pairs = [_mm512_load_si512(weights), _mm512_load_si512(weights.add(1))];
@@ -130,6 +168,6 @@ unsafe fn block_widened<const M: usize>(x: *const bf16, stride: usize, k: usize,
                 }
             }
         }
-        store(sums, out, out_stride);
+        store::<_, M>(&operands, sums);
     }
 }

@@ -105,12 +105,53 @@ impl Element for bf16 {
     }
 }
 
-/// Some rows, one panel, and where `[rows, PANEL]` of results go.
+/// The operands of one call.
 ///
+/// What a kernel relies on: the processor has its instructions; `rows` (at least 1) rows of `k` numbers, `stride` apart, can be read from `x`; `panel`
+/// holds `k · PANEL` numbers and starts on a cache line; `k` is a multiple of the format's step; `out` has room for `rows` rows of PANEL numbers,
+/// `out_stride` apart; from `start`, unless it is null, as many rows can be read, `start_stride` apart.
+#[derive(Clone, Copy)]
+struct Operands<E> {
+    x: *const E,
+    stride: usize,
+    rows: usize,
+    k: usize,
+    panel: *const E,
+    /// What the sums begin with: null for zeros.
+    start: *const f32,
+    start_stride: usize,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+impl<E> Operands<E> {
+    /// The same operands for some of the rows.
+    ///
+    /// # Safety
+    /// `first + rows` is at most the number of rows.
+    #[inline(always)]
+    unsafe fn rows(self, first: usize, rows: usize) -> Self {
+        // SAFETY: within the rows by the caller's promise.
+        unsafe {
+            let start = if self.start.is_null() { self.start } else { self.start.add(first * self.start_stride) };
+            Self { x: self.x.add(first * self.stride), rows, start, out: self.out.add(first * self.out_stride), ..self }
+        }
+    }
+}
+
+/// What the sums of a product begin with.
+#[derive(Clone, Copy, Debug)]
+pub enum Start<'a> {
+    Zero,
+    /// A number for each column.
+    Bias(&'a [f32; PANEL]),
+    /// What the results hold already.
+    Results,
+}
+
 /// # Safety
-/// The processor has the instructions; `rows` rows of `k` numbers, `stride` apart, can be read from `x`; the panel holds `k · PANEL` numbers, starts
-/// on a cache line, and `k` is a multiple of the format's step; `out` holds `rows` rows of PANEL numbers, `out_stride` apart.
-type Multiply<E> = unsafe fn(x: *const E, stride: usize, rows: usize, k: usize, panel: *const E, out: *mut f32, out_stride: usize);
+/// What [`Operands`] says.
+type Multiply<E> = unsafe fn(Operands<E>);
 
 /// A micro-kernel that this processor can run.
 #[derive(Clone, Copy, Debug)]
@@ -125,12 +166,12 @@ pub struct Kernel<E> {
 }
 
 impl<E: Element> Kernel<E> {
-    /// `out[i, c] = Σ_k x[i, k] · panel[k, c]`; `k` is padded, as the panel is. Rows of results stand `out_stride` apart.
+    /// `out[i, c] = start + Σ_k x[i, k] · panel[k, c]`; `k` is padded, as the panel is. Rows of results stand `out_stride` apart.
     ///
     /// # Panics
     /// Where a slice is too short.
     #[inline]
-    pub fn multiply(&self, x: RowsRef<'_, E>, k: usize, panel: &[E], out: &mut [f32], out_stride: usize) {
+    pub fn multiply(&self, x: RowsRef<'_, E>, k: usize, panel: &[E], start: Start<'_>, out: &mut [f32], out_stride: usize) {
         let rows = x.rows();
         if rows == 0 {
             return;
@@ -138,9 +179,46 @@ impl<E: Element> Kernel<E> {
         let readable = x.from_row(0).len();
         assert!((rows - 1) * x.stride() + k <= readable, "{rows} rows, {} apart, of {k} numbers in {readable}", x.stride());
         assert!(panel.len() == k * PANEL && k.is_multiple_of(E::STEP), "a panel of {k} steps");
-        assert!(out_stride >= PANEL && (rows - 1) * out_stride + PANEL <= out.len(), "{rows} rows of results, {out_stride} apart");
         assert!(panel.as_ptr().addr().is_multiple_of(64), "a panel starts on a cache line");
+        assert!(out_stride >= PANEL && (rows - 1) * out_stride + PANEL <= out.len(), "{rows} rows of results, {out_stride} apart");
+        let out = out.as_mut_ptr();
+        let (start, start_stride) = match start {
+            Start::Zero => (std::ptr::null(), 0),
+            Start::Bias(bias) => (bias.as_ptr(), 0),
+            Start::Results => (out.cast_const(), out_stride),
+        };
+        let operands = Operands {
+            x: x.from_row(0).as_ptr(),
+            stride: x.stride(),
+            rows,
+            k,
+            panel: panel.as_ptr(),
+            start,
+            start_stride,
+            out,
+            out_stride,
+        };
         // SAFETY: the lengths were checked just now, and a kernel is only made for instructions that `Isa::detect` found.
-        unsafe { (self.multiply)(x.from_row(0).as_ptr(), x.stride(), rows, k, panel.as_ptr(), out.as_mut_ptr(), out_stride) }
+        unsafe { (self.multiply)(operands) }
+    }
+}
+
+/// Adds rows of results to `out`, whose rows stand `stride` apart.
+///
+/// # Safety
+/// `out` has room for `results.len()` rows of PANEL numbers, `stride` apart, that nobody else looks at.
+#[inline(always)]
+pub(super) unsafe fn add_rows(isa: Isa, results: &[[f32; PANEL]], out: *mut f32, stride: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx512 {
+        // SAFETY: by the caller's promise; `Isa` values are those that `detect` found, or less.
+        return unsafe { avx512::add_rows(results, out, stride) };
+    }
+    let _ = isa;
+    for (row, results) in results.iter().enumerate() {
+        for (column, x) in results.iter().enumerate() {
+            // SAFETY: by the caller's promise.
+            unsafe { *out.add(row * stride + column) += x };
+        }
     }
 }

@@ -1,30 +1,24 @@
 //! The kernel in plain Rust: twin of the others, and what runs where no better one fits. Arrays as wide as a panel become the vectors that the
 //! target has, NEON's on AArch64.
 use super::super::PANEL;
-use super::Element;
+use super::{Element, Operands};
 
 pub const ROWS: usize = 4;
 
-/// See [`super::Multiply`].
-///
 /// # Safety
-/// As there.
-pub unsafe fn multiply<E: Element>(x: *const E, stride: usize, rows: usize, k: usize, panel: *const E, out: *mut f32, out_stride: usize) {
-    // SAFETY: the caller promises these lengths.
-    let (x, panel, out) = unsafe {
-        (
-            std::slice::from_raw_parts(x, (rows - 1) * stride + k),
-            std::slice::from_raw_parts(panel, k * PANEL),
-            std::slice::from_raw_parts_mut(out, (rows - 1) * out_stride + PANEL),
-        )
-    };
-    for first in (0..rows).step_by(ROWS) {
-        let (x, out) = (&x[first * stride..], &mut out[first * out_stride..]);
-        match rows - first {
-            1 => block::<E, 1>(x, stride, panel, out, out_stride),
-            2 => block::<E, 2>(x, stride, panel, out, out_stride),
-            3 => block::<E, 3>(x, stride, panel, out, out_stride),
-            _ => block::<E, 4>(x, stride, panel, out, out_stride),
+/// See [`Operands`].
+pub(super) unsafe fn multiply<E: Element>(operands: Operands<E>) {
+    for first in (0..operands.rows).step_by(ROWS) {
+        let count = ROWS.min(operands.rows - first);
+        // SAFETY: each block reads and writes the rows that it was given, in bounds by the caller's promise.
+        unsafe {
+            let part = operands.rows(first, count);
+            match count {
+                1 => block::<E, 1>(part),
+                2 => block::<E, 2>(part),
+                3 => block::<E, 3>(part),
+                _ => block::<E, 4>(part),
+            }
         }
     }
 }
@@ -36,11 +30,20 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
 }
 
 #[inline(always)]
-fn block<E: Element, const M: usize>(x: &[E], stride: usize, panel: &[E], out: &mut [f32], out_stride: usize) {
+unsafe fn block<E: Element, const M: usize>(operands: Operands<E>) {
     // Half a panel at a time: its sums fit the registers.
     const HALF: usize = PANEL / 2;
+    let Operands { x, stride, k, panel, start, start_stride, out, out_stride, .. } = operands;
+    // SAFETY: M rows of `k` numbers and the panel can be read.
+    let (x, panel) = unsafe { (std::slice::from_raw_parts(x, (M - 1) * stride + k), std::slice::from_raw_parts(panel, k * PANEL)) };
     for half in 0..2 {
         let mut sums = [[0f32; HALF]; M];
+        if !start.is_null() {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: M rows of PANEL numbers can be read.
+                sums.copy_from_slice(unsafe { std::slice::from_raw_parts(start.add(row * start_stride + half * HALF), HALF) });
+            }
+        }
         for (step, group) in panel.chunks_exact(PANEL * E::GROUP).enumerate() {
             for part in 0..E::GROUP {
                 let mut weights = [0f32; HALF];
@@ -56,7 +59,8 @@ fn block<E: Element, const M: usize>(x: &[E], stride: usize, panel: &[E], out: &
             }
         }
         for (row, sums) in sums.iter().enumerate() {
-            out[row * out_stride + half * HALF..][..HALF].copy_from_slice(sums);
+            // SAFETY: there is room for M rows of PANEL numbers.
+            unsafe { std::slice::from_raw_parts_mut(out.add(row * out_stride + half * HALF), HALF) }.copy_from_slice(sums);
         }
     }
 }
