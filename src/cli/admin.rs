@@ -151,6 +151,8 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         queue_depth,
         uptime_seconds,
         partitions,
+        kernel,
+        compute_threads,
         ..
     } = &status;
     let state = get_status_response::State::try_from(status.state).unwrap_or_default().as_str_name();
@@ -158,7 +160,7 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         return print_json(&json!({
             "state": state, "version": version, "model": model, "backbone_fingerprint": backbone_fingerprint, "routing_metric": routing_metric,
             "routing_signal": routing_signal, "routing_notice": routing_notice, "queue_depth": queue_depth, "uptime_seconds": uptime_seconds,
-            "partitions": partitions,
+            "partitions": partitions, "kernel": kernel, "compute_threads": compute_threads,
         }));
     }
     let mut rows = vec![
@@ -166,6 +168,7 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         vec!["version".to_owned(), version.clone()],
         vec!["model".to_owned(), model.clone()],
         vec!["backbone".to_owned(), backbone_fingerprint.clone()],
+        vec!["kernel".to_owned(), format!("{kernel}, {compute_threads} threads")],
         vec!["partitions".to_owned(), partitions.to_string()],
         vec!["routing".to_owned(), format!("{routing_metric} over {routing_signal}")],
         vec!["queue depth".to_owned(), queue_depth.to_string()],

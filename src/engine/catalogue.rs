@@ -66,7 +66,7 @@ struct Decision {
 impl Catalogue {
     /// No partition at all.
     pub fn empty(backbone: &Description, rule: RoutingRule) -> Self {
-        let side = backbone.config.image_size;
+        let side = backbone.config.patch_size;
         Self {
             residents: BTreeMap::new(),
             names: Vec::new(),

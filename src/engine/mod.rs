@@ -15,7 +15,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use crate::input::Sample;
-use crate::kernels::{Isa, Precision, bf16};
+use crate::kernels::{Isa, Precision, bf16, threads};
 use crate::model_dir::ModelDir;
 use crate::vilt::{Description, Loader, ViltError};
 pub use catalogue::{Catalogue, CatalogueError, Resident, RoutingRule};
@@ -173,9 +173,14 @@ impl Engine {
         with_backbone!(&self.compute, backbone => backbone.kernel().name)
     }
 
-    /// Height and width of a square dummy image as large as the backbone's own pictures: the default of training.
+    /// Threads of the compute pool.
+    pub fn threads(&self) -> usize {
+        threads()
+    }
+
+    /// Height and width of the dummy image unless something else is said: one patch, since all patches of a white image are equal.
     pub fn default_dummy_image(&self) -> [usize; 2] {
-        [self.backbone.config.image_size; 2]
+        [self.backbone.config.patch_size; 2]
     }
 
     /// Real tokens that this sample adds to a batch, dummies of a missing modality included: the unit of the batcher's budget.

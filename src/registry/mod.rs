@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Mutex;
 
 use crate::delo::{Partition, PartitionError};
@@ -91,9 +92,14 @@ impl Registry {
         let mut versions = self.versions.lock().await;
         let mut files = HashMap::new();
         let mut residents = Vec::new();
-        for (file, source) in sources {
-            let partition =
-                self.read(source).await.map_err(|reason| RegistryError::AtStart { file: file.clone(), reason: Box::new(reason) })?;
+        let read = |(file, source): (String, Source)| async move {
+            let partition = self.read(source).await;
+            let partition = partition.map_err(|reason| RegistryError::AtStart { file: file.clone(), reason: Box::new(reason) })?;
+            Ok::<_, RegistryError>((file, partition))
+        };
+        // As many at once as there are cores: what is read and not yet packed takes several times its own size.
+        let mut partitions = stream::iter(sources.into_iter().map(read)).buffered(num_cpus::get());
+        while let Some((file, partition)) = partitions.try_next().await? {
             let task = partition.meta.task.clone();
             if let Some(first) = files.insert(task.clone(), file.clone()) {
                 return Err(RegistryError::Twice { task, first, second: file });
@@ -109,6 +115,7 @@ impl Registry {
         };
         self.live.store(Arc::new(blocking(added).await??));
         versions.extend(files.into_keys().map(|task| (task, 1)));
+        give_memory_back();
         Ok(())
     }
 
@@ -132,6 +139,7 @@ impl Registry {
         };
         self.live.store(Arc::new(blocking(added).await??));
         versions.insert(task.clone(), version);
+        give_memory_back();
         metrics::histogram!("delo_partition_load_seconds").record(started.elapsed());
         tracing::info!(
             task,
@@ -175,6 +183,15 @@ fn try_out(engine: &Engine, catalogue: &Catalogue, task: &str) -> Result<(), Reg
         return Ok(());
     }
     Err(failed("its scores are not finite, its weights are out of range; train it again".to_owned()))
+}
+
+/// Reading a partition takes several times the memory that stays in use; the allocator of glibc keeps what is freed in pieces until it is asked.
+fn give_memory_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it takes no pointers and may be called from any thread at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Runs long work on the blocking pool.

@@ -64,6 +64,8 @@ impl pb::admin_server::Admin for Admin {
             let catalogue = room.registry.catalogue();
             answer.model.clone_from(&room.model);
             answer.backbone_fingerprint.clone_from(&room.engine.backbone().fingerprint);
+            answer.kernel = room.engine.kernel().to_owned();
+            answer.compute_threads = u32::try_from(room.engine.threads()).unwrap_or(u32::MAX);
             answer.routing_metric = catalogue.metric().to_string();
             answer.routing_signal = catalogue.signal().to_string();
             answer.routing_notice = catalogue.notice().unwrap_or_default().to_owned();

@@ -65,6 +65,7 @@ fn describe() {
     describe_counter!("delo_factor_selected_total", "Low-rank factors applied, by modality of their pool.");
     describe_histogram!("delo_partition_load_seconds", "Time from a load's start until the partition is live.");
     describe_gauge!("delo_build_info", "Always 1; says which program runs.");
+    describe_gauge!("delo_engine_info", "Always 1; says which kernel multiplies, and on how many threads.");
     metrics_process::Collector::default().describe();
     gauge!("delo_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     // Present from the first scrape on.

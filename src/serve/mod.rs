@@ -230,6 +230,8 @@ async fn open(config: &Config, rooms: &Rooms, lifecycle: &Lifecycle) -> Result<(
     let catalogue = room.registry.catalogue();
     tracing::info!(
         model = room.model,
+        kernel = room.engine.kernel(),
+        threads = room.engine.threads(),
         partitions = catalogue.residents().count(),
         metric = %catalogue.metric(),
         signal = %catalogue.signal(),
@@ -241,6 +243,7 @@ async fn open(config: &Config, rooms: &Rooms, lifecycle: &Lifecycle) -> Result<(
     if let Some(notice) = catalogue.notice() {
         tracing::warn!(notice, "routing");
     }
+    ::metrics::gauge!("delo_engine_info", "kernel" => room.engine.kernel(), "threads" => room.engine.threads().to_string()).set(1.0);
     lifecycle.follow(&room.registry).await;
     Ok(())
 }

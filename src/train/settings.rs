@@ -36,7 +36,7 @@ pub struct Settings {
     /// β of the exponential moving average of the task key
     #[arg(long, value_name = "β", default_value_t = 0.99)]
     pub key_beta: f64,
-    /// Height and width in pixels of the white image that stands in for a missing one [default: the backbone's own image size]
+    /// Height and width in pixels of the white image that stands in for a missing one [default: one patch; the paper's is the backbone's own image size]
     #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"])]
     pub dummy_image: Option<Vec<usize>>,
     /// Passes over the session's samples

@@ -123,11 +123,10 @@ fn digest(shape: &[usize], values: &[f32]) -> [u8; 32] {
     for &side in shape {
         hash.update((side as u64).to_le_bytes());
     }
-    let mut bytes = Vec::with_capacity(1 << 16);
-    for chunk in values.chunks(1 << 14) {
-        bytes.clear();
-        bytes.extend(chunk.iter().flat_map(|v| v.to_le_bytes()));
-        hash.update(&bytes);
+    if cfg!(target_endian = "little") {
+        hash.update(bytemuck::cast_slice::<f32, u8>(values));
+    } else {
+        values.iter().for_each(|value| hash.update(value.to_le_bytes()));
     }
     hash.finalize().into()
 }

@@ -227,13 +227,7 @@ impl<E: Element> CpuBackbone<E> {
         self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
         w.qkv.reshape(hidden.rows(), TARGETS.len() * d);
         let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
-        let sink = QkvSink {
-            isa: self.kernel.isa,
-            d,
-            update: update.map(|update| (update, &w.u)),
-            owners: &owners,
-            out: w.qkv.view_mut(),
-        };
+        let sink = QkvSink { isa: self.kernel.isa, d, update: update.map(|update| (update, &w.u)), owners: &owners, out: w.qkv.view_mut() };
         product(&self.kernel, w.x.view(), &layer.qkv.weight, Some(&layer.qkv.bias), &sink);
         let attended: Vec<Attended> =
             owners.iter().map(|owner| Attended { tokens: owner.rows.clone(), queries: owner.rows.clone() }).collect();
@@ -268,13 +262,7 @@ impl<E: Element> CpuBackbone<E> {
         w.qkv.reshape(hidden.rows(), TARGETS.len() * d);
         let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
         let map = &layer.qkv;
-        let sink = QkvSink {
-            isa: self.kernel.isa,
-            d,
-            update: update.map(|update| (update, &w.u)),
-            owners: &owners,
-            out: w.qkv.view_mut(),
-        };
+        let sink = QkvSink { isa: self.kernel.isa, d, update: update.map(|update| (update, &w.u)), owners: &owners, out: w.qkv.view_mut() };
         // A panel may hold the last queries and the first keys.
         product_panels(&self.kernel, w.x.view(), &map.weight, Some(&map.bias), d / PANEL..map.weight.panels(), &sink);
 
@@ -290,13 +278,8 @@ impl<E: Element> CpuBackbone<E> {
             spans.iter().enumerate().for_each(|(i, span)| w.cls_u.row_mut(i).copy_from_slice(w.u.row(span.start)));
         }
         let owners: Vec<Owner> = (0..samples).map(|sample| Owner { sample, rows: sample..sample + 1 }).collect();
-        let sink = QkvSink {
-            isa: self.kernel.isa,
-            d,
-            update: update.map(|update| (update, &w.cls_u)),
-            owners: &owners,
-            out: qkv.view_mut(),
-        };
+        let sink =
+            QkvSink { isa: self.kernel.isa, d, update: update.map(|update| (update, &w.cls_u)), owners: &owners, out: qkv.view_mut() };
         product_panels(&self.kernel, x.view(), &map.weight, Some(&map.bias), 0..d.div_ceil(PANEL), &sink);
 
         let attended: Vec<Attended> =

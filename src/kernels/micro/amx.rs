@@ -236,8 +236,32 @@ pub fn available() -> bool {
         }
         // SAFETY: the operating system uses xsave (OSXSAVE), so that xgetbv is there.
         let state = unsafe { enabled_state() };
-        state & TILE_STATE == TILE_STATE && permitted()
+        state & TILE_STATE == TILE_STATE && permitted() && agrees()
     })
+}
+
+/// Whether tiles multiply as the portable kernel does; tried once, so that no answer ever comes from a processor (or an emulator) where they do not.
+fn agrees() -> bool {
+    const SIZES: (usize, usize) = (ROWS + 5, BLOCK + STEP);
+    let (rows, k) = SIZES;
+    let number = |i: usize| bf16::from_f32(((i * 37 + 11) % 17) as f32 - 8.0);
+    let x: Vec<bf16> = (0..rows * k).map(number).collect();
+    let panel: Vec<bf16> = (0..k * PANEL).map(|i| number(i * 3 + 5)).collect();
+    let product = |multiply: super::Multiply<bf16>| {
+        let mut out = vec![0f32; rows * PANEL];
+        let (start, out_at) = (std::ptr::null(), out.as_mut_ptr());
+        let operands =
+            Operands { x: x.as_ptr(), stride: k, rows, k, panel: panel.as_ptr(), start, start_stride: 0, out: out_at, out_stride: PANEL };
+        // SAFETY: the lengths are those of the vectors; neither kernel needs the panel on a cache line. Tiles are there, or this is not called.
+        unsafe { multiply(operands) };
+        out
+    };
+    // Sums of small integers are exact in any order.
+    let same = product(bf16) == product(super::portable::multiply::<bf16>);
+    if !same {
+        tracing::warn!("this processor's AMX tiles do not multiply as they should: they are not used");
+    }
+    same
 }
 
 /// Linux hands out the large tile state to processes that ask; other systems that enable it ask nothing.
