@@ -32,13 +32,19 @@ pub struct OpenDevice {
 }
 
 impl DeviceChoice {
+    /// The first GPU of each kind that this build can use.
+    pub fn gpus() -> impl Iterator<Item = Self> {
+        let built = [(Self::Cuda(0), cfg!(feature = "cuda")), (Self::Metal(0), cfg!(feature = "metal"))];
+        built.into_iter().filter_map(|(gpu, built)| built.then_some(gpu))
+    }
+
     /// Opens the device; `None` for the CPU's own kernels.
     ///
     /// # Errors
     /// A device that this build lacks, or that does not open.
     pub fn open(self) -> Result<Option<OpenDevice>> {
         let opened = match self {
-            Self::Auto => return Ok([Self::Cuda(0), Self::Metal(0)].into_iter().find_map(|gpu| gpu.open().ok().flatten())),
+            Self::Auto => return Ok(Self::gpus().find_map(Self::open_or_tell)),
             Self::Cpu => return Ok(None),
             Self::Cuda(number) => open_cuda(number),
             Self::Metal(number) => Device::new_metal(number),
@@ -46,6 +52,14 @@ impl DeviceChoice {
         };
         let device = opened.map_err(|e| Error::Msg(format!("{self} does not open: choose another device, or \"cpu\" ({e})")))?;
         Ok(Some(OpenDevice { device, name: self.to_string() }))
+    }
+
+    /// As [`Self::open`]; a refusal goes to the log.
+    fn open_or_tell(self) -> Option<OpenDevice> {
+        self.open().unwrap_or_else(|e| {
+            tracing::warn!("{e}");
+            None
+        })
     }
 }
 
@@ -105,9 +119,7 @@ impl FromStr for DeviceChoice {
 
 /// What this build offers.
 fn choices() -> String {
-    let mut names = vec!["\"auto\""];
-    names.extend(cfg!(feature = "cuda").then_some("\"cuda:0\""));
-    names.extend(cfg!(feature = "metal").then_some("\"metal:0\""));
+    let names: Vec<String> = [DeviceChoice::Auto].into_iter().chain(DeviceChoice::gpus()).map(|choice| format!("\"{choice}\"")).collect();
     format!("{} or \"cpu\"", names.join(", "))
 }
 
