@@ -18,8 +18,7 @@ pub enum DeviceChoice {
     Cuda(usize),
     /// A GPU of Apple's, by number.
     Metal(usize),
-    /// What runs on a GPU, on the CPU and in f32: by this, the way of the GPU is tested where there is none.
-    #[doc(hidden)]
+    /// What runs on a GPU, on the CPU and in f32: by this, the way of the GPU is tested where there is none. No setting names it.
     Candle,
 }
 
