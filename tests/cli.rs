@@ -169,7 +169,7 @@ fn wrong_usage_ends_with_2_and_one_line() {
         &["serve", "--listne", "127.0.0.1:0"][..],
         &["serve", "--listen", "nowhere"],
         &["serve", "--device", "gpu"],
-        &["serve", "--precision", "bf16"],
+        &["serve", "--precision", "f8"],
         &["classify"],
         &["admin", "load"],
         &["features"],
