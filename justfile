@@ -23,6 +23,10 @@ test *args:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
+# Does the CUDA build compile? Fetches nvcc from PyPI; needs no GPU
+cuda-check *args:
+    bash tools/cuda/check.sh {{args}}
+
 # Licences, bans and sources of the dependencies
 deny:
     cargo deny check licenses bans sources

@@ -10,7 +10,7 @@ use serde::de::{DeserializeOwned, Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 
 use crate::delo::keys::{KeyAverage, KeySignal, Metric};
-use crate::engine::{Options, RoutingRule};
+use crate::engine::{DeviceChoice, Options, RoutingRule};
 use crate::input::Limits;
 use crate::kernels::{Isa, Precision};
 
@@ -67,7 +67,7 @@ pub struct Model {
     #[serde(deserialize_with = "optional_path")]
     pub partitions: Option<PathBuf>,
     #[serde(deserialize_with = "from_str")]
-    pub device: Device,
+    pub device: DeviceChoice,
     /// `None`, written `auto`: the fastest on this processor. Likewise the instructions.
     #[serde(deserialize_with = "auto_from_str")]
     pub precision: Option<Precision>,
@@ -81,7 +81,7 @@ pub struct Model {
 impl Model {
     /// What the engine computes with.
     pub fn options(&self) -> Options {
-        Options { precision: self.precision, isa: self.isa }
+        Options { precision: self.precision, isa: self.isa, device: self.device }
     }
 }
 
@@ -178,25 +178,6 @@ impl fmt::Display for Listen {
         match self {
             Self::Off => f.write_str("off"),
             Self::At(address) => address.fmt(f),
-        }
-    }
-}
-
-/// The processor that computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Device {
-    #[default]
-    Cpu,
-}
-
-impl FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" | "cpu" => Ok(Self::Cpu),
-            _ if text.starts_with("cuda") => Err(format!("{text:?}: this build of delo runs on the CPU, choose \"auto\" or \"cpu\"")),
-            _ => Err(format!("{text:?} is no device, choose \"auto\" or \"cpu\"")),
         }
     }
 }
@@ -387,7 +368,7 @@ mod tests {
     #[test]
     fn says_what_to_choose_instead_of_a_device_or_precision_that_this_build_lacks() {
         for (text, setting) in
-            [("device = \"cuda:0\"", "model.device"), ("precision = \"f8\"", "model.precision"), ("isa = \"mmx\"", "model.isa")]
+            [("device = \"gpu\"", "model.device"), ("precision = \"f8\"", "model.precision"), ("isa = \"mmx\"", "model.isa")]
         {
             let error = with_file(&format!("[model]\n{text}")).unwrap_err().to_string();
             assert!(error.contains(setting), "{error}");

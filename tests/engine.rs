@@ -92,7 +92,7 @@ fn scores_do_not_depend_on_the_batch_nor_on_the_threads() {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     for precision in Precision::ALL {
         for isa in Isa::available() {
-            let engine = common::engine_with(Options { precision: Some(precision), isa: Some(isa) });
+            let engine = common::engine_with(Options { precision: Some(precision), isa: Some(isa), ..Options::default() });
             let classify = |pool: usize, chosen: &[Query]| pools[pool].install(|| engine.classify(&catalogue, chosen));
             let alone: Vec<_> = queries.iter().map(|q| bits(classify(0, std::slice::from_ref(q)).remove(0))).collect();
             let batches = if isa == Isa::detect() { 100 } else { 4 };
@@ -112,7 +112,7 @@ fn scores_do_not_depend_on_the_batch_nor_on_the_threads() {
 fn bf16_scores_are_near_those_of_f32() {
     let catalogue = catalogue(Metric::Plain, KeySignal::Pooled);
     for isa in Isa::available() {
-        let engine = common::engine_with(Options { precision: Some(Precision::Bf16), isa: Some(isa) });
+        let engine = common::engine_with(Options { precision: Some(Precision::Bf16), isa: Some(isa), ..Options::default() });
         for seed in 0..12 {
             let query = query(random_sample(seed), Some("task-0"));
             let [exact, rounded] =

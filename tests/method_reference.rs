@@ -30,7 +30,7 @@ fn tensors(file: &str) -> BTreeMap<String, Tensor> {
 
 fn engine() -> Engine {
     let dir = ModelDir::Path(fixtures().join("vilt/masked-lm"));
-    Engine::load(&dir, vec![CLS, SEP], Options { precision: Some(Precision::F32), isa: None }).unwrap()
+    Engine::load(&dir, vec![CLS, SEP], Options { precision: Some(Precision::F32), ..Options::default() }).unwrap()
 }
 
 fn samples() -> Vec<Sample> {

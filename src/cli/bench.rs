@@ -10,7 +10,7 @@ use super::compute::{ComputeArgs, at_least_one};
 use super::output::{print, print_json, table};
 use crate::delo::{KeySignal, Layout, PoolSpec};
 use crate::engine::bench::{Kind, Workload, measure, measure_kernel};
-use crate::engine::{Engine, Options};
+use crate::engine::{DeviceChoice, Engine, Options};
 use crate::kernels::{Isa, Precision, bf16, threads};
 use crate::model_dir::ModelDir;
 use crate::vilt::{Loader, ViltConfig};
@@ -87,6 +87,9 @@ struct EngineArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Where to compute: auto, cpu, cuda:N or metal:N; the GPUs in a build that has them
+    #[arg(long, default_value_t = DeviceChoice::Auto, help_heading = "Compute")]
+    device: DeviceChoice,
     #[command(flatten)]
     compute: ComputeArgs,
 }
@@ -130,14 +133,14 @@ fn engine(args: &EngineArgs) -> Result<(), Failure> {
     if args.batch.contains(&0) {
         return Err(Failure::usage("--batch takes numbers above 0"));
     }
-    let options = args.compute.start(None)?;
+    let options = args.compute.start(None, args.device)?;
     let precisions = if args.precision.is_empty() { vec![None] } else { args.precision.iter().copied().map(Some).collect() };
     let (mut rows, mut names) = (Vec::new(), Vec::new());
     for precision in precisions {
         let loader = loader(args.backbone.as_deref())?;
         let workload = workload(args, loader.config())?;
         let engine = Engine::of(loader, DUMMY_TEXT.to_vec(), Options { precision, ..options })?;
-        names.push(engine.kernel());
+        names.push(engine.kernel().to_owned());
         rows.extend(measure(&engine, &workload)?);
     }
     if args.json {
@@ -166,7 +169,7 @@ fn kernels(args: &KernelArgs) -> Result<(), Failure> {
     if !divides || args.intermediate == 0 || args.rows.contains(&0) {
         return Err(Failure::usage("--hidden must be a multiple of --heads, and every size above 0"));
     }
-    let best = Isa::at_most(args.compute.start(None)?.isa);
+    let best = Isa::at_most(args.compute.start(None, DeviceChoice::Cpu)?.isa);
     let mut rows = Vec::new();
     for isa in Isa::available().filter(|isa| if args.all { *isa <= best } else { *isa == best }) {
         rows.extend(measure_kernel::<f32>(isa, args.hidden, args.intermediate, args.heads, &args.rows));

@@ -1,6 +1,6 @@
 //! Flags of every command that computes: on what.
 use super::Failure;
-use crate::engine::Options;
+use crate::engine::{DeviceChoice, Options};
 use crate::kernels::{Isa, Precision, make_pool};
 
 /// What a command computes with.
@@ -17,9 +17,9 @@ pub struct ComputeArgs {
 
 impl ComputeArgs {
     /// Makes the compute pool of this process, and says what the engine computes with.
-    pub fn start(&self, precision: Option<Precision>) -> Result<Options, Failure> {
+    pub fn start(&self, precision: Option<Precision>, device: DeviceChoice) -> Result<Options, Failure> {
         make_pool(self.threads).map_err(|e| format!("the compute threads do not start: {e}"))?;
-        Ok(Options { precision, isa: self.isa })
+        Ok(Options { precision, isa: self.isa, device })
     }
 }
 

@@ -12,7 +12,7 @@ use super::compute::ComputeArgs;
 use super::data::DataArgs;
 use super::output::{print, print_json};
 use crate::delo::keys::{KeyAverage, KeySignal, Metric};
-use crate::engine::RoutingRule;
+use crate::engine::{DeviceChoice, RoutingRule};
 use crate::eval::{Evaluation, evaluate, read_directory, read_embedded};
 use crate::kernels::Precision;
 use crate::train::Split;
@@ -53,6 +53,9 @@ pub struct EvalArgs {
     /// Number format of the backbone's products: f32 or bf16
     #[arg(long, value_name = "FORMAT", default_value_t = Precision::F32, help_heading = "Compute")]
     precision: Precision,
+    /// Where to compute: auto, cpu, cuda:N or metal:N; the GPUs in a build that has them
+    #[arg(long, default_value_t = DeviceChoice::Auto, help_heading = "Compute")]
+    device: DeviceChoice,
     #[command(flatten)]
     compute: ComputeArgs,
 }
@@ -82,7 +85,8 @@ impl EvalArgs {
 pub fn run(args: EvalArgs) -> Result<(), Failure> {
     let rules = args.rules()?;
     let (data, missing) = args.data.open()?;
-    let Backbone { engine, processor, name } = Backbone::load(args.backbone.as_deref(), args.compute.start(Some(args.precision))?)?;
+    let Backbone { engine, processor, name } =
+        Backbone::load(args.backbone.as_deref(), args.compute.start(Some(args.precision), args.device)?)?;
     let partitions = match &args.partitions {
         Some(dir) => read_directory(dir, engine.backbone())?,
         None => read_embedded(engine.backbone())?,

@@ -8,6 +8,7 @@ use super::backbone::Backbone;
 use super::compute::ComputeArgs;
 use super::output::{print, print_json, table};
 use crate::delo::keys::KeySignal;
+use crate::engine::DeviceChoice;
 use crate::kernels::Precision;
 
 /// Prints the frozen backbone's features of one sample: the pooled vector, and the query signal (mean over text and patches) entering each
@@ -32,13 +33,16 @@ pub struct FeaturesArgs {
     /// Number format of the backbone's products: f32 or bf16
     #[arg(long, value_name = "FORMAT", default_value_t = Precision::F32, help_heading = "Compute")]
     precision: Precision,
+    /// Where to compute: auto, cpu, cuda:N or metal:N; the GPUs in a build that has them
+    #[arg(long, default_value_t = DeviceChoice::Auto, help_heading = "Compute")]
+    device: DeviceChoice,
     #[command(flatten)]
     compute: ComputeArgs,
 }
 
 pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
     let Backbone { engine, processor, name: backbone } =
-        Backbone::load(args.backbone.as_deref(), args.compute.start(Some(args.precision))?)?;
+        Backbone::load(args.backbone.as_deref(), args.compute.start(Some(args.precision), args.device)?)?;
     let image =
         args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
     let sample = processor.sample(image.as_deref(), args.text.as_deref())?;

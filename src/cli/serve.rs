@@ -8,7 +8,8 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
-use crate::config::{Config, Device, Listen, LogFormat, Logging, Overrides};
+use crate::config::{Config, Listen, LogFormat, Logging, Overrides};
+use crate::engine::DeviceChoice;
 use crate::kernels::{Isa, Precision, make_pool};
 use crate::serve::Server;
 
@@ -40,7 +41,7 @@ pub struct ServeArgs {
     /// A directory of partitions to load (those in the program by default).
     #[arg(long, value_name = "DIR")]
     partitions: Option<PathBuf>,
-    /// "auto" or "cpu".
+    /// "auto", "cpu", "cuda:N" or "metal:N"; the GPUs in a build that has them.
     #[arg(long)]
     device: Option<String>,
     /// "auto", "f32" or "bf16".
@@ -59,7 +60,7 @@ impl ServeArgs {
         fn check<T: std::str::FromStr<Err = String>>(flag: &str, value: Option<&String>) -> Result<(), Failure> {
             value.map_or(Ok(()), |text| text.parse::<T>().map(drop).map_err(|e| Failure::usage(format!("{flag} {e}"))))
         }
-        check::<Device>("--device", self.device.as_ref())?;
+        check::<DeviceChoice>("--device", self.device.as_ref())?;
         let named = |value: &Option<String>| value.clone().filter(|text| text != "auto");
         check::<Precision>("--precision", named(&self.precision).as_ref())?;
         check::<Isa>("--isa", named(&self.isa).as_ref())?;

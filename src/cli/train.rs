@@ -14,6 +14,7 @@ use super::data::DataArgs;
 use super::output::print;
 use crate::delo::keys::{KeyAverage, KeySignal, Metric};
 use crate::delo::partition::KeyRule;
+use crate::engine::DeviceChoice;
 use crate::kernels::Precision;
 use crate::train::{Event, Outputs, Session, Settings, TrainError, Trained, train};
 
@@ -75,7 +76,7 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let (data, missing) = args.data.open()?;
     let task = data.task(&args.task).map_err(Failure::usage)?;
-    let backbone = Backbone::load(args.backbone.as_deref(), args.compute.start(Some(Precision::F32))?)?;
+    let backbone = Backbone::load(args.backbone.as_deref(), args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?)?;
     let layers = backbone.engine.backbone().config.num_hidden_layers;
     let key =
         KeyRule { metric: args.key_metric, signal: args.key_signal, plain_signal: args.plain_signal, plain_average: args.plain_average };

@@ -1,4 +1,5 @@
 //! The method: factor pools, routing, adapters, task keys, head, and the partition artifact (METHOD.md 2-4).
+pub mod device_pools;
 pub mod keys;
 mod normal;
 pub mod partition;

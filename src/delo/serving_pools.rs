@@ -1,6 +1,9 @@
 //! One layer's factor pools as the engine serves them: plain numbers in f32 or bf16, and the selected-A table in place of W_AB.
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
 
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::device_pools::{DeviceCopies, DevicePools};
 use super::selection::{softmax, top};
 use super::task_model::{LayerPools, POOLS, PoolSpec};
 use crate::kernels::elementwise::{dot, sum};
@@ -19,6 +22,14 @@ impl Numbers {
         match self {
             Self::F32(values) => NumbersRef::F32(&values[start..start + len]),
             Self::Bf16(values) => NumbersRef::Bf16(&values[start..start + len]),
+        }
+    }
+
+    /// A copy in f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(values) => values.clone(),
+            Self::Bf16(values) => values.iter().map(|x| x.get()).collect(),
         }
     }
 
@@ -98,6 +109,8 @@ pub struct ServingPools {
     router_b: (Numbers, Vec<f32>),
     /// `[p, r, E, E]`: row (i, e) is W_AB[i]ᵀ a_e, what A factor e in place i adds to the scores of B (METHOD.md 7).
     table: Vec<f32>,
+    /// What devices hold of them.
+    copies: DeviceCopies,
 }
 
 /// The factors chosen of one pool, in pairs.
@@ -131,6 +144,7 @@ impl ServingPools {
             router_a: (Numbers::F32(flat(&pools.router_a)?), flat(&pools.bias_a)?),
             router_b: (Numbers::F32(flat(&pools.router_b)?), flat(&pools.bias_b)?),
             table,
+            copies: DeviceCopies::default(),
         })
     }
 
@@ -143,8 +157,37 @@ impl ServingPools {
             b: self.b.in_precision(precision),
             router_a: router(self.router_a),
             router_b: router(self.router_b),
+            copies: DeviceCopies::default(),
             ..self
         }
+    }
+
+    /// E
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// d
+    pub fn hidden(&self) -> usize {
+        self.hidden
+    }
+
+    /// A and B, `[p, E, s, d]` each; B not yet scaled by α.
+    pub fn factor_numbers(&self) -> [&Numbers; 2] {
+        [&self.a, &self.b]
+    }
+
+    /// W_A and W_B, `[p, E, d]` each.
+    pub fn router_numbers(&self) -> [&Numbers; 2] {
+        [&self.router_a.0, &self.router_b.0]
+    }
+
+    /// The same pools on a device, in its number format: copied at the first call, freed with these.
+    ///
+    /// # Errors
+    /// No room on the device.
+    pub fn on_device(&self, device: &Device, dtype: DType) -> Result<Arc<DevicePools>> {
+        self.copies.get_or_make(device, dtype, || DevicePools::new(self, device, dtype))
     }
 
     /// Factor pairs that a sample uses of one target: r of each modality.
@@ -165,29 +208,37 @@ impl ServingPools {
 
     /// g_A and g_B of one pool (METHOD.md 2), given the query signal of its modality, `[d]`.
     pub fn choose(&self, isa: Isa, pool: usize, query: &[f32]) -> Choice {
-        let e = self.experts;
-        let scores = |(weight, bias): &(Numbers, Vec<f32>)| {
-            let mut scores = vec![0.0; e];
+        let products = |weight: &Numbers| {
+            let mut products = vec![0.0; self.experts];
             isa.run(
                 #[inline(always)]
                 || {
-                    for (expert, score) in scores.iter_mut().enumerate() {
-                        let row = pool * e + expert;
-                        *score = bias[row] + weight.slice(row * self.hidden, self.hidden).dot(query);
+                    for (expert, product) in products.iter_mut().enumerate() {
+                        *product = weight.slice((pool * self.experts + expert) * self.hidden, self.hidden).dot(query);
                     }
                 },
             );
+            products
+        };
+        self.choose_by(pool, products(&self.router_a.0), products(&self.router_b.0))
+    }
+
+    /// As [`Self::choose`], given W_A q and W_B q of the pool, `[E]` each.
+    pub fn choose_by(&self, pool: usize, a: Vec<f32>, b: Vec<f32>) -> Choice {
+        let e = self.experts;
+        let scores = |mut scores: Vec<f32>, bias: &[f32]| {
+            scores.iter_mut().zip(&bias[pool * e..(pool + 1) * e]).for_each(|(score, bias)| *score += bias);
             softmax(&mut scores);
             scores
         };
-        let a: Vec<u32> = top(&scores(&self.router_a), self.rank).collect();
+        let a: Vec<u32> = top(&scores(a, &self.router_a.1), self.rank).collect();
         let mut paired = vec![0.0; e];
         for (place, &expert) in a.iter().enumerate() {
             let row = ((pool * self.rank + place) * e + expert as usize) * e;
             paired.iter_mut().zip(&self.table[row..row + e]).for_each(|(sum, x)| *sum += x);
         }
         softmax(&mut paired);
-        let mut score_b = scores(&self.router_b);
+        let mut score_b = scores(b, &self.router_b.1);
         score_b.iter_mut().zip(&paired).for_each(|(s, p)| *s += p);
         Choice { a, b: top(&score_b, self.rank).collect() }
     }
@@ -202,10 +253,13 @@ impl ServingPools {
         self.factors(&self.b, pool, &choice.b)
     }
 
+    /// Where the factors of these experts, each in the place of its rank, stand among all factors of A or B: rows of `[p · E · s, d]`.
+    pub fn factor_rows<'a>(&self, pool: usize, chosen: &'a [u32]) -> impl Iterator<Item = usize> + use<'a> {
+        let (experts, slots) = (self.experts, self.slots);
+        chosen.iter().enumerate().map(move |(place, &expert)| (pool * experts + expert as usize) * slots + place.min(slots - 1))
+    }
+
     fn factors<'a>(&'a self, numbers: &'a Numbers, pool: usize, chosen: &'a [u32]) -> impl Iterator<Item = NumbersRef<'a>> {
-        chosen.iter().enumerate().map(move |(place, &expert)| {
-            let row = (pool * self.experts + expert as usize) * self.slots + place.min(self.slots - 1);
-            numbers.slice(row * self.hidden, self.hidden)
-        })
+        self.factor_rows(pool, chosen).map(move |row| numbers.slice(row * self.hidden, self.hidden))
     }
 }

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod catalogue;
 mod classify;
 mod cpu;
+mod device;
 mod forward;
 mod learn;
 pub mod packed;
@@ -20,6 +21,8 @@ use crate::model_dir::ModelDir;
 use crate::vilt::{Description, Loader, ViltError};
 pub use catalogue::{Catalogue, CatalogueError, Resident, RoutingRule};
 use cpu::CpuBackbone;
+use device::DeviceBackbone;
+pub use device::DeviceChoice;
 pub use packed::{Packed, Span};
 
 /// One sample to classify.
@@ -96,6 +99,8 @@ pub struct Options {
     pub precision: Option<Precision>,
     /// The best vector instructions that may be used.
     pub isa: Option<Isa>,
+    /// The processor.
+    pub device: DeviceChoice,
 }
 
 /// The packed forward over one frozen backbone. Stateless: the partitions come with each call, as one catalogue. Blocking; call it off the
@@ -113,6 +118,7 @@ pub struct Engine {
 enum Compute {
     F32(CpuBackbone<f32>),
     Bf16(CpuBackbone<bf16>),
+    Device(DeviceBackbone),
 }
 
 /// Evaluates an expression with the backbone behind a [`Compute`], whatever its type.
@@ -121,6 +127,7 @@ macro_rules! with_backbone {
         match $compute {
             Compute::F32($backbone) => $body,
             Compute::Bf16($backbone) => $body,
+            Compute::Device($backbone) => $body,
         }
     };
 }
@@ -132,7 +139,7 @@ impl Engine {
     /// `dummy_text`: the token ids of the empty text ([`crate::input::InputProcessor::dummy_text`]).
     ///
     /// # Errors
-    /// See [`ViltError`]; what is wrong with a tensor names it.
+    /// See [`ViltError`]; what is wrong with a tensor names it. A device that does not open.
     pub fn load(dir: &ModelDir, dummy_text: Vec<u32>, options: Options) -> Result<Self, ViltError> {
         Self::of(Loader::open(dir, &Device::Cpu)?, dummy_text, options)
     }
@@ -142,6 +149,11 @@ impl Engine {
     /// # Errors
     /// As [`Self::load`].
     pub fn of(loader: Loader, dummy_text: Vec<u32>, options: Options) -> Result<Self, ViltError> {
+        if let Some(open) = options.device.open()? {
+            let precision = options.precision.unwrap_or(open.fastest());
+            let (device, backbone) = DeviceBackbone::load(loader, open, precision)?;
+            return Ok(Self { compute: Compute::Device(device), backbone, dummy_text });
+        }
         let isa = Isa::at_most(options.isa);
         let (compute, backbone) = match options.precision.unwrap_or(Precision::fastest(isa)) {
             Precision::F32 => {
@@ -165,12 +177,17 @@ impl Engine {
         match &self.compute {
             Compute::F32(_) => Precision::F32,
             Compute::Bf16(_) => Precision::Bf16,
+            Compute::Device(backbone) => backbone.precision(),
         }
     }
 
-    /// Name of the matrix kernel: number format and instructions.
-    pub fn kernel(&self) -> &'static str {
-        with_backbone!(&self.compute, backbone => backbone.kernel().name)
+    /// What multiplies: number format, and instructions or device.
+    pub fn kernel(&self) -> &str {
+        match &self.compute {
+            Compute::F32(backbone) => backbone.kernel().name,
+            Compute::Bf16(backbone) => backbone.kernel().name,
+            Compute::Device(backbone) => backbone.kernel(),
+        }
     }
 
     /// Threads of the compute pool.

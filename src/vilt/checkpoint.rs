@@ -67,6 +67,11 @@ impl Checkpoint {
         Self { shards: Vec::new(), places: HashMap::new(), device: device.clone(), taken: BTreeMap::new(), random }
     }
 
+    /// Tensors go to this device from here on.
+    pub fn onto(&mut self, device: &Device) {
+        self.device = device.clone();
+    }
+
     /// One tensor in f32, whatever its type in the file.
     ///
     /// # Errors

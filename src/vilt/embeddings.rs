@@ -97,11 +97,9 @@ impl Embeddings {
         self.text_position.dims()[0]
     }
 
-    /// `[tokens, d]`: layernorm(word + token type + position) + modality type.
-    ///
     /// # Errors
     /// More tokens than positions, or an id outside the vocabulary.
-    pub fn text(&self, ids: &[u32]) -> Result<Tensor> {
+    pub fn check_text(&self, ids: &[u32]) -> Result<()> {
         let (vocabulary, positions) = (self.word.dim(0)?, self.text_positions());
         if ids.len() > positions {
             candle_core::bail!("a text of {} tokens, but the backbone has {positions} positions: truncate it", ids.len());
@@ -109,26 +107,53 @@ impl Embeddings {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
             candle_core::bail!("token {id} is outside the vocabulary of {vocabulary}: the tokenizer is another checkpoint's");
         }
+        Ok(())
+    }
+
+    /// `[tokens, d]`: layernorm(word + token type + position) + modality type.
+    ///
+    /// # Errors
+    /// As [`Self::check_text`].
+    pub fn text(&self, ids: &[u32]) -> Result<Tensor> {
+        self.check_text(ids)?;
         let ids = Tensor::new(ids, self.word.device())?;
         let positions = self.text_position.narrow(0, 0, ids.dim(0)?)?;
         let sum = (self.word.index_select(&ids, 0)?.broadcast_add(&self.token_type)? + positions)?;
         self.text_layernorm.forward(&sum)?.broadcast_add(&self.text_modality)
     }
 
-    /// `[1 + patches, d]`: the image CLS, then the patches row by row; each projection or CLS + position + modality type.
+    /// The rows and columns of patches of an image of `numbers` numbers.
     ///
     /// # Errors
     /// A side that is no multiple of the patch size, or other data than `[3, height, width]`.
-    pub fn image(&self, pixels: &Pixels) -> Result<Tensor> {
-        let (p, Pixels { height, width, data }) = (self.patch_size, pixels);
-        if *height == 0 || *width == 0 || height % p != 0 || width % p != 0 || data.len() != 3 * height * width {
-            candle_core::bail!("an image of {height} × {width} and {} numbers, but patches are of {p} × {p} in 3 channels", data.len());
+    pub fn patch_grid(&self, [height, width]: [usize; 2], numbers: usize) -> Result<(usize, usize)> {
+        let p = self.patch_size;
+        let whole = |side: usize| side > 0 && side.is_multiple_of(p);
+        if !whole(height) || !whole(width) || numbers != 3 * height * width {
+            candle_core::bail!("an image of {height} × {width} and {numbers} numbers, but patches are of {p} × {p} in 3 channels");
         }
-        let (rows, columns) = (height / p, width / p);
-        let patches = Tensor::from_slice(data, (3, rows, p, columns, p), self.word.device())?
+        Ok((height / p, width / p))
+    }
+
+    /// The patches row by row, `[patches, 3 · patch · patch]`.
+    ///
+    /// # Errors
+    /// As [`Self::patch_grid`].
+    pub fn cut(&self, pixels: &Pixels) -> Result<Tensor> {
+        let (p, Pixels { height, width, data }) = (self.patch_size, pixels);
+        let (rows, columns) = self.patch_grid([*height, *width], data.len())?;
+        Tensor::from_slice(data, (3, rows, p, columns, p), self.word.device())?
             .permute((1, 3, 0, 2, 4))?
-            .reshape((rows * columns, 3 * p * p))?;
-        let patches = (self.patch_projection.forward(&patches)? + self.grids.grid(rows, columns)?)?;
+            .reshape((rows * columns, 3 * p * p))
+    }
+
+    /// `[1 + patches, d]`: the image CLS, then the patches row by row; each projection or CLS + position + modality type.
+    ///
+    /// # Errors
+    /// As [`Self::patch_grid`].
+    pub fn image(&self, pixels: &Pixels) -> Result<Tensor> {
+        let (rows, columns) = self.patch_grid([pixels.height, pixels.width], pixels.data.len())?;
+        let patches = (self.patch_projection.forward(&self.cut(pixels)?)? + self.grids.grid(rows, columns)?)?;
         Tensor::cat(&[&self.image_cls, &patches], 0)
     }
 }

@@ -120,6 +120,13 @@ impl Loader {
         &self.config
     }
 
+    /// The parts that are still to be loaded will go to this device.
+    #[must_use]
+    pub fn onto(mut self, device: &Device) -> Self {
+        self.checkpoint.onto(device);
+        self
+    }
+
     /// # Errors
     /// See [`ViltError`]; what is wrong with a tensor names it.
     pub fn embeddings(&mut self) -> std::result::Result<Embeddings, ViltError> {

@@ -18,7 +18,7 @@ pub const EMPTY_TEXT: [u32; 2] = [101, 102];
 /// An engine over the embedded backbone, loaded once for all tests of a binary.
 pub fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
-    ENGINE.get_or_init(|| engine_with(Options { precision: Some(Precision::F32), isa: None }))
+    ENGINE.get_or_init(|| engine_with(Options { precision: Some(Precision::F32), ..Options::default() }))
 }
 
 /// Another engine over the embedded backbone.

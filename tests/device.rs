@@ -1,0 +1,166 @@
+//! A device of candle's computes what the CPU's own kernels compute. Where there is no GPU, candle's CPU stands in for one: the same code, other
+//! arithmetic behind it.
+mod common;
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{DType, Device};
+use common::{difference, engine, engine_with, key_rule, random_model, random_sample, resident, spec};
+use delo::delo::{KeySignal, Layout, Metric, PoolSpec};
+use delo::engine::{Answer, Catalogue, DeviceChoice, Engine, Options, Query, RoutingRule};
+use delo::input::Sample;
+use delo::kernels::Precision;
+use delo::model_dir::ModelDir;
+use proptest::prelude::*;
+
+fn options(device: DeviceChoice, precision: Precision) -> Options {
+    Options { device, precision: Some(precision), ..Options::default() }
+}
+
+fn stand_in() -> &'static Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    ENGINE.get_or_init(|| engine_with(options(DeviceChoice::Candle, Precision::F32)))
+}
+
+/// Tasks of different layouts, depths, ranks, pool sizes and class counts; the last adapts no layer.
+fn catalogue(metric: Metric, signal: KeySignal) -> Catalogue {
+    let small = |layout, first| spec(layout, first);
+    let specs = [
+        small(Layout::RankOne, 0),
+        PoolSpec { experts: 7, rank: 3, alpha: 1.5, ..small(Layout::Slotted, 2) },
+        PoolSpec { rank: 1, ..small(Layout::RankOne, 4) },
+        small(Layout::Slotted, 0),
+        small(Layout::RankOne, 6),
+    ];
+    let residents = specs.into_iter().enumerate().map(|(i, spec)| {
+        let model = random_model(spec, 3 + i, i as u64);
+        resident(&format!("task-{i}"), &model, key_rule(metric, signal), i as u64)
+    });
+    Catalogue::empty(engine().backbone(), RoutingRule::default()).with_all(residents).unwrap()
+}
+
+/// The two metrics of the task keys, over a signal of a layer and over the pooled output.
+fn catalogues() -> &'static [Catalogue; 2] {
+    static CATALOGUES: OnceLock<[Catalogue; 2]> = OnceLock::new();
+    CATALOGUES.get_or_init(|| [catalogue(Metric::Whitened, KeySignal::Parts { layer: 3 }), catalogue(Metric::Plain, KeySignal::Pooled)])
+}
+
+fn queries(seeds: impl IntoIterator<Item = (u64, Option<usize>)>) -> Vec<Query> {
+    let query = |(seed, task): (u64, Option<usize>)| Query {
+        sample: random_sample(seed),
+        task: task.map(|task| format!("task-{task}")),
+        explain: true,
+    };
+    seeds.into_iter().map(query).collect()
+}
+
+fn answers(engine: &Engine, catalogue: &Catalogue, queries: &[Query]) -> Vec<Answer> {
+    engine.classify(catalogue, queries).into_iter().map(Result::unwrap).collect()
+}
+
+/// The same tasks, the same factors, and scores and cosines that differ by rounding alone.
+fn agree(device: &Engine, catalogue: &Catalogue, queries: &[Query]) {
+    for (found, expected) in answers(device, catalogue, queries).iter().zip(&answers(engine(), catalogue, queries)) {
+        assert_eq!(found.resident.task(), expected.resident.task());
+        assert_eq!(found.factors, expected.factors);
+        assert_eq!(found.factors_selected, expected.factors_selected);
+        let cosines = |answer: &Answer| answer.candidates.iter().map(|candidate| candidate.cosine).collect::<Vec<_>>();
+        let pairs = [(found.scores.clone(), expected.scores.clone()), (cosines(found), cosines(expected))];
+        for (x, y) in pairs.iter().flat_map(|(found, expected)| found.iter().zip(expected)) {
+            assert!((x - y).abs() < 1e-4, "{x} for {y}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn a_mixed_batch_is_answered_as_on_the_cpu(seeds in prop::collection::vec((0u64..10_000, prop::option::of(0usize..5)), 1..9)) {
+        for catalogue in catalogues() {
+            agree(stand_in(), catalogue, &queries(seeds.clone()));
+        }
+    }
+}
+
+/// Samples of one size share their products; of other sizes and tasks between them, they stand apart in the stream.
+#[test]
+fn samples_of_one_size_are_answered_as_on_the_cpu_wherever_they_stand() {
+    let [_, catalogue] = catalogues();
+    let seeds = [0, 0, 1, 0, 2, 1, 0, 0, 2];
+    for tasks in [[0; 9], [0, 0, 1, 4, 2, 3, 1, 1, 0], [4; 9]] {
+        agree(stand_in(), catalogue, &queries(seeds.into_iter().zip(tasks.map(Some))));
+    }
+    agree(stand_in(), catalogue, &queries([0; 4].map(|seed| (seed, Some(1)))));
+}
+
+#[test]
+fn frozen_signals_are_those_of_the_cpu() {
+    let samples: Vec<Sample> = (0..7).map(random_sample).collect();
+    let dummy = engine().default_dummy_image();
+    let layers = engine().backbone().config.num_hidden_layers;
+    let mut wanted = vec![KeySignal::Pooled, KeySignal::Summary, KeySignal::TextCls { layer: 2 }, KeySignal::Parts { layer: 3 }];
+    wanted.extend((0..=layers).map(|layer| KeySignal::MeanQuery { layer }));
+    let [found, expected] = [stand_in(), engine()].map(|engine| {
+        let packed = engine.embed(&samples, dummy).unwrap();
+        engine.signals(&packed, &wanted).unwrap()
+    });
+    for (signal, expected) in expected {
+        assert!(difference(&found[&signal], &expected) < 1e-4, "{signal}");
+    }
+    let pooled = stand_in().pooled(&samples, dummy).unwrap();
+    for (found, expected) in pooled.iter().flatten().zip(engine().pooled(&samples, dummy).unwrap().iter().flatten()) {
+        assert!((found - expected).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn a_device_keeps_one_copy_of_a_partition_and_frees_it_with_the_partition() {
+    let catalogue = catalogue(Metric::Plain, KeySignal::Pooled);
+    let batch = queries([(0, Some(1)), (1, Some(1))]);
+    answers(stand_in(), &catalogue, &batch);
+    let copy = || catalogue.get("task-1").unwrap().partition.pools[0].on_device(&Device::Cpu, DType::F32).unwrap();
+    let first = copy();
+    answers(stand_in(), &catalogue, &batch);
+    assert!(Arc::ptr_eq(&first, &copy()));
+    let kept = Arc::downgrade(&first);
+    drop(first);
+    assert!(kept.upgrade().is_some());
+    drop(catalogue.without("task-1").unwrap());
+    drop(catalogue);
+    assert!(kept.upgrade().is_none());
+}
+
+#[test]
+fn an_engine_names_its_device() {
+    assert_eq!((stand_in().kernel(), stand_in().precision()), ("f32 candle", Precision::F32));
+}
+
+#[test]
+fn a_number_format_that_a_device_lacks_is_refused() {
+    let error = Engine::load(&ModelDir::Embedded, common::EMPTY_TEXT.to_vec(), options(DeviceChoice::Candle, Precision::Bf16));
+    assert!(error.unwrap_err().to_string().contains("f32"));
+}
+
+/// Every GPU of this build; where none is built or none opens, nothing is compared, and the output says so.
+#[test]
+fn a_gpu_answers_as_the_cpu_does() {
+    for choice in DeviceChoice::gpus() {
+        if let Err(e) = choice.open() {
+            eprintln!("skipped: {e}");
+            continue;
+        }
+        let exact = engine_with(options(choice, Precision::F32));
+        assert_eq!(exact.kernel(), format!("f32 {choice}"));
+        for catalogue in catalogues() {
+            agree(&exact, catalogue, &queries((0..24).map(|seed| (seed, (seed % 3 == 2).then_some(seed as usize % 5)))));
+        }
+        let rounded = engine_with(options(choice, Precision::Bf16));
+        let ([_, catalogue], batch) = (catalogues(), queries((0..12).map(|seed| (seed, Some(0)))));
+        for (found, expected) in answers(&rounded, catalogue, &batch).iter().zip(&answers(engine(), catalogue, &batch)) {
+            for (x, y) in found.scores.iter().zip(&expected.scores) {
+                assert!((x - y).abs() < 0.05, "{choice}: {x} for {y}");
+            }
+        }
+    }
+}
