@@ -243,7 +243,8 @@ async fn open(config: &Config, rooms: &Rooms, lifecycle: &Lifecycle) -> Result<(
     if let Some(notice) = catalogue.notice() {
         tracing::warn!(notice, "routing");
     }
-    ::metrics::gauge!("delo_engine_info", "kernel" => room.engine.kernel(), "threads" => room.engine.threads().to_string()).set(1.0);
+    ::metrics::gauge!("delo_engine_info", "kernel" => room.engine.kernel().to_owned(), "threads" => room.engine.threads().to_string())
+        .set(1.0);
     lifecycle.follow(&room.registry).await;
     Ok(())
 }
