@@ -108,7 +108,7 @@ fn served_pools_choose_the_reference_factors() {
             let pools = ServingPools::new(&spec, &task.layers[at]).unwrap();
             let query = |side: &str| tensors[&format!("query.{side}")].get(at).unwrap().to_vec2::<f32>().unwrap();
             for (sample, (visual, textual)) in query("visual").iter().zip(query("textual")).enumerate() {
-                let choose = |pool: usize| pools.choose(Isa::detect(), pool, if pool % 2 == 0 { visual } else { &textual });
+                let choose = |pool: usize| pools.choose(Isa::detect(), pool, if pool.is_multiple_of(2) { visual } else { &textual });
                 let choices: Vec<Choice> = (0..POOLS).map(choose).collect();
                 for ((pool, prefix), choice) in pool_prefixes(layer).zip(choices) {
                     let prefix = prefix.replacen("layers", "factors", 1);

@@ -75,7 +75,7 @@ impl TaskRouter {
 
     /// The cosine of one sample's signal `[width]` with every key, in order; 0 for a signal of no length.
     pub fn cosines(&self, signal: &[f32]) -> Vec<f32> {
-        let mut cosines = vec![0.0; if self.width == 0 { 0 } else { self.keys.len() / self.width }];
+        let mut cosines = vec![0.0; self.keys.len().checked_div(self.width).unwrap_or(0)];
         self.isa.run(
             #[inline(always)]
             || {

@@ -41,7 +41,7 @@ pub(super) trait Backbone: Debug + Send + Sync {
     /// As a tensor on the CPU, for whoever learns from it.
     fn to_tensor(&self, hidden: &Self::Hidden) -> Result<Tensor>;
 
-    fn from_tensor(&self, hidden: &Tensor) -> Result<Self::Hidden>;
+    fn load_tensor(&self, hidden: &Tensor) -> Result<Self::Hidden>;
 }
 
 /// What stands in for a missing modality.

@@ -27,7 +27,7 @@ impl Engine {
             return Ok(packed.clone());
         }
         with_backbone!(&self.compute, backbone => {
-            let mut hidden = backbone.from_tensor(&packed.hidden)?;
+            let mut hidden = backbone.load_tensor(&packed.hidden)?;
             in_pool(|| backbone.run(&mut hidden, &packed.spans, layers, None))?;
             Ok(packed.with_hidden(backbone.to_tensor(&hidden)?))
         })
@@ -37,7 +37,7 @@ impl Engine {
     pub fn signals(&self, packed: &Packed, wanted: &[KeySignal]) -> Result<Signals> {
         let layers = self.backbone.config.num_hidden_layers;
         let found = with_backbone!(&self.compute, backbone => {
-            let hidden = backbone.from_tensor(&packed.hidden)?;
+            let hidden = backbone.load_tensor(&packed.hidden)?;
             in_pool(|| signals::signals(backbone, hidden, &packed.spans, layers, wanted))?
         });
         found.into_iter().map(|(signal, rows)| Ok((signal.to_string(), from_rows(&rows)?))).collect()

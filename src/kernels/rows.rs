@@ -134,7 +134,7 @@ impl<'a, E: Element> RowsRef<'a, E> {
     }
 
     /// The first number of a row, and how many may be read from there.
-    pub(super) fn from_row(&self, row: usize) -> &'a [E] {
+    pub(super) fn readable_from(&self, row: usize) -> &'a [E] {
         &self.values[row * self.stride..]
     }
 }

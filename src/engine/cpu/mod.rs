@@ -392,7 +392,7 @@ impl<E: Element> Backbone for CpuBackbone<E> {
         Tensor::from_vec(values, (hidden.rows(), hidden.width()), &Device::Cpu)
     }
 
-    fn from_tensor(&self, hidden: &Tensor) -> Result<Stream<f32>> {
+    fn load_tensor(&self, hidden: &Tensor) -> Result<Stream<f32>> {
         let (rows, width) = hidden.dims2()?;
         let mut stream = Stream::zeros(rows, width);
         with_values(hidden, |values| {

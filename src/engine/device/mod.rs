@@ -254,7 +254,7 @@ impl Backbone for DeviceBackbone {
         hidden.to_device(&Device::Cpu)
     }
 
-    fn from_tensor(&self, hidden: &Tensor) -> Result<Tensor> {
+    fn load_tensor(&self, hidden: &Tensor) -> Result<Tensor> {
         hidden.to_device(&self.device)?.to_dtype(DType::F32)?.contiguous()
     }
 }

@@ -176,7 +176,7 @@ impl<E: Element> Kernel<E> {
         if rows == 0 {
             return;
         }
-        let readable = x.from_row(0).len();
+        let readable = x.readable_from(0).len();
         assert!((rows - 1) * x.stride() + k <= readable, "{rows} rows, {} apart, of {k} numbers in {readable}", x.stride());
         assert!(panel.len() == k * PANEL && k.is_multiple_of(E::STEP), "a panel of {k} steps");
         assert!(panel.as_ptr().addr().is_multiple_of(64), "a panel starts on a cache line");
@@ -188,7 +188,7 @@ impl<E: Element> Kernel<E> {
             Start::Results => (out.cast_const(), out_stride),
         };
         let operands = Operands {
-            x: x.from_row(0).as_ptr(),
+            x: x.readable_from(0).as_ptr(),
             stride: x.stride(),
             rows,
             k,
