@@ -4,7 +4,7 @@ use std::ops::Range;
 use aligned_vec::{AVec, ConstAlign};
 
 use super::elementwise::{exp, maximum, sum};
-use super::{Element, Kernel, PANEL, RowsMut, RowsRef, Start, parallel};
+use super::{Element, Kernel, PANEL, RowsMut, RowsRef, Start, Stream, parallel};
 
 /// Numbers on a cache line.
 type Aligned<E> = AVec<E, ConstAlign<64>>;
@@ -38,24 +38,38 @@ pub fn attention<E: Element>(
         let columns = head * width..(head + 1) * width;
         let keys = Keys::pack(key.range(tokens.clone()).columns(columns.clone()));
         let values = Values::pack(value.range(tokens.clone()).columns(columns.clone()));
-        let query = query.columns(columns.clone());
+        let padded;
+        let query = if width.is_multiple_of(E::STEP) {
+            query.range(queries.clone()).columns(columns.clone())
+        } else {
+            // Whole steps of k are read: what follows a head's last column would be another head's.
+            padded = copy(query.range(queries.clone()).columns(columns.clone()));
+            padded.view()
+        };
         kernel.isa.run(
             #[inline(always)]
             || {
                 let mut strip = Strip::new(kernel.rows.min(queries.len()), tokens.len());
-                for first in queries.clone().step_by(kernel.rows) {
-                    let rows = first..queries.end.min(first + kernel.rows);
+                for first in (0..queries.len()).step_by(kernel.rows) {
+                    let rows = first..queries.len().min(first + kernel.rows);
                     strip.weigh(kernel, query.range(rows.clone()), &keys);
                     strip.gather(kernel, rows.len(), &values, |row, column, results| {
                         let column = columns.start + column;
                         // SAFETY: a row and head of a sample belong to one task.
-                        let out = unsafe { out.part(rows.start + row, column..column + results.len()) };
+                        let out = unsafe { out.part(queries.start + first + row, column..column + results.len()) };
                         out.iter_mut().zip(results).for_each(|(o, &x)| *o = E::of(x));
                     });
                 }
             },
         );
     });
+}
+
+/// The same rows, each followed by zeros.
+fn copy<E: Element>(rows: RowsRef<'_, E>) -> Stream<E> {
+    let mut copied = Stream::zeros(rows.rows(), rows.width());
+    (0..rows.rows()).for_each(|row| copied.row_mut(row).copy_from_slice(rows.row(row)));
+    copied
 }
 
 /// Keys of one head, as panels of tokens.

@@ -101,6 +101,12 @@ fn attention_agrees<E: Element>(sizes: &[usize], heads: usize, width: usize, bar
     Ok(())
 }
 
+#[test]
+fn attention_of_the_narrowest_heads_agrees_with_the_definition() {
+    attention_agrees::<f32>(&[1], 2, 1, 2e-6).unwrap();
+    attention_agrees::<bf16>(&[1, 3], 2, 1, 1e-2).unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
