@@ -55,7 +55,7 @@ impl Tile<'_> {
     /// Adds the results to `out`, whose row `to` is that of the tile's first.
     ///
     /// # Safety
-    /// As [`Self::store`].
+    /// As [`Self::store`], and the processor has the instructions `isa`.
     #[inline(always)]
     pub unsafe fn add_to(&self, isa: Isa, out: &RowsMut<'_, f32>, rows: Range<usize>, to: usize) {
         if self.columns == PANEL {

@@ -207,7 +207,7 @@ impl RowsMut<'_, f32> {
     /// Adds a panel's rows of results to the rows from `to` on, from `column` on.
     ///
     /// # Safety
-    /// As [`Self::part`].
+    /// As [`Self::part`], and the processor has the instructions `isa`.
     ///
     /// # Panics
     /// Outside the view.

@@ -175,7 +175,7 @@ impl TileSink for PatchSink<'_> {
             let next = self.owners.partition_point(|(first, _)| *first <= patch);
             let (first, start) = self.owners[next - 1];
             let until = self.owners.get(next).map_or(end, |(first, _)| end.min(*first));
-            // SAFETY: no two tiles cover the same cell, nor two patches the same row.
+            // SAFETY: no two tiles cover the same cell, nor two patches the same row, and the instructions are the kernel's.
             unsafe { tile.add_to(self.isa, &self.out, patch - tile.row..until - tile.row, start + patch - first) };
             patch = until;
         }

@@ -455,7 +455,7 @@ struct ResidualSink<'a> {
 impl TileSink for ResidualSink<'_> {
     #[inline(always)]
     fn tile(&self, tile: &mut Tile<'_>) {
-        // SAFETY: no two tiles cover the same cell.
+        // SAFETY: no two tiles cover the same cell, and the instructions are the kernel's.
         unsafe { tile.add_to(self.isa, &self.out, 0..tile.rows, tile.row) };
     }
 }

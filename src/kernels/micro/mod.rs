@@ -32,7 +32,7 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + 'static {
 
     fn get(self) -> f32;
 
-    /// The kernel for a set of instructions.
+    /// The kernel for a set of instructions, or for as much of it as this processor has.
     fn kernel(isa: Isa) -> Kernel<Self>;
 }
 
@@ -52,6 +52,7 @@ impl Element for f32 {
     }
 
     fn kernel(isa: Isa) -> Kernel<Self> {
+        let isa = Isa::at_most(Some(isa));
         #[cfg(target_arch = "x86_64")]
         match isa {
             Isa::Portable => {}
@@ -79,8 +80,8 @@ impl Element for bf16 {
     #[inline(always)]
     fn round(isa: Isa, from: &[f32; PANEL], to: &mut [Self; PANEL]) {
         #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx512Bf16 {
-            // SAFETY: `Isa` values are those that `detect` found, or less.
+        if isa >= Isa::Avx512Bf16 && is_x86_feature_detected!("avx512bf16") {
+            // SAFETY: the processor has the instruction, as was seen just now; AVX-512 F comes with it.
             return unsafe { avx512::round(from, to) };
         }
         let _ = isa;
@@ -93,6 +94,7 @@ impl Element for bf16 {
     }
 
     fn kernel(isa: Isa) -> Kernel<Self> {
+        let isa = Isa::at_most(Some(isa));
         #[cfg(target_arch = "x86_64")]
         match isa {
             Isa::Portable => {}
@@ -198,7 +200,7 @@ impl<E: Element> Kernel<E> {
             out,
             out_stride,
         };
-        // SAFETY: the lengths were checked just now, and a kernel is only made for instructions that `Isa::detect` found.
+        // SAFETY: the lengths were checked just now, and `Element::kernel` makes a kernel only for instructions that this processor has.
         unsafe { (self.multiply)(operands) }
     }
 }
@@ -206,12 +208,12 @@ impl<E: Element> Kernel<E> {
 /// Adds rows of results to `out`, whose rows stand `stride` apart.
 ///
 /// # Safety
-/// `out` has room for `results.len()` rows of PANEL numbers, `stride` apart, that nobody else looks at.
+/// `out` has room for `results.len()` rows of PANEL numbers, `stride` apart, that nobody else looks at; the processor has the instructions `isa`.
 #[inline(always)]
 pub(super) unsafe fn add_rows(isa: Isa, results: &[[f32; PANEL]], out: *mut f32, stride: usize) {
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx512 {
-        // SAFETY: by the caller's promise; `Isa` values are those that `detect` found, or less.
+        // SAFETY: by the caller's promise.
         return unsafe { avx512::add_rows(results, out, stride) };
     }
     let _ = isa;
