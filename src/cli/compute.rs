@@ -23,6 +23,28 @@ impl ComputeArgs {
     }
 }
 
+/// What a command that runs the engine as it serves computes with; in f32 unless something else is said, so that figures do not depend on the
+/// processor.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Compute")]
+pub struct InferenceArgs {
+    /// Number format of the backbone's products: f32 or bf16
+    #[arg(long, value_name = "FORMAT", default_value_t = Precision::F32)]
+    precision: Precision,
+    /// Where to compute: auto, cpu, cuda:N or metal:N; the GPUs in a build that has them
+    #[arg(long, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+impl InferenceArgs {
+    /// As [`ComputeArgs::start`].
+    pub fn start(&self) -> Result<Options, Failure> {
+        self.compute.start(Some(self.precision), self.device)
+    }
+}
+
 pub fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "give a number above 0".to_owned())
 }

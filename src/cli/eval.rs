@@ -8,13 +8,12 @@ use serde_json::json;
 
 use super::Failure;
 use super::backbone::Backbone;
-use super::compute::ComputeArgs;
+use super::compute::InferenceArgs;
 use super::data::DataArgs;
 use super::output::{print, print_json};
 use crate::delo::keys::{KeyAverage, KeySignal, Metric};
-use crate::engine::{DeviceChoice, RoutingRule};
+use crate::engine::RoutingRule;
 use crate::eval::{Evaluation, evaluate, read_directory, read_embedded};
-use crate::kernels::Precision;
 use crate::train::Split;
 
 /// Prints AP, FG and routing accuracy of partitions on a data set, task-agnostic and task-oracle, by modality pattern.
@@ -50,14 +49,8 @@ pub struct EvalArgs {
     /// Print JSON, with the score of every task after every session
     #[arg(long)]
     json: bool,
-    /// Number format of the backbone's products: f32 or bf16
-    #[arg(long, value_name = "FORMAT", default_value_t = Precision::F32, help_heading = "Compute")]
-    precision: Precision,
-    /// Where to compute: auto, cpu, cuda:N or metal:N; the GPUs in a build that has them
-    #[arg(long, default_value_t = DeviceChoice::Auto, help_heading = "Compute")]
-    device: DeviceChoice,
     #[command(flatten)]
-    compute: ComputeArgs,
+    compute: InferenceArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -85,8 +78,7 @@ impl EvalArgs {
 pub fn run(args: EvalArgs) -> Result<(), Failure> {
     let rules = args.rules()?;
     let (data, missing) = args.data.open()?;
-    let Backbone { engine, processor, name } =
-        Backbone::load(args.backbone.as_deref(), args.compute.start(Some(args.precision), args.device)?)?;
+    let Backbone { engine, processor, name } = Backbone::load(args.backbone.as_deref(), args.compute.start()?)?;
     let partitions = match &args.partitions {
         Some(dir) => read_directory(dir, engine.backbone())?,
         None => read_embedded(engine.backbone())?,

@@ -5,11 +5,9 @@ use serde_json::{Map, json};
 
 use super::Failure;
 use super::backbone::Backbone;
-use super::compute::ComputeArgs;
+use super::compute::InferenceArgs;
 use super::output::{print, print_json, table};
 use crate::delo::keys::KeySignal;
-use crate::engine::DeviceChoice;
-use crate::kernels::Precision;
 
 /// Prints the frozen backbone's features of one sample: the pooled vector, and the query signal (mean over text and patches) entering each
 /// layer, `mean@0` and so on; `mean@L` is that after the last layer. It shows whether a checkpoint is read as it should be.
@@ -30,19 +28,12 @@ pub struct FeaturesArgs {
     /// Print JSON with every number.
     #[arg(long)]
     json: bool,
-    /// Number format of the backbone's products: f32 or bf16
-    #[arg(long, value_name = "FORMAT", default_value_t = Precision::F32, help_heading = "Compute")]
-    precision: Precision,
-    /// Where to compute: auto, cpu, cuda:N or metal:N; the GPUs in a build that has them
-    #[arg(long, default_value_t = DeviceChoice::Auto, help_heading = "Compute")]
-    device: DeviceChoice,
     #[command(flatten)]
-    compute: ComputeArgs,
+    compute: InferenceArgs,
 }
 
 pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
-    let Backbone { engine, processor, name: backbone } =
-        Backbone::load(args.backbone.as_deref(), args.compute.start(Some(args.precision), args.device)?)?;
+    let Backbone { engine, processor, name: backbone } = Backbone::load(args.backbone.as_deref(), args.compute.start()?)?;
     let image =
         args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
     let sample = processor.sample(image.as_deref(), args.text.as_deref())?;

@@ -251,14 +251,6 @@ impl Partition {
         Self { pools: self.pools.into_iter().map(|pools| pools.in_precision(precision)).collect(), ..self }
     }
 
-    /// Bytes that it holds in memory: factors, routers, head, keys and moments.
-    pub fn bytes(&self) -> usize {
-        let vectors = [&self.keys.mean, &self.keys.ema, &self.keys.moments];
-        let keys: usize = vectors.into_iter().flat_map(|map| map.values()).map(|v| size_of_val(v.as_slice())).sum();
-        let head = size_of_val(self.head_weight.as_slice()) + size_of_val(self.head_bias.as_slice());
-        self.pools.iter().map(ServingPools::bytes).sum::<usize>() + head + keys
-    }
-
     /// Reads and checks an artifact: format, checksum, shapes, finite numbers, and the backbone it was trained on.
     ///
     /// # Errors

@@ -40,13 +40,6 @@ impl Numbers {
             (same, _) => same,
         }
     }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::F32(values) => size_of_val(values.as_slice()),
-            Self::Bf16(values) => size_of_val(values.as_slice()),
-        }
-    }
 }
 
 /// Some of [`Numbers`].
@@ -77,17 +70,6 @@ impl NumbersRef<'_> {
             Self::F32(values) => out[..values.len()].copy_from_slice(values),
             Self::Bf16(values) => out.iter_mut().zip(values).for_each(|(o, x)| *o = x.get()),
         }
-    }
-
-    pub fn len(self) -> usize {
-        match self {
-            Self::F32(values) => values.len(),
-            Self::Bf16(values) => values.len(),
-        }
-    }
-
-    pub fn is_empty(self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -198,12 +180,6 @@ impl ServingPools {
     /// α
     pub fn alpha(&self) -> f32 {
         self.alpha
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        let routers = self.router_a.0.bytes() + self.router_b.0.bytes() + size_of_val(self.router_a.1.as_slice()) * 2;
-        self.a.bytes() + self.b.bytes() + routers + size_of_val(self.table.as_slice())
     }
 
     /// g_A and g_B of one pool (METHOD.md 2), given the query signal of its modality, `[d]`.

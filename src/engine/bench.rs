@@ -127,7 +127,7 @@ fn case<'a>(engine: &Engine, workload: &Workload, catalogue: &'a Catalogue, batc
     let tasks = catalogue.residents().count();
     let task = |i: usize| (!routed && tasks > 0).then(|| name(i % tasks));
     let queries = samples.iter().enumerate().map(|(i, s)| Query { sample: s.clone(), task: task(i), explain: false }).collect();
-    let tokens = samples.iter().map(|sample| tokens(engine, workload, sample)).sum();
+    let tokens = samples.iter().map(|sample| engine.tokens(workload.dummy_image, sample)).sum();
     let row = Row { precision: engine.precision().to_string(), batch, tasks, kind, routed, tokens, seconds: 0.0, requests_per_second: 0.0 };
     Case { row, samples, queries, catalogue, seconds: Vec::with_capacity(workload.runs) }
 }
@@ -140,12 +140,6 @@ fn finish(mut case: Case<'_>) -> Row {
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-fn tokens(engine: &Engine, workload: &Workload, sample: &Sample) -> usize {
-    let [height, width] = sample.image.as_ref().map_or(workload.dummy_image, |p| [p.height, p.width]);
-    let patch = engine.backbone().config.patch_size;
-    sample.text.as_ref().map_or(engine.dummy_text.len(), Vec::len) + 1 + (height / patch) * (width / patch)
 }
 
 fn sample(engine: &Engine, workload: &Workload, kind: Kind, index: usize, rng: &mut ChaCha8Rng) -> Sample {

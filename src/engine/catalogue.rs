@@ -44,9 +44,7 @@ pub enum CatalogueError {
 #[derive(Debug)]
 pub struct Catalogue {
     /// By task name: the order of the router's keys.
-    residents: BTreeMap<String, Arc<Resident>>,
-    /// Their names, in the same order.
-    names: Vec<Arc<str>>,
+    residents: BTreeMap<Arc<str>, Arc<Resident>>,
     rule: RoutingRule,
     router: TaskRouter,
     metric: Metric,
@@ -69,7 +67,6 @@ impl Catalogue {
         let side = backbone.config.patch_size;
         Self {
             residents: BTreeMap::new(),
-            names: Vec::new(),
             rule,
             router: TaskRouter::plain([]),
             metric: rule.metric.unwrap_or_default(),
@@ -85,7 +82,7 @@ impl Catalogue {
     /// A partition whose dummy image or key signal is not that of the others.
     pub fn with(&self, resident: Arc<Resident>) -> Result<Self, CatalogueError> {
         let mut residents = self.residents.clone();
-        residents.insert(resident.task().to_owned(), resident);
+        residents.insert(resident.task().into(), resident);
         self.rebuilt(residents)
     }
 
@@ -105,14 +102,14 @@ impl Catalogue {
     /// As [`Self::with`].
     pub fn with_all(&self, more: impl IntoIterator<Item = Arc<Resident>>) -> Result<Self, CatalogueError> {
         let mut residents = self.residents.clone();
-        residents.extend(more.into_iter().map(|r| (r.task().to_owned(), r)));
+        residents.extend(more.into_iter().map(|r| (r.task().into(), r)));
         self.rebuilt(residents)
     }
 
-    fn rebuilt(&self, residents: BTreeMap<String, Arc<Resident>>) -> Result<Self, CatalogueError> {
+    fn rebuilt(&self, residents: BTreeMap<Arc<str>, Arc<Resident>>) -> Result<Self, CatalogueError> {
         let Some(first) = residents.values().next() else {
             let (router, notice) = (TaskRouter::plain([]), None);
-            return Ok(Self { residents, names: Vec::new(), router, notice, ..*self });
+            return Ok(Self { residents, router, notice, ..*self });
         };
         let dummy_image = first.partition.meta.dummy_image;
         if let Some(other) = residents.values().find(|r| r.partition.meta.dummy_image != dummy_image) {
@@ -139,7 +136,6 @@ impl Catalogue {
             }
         };
         Ok(Self {
-            names: residents.keys().map(|name| name.as_str().into()).collect(),
             residents,
             rule: self.rule,
             router,
@@ -223,7 +219,7 @@ impl Catalogue {
     /// Every resident task with the cosine of its key and this signal `[width]`, falling; equal ones by name.
     pub fn candidates(&self, signal: &[f32]) -> Vec<Candidate> {
         let cosines = self.router.cosines(signal);
-        let mut out: Vec<_> = self.names.iter().zip(cosines).map(|(task, cosine)| Candidate { task: task.clone(), cosine }).collect();
+        let mut out: Vec<_> = self.residents.keys().zip(cosines).map(|(task, cosine)| Candidate { task: task.clone(), cosine }).collect();
         out.sort_by(|x, y| y.cosine.total_cmp(&x.cosine));
         out
     }

@@ -16,7 +16,7 @@ impl Engine {
     pub fn embed(&self, samples: &[impl Borrow<Sample>], dummy_image: [usize; 2]) -> Result<Packed> {
         let samples: Vec<&Sample> = samples.iter().map(Borrow::borrow).collect();
         with_backbone!(&self.compute, backbone => {
-            let (hidden, spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
+            let (hidden, spans) = in_pool(|| backbone.embed(&samples, self.dummy(dummy_image)))?;
             Ok(Packed { hidden: backbone.to_tensor(&hidden)?, spans: spans.into() })
         })
     }

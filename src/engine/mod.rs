@@ -200,9 +200,10 @@ impl Engine {
         [self.backbone.config.patch_size; 2]
     }
 
-    /// Real tokens that this sample adds to a batch, dummies of a missing modality included: the unit of the batcher's budget.
-    pub fn tokens(&self, catalogue: &Catalogue, sample: &Sample) -> usize {
-        let [height, width] = sample.image.as_ref().map_or(catalogue.dummy_image(), |p| [p.height, p.width]);
+    /// Real tokens that this sample adds to a batch, dummies of a missing modality included: the unit of the batcher's budget. `dummy_image`:
+    /// height and width of the image that stands in for a missing one, in pixels.
+    pub fn tokens(&self, dummy_image: [usize; 2], sample: &Sample) -> usize {
+        let [height, width] = sample.image.as_ref().map_or(dummy_image, |p| [p.height, p.width]);
         let patch = self.backbone.config.patch_size;
         sample.text.as_ref().unwrap_or(&self.dummy_text).len() + 1 + (height / patch) * (width / patch)
     }

@@ -43,7 +43,7 @@ pub fn attention<E: Element>(
             query.range(queries.clone()).columns(columns.clone())
         } else {
             // Whole steps of k are read: what follows a head's last column would be another head's.
-            padded = copy(query.range(queries.clone()).columns(columns.clone()));
+            padded = Stream::of_rows(query.columns(columns.clone()), queries.clone());
             padded.view()
         };
         kernel.isa.run(
@@ -63,13 +63,6 @@ pub fn attention<E: Element>(
             },
         );
     });
-}
-
-/// The same rows, each followed by zeros.
-fn copy<E: Element>(rows: RowsRef<'_, E>) -> Stream<E> {
-    let mut copied = Stream::zeros(rows.rows(), rows.width());
-    (0..rows.rows()).for_each(|row| copied.row_mut(row).copy_from_slice(rows.row(row)));
-    copied
 }
 
 /// Keys of one head, as panels of tokens.

@@ -1,10 +1,4 @@
 //! exp, erf, tanh and the GELU in f32, with stated error bounds, in forms that vectorise; and sums in a fixed order of lanes.
-use rayon::prelude::*;
-
-use super::Isa;
-
-/// Values that one task of the pool handles: large enough to hide its cost.
-const CHUNK: usize = 1 << 14;
 /// Partial sums of a reduction: two of the widest registers. Always as many, so that a sum is the same on every processor with the same rounding.
 const LANES: usize = 32;
 
@@ -61,7 +55,7 @@ pub fn tanh(x: f32) -> f32 {
 
 /// Φ(x), the normal distribution function; absolute error below 3e-7.
 #[inline(always)]
-pub fn normal_cdf(x: f32) -> f32 {
+fn normal_cdf(x: f32) -> f32 {
     0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
@@ -124,31 +118,10 @@ pub fn maximum(x: &[f32]) -> f32 {
     rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |m, &x| larger(m, x))
 }
 
-/// `out[i] = f(x[i])`, on the global pool where it pays.
-pub fn map(x: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32 + Copy + Sync + Send) {
-    let isa = Isa::detect();
-    out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(out, x)| {
-        isa.run(
-            #[inline(always)]
-            || out.iter_mut().zip(x).for_each(|(o, &x)| *o = f(x)),
-        );
-    });
-}
-
-/// `out[i] = f(x[i], y[i])`, on the global pool where it pays.
-pub fn zip(x: &[f32], y: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32 + Copy + Sync + Send) {
-    let isa = Isa::detect();
-    out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK))).for_each(|(out, (x, y))| {
-        isa.run(
-            #[inline(always)]
-            || out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (&x, &y))| *o = f(x, y)),
-        );
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Isa;
 
     #[test]
     fn exp_keeps_its_error_bound() {

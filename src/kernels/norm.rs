@@ -25,7 +25,7 @@ impl Norm {
 
     /// Mean and 1/√(var + ε) of a row.
     #[inline(always)]
-    pub fn moments(&self, x: &[f32]) -> (f32, f32) {
+    fn moments(&self, x: &[f32]) -> (f32, f32) {
         let n = x.len() as f32;
         let mean = sum(x.len(), |i| x[i]) / n;
         let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;

@@ -80,11 +80,6 @@ impl<E: Element> PackedMatrix<E> {
     pub fn panel(&self, panel: usize) -> &[E] {
         &self.panels[panel * self.steps_k * PANEL..(panel + 1) * self.steps_k * PANEL]
     }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        size_of_val(self.panels.as_slice())
-    }
 }
 
 /// Writes one column of a panel.

@@ -30,9 +30,7 @@ impl Tile<'_> {
     pub fn row_mut(&mut self, row: usize) -> &mut [f32; PANEL] {
         &mut self.values[row]
     }
-}
 
-impl Tile<'_> {
     /// Rounds the results into the same cells of `out`.
     ///
     /// # Safety

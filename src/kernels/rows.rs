@@ -62,6 +62,24 @@ impl<E: Element> Stream<E> {
         &mut self.values[row * self.stride..row * self.stride + self.width]
     }
 
+    /// Becomes some rows of another stream, in that order.
+    pub fn gather(&mut self, from: RowsRef<'_, E>, rows: impl ExactSizeIterator<Item = usize>) {
+        self.reshape(rows.len(), from.width());
+        rows.enumerate().for_each(|(to, row)| self.row_mut(to).copy_from_slice(from.row(row)));
+    }
+
+    /// Some rows of another stream, in that order.
+    pub fn of_rows(from: RowsRef<'_, E>, rows: impl ExactSizeIterator<Item = usize>) -> Self {
+        let mut gathered = Self::default();
+        gathered.gather(from, rows);
+        gathered
+    }
+
+    /// The numbers of all rows, one row after another.
+    pub fn to_vec(&self) -> Vec<E> {
+        (0..self.rows).flat_map(|row| self.row(row).iter().copied()).collect()
+    }
+
     pub fn view(&self) -> RowsRef<'_, E> {
         RowsRef { values: &self.values, rows: self.rows, width: self.width, stride: self.stride }
     }

@@ -17,7 +17,7 @@ impl Compute for Inference {
     type Outcome = Result<Answer, EngineError>;
 
     fn tokens(&self, job: &Query) -> usize {
-        self.engine.tokens(&self.registry.catalogue(), &job.sample)
+        self.engine.tokens(self.registry.catalogue().dummy_image(), &job.sample)
     }
 
     /// One snapshot for the whole batch: a sample is served by the catalogue that it was routed with, whatever is loaded meanwhile.

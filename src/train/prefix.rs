@@ -41,13 +41,8 @@ impl<'a> FrozenPrefix<'a> {
 
     /// What all states take.
     fn bytes(&self) -> usize {
-        let config = &self.engine.backbone().config;
-        let tokens = |sample: &Sample| {
-            let [height, width] = sample.image.as_ref().map_or(self.dummy_image, |p| [p.height, p.width]);
-            // A missing text stands as [CLS] [SEP]; the image has a CLS of its own.
-            sample.text.as_ref().map_or(2, Vec::len) + 1 + (height / config.patch_size) * (width / config.patch_size)
-        };
-        self.samples.iter().map(tokens).sum::<usize>() * config.hidden_size * size_of::<f32>()
+        let tokens = |sample: &Sample| self.engine.tokens(self.dummy_image, sample);
+        self.samples.iter().map(tokens).sum::<usize>() * self.engine.backbone().config.hidden_size * size_of::<f32>()
     }
 
     /// The states of the samples at `rows`, one stream each.

@@ -15,9 +15,7 @@ use crate::input::Sample;
 use crate::kernels::attention::{Attended, attention};
 use crate::kernels::elementwise::{gelu, tanh};
 use crate::kernels::norm::{Norm, mean};
-use crate::kernels::{
-    Element, Isa, Kernel, PANEL, PackedMatrix, RowsMut, RowsRef, Stream, Tile, TileSink, parallel, product, product_panels,
-};
+use crate::kernels::{Element, Isa, Kernel, PANEL, PackedMatrix, RowsMut, Stream, Tile, TileSink, parallel, product, product_panels};
 use crate::vilt::{Description, LayerNorm, Linear, Loader, ViltError};
 use embed::Embeddings;
 use low_rank::LayerUpdate;
@@ -267,15 +265,11 @@ impl<E: Element> CpuBackbone<E> {
         product_panels(&self.kernel, w.x.view(), &map.weight, Some(&map.bias), d / PANEL..map.weight.panels(), &sink);
 
         let [x, qkv, inner] = &mut w.cls;
-        let cls = |stream: RowsRef<'_, E>, to: &mut Stream<E>| {
-            to.reshape(samples, stream.width());
-            spans.iter().enumerate().for_each(|(i, span)| to.row_mut(i).copy_from_slice(stream.row(span.start)));
-        };
-        cls(w.x.view(), x);
+        let cls = || spans.iter().map(|span| span.start);
+        x.gather(w.x.view(), cls());
         qkv.reshape(samples, TARGETS.len() * d);
-        w.cls_u.reshape(samples, w.u.width().max(1));
         if update.is_some() {
-            spans.iter().enumerate().for_each(|(i, span)| w.cls_u.row_mut(i).copy_from_slice(w.u.row(span.start)));
+            w.cls_u.gather(w.u.view(), cls());
         }
         let owners: Vec<Owner> = (0..samples).map(|sample| Owner { sample, rows: sample..sample + 1 }).collect();
         let sink =
@@ -286,7 +280,7 @@ impl<E: Element> CpuBackbone<E> {
             spans.iter().enumerate().map(|(i, span)| Attended { tokens: span.start..span.end(), queries: i..i + 1 }).collect();
         let all = |part: usize| w.qkv.view().columns(part * d..(part + 1) * d);
         attention(&self.kernel, [qkv.view().columns(0..d), all(1), all(2)], &attended, self.heads, &x.view_mut());
-        let mut hidden = pick(hidden, spans.iter().map(|span| span.start));
+        let mut hidden = Stream::of_rows(hidden.view(), cls());
         self.after_attention(layer, &mut hidden, x, inner);
         hidden
     }
@@ -317,13 +311,6 @@ impl<E: Element> CpuBackbone<E> {
     ) -> Option<LayerUpdate<'a, E>> {
         LayerUpdate::route(self.kernel.isa, &adapters?.layer(layer), hidden.view(), spans)
     }
-}
-
-/// Some rows as a stream of their own.
-fn pick(hidden: &Stream<f32>, rows: impl ExactSizeIterator<Item = usize>) -> Stream<f32> {
-    let mut picked = Stream::zeros(rows.len(), hidden.width());
-    rows.enumerate().for_each(|(to, from)| picked.row_mut(to).copy_from_slice(hidden.row(from)));
-    picked
 }
 
 impl<E: Element> Backbone for CpuBackbone<E> {
@@ -365,7 +352,7 @@ impl<E: Element> Backbone for CpuBackbone<E> {
     }
 
     fn pooled(&self, hidden: &Stream<f32>, spans: &[Span]) -> Result<Vec<Vec<f32>>> {
-        let cls = pick(hidden, spans.iter().map(|span| span.start));
+        let cls = Stream::of_rows(hidden.view(), spans.iter().map(|span| span.start));
         Ok(self.with_workspace(|w| self.pool(&cls, w)))
     }
 
@@ -384,12 +371,11 @@ impl<E: Element> Backbone for CpuBackbone<E> {
 
     fn select(&self, hidden: &Stream<f32>, spans: &[Span]) -> Result<Stream<f32>> {
         let rows: Vec<usize> = spans.iter().flat_map(|span| span.start..span.end()).collect();
-        Ok(pick(hidden, rows.into_iter()))
+        Ok(Stream::of_rows(hidden.view(), rows.into_iter()))
     }
 
     fn to_tensor(&self, hidden: &Stream<f32>) -> Result<Tensor> {
-        let values: Vec<f32> = (0..hidden.rows()).flat_map(|row| hidden.row(row).iter().copied()).collect();
-        Tensor::from_vec(values, (hidden.rows(), hidden.width()), &Device::Cpu)
+        Tensor::from_vec(hidden.to_vec(), (hidden.rows(), hidden.width()), &Device::Cpu)
     }
 
     fn load_tensor(&self, hidden: &Tensor) -> Result<Stream<f32>> {

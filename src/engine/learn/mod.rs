@@ -174,7 +174,7 @@ impl AdaptedLayer {
         }
         let (attended, rows) = (self.attended(), self.rows());
         // A row's query stands in its token's row.
-        let asked = gather(&qkv, &rows);
+        let asked = Stream::of_rows(qkv.view(), rows.iter().copied());
         let part = |part: usize| qkv.view().columns(part * d..(part + 1) * d);
         let mut context = Stream::zeros(rows.len(), d);
         attend(kernel, [asked.view().columns(0..d), part(1), part(2)], &attended, *heads, &context.view_mut());
@@ -330,8 +330,7 @@ impl CustomOp1 for Pool {
         let mut x = Stream::<f32>::zeros(rows, d);
         self.norm.rows(self.kernel.isa, h, &x.view_mut());
         let out = affine(&self.kernel, x.view(), &self.pooler, crate::kernels::elementwise::tanh);
-        let out: Vec<f32> = (0..rows).flat_map(|row| out.row(row).iter().copied()).collect();
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+        Ok((CpuStorage::F32(out.to_vec()), layout.shape().clone()))
     }
 
     fn bwd(&self, h: &Tensor, pooled: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
@@ -348,13 +347,6 @@ impl CustomOp1 for Pool {
         })??;
         Ok(Some(Tensor::from_vec(out, h.shape(), h.device())?))
     }
-}
-
-/// Some rows as a stream of their own.
-fn gather(from: &Stream<f32>, rows: &[usize]) -> Stream<f32> {
-    let mut picked = Stream::zeros(rows.len(), from.width());
-    rows.iter().enumerate().for_each(|(to, &row)| picked.row_mut(to).copy_from_slice(from.row(row)));
-    picked
 }
 
 /// `f(x Wᵀ + b)`

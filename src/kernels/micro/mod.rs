@@ -27,13 +27,18 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + 'static {
     #[inline(always)]
     fn round(isa: Isa, from: &[f32; PANEL], to: &mut [Self; PANEL]) {
         let _ = isa;
-        to.iter_mut().zip(from).for_each(|(to, &from)| *to = Self::of(from));
+        round_each(from, to);
     }
 
     fn get(self) -> f32;
 
     /// The kernel for a set of instructions, or for as much of it as this processor has.
     fn kernel(isa: Isa) -> Kernel<Self>;
+}
+
+#[inline(always)]
+fn round_each<E: Element>(from: &[f32; PANEL], to: &mut [E; PANEL]) {
+    to.iter_mut().zip(from).for_each(|(to, &from)| *to = E::of(from));
 }
 
 impl Element for f32 {
@@ -85,7 +90,7 @@ impl Element for bf16 {
             return unsafe { avx512::round(from, to) };
         }
         let _ = isa;
-        to.iter_mut().zip(from).for_each(|(to, &from)| *to = Self::of(from));
+        round_each(from, to);
     }
 
     #[inline(always)]
