@@ -48,3 +48,19 @@ impl From<Option<&Path>> for ModelDir {
 pub fn embedded_partitions() -> &'static [(&'static str, &'static [u8])] {
     EMBEDDED_PARTITIONS
 }
+
+/// The `*.safetensors` of a folder, in order of name.
+///
+/// # Errors
+/// The folder can't be listed.
+pub fn safetensors_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}

@@ -45,11 +45,11 @@ fn catalogues() -> &'static [Catalogue; 2] {
     CATALOGUES.get_or_init(|| [catalogue(Metric::Whitened, KeySignal::Parts { layer: 3 }), catalogue(Metric::Plain, KeySignal::Pooled)])
 }
 
-fn queries(seeds: impl IntoIterator<Item = (u64, Option<usize>)>) -> Vec<Query> {
+fn queries(catalogue: &Catalogue, seeds: impl IntoIterator<Item = (u64, Option<usize>)>) -> Vec<Query> {
     let query = |(seed, task): (u64, Option<usize>)| Query {
-        sample: random_sample(seed),
-        task: task.map(|task| format!("task-{task}")),
+        given: task.map(|task| catalogue.get(&format!("task-{task}")).unwrap().clone()),
         explain: true,
+        ..Query::open(random_sample(seed))
     };
     seeds.into_iter().map(query).collect()
 }
@@ -78,7 +78,7 @@ proptest! {
     #[test]
     fn a_mixed_batch_is_answered_as_on_the_cpu(seeds in prop::collection::vec((0u64..10_000, prop::option::of(0usize..5)), 1..9)) {
         for catalogue in catalogues() {
-            agree(stand_in(), catalogue, &queries(seeds.clone()));
+            agree(stand_in(), catalogue, &queries(catalogue, seeds.clone()));
         }
     }
 }
@@ -89,9 +89,9 @@ fn samples_of_one_size_are_answered_as_on_the_cpu_wherever_they_stand() {
     let [_, catalogue] = catalogues();
     let seeds = [0, 0, 1, 0, 2, 1, 0, 0, 2];
     for tasks in [[0; 9], [0, 0, 1, 4, 2, 3, 1, 1, 0], [4; 9]] {
-        agree(stand_in(), catalogue, &queries(seeds.into_iter().zip(tasks.map(Some))));
+        agree(stand_in(), catalogue, &queries(catalogue, seeds.into_iter().zip(tasks.map(Some))));
     }
-    agree(stand_in(), catalogue, &queries([0; 4].map(|seed| (seed, Some(1)))));
+    agree(stand_in(), catalogue, &queries(catalogue, [0; 4].map(|seed| (seed, Some(1)))));
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn frozen_signals_are_those_of_the_cpu() {
 #[test]
 fn a_device_keeps_one_copy_of_a_partition_and_frees_it_with_the_partition() {
     let catalogue = catalogue(Metric::Plain, KeySignal::Pooled);
-    let batch = queries([(0, Some(1)), (1, Some(1))]);
+    let batch = queries(&catalogue, [(0, Some(1)), (1, Some(1))]);
     answers(stand_in(), &catalogue, &batch);
     let copy = || catalogue.get("task-1").unwrap().partition.pools[0].on_device(&Device::Cpu, DType::F32).unwrap();
     let first = copy();
@@ -153,10 +153,10 @@ fn a_gpu_answers_as_the_cpu_does() {
         let exact = engine_with(options(choice, Precision::F32));
         assert_eq!(exact.kernel(), format!("f32 {choice}"));
         for catalogue in catalogues() {
-            agree(&exact, catalogue, &queries((0..24).map(|seed| (seed, (seed % 3 == 2).then_some(seed as usize % 5)))));
+            agree(&exact, catalogue, &queries(catalogue, (0..24).map(|seed| (seed, (seed % 3 == 2).then_some(seed as usize % 5)))));
         }
         let rounded = engine_with(options(choice, Precision::Bf16));
-        let ([_, catalogue], batch) = (catalogues(), queries((0..12).map(|seed| (seed, Some(0)))));
+        let ([_, catalogue], batch) = (catalogues(), queries(&catalogues()[1], (0..12).map(|seed| (seed, Some(0)))));
         for (found, expected) in answers(&rounded, catalogue, &batch).iter().zip(&answers(engine(), catalogue, &batch)) {
             for (x, y) in found.scores.iter().zip(&expected.scores) {
                 assert!((x - y).abs() < 0.05, "{choice}: {x} for {y}");

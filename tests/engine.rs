@@ -1,12 +1,12 @@
 //! The packed forward computes what the padded reference and the learning model compute, whatever the batch.
 mod common;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::Device;
 use common::{difference, engine, key_rule, random_model, random_sample, resident, spec};
 use delo::delo::{KeySignal, Layout, Metric, TaskModel};
-use delo::engine::{Answer, Catalogue, EngineError, Options, Query, RoutingRule};
+use delo::engine::{Answer, Catalogue, CatalogueError, EngineError, Options, Query, Resident, RoutingRule, Share, Trial, TrialMode};
 use delo::input::{Pixels, Sample};
 use delo::kernels::{Isa, Precision};
 use delo::model_dir::ModelDir;
@@ -15,8 +15,12 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-fn query(sample: Sample, task: Option<&str>) -> Query {
-    Query { sample, task: task.map(str::to_owned), explain: false }
+/// A sample of a task of this catalogue, or of any.
+fn query(catalogue: &Catalogue, sample: Sample, task: Option<&str>) -> Query {
+    match task {
+        Some(task) => Query::given(sample, catalogue.get(task).unwrap().clone()),
+        None => Query::open(sample),
+    }
 }
 
 /// The backbone as plain candle operations.
@@ -64,7 +68,7 @@ proptest! {
         ] {
             let catalogue = catalogue(metric, signal);
             let queries: Vec<Query> =
-                seeds.iter().map(|&(s, task)| query(random_sample(s), task.map(|t| format!("task-{t}")).as_deref())).collect();
+                seeds.iter().map(|&(s, task)| query(&catalogue, random_sample(s), task.map(|t| format!("task-{t}")).as_deref())).collect();
             let together = engine().classify(&catalogue, &queries);
             for (query, together) in queries.iter().zip(together) {
                 let together = together.unwrap();
@@ -82,7 +86,7 @@ proptest! {
 #[test]
 fn scores_do_not_depend_on_the_batch_nor_on_the_threads() {
     let catalogue = catalogue(Metric::Whitened, KeySignal::Parts { layer: 3 });
-    let queries: Vec<Query> = (0..24).map(|s| query(random_sample(s), (s % 4 == 3).then_some("task-1"))).collect();
+    let queries: Vec<Query> = (0..24).map(|s| query(&catalogue, random_sample(s), (s % 4 == 3).then_some("task-1"))).collect();
     let pools = [1, 2].map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
     let bits = |answer: Result<Answer, EngineError>| {
         let answer = answer.unwrap();
@@ -114,7 +118,7 @@ fn bf16_scores_are_near_those_of_f32() {
     for isa in Isa::available() {
         let engine = common::engine_with(Options { precision: Some(Precision::Bf16), isa: Some(isa), ..Options::default() });
         for seed in 0..12 {
-            let query = query(random_sample(seed), Some("task-0"));
+            let query = query(&catalogue, random_sample(seed), Some("task-0"));
             let [exact, rounded] =
                 [common::engine(), &engine].map(|e| e.classify(&catalogue, std::slice::from_ref(&query)).remove(0).unwrap());
             for (x, y) in exact.scores.iter().zip(&rounded.scores) {
@@ -147,7 +151,7 @@ fn serving_computes_what_the_learning_model_computes() {
         let expected = candle_nn::ops::softmax(&logits, 1).unwrap().to_vec2::<f32>().unwrap();
         let resident = resident("only", &model, key_rule(Metric::Plain, KeySignal::Pooled), 1);
         let catalogue = Catalogue::empty(engine().backbone(), RoutingRule::default()).with(resident).unwrap();
-        let queries: Vec<Query> = samples.iter().map(|s| query(s.clone(), None)).collect();
+        let queries: Vec<Query> = samples.iter().map(|s| Query::open(s.clone())).collect();
         for (answer, expected) in engine().classify(&catalogue, &queries).into_iter().zip(expected) {
             for (x, y) in answer.unwrap().scores.iter().zip(expected) {
                 assert!((x - y).abs() < 1e-5, "{layout:?} from layer {first}: {x} for {y}");
@@ -168,7 +172,7 @@ fn a_signal_in_the_frozen_prefix_routes_as_a_pass_of_its_own_does() {
     };
     let (shared, own) = (deep(3), deep(0));
     for seed in 0..9 {
-        let route = |c| engine().classify(c, &[query(random_sample(seed), None)]).remove(0).unwrap();
+        let route = |c| engine().classify(c, &[Query::open(random_sample(seed))]).remove(0).unwrap();
         let (shared, own) = (route(&shared), route(&own));
         assert_eq!(shared.resident.task(), own.resident.task());
         assert!((shared.candidates[0].cosine - own.candidates[0].cosine).abs() < 1e-5);
@@ -205,9 +209,73 @@ fn a_partition_without_moments_falls_back_to_the_plain_cosine_and_says_so() {
 }
 
 #[test]
-fn a_task_that_is_not_loaded_fails_its_own_sample_alone() {
+fn a_partition_that_is_given_serves_though_the_catalogue_lacks_it() {
+    let (full, none) = (catalogue(Metric::Plain, KeySignal::Pooled), empty());
+    let given = query(&full, random_sample(0), Some("task-1"));
+    let open = Query::open(random_sample(1));
+    let expected = engine().classify(&full, &[given.clone()]).remove(0).unwrap();
+    let mut answers = engine().classify(&none, &[open, given]);
+    assert_eq!(answers.remove(1).unwrap().scores, expected.scores);
+    assert!(matches!(answers.remove(0), Err(EngineError::NothingLoaded)), "one refused sample does not fail its neighbour");
+}
+
+/// A catalogue with `task-0` on trial, and the resident that is on trial.
+fn on_trial(mode: TrialMode) -> (Catalogue, Arc<Resident>) {
     let catalogue = catalogue(Metric::Plain, KeySignal::Pooled);
-    let answers = engine().classify(&catalogue, &[query(random_sample(0), Some("nowhere")), query(random_sample(1), None)]);
-    assert!(answers[0].as_ref().unwrap_err().to_string().contains("nowhere"));
-    assert!(answers[1].is_ok());
+    let live = catalogue.get("task-0").unwrap();
+    let trial = Resident::new(live.partition.clone(), 2);
+    (catalogue.with_trial(Trial { resident: trial.clone(), mode }).unwrap(), trial)
+}
+
+#[test]
+fn a_canary_answers_its_share_of_its_task_and_a_ticket_always_meets_the_same_version() {
+    for share in [0.1, 0.5, 1.0] {
+        let (catalogue, _) = on_trial(TrialMode::Canary(Share::try_from(share).unwrap()));
+        let version = |ticket| catalogue.pick("task-0", ticket).unwrap().version;
+        let tried = (0..10_000).filter(|&ticket| version(ticket) == 2).count() as f64 / 10_000.0;
+        assert!((tried - share).abs() < 0.02, "{tried} of the tickets, not {share}");
+        assert!((0..100).all(|ticket| version(ticket) == version(ticket)));
+        assert!((0..1000).all(|ticket| catalogue.pick("task-1", ticket).unwrap().version == 1), "other tasks have none");
+    }
+}
+
+#[test]
+fn a_larger_share_keeps_those_who_met_the_canary_already() {
+    let picks = |share| {
+        let (catalogue, _) = on_trial(TrialMode::Canary(Share::try_from(share).unwrap()));
+        (0..5000).filter(|&ticket| catalogue.pick("task-0", ticket).unwrap().version == 2).collect::<Vec<_>>()
+    };
+    let (few, many) = (picks(0.1), picks(0.6));
+    assert!(few.iter().all(|ticket| many.contains(ticket)));
+}
+
+#[test]
+fn the_engine_answers_by_the_canary_where_the_ticket_says_so() {
+    let (catalogue, trial) = on_trial(TrialMode::Canary(Share::try_from(0.5).unwrap()));
+    let queries: Vec<Query> = (0..64).map(|ticket| Query { ticket, ..Query::open(random_sample(ticket % 8)) }).collect();
+    let mut versions = [0; 2];
+    for (query, answer) in queries.iter().zip(engine().classify(&catalogue, &queries)) {
+        let answer = answer.unwrap();
+        let expected = catalogue.pick(&answer.candidates[0].task, query.ticket).unwrap();
+        assert!(Arc::ptr_eq(&answer.resident, expected));
+        versions[usize::from(Arc::ptr_eq(&answer.resident, &trial))] += 1;
+    }
+    assert!(versions[0] > 0, "{versions:?}");
+}
+
+#[test]
+fn a_shadow_answers_nobody_and_a_trial_needs_a_live_version() {
+    let (catalogue, trial) = on_trial(TrialMode::Shadow);
+    assert!((0..1000).all(|ticket| catalogue.pick("task-0", ticket).unwrap().version == 1));
+    assert_eq!(catalogue.trial("task-0").unwrap().resident.version, 2);
+    assert!(catalogue.without_trial("task-0").trial("task-0").is_none());
+    let gone = catalogue.without("task-0").unwrap();
+    assert!(gone.trial("task-0").is_none(), "a trial goes with its task");
+    assert!(matches!(gone.with_trial(Trial { resident: trial, mode: TrialMode::Shadow }), Err(CatalogueError::NothingToCompare(_))));
+}
+
+#[test]
+fn a_share_is_above_none_and_at_most_all() {
+    assert!([0.0, -0.1, 1.1, f64::NAN, f64::INFINITY].into_iter().all(|share| Share::try_from(share).is_err()));
+    assert!([1e-6, 0.5, 1.0].into_iter().all(|share| Share::try_from(share).is_ok()));
 }

@@ -80,6 +80,13 @@ pub struct Artifact {
     pub tensors: BTreeMap<String, Tensor>,
     /// See [`Partition::checksum`].
     pub checksum: String,
+    /// See [`Partition::digest`].
+    pub digest: String,
+}
+
+/// SHA-256 over some bytes, hexadecimal.
+pub fn digest(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
 }
 
 /// One task's factor pools, routers, keys and head, checked and ready to serve.
@@ -88,6 +95,8 @@ pub struct Partition {
     pub meta: PartitionMeta,
     /// SHA-256 over the artifact's tensors (names, types, shapes, bytes), hexadecimal: its identity.
     pub checksum: String,
+    /// SHA-256 over the bytes of the artifact's file, hexadecimal: what a registry names it by.
+    pub digest: String,
     /// From layer `meta.pools.first_adapted_layer` on.
     pub pools: Vec<ServingPools>,
     /// `[classes, d]`
@@ -203,7 +212,7 @@ impl Artifact {
         let meta: PartitionMeta = serde_json::from_str(entry("partition")?).map_err(malformed)?;
         check_names(&meta)?;
         let tensors = views.into_iter().map(|(name, view)| Ok((name.clone(), finite(&name, &view)?)));
-        Ok(Self { meta, tensors: tensors.collect::<Result<_, PartitionError>>()?, checksum: sum })
+        Ok(Self { meta, tensors: tensors.collect::<Result<_, PartitionError>>()?, checksum: sum, digest: digest(bytes) })
     }
 
     /// Checks an artifact against a backbone and makes it ready to serve.
@@ -211,7 +220,7 @@ impl Artifact {
     /// # Errors
     /// Another backbone, or shapes that do not fit it.
     pub fn bind(self, backbone: &Description) -> Result<Partition, PartitionError> {
-        let Self { meta, tensors, checksum } = self;
+        let Self { meta, tensors, checksum, digest } = self;
         let expected = &backbone.fingerprint;
         if meta.backbone.fingerprint != *expected {
             return Err(PartitionError::WrongBackbone { found: meta.backbone.fingerprint, expected: expected.clone() });
@@ -239,6 +248,7 @@ impl Artifact {
             head_bias: values(&model.head_bias)?,
             meta,
             checksum,
+            digest,
             keys,
         })
     }

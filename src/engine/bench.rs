@@ -125,8 +125,12 @@ fn case<'a>(engine: &Engine, workload: &Workload, catalogue: &'a Catalogue, batc
     let mut rng = ChaCha8Rng::seed_from_u64(batch as u64);
     let samples: Vec<Sample> = (0..batch).map(|i| sample(engine, workload, kind, i, &mut rng)).collect();
     let tasks = catalogue.residents().count();
-    let task = |i: usize| (!routed && tasks > 0).then(|| name(i % tasks));
-    let queries = samples.iter().enumerate().map(|(i, s)| Query { sample: s.clone(), task: task(i), explain: false }).collect();
+    let task = |i: usize| if routed || tasks == 0 { None } else { catalogue.get(&name(i % tasks)).cloned() };
+    let query = |(i, s): (usize, &Sample)| match task(i) {
+        Some(task) => Query::given(s.clone(), task),
+        None => Query::open(s.clone()),
+    };
+    let queries = samples.iter().enumerate().map(query).collect();
     let tokens = samples.iter().map(|sample| engine.tokens(workload.dummy_image, sample)).sum();
     let row = Row { precision: engine.precision().to_string(), batch, tasks, kind, routed, tokens, seconds: 0.0, requests_per_second: 0.0 };
     Case { row, samples, queries, catalogue, seconds: Vec::with_capacity(workload.runs) }
@@ -209,7 +213,7 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
         let mut rng = ChaCha8Rng::seed_from_u64(task as u64);
         let key = (0..width).map(|_| rng.random::<f32>() - 0.5).collect();
         partition.keys.mean.insert(signal.to_string(), key);
-        Arc::new(Resident { partition, version: 1 })
+        Resident::new(partition, 1)
     };
     Ok((0..tasks).map(resident).collect())
 }

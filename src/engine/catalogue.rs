@@ -2,24 +2,59 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Candidate;
+use super::{Candidate, Resident};
 use crate::delo::keys::{KeyAverage, KeySignal, Metric};
 use crate::delo::partition::KeyRule;
-use crate::delo::{Partition, TaskRouter};
+use crate::delo::TaskRouter;
 use crate::vilt::Description;
 
-/// A partition and the version under which it is live.
-#[derive(Debug)]
-pub struct Resident {
-    pub partition: Partition,
-    /// Counts the loads of this task name, from 1.
-    pub version: u64,
+/// A part of a task's traffic: more than 0, at most 1.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Share(f64);
+
+impl TryFrom<f64> for Share {
+    type Error = String;
+
+    fn try_from(share: f64) -> Result<Self, String> {
+        if share > 0.0 && share <= 1.0 { Ok(Self(share)) } else { Err(format!("a share of traffic is above 0 and at most 1, not {share}")) }
+    }
 }
 
-impl Resident {
-    pub fn task(&self) -> &str {
-        &self.partition.meta.task
+impl From<Share> for f64 {
+    fn from(share: Share) -> Self {
+        share.0
     }
+}
+
+impl Share {
+    /// Whether this ticket falls into the share. Tickets are spread evenly first, so that neighbours don't go together; a ticket that falls into a
+    /// share falls into every larger one.
+    fn takes(self, ticket: u64) -> bool {
+        // The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection without visible pattern.
+        let mut x = ticket.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^= x >> 31;
+        (x >> 11) as f64 / ((1u64 << 53) as f64) < self.0
+    }
+}
+
+/// How a version on trial is tried.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrialMode {
+    /// It answers this share of the task's traffic.
+    Canary(Share),
+    /// It is computed beside the live version and compared with it; callers never see its answers.
+    Shadow,
+}
+
+/// A version of a task on trial beside the live one. The live version's key recognises the task for both.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    pub resident: Arc<Resident>,
+    pub mode: TrialMode,
 }
 
 /// Operator's choice over what the artifacts say; `None` leaves it to them.
@@ -36,6 +71,8 @@ pub struct RoutingRule {
 pub enum CatalogueError {
     #[error("no task {0:?} is loaded: `delo admin list` shows those that are")]
     UnknownTask(String),
+    #[error("no task {0:?} is live, and a version on trial is compared with a live one: load it without a trial")]
+    NothingToCompare(String),
     #[error("task {task:?} does not go with those that are loaded: {reason}")]
     Incompatible { task: String, reason: String },
 }
@@ -45,8 +82,10 @@ pub enum CatalogueError {
 pub struct Catalogue {
     /// By task name: the order of the router's keys.
     residents: BTreeMap<Arc<str>, Arc<Resident>>,
+    /// By task name, each of a resident.
+    trials: BTreeMap<Arc<str>, Trial>,
     rule: RoutingRule,
-    router: TaskRouter,
+    router: Arc<TaskRouter>,
     metric: Metric,
     signal: KeySignal,
     notice: Option<String>,
@@ -67,8 +106,9 @@ impl Catalogue {
         let side = backbone.config.patch_size;
         Self {
             residents: BTreeMap::new(),
+            trials: BTreeMap::new(),
             rule,
-            router: TaskRouter::plain([]),
+            router: Arc::new(TaskRouter::plain([])),
             metric: rule.metric.unwrap_or_default(),
             signal: rule.signal.unwrap_or(KeySignal::MeanQuery { layer: 0 }),
             notice: None,
@@ -86,7 +126,49 @@ impl Catalogue {
         self.rebuilt(residents)
     }
 
-    /// This catalogue with one partition less.
+    /// This catalogue with a version on trial, in place of the one that its task may have on trial already.
+    ///
+    /// # Errors
+    /// A task that is not live; a partition whose dummy image is not that of the others.
+    pub fn with_trial(&self, trial: Trial) -> Result<Self, CatalogueError> {
+        let task = trial.resident.task().to_owned();
+        if !self.residents.contains_key(task.as_str()) {
+            return Err(CatalogueError::NothingToCompare(task));
+        }
+        check_dummy(&trial.resident, self.dummy_image)?;
+        let mut trials = self.trials.clone();
+        trials.insert(task.into(), trial);
+        Ok(self.trying(trials))
+    }
+
+    /// This catalogue with what is said of one task in place of what it holds of it.
+    ///
+    /// # Errors
+    /// As [`Self::with`] and [`Self::with_trial`].
+    pub fn with_task(&self, task: &str, live: Option<Arc<Resident>>, trial: Option<Trial>) -> Result<Self, CatalogueError> {
+        let base = self.without_trial(task);
+        let base = match (live, base.get(task)) {
+            (Some(new), Some(old)) if Arc::ptr_eq(&new, old) => base,
+            (Some(new), _) => base.with(new)?,
+            (None, Some(_)) => base.without(task)?,
+            (None, None) => base,
+        };
+        trial.map_or(Ok(base.without_trial(task)), |trial| base.with_trial(trial))
+    }
+
+    /// This catalogue without a task's version on trial, if it has one.
+    #[must_use]
+    pub fn without_trial(&self, task: &str) -> Self {
+        let mut trials = self.trials.clone();
+        trials.remove(task);
+        self.trying(trials)
+    }
+
+    fn trying(&self, trials: BTreeMap<Arc<str>, Trial>) -> Self {
+        Self { residents: self.residents.clone(), trials, router: self.router.clone(), notice: self.notice.clone(), ..*self }
+    }
+
+    /// This catalogue with one partition less, its version on trial included.
     ///
     /// # Errors
     /// [`CatalogueError::UnknownTask`]
@@ -107,16 +189,14 @@ impl Catalogue {
     }
 
     fn rebuilt(&self, residents: BTreeMap<Arc<str>, Arc<Resident>>) -> Result<Self, CatalogueError> {
+        let mut trials = self.trials.clone();
+        trials.retain(|task, _| residents.contains_key(task));
         let Some(first) = residents.values().next() else {
-            let (router, notice) = (TaskRouter::plain([]), None);
-            return Ok(Self { residents, router, notice, ..*self });
+            let (router, notice) = (Arc::new(TaskRouter::plain([])), None);
+            return Ok(Self { residents, trials, router, notice, ..*self });
         };
-        let dummy_image = first.partition.meta.dummy_image;
-        if let Some(other) = residents.values().find(|r| r.partition.meta.dummy_image != dummy_image) {
-            let [[h, w], [height, width]] = [other.partition.meta.dummy_image, dummy_image];
-            let reason = format!("its dummy image is {h} × {w} pixels, theirs {height} × {width}; train it with the same --dummy-image");
-            return Err(CatalogueError::Incompatible { task: other.task().to_owned(), reason });
-        }
+        let dummy_image = first.dummy_image();
+        residents.values().chain(trials.values().map(|t| &t.resident)).try_for_each(|r| check_dummy(r, dummy_image))?;
         let decision = self.decide(residents.values())?;
         let key = |r: &'_ Arc<Resident>| -> Result<Vec<f32>, CatalogueError> {
             let average = if decision.metric == Metric::Whitened { KeyAverage::Mean } else { decision.average };
@@ -137,8 +217,9 @@ impl Catalogue {
         };
         Ok(Self {
             residents,
+            trials,
             rule: self.rule,
-            router,
+            router: Arc::new(router),
             metric: decision.metric,
             signal: decision.signal,
             notice: decision.notice,
@@ -182,6 +263,30 @@ impl Catalogue {
         self.residents.get(task)
     }
 
+    /// The partition that answers a sample of this task: the live version, or the canary where the ticket falls into its share.
+    pub fn pick(&self, task: &str, ticket: u64) -> Option<&Arc<Resident>> {
+        match self.trials.get(task) {
+            Some(Trial { resident, mode: TrialMode::Canary(share) }) if share.takes(ticket) => Some(resident),
+            _ => self.residents.get(task),
+        }
+    }
+
+    /// A task's version on trial.
+    pub fn trial(&self, task: &str) -> Option<&Trial> {
+        self.trials.get(task)
+    }
+
+    /// The versions on trial, by task name.
+    pub fn trials(&self) -> impl Iterator<Item = &Trial> {
+        self.trials.values()
+    }
+
+    /// The resident version of a task with this number, live or on trial.
+    pub fn version(&self, task: &str, version: u64) -> Option<&Arc<Resident>> {
+        let trial = self.trials.get(task).map(|t| &t.resident);
+        self.residents.get(task).into_iter().chain(trial).find(|r| r.version == version)
+    }
+
     /// The resident partitions, by task name.
     pub fn residents(&self) -> impl Iterator<Item = &Arc<Resident>> {
         self.residents.values()
@@ -213,7 +318,8 @@ impl Catalogue {
 
     /// The first layer that some resident partition adapts: all before it is frozen and shared. `layers` where there is none.
     pub fn first_adapted_layer(&self, layers: usize) -> usize {
-        self.residents.values().map(|r| r.partition.meta.pools.first_adapted_layer).min().unwrap_or(layers)
+        let trials = self.trials.values().map(|t| &t.resident);
+        self.residents.values().chain(trials).map(|r| r.first_adapted_layer()).min().unwrap_or(layers)
     }
 
     /// Every resident task with the cosine of its key and this signal `[width]`, falling; equal ones by name.
@@ -223,4 +329,13 @@ impl Catalogue {
         out.sort_by(|x, y| y.cosine.total_cmp(&x.cosine));
         out
     }
+}
+
+fn check_dummy(resident: &Resident, dummy_image: [usize; 2]) -> Result<(), CatalogueError> {
+    let [[h, w], [height, width]] = [resident.dummy_image(), dummy_image];
+    if [h, w] == [height, width] {
+        return Ok(());
+    }
+    let reason = format!("its dummy image is {h} × {w} pixels, theirs {height} × {width}; train it with the same --dummy-image");
+    Err(CatalogueError::Incompatible { task: resident.task().to_owned(), reason })
 }

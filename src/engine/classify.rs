@@ -25,15 +25,24 @@ struct Routed {
 impl Engine {
     /// Classifies samples of any tasks and modalities in one batch, in order. One refused sample does not fail its neighbours.
     pub fn classify(&self, catalogue: &Catalogue, queries: &[Query]) -> Vec<std::result::Result<Answer, EngineError>> {
-        let refusals: Vec<Option<EngineError>> = queries.iter().map(|q| refusal(catalogue, q)).collect();
-        let accepted: Vec<&Query> = queries.iter().zip(&refusals).filter(|(_, refusal)| refusal.is_none()).map(|(q, _)| q).collect();
-        let mut answers = match self.forward(catalogue, &accepted) {
-            Ok(answers) => answers.into_iter().map(Ok).collect::<Vec<_>>(),
-            Err(e) => vec![Err(EngineError::Compute(e.to_string())); accepted.len()],
+        let mut answers: Vec<_> = queries.iter().map(|_| Err(EngineError::NothingLoaded)).collect();
+        // All partitions of one catalogue share their dummy image. One that was given and has left the catalogue since may have another.
+        let mut groups: Vec<([usize; 2], Vec<usize>)> = Vec::new();
+        for (i, query) in queries.iter().enumerate().filter(|(_, q)| q.given.is_some() || !catalogue.is_empty()) {
+            let dummy = query.given.as_ref().map_or(catalogue.dummy_image(), |resident| resident.dummy_image());
+            match groups.iter_mut().find(|(of, _)| *of == dummy) {
+                Some((_, members)) => members.push(i),
+                None => groups.push((dummy, vec![i])),
+            }
         }
-        .into_iter();
-        let lost = || Err(EngineError::Compute("no answer was computed".to_owned()));
-        refusals.into_iter().map(|refusal| refusal.map_or_else(|| answers.next().unwrap_or_else(lost), Err)).collect()
+        for (dummy, members) in groups {
+            let accepted: Vec<&Query> = members.iter().map(|&i| &queries[i]).collect();
+            match self.forward(catalogue, dummy, &accepted) {
+                Ok(computed) => members.into_iter().zip(computed).for_each(|(i, answer)| answers[i] = Ok(answer)),
+                Err(e) => members.into_iter().for_each(|i| answers[i] = Err(EngineError::Compute(e.to_string()))),
+            }
+        }
+        answers
     }
 
     /// Every resident task with its cosine, falling, for each sample: the task decision alone.
@@ -63,40 +72,46 @@ impl Engine {
         }))
     }
 
-    fn forward(&self, catalogue: &Catalogue, accepted: &[&Query]) -> Result<Vec<Answer>> {
-        if accepted.is_empty() {
-            return Ok(Vec::new());
-        }
-        with_backbone!(&self.compute, backbone => in_pool(|| self.forward_on(backbone, catalogue, accepted)))
+    fn forward(&self, catalogue: &Catalogue, dummy_image: [usize; 2], accepted: &[&Query]) -> Result<Vec<Answer>> {
+        with_backbone!(&self.compute, backbone => in_pool(|| self.forward_on(backbone, catalogue, dummy_image, accepted)))
     }
 
-    fn forward_on<B: Backbone>(&self, backbone: &B, catalogue: &Catalogue, accepted: &[&Query]) -> Result<Vec<Answer>> {
+    fn forward_on<B: Backbone>(
+        &self,
+        backbone: &B,
+        catalogue: &Catalogue,
+        dummy_image: [usize; 2],
+        accepted: &[&Query],
+    ) -> Result<Vec<Answer>> {
         let samples: Vec<&Sample> = accepted.iter().map(|q| &q.sample).collect();
-        let (mut hidden, spans) = backbone.embed(&samples, self.dummy(catalogue.dummy_image()))?;
-        let routed = self.decide(backbone, catalogue, accepted, &mut hidden, &spans)?;
+        let (mut hidden, spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
         let layers = self.backbone.config.num_hidden_layers;
+        let given = accepted.iter().filter_map(|query| query.given.as_ref()).map(|resident| resident.first_adapted_layer());
+        let start = given.fold(catalogue.first_adapted_layer(layers), usize::min);
+        let routed = self.decide(backbone, catalogue, accepted, start, &mut hidden, &spans)?;
         let pools = routed.iter().map(|routed| (0..layers).map(|layer| pools_of(&routed.resident, layer)).collect()).collect();
         let mut adapters = Adapters::new(pools);
-        let pooled = backbone.run_to_pooled(hidden, &spans, catalogue.first_adapted_layer(layers), Some(&mut adapters))?;
+        let pooled = backbone.run_to_pooled(hidden, &spans, start, Some(&mut adapters))?;
         let chosen = std::mem::take(&mut adapters.chosen);
         let answers = routed.iter().zip(pooled).zip(chosen).zip(accepted);
         Ok(answers.map(|(((routed, pooled), choices), query)| answer(routed.clone(), &pooled, &choices, query.explain)).collect())
     }
 
-    /// Each sample's task. The state goes on to the first layer that any resident task adapts; a signal at or before that layer is read on the
-    /// way, a later one costs the samples whose task is not given a frozen pass of their own.
+    /// Each sample's partition. The state goes on to layer `start`, the first that any partition in question adapts; a signal at or before that
+    /// layer is read on the way, a later one costs the samples whose partition is not given a frozen pass of their own.
     fn decide<B: Backbone>(
         &self,
         backbone: &B,
         catalogue: &Catalogue,
         accepted: &[&Query],
+        start: usize,
         hidden: &mut B::Hidden,
         spans: &[Span],
     ) -> Result<Vec<Routed>> {
         let layers = self.backbone.config.num_hidden_layers;
-        let (start, signal) = (catalogue.first_adapted_layer(layers), catalogue.signal());
+        let signal = catalogue.signal();
         let told_at = signal.layer().unwrap_or(layers);
-        let open: Vec<usize> = (0..accepted.len()).filter(|&i| accepted[i].task.is_none()).collect();
+        let open: Vec<usize> = (0..accepted.len()).filter(|&i| accepted[i].given.is_none()).collect();
         let told: Vec<Vec<f32>> = if open.is_empty() {
             backbone.run(hidden, spans, 0..start, None)?;
             Vec::new()
@@ -122,8 +137,8 @@ impl Engine {
         open.iter().zip(cosines).for_each(|(&i, candidates)| ranked[i] = Some(candidates));
         let routed = accepted.iter().zip(ranked).map(|(query, ranked)| {
             let candidates = ranked.unwrap_or_default();
-            let task = query.task.as_deref().or(candidates.first().map(|best| &*best.task));
-            let resident = task.and_then(|task| catalogue.get(task)).cloned();
+            let decided = || candidates.first().and_then(|best| catalogue.pick(&best.task, query.ticket)).cloned();
+            let resident = query.given.clone().or_else(decided);
             let resident = resident.ok_or_else(|| candle_core::Error::Msg("a sample has no task".to_owned()))?;
             Ok(Routed { resident, candidates })
         });
@@ -142,17 +157,9 @@ fn in_a_row(spans: &[Span]) -> Vec<Span> {
     placed.collect()
 }
 
-fn refusal(catalogue: &Catalogue, query: &Query) -> Option<EngineError> {
-    if catalogue.is_empty() {
-        return Some(EngineError::NothingLoaded);
-    }
-    query.task.as_ref().filter(|task| catalogue.get(task).is_none()).map(|task| EngineError::UnknownTask(task.clone()))
-}
-
 /// The pools that a partition has in a layer.
 fn pools_of(resident: &Resident, layer: usize) -> Option<&ServingPools> {
-    let partition = &resident.partition;
-    partition.pools.get(layer.checked_sub(partition.meta.pools.first_adapted_layer)?)
+    resident.partition.pools.get(layer.checked_sub(resident.first_adapted_layer())?)
 }
 
 fn answer(routed: Routed, pooled: &[f32], choices: &[(usize, Vec<Choice>)], explain: bool) -> Answer {

@@ -8,6 +8,7 @@ mod device;
 mod forward;
 mod learn;
 pub mod packed;
+mod resident;
 mod signals;
 mod tensors;
 
@@ -19,20 +20,35 @@ use crate::input::Sample;
 use crate::kernels::{Isa, Precision, bf16, threads};
 use crate::model_dir::ModelDir;
 use crate::vilt::{Description, Loader, ViltError};
-pub use catalogue::{Catalogue, CatalogueError, Resident, RoutingRule};
+pub use catalogue::{Catalogue, CatalogueError, RoutingRule, Share, Trial, TrialMode};
 use cpu::CpuBackbone;
 use device::DeviceBackbone;
 pub use device::DeviceChoice;
 pub use packed::{Packed, Span};
+pub use resident::{Counted, Resident, VersionCounts};
 
 /// One sample to classify.
 #[derive(Clone, Debug)]
 pub struct Query {
     pub sample: Sample,
-    /// The task, where the caller knows it: skips the decision.
-    pub task: Option<String>,
+    /// The partition to serve it with, resident in the catalogue or not: skips the decision.
+    pub given: Option<Arc<Resident>>,
+    /// Where its task has a canary, this decides between the two versions: the same ticket, the same version.
+    pub ticket: u64,
     /// Also return the factors chosen in each layer.
     pub explain: bool,
+}
+
+impl Query {
+    /// A sample whose task is to be decided.
+    pub fn open(sample: Sample) -> Self {
+        Self { sample, given: None, ticket: 0, explain: false }
+    }
+
+    /// A sample for one partition.
+    pub fn given(sample: Sample, resident: Arc<Resident>) -> Self {
+        Self { given: Some(resident), ..Self::open(sample) }
+    }
 }
 
 /// What the engine says of one sample.
@@ -42,7 +58,7 @@ pub struct Answer {
     pub resident: Arc<Resident>,
     /// One score per label of the partition, in the partition's order: softmax, or sigmoids for a multi-label task.
     pub scores: Vec<f32>,
-    /// Every resident task and its cosine, falling; empty where the caller gave the task.
+    /// Every resident task and its cosine, falling; empty where the partition was given.
     pub candidates: Vec<Candidate>,
     /// Factors applied per modality, `[visual, textual]`, over all adapted layers and targets.
     pub factors_selected: [u64; 2],
@@ -73,8 +89,6 @@ pub struct SelectedFactors {
 /// Why one sample could not be classified.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum EngineError {
-    #[error("no task {0:?} is loaded: leave the task out to let the server choose, or load its partition")]
-    UnknownTask(String),
     #[error("no partition is loaded: load one with `delo admin load`")]
     NothingLoaded,
     #[error("the forward pass failed: {0}")]

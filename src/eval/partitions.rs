@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::delo::{Partition, PartitionError};
 use crate::engine::Resident;
-use crate::model_dir::embedded_partitions;
+use crate::model_dir::{embedded_partitions, safetensors_files};
 use crate::vilt::Description;
 
 /// Why partitions cannot be read.
@@ -29,17 +29,10 @@ pub fn read_directory(dir: &Path, backbone: &Description) -> Result<Vec<Arc<Resi
         let path = path.to_owned();
         move |source| PartitionsError::Unreadable { path, source }
     };
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(unreadable(dir))? {
-        let path = entry.map_err(unreadable(dir))?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
-            paths.push(path);
-        }
-    }
+    let paths = safetensors_files(dir).map_err(unreadable(dir))?;
     if paths.is_empty() {
         return Err(PartitionsError::Empty(dir.to_owned()));
     }
-    paths.sort();
     paths.iter().map(|path| resident(path.display().to_string(), &std::fs::read(path).map_err(unreadable(path))?, backbone)).collect()
 }
 
@@ -56,5 +49,5 @@ pub fn read_embedded(backbone: &Description) -> Result<Vec<Arc<Resident>>, Parti
 
 fn resident(name: String, bytes: &[u8], backbone: &Description) -> Result<Arc<Resident>, PartitionsError> {
     let partition = Partition::read(bytes, backbone).map_err(|source| PartitionsError::Refused { name, source })?;
-    Ok(Arc::new(Resident { partition, version: 1 }))
+    Ok(Resident::new(partition, 1))
 }

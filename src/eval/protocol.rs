@@ -90,7 +90,7 @@ pub fn evaluate(evaluation: &Evaluation<'_>, done: &mut dyn FnMut(usize, usize))
             let samples = samples(data, chunk, evaluation.missing, evaluation.processor)?;
             let frozen = engine.signals(&engine.embed(&samples, everything.dummy_image())?, &signals)?;
             let routes = rules.iter().map(|stages| stages.route(&frozen, &tasks)).collect::<Result<Vec<_>, _>>()?;
-            let query = |sample: &Sample| Query { sample: sample.clone(), task: Some(resident.task().to_owned()), explain: false };
+            let query = |sample: &Sample| Query::given(sample.clone(), resident.clone());
             let answers = engine.classify(&everything, &samples.iter().map(query).collect::<Vec<_>>());
             for (i, answer) in answers.into_iter().enumerate() {
                 scored.push(Scored {

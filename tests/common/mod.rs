@@ -97,7 +97,7 @@ pub fn artifact(task: &str, model: &TaskModel, key: KeyRule, seed: u64) -> Vec<u
 /// A partition of a random model, as version 1.
 pub fn resident(task: &str, model: &TaskModel, key: KeyRule, seed: u64) -> Arc<Resident> {
     let partition = Partition::read(&artifact(task, model, key, seed), engine().backbone()).unwrap();
-    Arc::new(Resident { partition, version: 1 })
+    Resident::new(partition, 1)
 }
 
 /// The largest absolute difference between two tensors.
