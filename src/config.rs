@@ -25,6 +25,7 @@ pub struct Config {
     pub admin: Admin,
     pub metrics: Metrics,
     pub model: Model,
+    pub catalogue: Catalogue,
     pub routing: Routing,
     pub batching: Batching,
     pub input: Input,
@@ -87,6 +88,14 @@ impl Model {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Catalogue {
+    #[serde(deserialize_with = "optional_path")]
+    pub state_dir: Option<PathBuf>,
+    pub retained_versions: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Routing {
     /// `None`, written `auto`: what the partitions say. Likewise the others.
     #[serde(deserialize_with = "auto")]
@@ -108,6 +117,8 @@ pub struct Batching {
     pub max_queue_samples: usize,
     #[serde(deserialize_with = "positive")]
     pub max_queue_bytes: usize,
+    #[serde(rename = "max_queue_seconds", deserialize_with = "seconds")]
+    pub max_queue_wait: Duration,
     #[serde(deserialize_with = "positive")]
     pub max_samples_per_call: usize,
 }

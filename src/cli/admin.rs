@@ -10,9 +10,10 @@ use super::client::{exchange, refusal};
 use super::output::{print, print_json, table};
 use crate::serve::pb::admin_client::AdminClient;
 use crate::serve::pb::load_partition_request::Source;
+use crate::serve::pb::trial_mode::Mode;
 use crate::serve::pb::{
-    GetStatusRequest, GetStatusResponse, ListPartitionsRequest, LoadPartitionRequest, Partition, UnloadPartitionRequest,
-    get_status_response,
+    AbortTrialRequest, GetStatusRequest, GetStatusResponse, ListPartitionsRequest, LoadPartitionRequest, Partition, PromoteTrialRequest,
+    RollbackPartitionRequest, Trial, TrialMode, UnloadPartitionRequest, VersionCounts, get_status_response,
 };
 
 /// Shows and changes which partitions a running server serves.
@@ -32,7 +33,7 @@ enum AdminCommand {
     },
     /// Makes a partition live. A task that is loaded already gets a new version.
     #[command(
-        after_help = "Example:\n  delo admin load symbols.safetensors\n  delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory"
+        after_help = "Examples:\n  delo admin load symbols.safetensors\n  delo admin load symbols.safetensors --canary 0.1\n  delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory"
     )]
     Load {
         /// A partition file on this machine; its bytes are sent to the server.
@@ -41,10 +42,46 @@ enum AdminCommand {
         /// A file on the server, inside its --partitions directory: a path, or file:// and an absolute path.
         #[arg(long, value_name = "PATH")]
         uri: Option<String>,
+        /// Not live but on trial: it answers this share of its task's traffic, above 0 and at most 1.
+        #[arg(long, value_name = "SHARE", conflicts_with = "shadow")]
+        canary: Option<f64>,
+        /// Not live but on trial: it is computed beside the live version and compared; callers never see its answers.
+        #[arg(long)]
+        shadow: bool,
         #[command(flatten)]
         connection: Connection,
     },
-    /// Takes a task out of service.
+    /// Makes an earlier version of a task live again.
+    #[command(after_help = "Examples:\n  delo admin rollback symbols\n  delo admin rollback symbols --version 3")]
+    Rollback {
+        /// The task's name.
+        task: String,
+        /// One of the retained versions that `delo admin list` shows; the one before the live one if left out.
+        #[arg(long, value_name = "N")]
+        version: Option<u64>,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Makes the version on trial live, or gives it another share of the traffic.
+    #[command(after_help = "Examples:\n  delo admin promote symbols --canary 0.5\n  delo admin promote symbols")]
+    Promote {
+        /// The task's name.
+        task: String,
+        /// Go on with the trial, on this share of the traffic.
+        #[arg(long, value_name = "SHARE")]
+        canary: Option<f64>,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Ends a trial; the version that was on it is dropped.
+    #[command(after_help = "Example:\n  delo admin abort symbols")]
+    Abort {
+        /// The task's name.
+        task: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Takes a task out of service, and waits until the requests that it was serving have ended.
     #[command(after_help = "Example:\n  delo admin unload symbols")]
     Unload {
         /// The task's name, as `delo admin list` shows it.
@@ -73,7 +110,10 @@ struct Connection {
 pub fn run(args: AdminArgs) -> Result<(), Failure> {
     match args.command {
         AdminCommand::List { connection } => list(&connection),
-        AdminCommand::Load { file, uri, connection } => load(file, uri, &connection),
+        AdminCommand::Load { file, uri, canary, shadow, connection } => load(file, uri, trial(canary, shadow), &connection),
+        AdminCommand::Rollback { task, version, connection } => rollback(task, version, &connection),
+        AdminCommand::Promote { task, canary, connection } => promote(task, trial(canary, false), &connection),
+        AdminCommand::Abort { task, connection } => abort(task, &connection),
         AdminCommand::Unload { task, connection } => unload(task, &connection),
         AdminCommand::Status { connection } => status(&connection),
     }
@@ -90,15 +130,33 @@ fn list(connection: &Connection) -> Result<(), Failure> {
     if connection.json {
         return print_json(&json!({"partitions": partitions.iter().map(json).collect::<Vec<_>>()}));
     }
-    let mut rows = vec![["task", "version", "labels", "created", "checksum"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["task", "version", "retained", "trial", "labels", "created", "digest"].map(str::to_owned).to_vec()];
     rows.extend(partitions.iter().map(|p| {
-        let checksum = p.checksum.chars().take(12).collect();
-        vec![p.task.clone(), p.version.to_string(), p.labels.len().to_string(), p.created.clone(), checksum]
+        let digest = p.digest.chars().take(12).collect();
+        let retained = p.retained_versions.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+        let trial = p.trial.as_ref().map(|trial| format!("{} ({})", trial.version, mode(trial))).unwrap_or_default();
+        vec![p.task.clone(), p.version.to_string(), retained, trial, p.labels.len().to_string(), p.created.clone(), digest]
     }));
     print(&table(&rows))
 }
 
-fn load(file: Option<PathBuf>, uri: Option<String>, connection: &Connection) -> Result<(), Failure> {
+fn mode(trial: &Trial) -> String {
+    match trial.mode.and_then(|mode| mode.mode) {
+        Some(Mode::CanaryShare(share)) => format!("{:.4} %", share * 100.0),
+        _ => "shadow".to_owned(),
+    }
+}
+
+fn trial(canary: Option<f64>, shadow: bool) -> Option<TrialMode> {
+    canary.map(Mode::CanaryShare).or(shadow.then_some(Mode::Shadow(true))).map(|mode| TrialMode { mode: Some(mode) })
+}
+
+/// A change has an id of its own, so that one that is sent again by the transport is not done again.
+fn request_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+fn load(file: Option<PathBuf>, uri: Option<String>, trial: Option<TrialMode>, connection: &Connection) -> Result<(), Failure> {
     let source = match (file, uri) {
         (Some(file), _) => {
             let bytes = std::fs::read(&file)
@@ -108,19 +166,48 @@ fn load(file: Option<PathBuf>, uri: Option<String>, connection: &Connection) -> 
         (None, Some(uri)) => Source::Uri(uri),
         (None, None) => return Err(Failure::usage("give a FILE or --uri")),
     };
+    let request = LoadPartitionRequest { source: Some(source), request_id: request_id(), trial };
     let partition = exchange(&connection.server, |channel| async {
-        let answer = client(channel).load_partition(LoadPartitionRequest { source: Some(source) }).await;
+        let answer = client(channel).load_partition(request).await;
+        Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
+    })?;
+    changed(if trial.is_some() { "on trial" } else { "live" }, &partition, connection)
+}
+
+fn rollback(task: String, version: Option<u64>, connection: &Connection) -> Result<(), Failure> {
+    let request = RollbackPartitionRequest { task, version, request_id: request_id() };
+    let partition = exchange(&connection.server, |channel| async {
+        let answer = client(channel).rollback_partition(request).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
     })?;
     changed("live", &partition, connection)
 }
 
-fn unload(task: String, connection: &Connection) -> Result<(), Failure> {
+fn promote(task: String, trial: Option<TrialMode>, connection: &Connection) -> Result<(), Failure> {
+    let request = PromoteTrialRequest { task, trial, request_id: request_id() };
     let partition = exchange(&connection.server, |channel| async {
-        let answer = client(channel).unload_partition(UnloadPartitionRequest { task }).await;
+        let answer = client(channel).promote_trial(request).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
     })?;
-    changed("unloaded", &partition, connection)
+    changed(if trial.is_some() { "on trial" } else { "live" }, &partition, connection)
+}
+
+fn abort(task: String, connection: &Connection) -> Result<(), Failure> {
+    let request = AbortTrialRequest { task, request_id: request_id() };
+    let partition = exchange(&connection.server, |channel| async {
+        let answer = client(channel).abort_trial(request).await;
+        Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
+    })?;
+    changed("aborted", &partition, connection)
+}
+
+fn unload(task: String, connection: &Connection) -> Result<(), Failure> {
+    let request = UnloadPartitionRequest { task, request_id: request_id() };
+    let (partition, drained) = exchange(&connection.server, |channel| async {
+        let answer = client(channel).unload_partition(request).await.map_err(|s| refusal(&s))?.into_inner();
+        Ok((answer.partition.unwrap_or_default(), answer.drained))
+    })?;
+    changed(if drained { "unloaded" } else { "unloaded, some requests still finish with it" }, &partition, connection)
 }
 
 fn changed(what: &str, partition: &Partition, connection: &Connection) -> Result<(), Failure> {
@@ -133,8 +220,16 @@ fn changed(what: &str, partition: &Partition, connection: &Connection) -> Result
 fn json(p: &Partition) -> Value {
     json!({
         "task": p.task, "version": p.version, "checksum": p.checksum, "labels": p.labels, "multi_label": p.multi_label,
-        "created": p.created, "delo_version": p.delo_version,
+        "created": p.created, "delo_version": p.delo_version, "digest": p.digest, "origin": p.origin, "loaded": p.loaded,
+        "retained_versions": p.retained_versions, "counts": p.counts.map(counts), "trial": p.trial.as_ref().map(|trial| json!({
+            "version": trial.version, "mode": mode(trial), "digest": trial.digest, "origin": trial.origin,
+            "counts": trial.counts.map(counts),
+        })),
     })
+}
+
+fn counts(c: VersionCounts) -> Value {
+    json!({"answers": c.answers, "right": c.right, "wrong": c.wrong, "agreed": c.agreed, "differed": c.differed})
 }
 
 fn status(connection: &Connection) -> Result<(), Failure> {
@@ -153,6 +248,9 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         partitions,
         kernel,
         compute_threads,
+        catalogue_revision,
+        durable,
+        notices,
         ..
     } = &status;
     let state = get_status_response::State::try_from(status.state).unwrap_or_default().as_str_name();
@@ -161,6 +259,7 @@ fn status(connection: &Connection) -> Result<(), Failure> {
             "state": state, "version": version, "model": model, "backbone_fingerprint": backbone_fingerprint, "routing_metric": routing_metric,
             "routing_signal": routing_signal, "routing_notice": routing_notice, "queue_depth": queue_depth, "uptime_seconds": uptime_seconds,
             "partitions": partitions, "kernel": kernel, "compute_threads": compute_threads,
+            "catalogue_revision": catalogue_revision, "durable": durable, "notices": notices,
         }));
     }
     let mut rows = vec![
@@ -170,12 +269,12 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         vec!["backbone".to_owned(), backbone_fingerprint.clone()],
         vec!["kernel".to_owned(), format!("{kernel}, {compute_threads} threads")],
         vec!["partitions".to_owned(), partitions.to_string()],
+        vec!["changes".to_owned(), format!("{catalogue_revision}, {}", if *durable { "kept in the state directory" } else { "kept in memory only" })],
         vec!["routing".to_owned(), format!("{routing_metric} over {routing_signal}")],
         vec!["queue depth".to_owned(), queue_depth.to_string()],
         vec!["uptime".to_owned(), format!("{uptime_seconds:.0} s")],
     ];
-    if !routing_notice.is_empty() {
-        rows.push(vec!["notice".to_owned(), routing_notice.clone()]);
-    }
+    let notices = notices.iter().chain(Some(routing_notice).filter(|notice| !notice.is_empty()));
+    rows.extend(notices.map(|notice| vec!["notice".to_owned(), notice.clone()]));
     print(&table(&rows))
 }

@@ -9,7 +9,7 @@ use super::Failure;
 use super::client::{exchange, refusal};
 use super::output::{print, print_json, table};
 use crate::serve::pb::classifier_client::ClassifierClient;
-use crate::serve::pb::{ClassifyRequest, ClassifyResponse, Modality};
+use crate::serve::pb::{ClassifyRequest, ClassifyResponse, Modality, Priority};
 
 /// Asks a server what an image, a text, or both show.
 #[derive(Debug, clap::Args)]
@@ -48,6 +48,7 @@ pub fn run(args: ClassifyArgs) -> Result<(), Failure> {
     let image =
         args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
     let request = ClassifyRequest {
+        priority: Priority::Unspecified.into(),
         image: image.map(Into::into),
         text: args.text,
         request_id: String::new(),

@@ -25,20 +25,41 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, InputErr
     Ok(upright.into_rgb8())
 }
 
-/// Any type but JPEG.
-fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), InputError> {
-    let undecodable = |e: ImageError| match e {
-        ImageError::Limits(_) => InputError::ImageMemory { limit: limits.max_decoded_bytes },
-        e => InputError::Undecodable { format: name(format), reason: e.to_string() },
-    };
+/// Bytes of the decoded pixels, as the header claims; nothing is decoded.
+///
+/// # Errors
+/// A limit is passed, the type is unknown, or the header is damaged.
+pub(super) fn decoded_bytes(bytes: &[u8], limits: &Limits) -> Result<u64, InputError> {
+    limits.check_encoded(bytes.len())?;
+    match format_of(bytes)? {
+        ImageFormat::Jpeg => jpeg::decoded_bytes(bytes, limits),
+        format => Ok(open(format, bytes, limits)?.total_bytes()),
+    }
+}
+
+/// A decoder whose header is within the limits, of any type but JPEG.
+fn open<'a>(format: ImageFormat, bytes: &'a [u8], limits: &Limits) -> Result<impl ImageDecoder + 'a, InputError> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits.of_decoder());
-    let mut decoder = reader.into_decoder().map_err(undecodable)?;
+    let decoder = reader.into_decoder().map_err(|e| undecodable(format, limits, e))?;
     let (width, height) = decoder.dimensions();
     limits.check_header(width, height, decoder.total_bytes())?;
+    Ok(decoder)
+}
+
+fn undecodable(format: ImageFormat, limits: &Limits, error: ImageError) -> InputError {
+    match error {
+        ImageError::Limits(_) => InputError::ImageMemory { limit: limits.max_decoded_bytes },
+        e => InputError::Undecodable { format: name(format), reason: e.to_string() },
+    }
+}
+
+/// Any type but JPEG.
+fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), InputError> {
+    let mut decoder = open(format, bytes, limits)?;
     // Unreadable EXIF is no reason to refuse pixels that can be read.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    Ok((DynamicImage::from_decoder(decoder).map_err(undecodable)?, orientation))
+    Ok((DynamicImage::from_decoder(decoder).map_err(|e| undecodable(format, limits, e))?, orientation))
 }
 
 fn format_of(bytes: &[u8]) -> Result<ImageFormat, InputError> {

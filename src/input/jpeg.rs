@@ -4,7 +4,7 @@
 //! no whole number of blocks, where others let in the padding.
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, RgbImage};
-use jpeg_decoder::{Decoder, Error, PixelFormat};
+use jpeg_decoder::{Decoder, Error, ImageInfo, PixelFormat};
 
 use super::{InputError, Limits};
 
@@ -24,12 +24,8 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Ori
         Some(scans) if scans > MAX_SCANS => return Err(undecodable(format!("it has {scans} scans, more than {MAX_SCANS}"))),
         Some(_) => {}
     }
-    let mut decoder = Decoder::new(bytes);
-    decoder.read_info().map_err(damaged)?;
-    let info = decoder.info().ok_or_else(|| undecodable("it has no picture"))?;
+    let (mut decoder, info) = open(bytes, limits)?;
     let (width, height) = (u32::from(info.width), u32::from(info.height));
-    limits.check_header(width, height, u64::from(width) * u64::from(height) * info.pixel_format.pixel_bytes() as u64)?;
-
     let pixels = decoder.decode().map_err(damaged)?;
     // Unreadable EXIF is no reason to refuse pixels that can be read.
     let orientation = decoder.exif_data().and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms);
@@ -43,6 +39,27 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Ori
         PixelFormat::CMYK32 => RgbImage::from_raw(width, height, rgb_of_cmyk(&pixels)).map(DynamicImage::from),
     };
     Ok((image.ok_or_else(|| undecodable("its pixels do not fill the size in its header"))?, orientation))
+}
+
+/// Bytes of the decoded pixels, as the header claims.
+///
+/// # Errors
+/// A limit is passed, or the header is damaged.
+pub(super) fn decoded_bytes(bytes: &[u8], limits: &Limits) -> Result<u64, InputError> {
+    open(bytes, limits).map(|(_, info)| size(&info))
+}
+
+/// A decoder whose header is within the limits.
+fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<(Decoder<&'a [u8]>, ImageInfo), InputError> {
+    let mut decoder = Decoder::new(bytes);
+    decoder.read_info().map_err(damaged)?;
+    let info = decoder.info().ok_or_else(|| undecodable("it has no picture"))?;
+    limits.check_header(info.width.into(), info.height.into(), size(&info))?;
+    Ok((decoder, info))
+}
+
+fn size(info: &ImageInfo) -> u64 {
+    u64::from(info.width) * u64::from(info.height) * info.pixel_format.pixel_bytes() as u64
 }
 
 fn undecodable(reason: impl Into<String>) -> InputError {

@@ -15,6 +15,9 @@ use text::{TextTokenizer, TokenizerConfig};
 
 pub use limits::Limits;
 
+/// Decoding peaks at so many times the decoded pixels.
+const DECODING_PEAK: u64 = 3;
+
 /// One sample, ready for the backbone. At least one modality is present.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
@@ -51,6 +54,12 @@ pub enum Presence {
 }
 
 impl Sample {
+    /// The memory that it holds, in bytes.
+    pub fn bytes(&self) -> usize {
+        let (pixels, ids) = (self.image.as_ref().map(|p| p.data.as_slice()), self.text.as_ref().map(Vec::as_slice));
+        pixels.map_or(0, size_of_val) + ids.map_or(0, size_of_val)
+    }
+
     /// The modality pattern of this sample.
     pub fn presence(&self) -> Presence {
         match (&self.text, &self.image) {
@@ -116,6 +125,16 @@ impl InputProcessor {
         }
         let image = image.map(|bytes| self.pixels(bytes)).transpose()?;
         Ok(Sample { text, image })
+    }
+
+    /// The memory that making a sample of these takes at most, in bytes, by what the image's header claims; nothing is decoded.
+    ///
+    /// # Errors
+    /// What is wrong with the image as far as its header tells, see [`InputError::field`].
+    pub fn memory(&self, image: Option<&[u8]>, text: Option<&str>) -> Result<usize, InputError> {
+        let decoded = image.map_or(Ok(0), |bytes| decode::decoded_bytes(bytes, &self.limits))?;
+        let given = image.map_or(0, <[u8]>::len) + text.map_or(0, str::len);
+        Ok(usize::try_from(decoded.saturating_mul(DECODING_PEAK)).unwrap_or(usize::MAX).saturating_add(given))
     }
 
     fn tokens(&self, text: &str) -> Result<Vec<u32>, InputError> {

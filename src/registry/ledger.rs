@@ -112,6 +112,11 @@ impl TaskRecord {
 }
 
 impl Ledger {
+    /// An empty ledger for partitions of this backbone.
+    pub fn of(backbone: String) -> Self {
+        Self { backbone, ..Self::default() }
+    }
+
     /// A new version of a task, live at once or on trial; returns its number.
     ///
     /// # Errors

@@ -159,7 +159,7 @@ impl Registry {
             source,
         })?;
         let fingerprint = engine.backbone().fingerprint.clone();
-        let blank = Ledger { backbone: fingerprint.clone(), ..Ledger::default() };
+        let blank = Ledger::of(fingerprint.clone());
         let Some(dir) = settings.state_dir.clone() else {
             let books = Books { ledger: blank, store: Store::Memory(HashMap::new()), notices: Vec::new() };
             return Ok(Arc::new(Self { engine, settings, root, live, books: Mutex::new(books) }));
@@ -206,7 +206,8 @@ impl Registry {
                     }
                     Err(error) => {
                         entry.versions.remove(&version);
-                        entry.live = entry.retained().rev().find(|&retained| retained < version);
+                        let earlier = entry.retained().rev().find(|&retained| retained < version);
+                        entry.live = earlier;
                         let instead = entry.live.map_or("it is not served".to_owned(), |v| format!("fell back to version {v}"));
                         notices.push(format!("version {version} of task {task:?}: {error}; {instead}"));
                     }

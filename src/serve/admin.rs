@@ -4,11 +4,11 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::lifecycle::{Lifecycle, State};
-use super::pb::{self, get_status_response, load_partition_request};
+use super::pb::{self, get_status_response, load_partition_request, trial_mode};
 use super::room::Rooms;
-use super::status::{from_registry, invalid};
-use crate::engine::Resident;
-use crate::registry::Source;
+use super::status::{check_request_id, from_registry, invalid};
+use crate::engine::{Counted, Resident, Share, Trial, TrialMode};
+use crate::registry::{Changed, Load, Registry, RegistryError, Source};
 
 /// Changes the catalogue of the room, and lets health follow.
 #[derive(Clone)]
@@ -20,37 +20,78 @@ pub struct Admin {
 #[tonic::async_trait]
 impl pb::admin_server::Admin for Admin {
     async fn load_partition(&self, request: Request<pb::LoadPartitionRequest>) -> Result<Response<pb::LoadPartitionResponse>, Status> {
-        let source = match request.into_inner().source {
+        let pb::LoadPartitionRequest { source, request_id, trial } = request.into_inner();
+        let source = match source {
             Some(load_partition_request::Source::Uri(uri)) => Source::Uri(uri),
             Some(load_partition_request::Source::Artifact(bytes)) => Source::Artifact(bytes),
             None => return Err(invalid("source", "nothing to load: give uri or artifact")),
         };
-        let room = self.rooms.room()?;
-        let resident = room.registry.load(source).await.map_err(from_registry)?;
-        self.lifecycle.follow(&room.registry).await;
-        if let Some(notice) = room.registry.catalogue().notice() {
+        check_request_id(&request_id)?;
+        let load = Load { source, trial: trial.map(trial_of).transpose()?, request_id };
+        let changed = self.change(async move |registry| registry.load(load).await).await?;
+        if let Some(notice) = self.rooms.room()?.registry.catalogue().notice() {
             tracing::warn!(notice, "routing");
         }
-        Ok(Response::new(pb::LoadPartitionResponse { partition: Some(partition(&resident)) }))
+        Ok(Response::new(pb::LoadPartitionResponse { partition: Some(self.partition(changed).await?) }))
     }
 
     async fn unload_partition(
         &self,
         request: Request<pb::UnloadPartitionRequest>,
     ) -> Result<Response<pb::UnloadPartitionResponse>, Status> {
-        let task = request.into_inner().task;
-        if task.is_empty() {
-            return Err(invalid("task", "which task? give its name; ListPartitions shows those that are loaded"));
-        }
-        let room = self.rooms.room()?;
-        let resident = room.registry.unload(&task).await.map_err(from_registry)?;
-        self.lifecycle.follow(&room.registry).await;
-        Ok(Response::new(pb::UnloadPartitionResponse { partition: Some(partition(&resident)) }))
+        let pb::UnloadPartitionRequest { task, request_id } = request.into_inner();
+        check(&task, &request_id)?;
+        let (changed, drained) = self.change(async move |registry| registry.unload(&task, &request_id).await).await?;
+        Ok(Response::new(pb::UnloadPartitionResponse { partition: Some(self.partition(changed).await?), drained }))
+    }
+
+    async fn rollback_partition(
+        &self,
+        request: Request<pb::RollbackPartitionRequest>,
+    ) -> Result<Response<pb::RollbackPartitionResponse>, Status> {
+        let pb::RollbackPartitionRequest { task, version, request_id } = request.into_inner();
+        check(&task, &request_id)?;
+        let changed = self.change(async move |registry| registry.roll_back(&task, version, &request_id).await).await?;
+        Ok(Response::new(pb::RollbackPartitionResponse { partition: Some(self.partition(changed).await?) }))
+    }
+
+    async fn promote_trial(&self, request: Request<pb::PromoteTrialRequest>) -> Result<Response<pb::PromoteTrialResponse>, Status> {
+        let pb::PromoteTrialRequest { task, trial, request_id } = request.into_inner();
+        check(&task, &request_id)?;
+        let mode = trial.map(trial_of).transpose()?;
+        let changed = self.change(async move |registry| registry.promote(&task, mode, &request_id).await).await?;
+        Ok(Response::new(pb::PromoteTrialResponse { partition: Some(self.partition(changed).await?) }))
+    }
+
+    async fn abort_trial(&self, request: Request<pb::AbortTrialRequest>) -> Result<Response<pb::AbortTrialResponse>, Status> {
+        let pb::AbortTrialRequest { task, request_id } = request.into_inner();
+        check(&task, &request_id)?;
+        let changed = self.change(async move |registry| registry.abort(&task, &request_id).await).await?;
+        Ok(Response::new(pb::AbortTrialResponse { partition: Some(self.partition(changed).await?) }))
     }
 
     async fn list_partitions(&self, _: Request<pb::ListPartitionsRequest>) -> Result<Response<pb::ListPartitionsResponse>, Status> {
-        let catalogue = self.rooms.room()?.registry.catalogue();
-        Ok(Response::new(pb::ListPartitionsResponse { partitions: catalogue.residents().map(|r| partition(r)).collect() }))
+        let registry = &self.rooms.room()?.registry;
+        let (report, catalogue) = (registry.report().await, registry.catalogue());
+        let partitions = catalogue.residents().map(|resident| {
+            let entry = report.tasks.get(resident.task());
+            let record = |version| entry.and_then(|entry| entry.versions.get(&version)).cloned();
+            let trial = catalogue.trial(resident.task());
+            let mut shown = resident_partition(resident);
+            if let Some(record) = record(resident.version) {
+                (shown.origin, shown.loaded) = (record.origin, record.loaded);
+            }
+            shown.retained_versions = entry.map(|entry| entry.retained().collect()).unwrap_or_default();
+            shown.trial = trial.map(|trial| pb::Trial {
+                version: trial.resident.version,
+                mode: Some(mode(trial)),
+                digest: trial.resident.partition.digest.clone(),
+                origin: record(trial.resident.version).map(|record| record.origin).unwrap_or_default(),
+                counts: Some(counts(trial.resident.counts.read())),
+            });
+            shown
+        });
+        Ok(Response::new(pb::ListPartitionsResponse { partitions: partitions.collect() }))
     }
 
     async fn get_status(&self, _: Request<pb::GetStatusRequest>) -> Result<Response<pb::GetStatusResponse>, Status> {
@@ -61,7 +102,7 @@ impl pb::admin_server::Admin for Admin {
             ..Default::default()
         };
         if let Some(room) = self.rooms.get() {
-            let catalogue = room.registry.catalogue();
+            let (catalogue, report) = (room.registry.catalogue(), room.registry.report().await);
             answer.model.clone_from(&room.model);
             answer.backbone_fingerprint.clone_from(&room.engine.backbone().fingerprint);
             answer.kernel = room.engine.kernel().to_owned();
@@ -71,9 +112,70 @@ impl pb::admin_server::Admin for Admin {
             answer.routing_notice = catalogue.notice().unwrap_or_default().to_owned();
             answer.queue_depth = room.batcher.depth() as u64;
             answer.partitions = u32::try_from(catalogue.residents().count()).unwrap_or(u32::MAX);
+            answer.catalogue_revision = report.revision;
+            answer.durable = report.durable;
+            answer.notices = report.notices;
         }
         Ok(Response::new(answer))
     }
+}
+
+impl Admin {
+    /// Carries out a change to its end, whether or not the caller waits for it, and lets health follow.
+    async fn change<T: Send + 'static, F: Future<Output = Result<T, RegistryError>> + Send + 'static>(
+        &self,
+        work: impl FnOnce(Arc<Registry>) -> F,
+    ) -> Result<T, Status> {
+        let room = self.rooms.room()?;
+        // In a task of its own: a caller who hangs up in the middle leaves no half of a change.
+        let done = tokio::spawn(work(room.registry.clone())).await;
+        let done = done.unwrap_or(Err(RegistryError::Panicked)).map_err(from_registry)?;
+        self.lifecycle.follow(&room.registry).await;
+        Ok(done)
+    }
+
+    async fn partition(&self, changed: Changed) -> Result<pb::Partition, Status> {
+        let report = self.rooms.room()?.registry.report().await;
+        let Changed { task, version, record, resident } = changed;
+        let mut shown = resident.as_deref().map(resident_partition).unwrap_or_else(|| pb::Partition {
+            checksum: record.checksum,
+            digest: record.digest,
+            created: record.created,
+            delo_version: record.delo_version,
+            multi_label: record.multi_label,
+            version,
+            task: task.clone(),
+            ..Default::default()
+        });
+        (shown.origin, shown.loaded) = (record.origin, record.loaded);
+        shown.retained_versions = report.tasks.get(&task).map(|entry| entry.retained().collect()).unwrap_or_default();
+        Ok(shown)
+    }
+}
+
+fn check(task: &str, request_id: &str) -> Result<(), Status> {
+    if task.is_empty() {
+        return Err(invalid("task", "which task? give its name; ListPartitions shows those that are loaded"));
+    }
+    check_request_id(request_id)
+}
+
+fn trial_of(trial: pb::TrialMode) -> Result<TrialMode, Status> {
+    match trial.mode {
+        Some(trial_mode::Mode::CanaryShare(share)) => {
+            Share::try_from(share).map(TrialMode::Canary).map_err(|reason| invalid("trial.canary_share", reason))
+        }
+        Some(trial_mode::Mode::Shadow(true)) => Ok(TrialMode::Shadow),
+        Some(trial_mode::Mode::Shadow(false)) | None => Err(invalid("trial", "how is it tried? give canary_share, or shadow: true")),
+    }
+}
+
+fn mode(trial: &Trial) -> pb::TrialMode {
+    let mode = match trial.mode {
+        TrialMode::Canary(share) => trial_mode::Mode::CanaryShare(share.into()),
+        TrialMode::Shadow => trial_mode::Mode::Shadow(true),
+    };
+    pb::TrialMode { mode: Some(mode) }
 }
 
 fn state(state: State) -> get_status_response::State {
@@ -85,15 +187,23 @@ fn state(state: State) -> get_status_response::State {
     }
 }
 
-fn partition(resident: &Resident) -> pb::Partition {
+fn resident_partition(resident: &Resident) -> pb::Partition {
     let meta = &resident.partition.meta;
     pb::Partition {
         task: meta.task.clone(),
         version: resident.version,
         checksum: resident.partition.checksum.clone(),
+        digest: resident.partition.digest.clone(),
         labels: meta.labels.clone(),
         multi_label: meta.multi_label,
         created: meta.created.clone(),
         delo_version: meta.delo_version.clone(),
+        counts: Some(counts(resident.counts.read())),
+        ..Default::default()
     }
+}
+
+fn counts(counted: Counted) -> pb::VersionCounts {
+    let Counted { answers, right, wrong, agreed, differed } = counted;
+    pb::VersionCounts { answers, right, wrong, agreed, differed }
 }

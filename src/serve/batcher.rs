@@ -1,15 +1,18 @@
-//! Dynamic batching without timers: while the compute thread is busy, samples queue; when it is free, it takes what is queued, tightest deadline
-//! first, up to a budget of tokens.
+//! Dynamic batching without timers: while the compute thread is busy, samples queue; when it is free, it takes what is queued, up to a budget of
+//! tokens, in the order of [`queue`](super::queue).
 //!
-//! The queue's state has one owner, [`Queue`], behind one lock that is never held while anything computes. A sample enters in two steps: a
-//! [`Slot`] is reserved before any work is spent on it (so that the bound covers decoding too), then filled. Whoever waits for an answer holds a
-//! guard: dropping it, because the deadline passed or the caller hung up, takes the sample out of the queue at once.
-use std::collections::BTreeMap;
+//! The queue's state has one owner behind one lock that is never held while anything computes. A sample enters in two steps: a [`Slot`] is reserved
+//! before any work is spent on it (so that the bounds cover decoding too), then filled. Whoever waits for an answer holds a guard: dropping it, because
+//! the deadline passed or the caller hung up, takes the sample out of the queue at once.
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
+
+pub use super::queue::{Claim, Limits, Priority};
+use super::queue::{Key, Queue, Refusal, Waiting};
+use super::sync::{Arc, Condvar, Mutex, MutexGuard, spawn};
 
 /// What the compute thread runs. Its jobs are single samples.
 pub trait Compute: Send + Sync + 'static {
@@ -23,23 +26,19 @@ pub trait Compute: Send + Sync + 'static {
     fn run(&self, jobs: &[Self::Job]) -> Vec<Self::Outcome>;
 }
 
-/// Bounds of a batch and of the queue.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Tokens of one batch. A job that is larger runs alone.
-    pub batch_tokens: usize,
-    pub batch_samples: usize,
-    /// Slots that are reserved or wait for compute.
-    pub queue_samples: usize,
-    /// Memory that those hold.
-    pub queue_bytes: usize,
-}
-
 /// Why a job has no outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
     #[error("the queue is full: retry in {} ms, or send fewer requests at once", retry_after.as_millis())]
     QueueFull { retry_after: Duration },
+    #[error("this client holds its share of the queue: retry in {} ms, or send fewer requests at once", retry_after.as_millis())]
+    ClientShare { retry_after: Duration },
+    #[error("the server is busy, the sample would wait longer than batching.max_queue_seconds: retry in {} ms", retry_after.as_millis())]
+    QueueWait { retry_after: Duration },
+    #[error("the server is busy, the sample would not be computed before its deadline: allow more time, or retry in {} ms", retry_after.as_millis())]
+    WouldExpire { retry_after: Duration },
+    #[error("the memory for waiting samples is in use (batching.max_queue_bytes): retry in {} ms", retry_after.as_millis())]
+    Memory { retry_after: Duration },
     #[error("the sample alone takes more memory than the queue may hold (batching.max_queue_bytes): send a smaller one")]
     TooLarge,
     #[error("the server is shutting down: retry with another")]
@@ -48,6 +47,18 @@ pub enum BatchError {
     DeadlineExceeded,
     #[error("computing this sample failed inside the server; its log says more")]
     Panicked,
+}
+
+impl BatchError {
+    fn refused(refusal: Refusal, retry_after: Duration) -> Self {
+        match refusal {
+            Refusal::Full => Self::QueueFull { retry_after },
+            Refusal::ClientShare => Self::ClientShare { retry_after },
+            Refusal::Memory => Self::Memory { retry_after },
+            Refusal::Wait => Self::QueueWait { retry_after },
+            Refusal::Deadline => Self::WouldExpire { retry_after },
+        }
+    }
 }
 
 /// A queue and the thread that works it off. Dropping it closes the queue; the thread ends when the queue is empty.
@@ -60,95 +71,50 @@ pub struct Batcher<C: Compute> {
 struct Shared<C: Compute> {
     compute: C,
     limits: Limits,
-    queue: Mutex<Queue<C>>,
+    state: Mutex<State<C>>,
     /// Signalled when a job is queued, and when the last slot of a closed queue is gone.
     changed: Condvar,
 }
 
-struct Queue<C: Compute> {
-    /// By deadline, then by arrival.
-    waiting: BTreeMap<(Instant, u64), Waiting<C>>,
-    arrivals: u64,
-    /// Slots handed out and not yet filled or given back.
-    reserved: usize,
-    /// Memory of the reserved slots and of the waiting jobs.
-    bytes: usize,
-    /// Jobs of the batch that runs.
-    running: usize,
+struct State<C: Compute> {
+    queue: Queue<Pending<C>>,
     /// No more slots are handed out.
     closed: bool,
-    /// Seconds of compute a sample, a moving average over batches; `None` before the first.
-    pace: Option<f64>,
 }
 
-struct Waiting<C: Compute> {
+/// A job and who waits for its outcome.
+struct Pending<C: Compute> {
     job: C::Job,
-    tokens: usize,
-    bytes: usize,
-    since: Instant,
     answer: oneshot::Sender<Result<C::Outcome, BatchError>>,
-}
-
-impl<C: Compute> Queue<C> {
-    /// When a full queue will have been worked off, by the pace measured so far.
-    fn retry_after(&self) -> Duration {
-        let ahead = self.waiting.len() + self.reserved + self.running;
-        let seconds = self.pace.map_or(0.1, |pace| pace * ahead as f64);
-        Duration::from_secs_f64(seconds.clamp(0.01, 60.0))
-    }
-
-    fn measure(&mut self, samples: usize, took: Duration) {
-        let latest = took.as_secs_f64() / samples.max(1) as f64;
-        self.pace = Some(self.pace.map_or(latest, |pace| 0.8 * pace + 0.2 * latest));
-    }
-
-    /// The next batch: the tightest deadlines, as far as they fit. Jobs whose time is over or whose caller is gone are dropped.
-    fn batch(&mut self, limits: Limits, now: Instant) -> Vec<Waiting<C>> {
-        let (mut batch, mut tokens) = (Vec::new(), 0);
-        while let Some(next) = self.waiting.first_entry() {
-            if next.get().answer.is_closed() || next.key().0 <= now {
-                let late = next.remove();
-                self.bytes -= late.bytes;
-                let _ = late.answer.send(Err(BatchError::DeadlineExceeded));
-                continue;
-            }
-            let fits = batch.len() < limits.batch_samples && tokens + next.get().tokens <= limits.batch_tokens;
-            if !(fits || batch.is_empty()) {
-                break;
-            }
-            let job = next.remove();
-            tokens += job.tokens;
-            self.bytes -= job.bytes;
-            batch.push(job);
-        }
-        batch
-    }
 }
 
 impl<C: Compute> Shared<C> {
     /// The queue. No code that can panic runs under the lock, so a poisoned one is as sound as any.
-    fn queue(&self) -> MutexGuard<'_, Queue<C>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State<C>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn show_depth(queue: &Queue<C>) {
-        metrics::gauge!("delo_queue_depth").set(queue.waiting.len() as f64);
+    fn show_depth(state: &State<C>) {
+        metrics::gauge!("delo_queue_depth").set(state.queue.depth() as f64);
     }
 
     /// Waits for work and takes it; `None` when the queue is closed and no slot is left.
-    fn take(&self) -> Option<Vec<Waiting<C>>> {
-        let mut queue = self.queue();
+    fn take(&self) -> Option<Vec<Waiting<Pending<C>>>> {
+        let mut state = self.state();
         loop {
-            let batch = queue.batch(self.limits, Instant::now());
-            Self::show_depth(&queue);
-            if !batch.is_empty() {
-                queue.running = batch.len();
-                return Some(batch);
+            let taken = state.queue.take(Instant::now(), |pending| pending.answer.is_closed());
+            Self::show_depth(&state);
+            for late in taken.late {
+                // Whoever waits for it knows by its own clock as well.
+                let _ = late.item.answer.send(Err(BatchError::DeadlineExceeded));
             }
-            if queue.closed && queue.reserved == 0 {
+            if !taken.batch.is_empty() {
+                return Some(taken.batch);
+            }
+            if state.closed && state.queue.reserved() == 0 {
                 return None;
             }
-            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -163,17 +129,13 @@ impl<C: Compute> Shared<C> {
                 .into_iter()
                 .map(|w| {
                     metrics::histogram!("delo_stage_duration_seconds", "stage" => "queue").record(started - w.since);
-                    (w.job, w.answer)
+                    (w.item.job, w.item.answer)
                 })
                 .unzip();
             let outcomes = self.compute_batch(&jobs);
             let took = started.elapsed();
             metrics::histogram!("delo_stage_duration_seconds", "stage" => "compute").record(took);
-            {
-                let mut queue = self.queue();
-                queue.running = 0;
-                queue.measure(jobs.len(), took);
-            }
+            self.state().queue.computed(took);
             for (answer, outcome) in answers.into_iter().zip(outcomes) {
                 // An error here only means that the caller has gone.
                 let _ = answer.send(outcome);
@@ -200,52 +162,43 @@ impl<C: Compute> Batcher<C> {
     /// # Errors
     /// The operating system grants no thread.
     pub fn start(compute: C, limits: Limits) -> std::io::Result<Self> {
-        let queue = Queue { waiting: BTreeMap::new(), arrivals: 0, reserved: 0, bytes: 0, running: 0, closed: false, pace: None };
-        let shared = Arc::new(Shared { compute, limits, queue: Mutex::new(queue), changed: Condvar::new() });
+        let state = Mutex::new(State { queue: Queue::new(limits), closed: false });
+        let shared = Arc::new(Shared { compute, limits, state, changed: Condvar::new() });
         metrics::gauge!("delo_queue_capacity").set(limits.queue_samples as f64);
         let (end, ended) = watch::channel(false);
         let worker = shared.clone();
-        std::thread::Builder::new().name("delo-compute".to_owned()).spawn(move || {
+        spawn("delo-compute", move || {
             worker.work();
             let _ = end.send(true);
         })?;
         Ok(Self { shared, ended })
     }
 
-    /// A place in the queue for a sample that holds `bytes` of memory.
+    /// A place in the queue for a sample that holds `bytes` of memory and is to be answered by `deadline`.
     ///
     /// # Errors
-    /// [`BatchError::QueueFull`], [`BatchError::TooLarge`], [`BatchError::Draining`]
-    pub fn reserve(&self, bytes: usize) -> Result<Slot<C>, BatchError> {
-        let mut queue = self.shared.queue();
-        if queue.closed {
+    /// Why there is none, see [`BatchError`].
+    pub fn reserve(&self, claim: Claim, bytes: usize, deadline: Instant) -> Result<Slot<C>, BatchError> {
+        let (mut state, now) = (self.shared.state(), Instant::now());
+        if state.closed {
             return Err(BatchError::Draining);
         }
         if bytes > self.shared.limits.queue_bytes {
             return Err(BatchError::TooLarge);
         }
-        if queue.waiting.len() + queue.reserved >= self.shared.limits.queue_samples || queue.bytes + bytes > self.shared.limits.queue_bytes
-        {
-            return Err(BatchError::QueueFull { retry_after: queue.retry_after() });
-        }
-        queue.reserved += 1;
-        queue.bytes += bytes;
-        Ok(Slot { shared: self.shared.clone(), bytes })
+        let reserved = state.queue.reserve(&claim, bytes, deadline, now);
+        reserved.map_err(|refusal| BatchError::refused(refusal, state.queue.retry_after(now)))?;
+        Ok(Slot { shared: self.shared.clone(), claim: Some(claim), bytes, deadline, since: now })
     }
 
     /// Jobs that wait for compute.
     pub fn depth(&self) -> usize {
-        self.shared.queue().waiting.len()
-    }
-
-    /// How long a caller who is refused should wait.
-    pub fn retry_after(&self) -> Duration {
-        self.shared.queue().retry_after()
+        self.shared.state().queue.depth()
     }
 
     /// Hands out no more slots. What has a slot is still computed.
     pub fn close(&self) {
-        self.shared.queue().closed = true;
+        self.shared.state().closed = true;
         self.shared.changed.notify_all();
     }
 
@@ -265,24 +218,54 @@ impl<C: Compute> Drop for Batcher<C> {
 /// A reserved place in the queue; given back when dropped.
 pub struct Slot<C: Compute> {
     shared: Arc<Shared<C>>,
-    /// What this slot counts in [`Queue::bytes`].
+    /// Whose it is; `None` once it is filled.
+    claim: Option<Claim>,
+    /// What this slot counts in the queue's memory.
     bytes: usize,
+    deadline: Instant,
+    /// When it was reserved.
+    since: Instant,
 }
 
 impl<C: Compute> Slot<C> {
-    /// Queues the job, which holds `bytes` of memory, and waits for its outcome, until `deadline` at most. Dropping the future takes the job
-    /// out of the queue.
+    /// Changes what the slot counts in the queue's memory.
+    ///
+    /// # Errors
+    /// [`BatchError::TooLarge`], [`BatchError::Memory`]: nothing is changed.
+    pub fn resize(&mut self, bytes: usize) -> Result<(), BatchError> {
+        if bytes > self.shared.limits.queue_bytes {
+            return Err(BatchError::TooLarge);
+        }
+        let mut state = self.shared.state();
+        let resized = state.queue.resize(self.bytes, bytes);
+        resized.map_err(|refusal| BatchError::refused(refusal, state.queue.retry_after(Instant::now())))?;
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    /// Queues the job, which holds `bytes` of memory, and waits for its outcome: in the queue as long as a sample may wait there, altogether until the
+    /// deadline. Dropping the future takes the job out of the queue.
     ///
     /// # Errors
     /// See [`BatchError`].
-    pub async fn run(self, job: C::Job, bytes: usize, deadline: Instant) -> Result<C::Outcome, BatchError> {
-        let tokens = self.shared.compute.tokens(&job);
-        let (answer, outcome) = oneshot::channel();
-        let shared = self.shared.clone();
-        let place = Place { key: self.fill(Waiting { job, tokens, bytes, since: Instant::now(), answer }, deadline)?, shared };
-        let outcome = tokio::time::timeout_at(deadline.into(), outcome).await;
-        drop(place);
-        match outcome {
+    pub async fn run(mut self, job: C::Job, bytes: usize) -> Result<C::Outcome, BatchError> {
+        let deadline = self.deadline;
+        if deadline <= Instant::now() {
+            return Err(BatchError::DeadlineExceeded);
+        }
+        self.resize(bytes)?;
+        let (shared, (place, mut outcome)) = (self.shared.clone(), self.fill(job));
+        let patience = deadline.min(place.since + shared.limits.queue_wait);
+        let mut answered = tokio::time::timeout_at(patience.into(), &mut outcome).await;
+        if answered.is_err() && patience < deadline {
+            if place.leave() {
+                let retry_after = shared.state().queue.retry_after(Instant::now());
+                return Err(BatchError::QueueWait { retry_after });
+            }
+            // It is being computed.
+            answered = tokio::time::timeout_at(deadline.into(), &mut outcome).await;
+        }
+        match answered {
             Ok(Ok(outcome)) => outcome,
             // The compute thread dropped the answer unsent: it can't be running any more.
             Ok(Err(_)) => Err(BatchError::Panicked),
@@ -290,62 +273,60 @@ impl<C: Compute> Slot<C> {
         }
     }
 
-    /// Turns the reservation into a waiting job and returns its key.
-    fn fill(self, waiting: Waiting<C>, deadline: Instant) -> Result<(Instant, u64), BatchError> {
-        let limits = self.shared.limits;
-        if deadline <= Instant::now() {
-            return Err(BatchError::DeadlineExceeded);
-        }
-        if waiting.bytes > limits.queue_bytes {
-            return Err(BatchError::TooLarge);
-        }
-        let mut queue = self.shared.queue();
-        if queue.bytes - self.bytes + waiting.bytes > limits.queue_bytes {
-            let retry_after = queue.retry_after();
-            // Before `self` is dropped, which takes the lock as well.
-            drop(queue);
-            return Err(BatchError::QueueFull { retry_after });
-        }
-        let key = (deadline, queue.arrivals);
-        queue.arrivals += 1;
-        queue.bytes += waiting.bytes;
-        queue.waiting.insert(key, waiting);
-        Shared::show_depth(&queue);
-        drop(queue);
-        // `self` is dropped here: its reservation ends and the compute thread is woken.
-        Ok(key)
+    /// Turns the reservation into a waiting job.
+    fn fill(mut self, job: C::Job) -> (Place<C>, oneshot::Receiver<Result<C::Outcome, BatchError>>) {
+        let (answer, outcome) = oneshot::channel();
+        let (shared, since) = (self.shared.clone(), Instant::now());
+        let tokens = shared.compute.tokens(&job);
+        let waiting = Waiting { item: Pending { job, answer }, tokens, bytes: self.bytes, since };
+        // Taken here, before `self` is dropped: a slot is filled once.
+        let key = self.claim.take().map(|claim| {
+            let mut state = shared.state();
+            let key = state.queue.fill(claim, self.deadline, self.since, waiting);
+            Shared::show_depth(&state);
+            key
+        });
+        shared.changed.notify_all();
+        (Place { key, since, shared }, outcome)
     }
 }
 
 impl<C: Compute> Drop for Slot<C> {
     fn drop(&mut self) {
-        let mut queue = self.shared.queue();
-        queue.reserved -= 1;
-        queue.bytes -= self.bytes;
-        drop(queue);
-        self.shared.changed.notify_all();
+        if let Some(claim) = self.claim.take() {
+            self.shared.state().queue.give_back(&claim, self.bytes);
+            self.shared.changed.notify_all();
+        }
     }
 }
 
 /// A job in the queue; when dropped, the job leaves the queue if it is still there.
 struct Place<C: Compute> {
-    key: (Instant, u64),
+    key: Option<Key>,
+    since: Instant,
     shared: Arc<Shared<C>>,
+}
+
+impl<C: Compute> Place<C> {
+    /// Takes the job out; false where it is out already.
+    fn leave(&self) -> bool {
+        let Some(key) = &self.key else { return false };
+        let mut state = self.shared.state();
+        let left = state.queue.remove(key);
+        Shared::show_depth(&state);
+        drop(state);
+        // A job's memory is freed outside of the lock.
+        left.is_some()
+    }
 }
 
 impl<C: Compute> Drop for Place<C> {
     fn drop(&mut self) {
-        let mut queue = self.shared.queue();
-        if let Some(left) = queue.waiting.remove(&self.key) {
-            queue.bytes -= left.bytes;
-            Shared::show_depth(&queue);
-            drop(queue);
-            drop(left);
-        }
+        self.leave();
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use std::sync::mpsc;
 
@@ -379,7 +360,12 @@ mod tests {
         leave: mpsc::Sender<()>,
     }
 
-    const LIMITS: Limits = Limits { batch_tokens: 100, batch_samples: 4, queue_samples: 8, queue_bytes: 1000 };
+    const LIMITS: Limits =
+        Limits { batch_tokens: 100, batch_samples: 4, queue_samples: 8, queue_bytes: 1000, queue_wait: Duration::from_secs(600) };
+
+    fn claim() -> Claim {
+        Claim { client: "a client".into(), priority: Priority::Interactive }
+    }
 
     fn bench(limits: Limits) -> Bench {
         let (started, batches) = mpsc::channel();
@@ -397,8 +383,8 @@ mod tests {
     impl Bench {
         /// Queues a job and returns once it is queued (or already taken).
         async fn queue(&self, job: usize, deadline: Instant) -> Answer {
-            let (slot, arrivals) = (self.batcher.reserve(1).unwrap(), self.arrivals());
-            let answer = tokio::spawn(slot.run(job, 1, deadline));
+            let (slot, arrivals) = (self.reserve(1, deadline).unwrap(), self.arrivals());
+            let answer = tokio::spawn(slot.run(job, 1));
             while self.arrivals() == arrivals {
                 tokio::task::yield_now().await;
             }
@@ -406,7 +392,11 @@ mod tests {
         }
 
         fn arrivals(&self) -> u64 {
-            self.batcher.shared.queue().arrivals
+            self.batcher.shared.state().queue.arrivals()
+        }
+
+        fn reserve(&self, bytes: usize, deadline: Instant) -> Result<Slot<Gate>, BatchError> {
+            self.batcher.reserve(claim(), bytes, deadline)
         }
 
         /// Occupies the compute thread with a job of its own.
@@ -470,23 +460,24 @@ mod tests {
     async fn refuses_more_samples_than_the_queue_holds_and_says_when_to_retry() {
         let bench = bench(LIMITS);
         bench.occupy().await;
-        let slots: Vec<_> = (0..LIMITS.queue_samples).map(|_| bench.batcher.reserve(1).unwrap()).collect();
-        let Err(BatchError::QueueFull { retry_after }) = bench.batcher.reserve(1) else { panic!("not refused") };
+        let of = |client: &str| bench.batcher.reserve(Claim { client: client.into(), ..claim() }, 1, soon());
+        let slots: Vec<_> = (0..LIMITS.queue_samples).map(|i| of(&format!("client {i}")).unwrap()).collect();
+        let Err(BatchError::QueueFull { retry_after }) = of("another") else { panic!("not refused") };
         assert!(retry_after > Duration::ZERO);
         drop(slots);
-        assert!(bench.batcher.reserve(1).is_ok());
+        assert!(of("another").is_ok());
     }
 
     #[tokio::test]
     async fn refuses_more_memory_than_the_queue_may_hold() {
         let bench = bench(LIMITS);
-        let most = bench.batcher.reserve(990).unwrap();
-        assert!(matches!(bench.batcher.reserve(11), Err(BatchError::QueueFull { .. })));
-        assert!(matches!(bench.batcher.reserve(1001), Err(BatchError::TooLarge)));
-        let small = bench.batcher.reserve(10).unwrap();
-        assert!(matches!(small.run(1, 11, soon()).await, Err(BatchError::QueueFull { .. })));
+        let most = bench.reserve(990, soon()).unwrap();
+        assert!(matches!(bench.reserve(11, soon()), Err(BatchError::Memory { .. })));
+        assert!(matches!(bench.reserve(1001, soon()), Err(BatchError::TooLarge)));
+        let small = bench.reserve(10, soon()).unwrap();
+        assert!(matches!(small.run(1, 11).await, Err(BatchError::Memory { .. })));
         drop(most);
-        assert_eq!(bench.batcher.shared.queue().bytes, 0);
+        assert_eq!(bench.batcher.shared.state().queue.bytes(), 0);
     }
 
     #[tokio::test]
@@ -504,8 +495,9 @@ mod tests {
     #[tokio::test]
     async fn a_deadline_that_has_passed_is_answered_without_compute() {
         let bench = bench(LIMITS);
-        let slot = bench.batcher.reserve(1).unwrap();
-        assert_eq!(slot.run(1, 1, Instant::now()).await, Err(BatchError::DeadlineExceeded));
+        let slot = bench.reserve(1, Instant::now() + Duration::from_millis(1)).unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(slot.run(1, 1).await, Err(BatchError::DeadlineExceeded));
         assert_eq!(bench.arrivals(), 0);
     }
 
@@ -542,26 +534,96 @@ mod tests {
     async fn a_closed_queue_refuses_and_finishes_what_has_a_slot() {
         let bench = bench(LIMITS);
         let running = bench.occupy().await;
-        let (queued, slot) = (bench.queue(2, soon()).await, bench.batcher.reserve(1).unwrap());
+        let (queued, slot) = (bench.queue(2, soon()).await, bench.reserve(1, soon()).unwrap());
         bench.batcher.close();
-        assert!(matches!(bench.batcher.reserve(1), Err(BatchError::Draining)));
+        assert!(matches!(bench.reserve(1, soon()), Err(BatchError::Draining)));
         for _ in 0..3 {
             bench.leave.send(()).unwrap();
         }
         assert_eq!((running.await.unwrap(), queued.await.unwrap()), (Ok(2), Ok(3)));
-        assert_eq!(slot.run(4, 1, soon()).await, Ok(5));
+        assert_eq!(slot.run(4, 1).await, Ok(5));
         bench.batcher.drained().await;
     }
 
+    #[tokio::test]
+    async fn a_sample_waits_no_longer_than_allowed_and_one_that_is_computed_is_answered() {
+        let bench = bench(Limits { queue_wait: Duration::from_millis(40), ..LIMITS });
+        let running = bench.occupy().await;
+        let waiting = bench.queue(2, soon()).await;
+        assert!(matches!(waiting.await.unwrap(), Err(BatchError::QueueWait { .. })));
+        assert_eq!(bench.batcher.depth(), 0, "it left the queue");
+        bench.leave.send(()).unwrap();
+        assert_eq!(running.await.unwrap(), Ok(2), "it was computed for longer than a sample may wait");
+    }
+}
+
+/// Every schedule of the threads is as good as any other: nothing is lost, answered twice or left waiting. `cargo test --features shuttle --lib schedules`
+#[cfg(all(test, feature = "shuttle"))]
+mod schedules {
+    use shuttle::future::block_on;
+    use shuttle::thread;
+
+    use super::*;
+
+    struct Increment;
+
+    impl Compute for Increment {
+        type Job = usize;
+        type Outcome = usize;
+
+        fn tokens(&self, _: &usize) -> usize {
+            40
+        }
+
+        fn run(&self, jobs: &[usize]) -> Vec<usize> {
+            thread::yield_now();
+            jobs.iter().map(|job| job + 1).collect()
+        }
+    }
+
+    fn limits() -> Limits {
+        Limits { batch_tokens: 100, batch_samples: 4, queue_samples: 8, queue_bytes: 100, queue_wait: Duration::from_secs(600) }
+    }
+
+    fn slot(batcher: &Batcher<Increment>, client: usize) -> Result<Slot<Increment>, BatchError> {
+        let claim = Claim { client: client.to_string().into(), priority: Priority::Interactive };
+        batcher.reserve(claim, 1, Instant::now() + Duration::from_secs(600))
+    }
+
     #[test]
-    fn the_time_to_retry_grows_with_the_queue_and_the_measured_pace() {
-        let mut queue: Queue<Gate> =
-            Queue { waiting: BTreeMap::new(), arrivals: 0, reserved: 4, bytes: 0, running: 0, closed: false, pace: None };
-        queue.measure(10, Duration::from_secs(1));
-        assert_eq!(queue.retry_after(), Duration::from_millis(400));
-        queue.reserved = 8;
-        assert_eq!(queue.retry_after(), Duration::from_millis(800));
-        (0..100).for_each(|_| queue.measure(10, Duration::from_secs(2)));
-        assert!(queue.retry_after() > Duration::from_millis(1599));
+    fn every_job_is_answered_once_or_leaves_whole_while_the_queue_closes() {
+        shuttle::check_random(
+            || {
+                let batcher = Arc::new(Batcher::start(Increment, limits()).unwrap());
+                let callers: Vec<_> = (0..4)
+                    .map(|i| {
+                        let batcher = batcher.clone();
+                        thread::spawn(move || {
+                            let Ok(slot) = slot(&batcher, i) else { return };
+                            match i {
+                                // Hangs up before it has filled its slot.
+                                0 => drop(slot),
+                                // Hangs up while it waits or is computed.
+                                1 => drop(slot.fill(i)),
+                                _ => {
+                                    let (_place, outcome) = slot.fill(i);
+                                    assert_eq!(block_on(outcome), Ok(Ok(i + 1)));
+                                }
+                            }
+                        })
+                    })
+                    .collect();
+                let closer = {
+                    let batcher = batcher.clone();
+                    thread::spawn(move || batcher.close())
+                };
+                callers.into_iter().for_each(|caller| caller.join().unwrap());
+                closer.join().unwrap();
+                block_on(batcher.drained());
+                let state = batcher.shared.state();
+                assert_eq!((state.queue.depth(), state.queue.reserved(), state.queue.bytes()), (0, 0, 0));
+            },
+            2000,
+        );
     }
 }

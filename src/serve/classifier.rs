@@ -3,26 +3,26 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use futures::{FutureExt, StreamExt, stream};
-use tonic::{Request, Response, Status};
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use tonic::{Request, Response, Status, Streaming};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
+use super::batcher::{BatchError, Claim, Priority};
 use super::feedback::Verdict;
 use super::layers::internal;
 use super::metrics::{record_answer, record_outcome};
 use super::pb::{self, classify_result};
 use super::room::{Room, Rooms};
-use super::status::{from_batch, from_engine, from_intake, invalid, refused};
-use super::{deadline, status};
+use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_intake, invalid, refused};
+use super::{deadline, shadow, status};
 use crate::config::Config;
-use crate::engine::{Answer, EngineError, Query, SelectedFactors};
+use crate::engine::{Answer, CatalogueError, Query, SelectedFactors};
 use crate::input::Presence;
 
 /// Scores returned where the request doesn't say.
 const DEFAULT_TOP_K: u32 = 5;
-/// Longest request id, in bytes.
-const MAX_REQUEST_ID: usize = 128;
 
 /// Answers calls once the room behind it is ready.
 #[derive(Clone)]
@@ -35,11 +35,13 @@ pub struct Classifier {
 impl pb::classifier_server::Classifier for Classifier {
     async fn classify(&self, request: Request<pb::ClassifyRequest>) -> Result<Response<pb::ClassifyResponse>, Status> {
         let deadline = deadline::of(request.metadata(), &self.config.deadline);
-        classify(self.rooms.room()?, request.into_inner(), deadline).await.map(Response::new)
+        let client = client(&request);
+        classify(self.rooms.room()?, request.into_inner(), Call { client, usual: Priority::Interactive, deadline }).await.map(Response::new)
     }
 
     async fn classify_batch(&self, request: Request<pb::ClassifyBatchRequest>) -> Result<Response<pb::ClassifyBatchResponse>, Status> {
         let deadline = deadline::of(request.metadata(), &self.config.deadline);
+        let call = Call { client: client(&request), usual: Priority::Bulk, deadline };
         let (room, requests) = (self.rooms.room()?, request.into_inner().requests);
         let batching = &self.config.batching;
         if requests.len() > batching.max_samples_per_call {
@@ -49,21 +51,31 @@ impl pb::classifier_server::Classifier for Classifier {
                 format!("{} samples, more than the {} allowed in one call", requests.len(), batching.max_samples_per_call),
             ));
         }
-        // So many in flight that the next batch of compute can fill while one runs, and no more: one bulk caller must not fill the queue.
-        let in_flight = (2 * batching.max_samples).min(batching.max_queue_samples);
-        let results = stream::iter(requests)
-            .map(|request| async move {
-                let answer = AssertUnwindSafe(classify(room, request, deadline)).catch_unwind().await;
-                let result = match answer.unwrap_or_else(|panic| Err(internal(&*panic))) {
-                    Ok(response) => classify_result::Result::Response(response),
-                    Err(status) => classify_result::Result::Error(error(&status)),
-                };
-                pb::ClassifyResult { result: Some(result) }
-            })
-            .buffered(in_flight)
-            .collect()
-            .await;
+        let results = stream::iter(requests).map(|request| result(room, request, call.clone())).buffered(self.in_flight()).collect().await;
         Ok(Response::new(pb::ClassifyBatchResponse { results }))
+    }
+
+    type ClassifyStreamStream = BoxStream<'static, Result<pb::ClassifyResult, Status>>;
+
+    /// Each sample has the time that the call names, from its own arrival; the stream may be open for as long as it likes.
+    async fn classify_stream(
+        &self,
+        request: Request<Streaming<pb::ClassifyRequest>>,
+    ) -> Result<Response<Self::ClassifyStreamStream>, Status> {
+        self.rooms.room()?;
+        let (rooms, client, patience) = (self.rooms.clone(), client(&request), deadline::patience(request.metadata(), &self.config.deadline));
+        let answers = request
+            .into_inner()
+            .map_ok(move |request| {
+                let (rooms, client) = (rooms.clone(), client.clone());
+                async move {
+                    let call = Call { client, usual: Priority::Bulk, deadline: Instant::now() + patience };
+                    Ok(result(rooms.room()?, request, call).await)
+                }
+            })
+            // More are read from the caller only as answers leave: the transport's flow control holds the caller back.
+            .try_buffer_unordered(self.in_flight());
+        Ok(Response::new(answers.boxed()))
     }
 
     async fn report_outcome(&self, request: Request<pb::ReportOutcomeRequest>) -> Result<Response<pb::ReportOutcomeResponse>, Status> {
@@ -81,43 +93,94 @@ impl pb::classifier_server::Classifier for Classifier {
     }
 }
 
-/// One sample, from the request's bytes to the answer.
-async fn classify(room: &Room, request: pb::ClassifyRequest, deadline: Instant) -> Result<pb::ClassifyResponse, Status> {
-    let pb::ClassifyRequest { image, text, request_id, top_k, task, explain } = request;
-    check_request_id(&request_id)?;
-    // Asked before any work is spent on the sample. The engine asks again: the task may be unloaded meanwhile.
-    if !task.is_empty() && room.registry.catalogue().get(&task).is_none() {
-        return Err(from_engine(EngineError::UnknownTask(task)));
+/// What all samples of a call share.
+#[derive(Clone, Debug)]
+struct Call {
+    client: Arc<str>,
+    /// Where the sample doesn't say.
+    usual: Priority,
+    deadline: Instant,
+}
+
+/// Whose call it is, for a fair share of the queue: the address that it comes from.
+fn client<T>(request: &Request<T>) -> Arc<str> {
+    request.remote_addr().map_or_else(|| "unknown".into(), |address| address.ip().to_string().into())
+}
+
+impl Classifier {
+    /// So many samples of one call in flight that the next batch of compute can fill while one runs, and no more: one bulk caller must not fill the
+    /// queue.
+    fn in_flight(&self) -> usize {
+        let batching = &self.config.batching;
+        (2 * batching.max_samples).min(batching.max_queue_samples / 2).max(1)
     }
-    let bytes = image.as_ref().map_or(0, bytes::Bytes::len) + text.as_ref().map_or(0, String::len);
-    let slot = room.batcher.reserve(bytes).map_err(from_batch)?;
-    let sample = tokio::time::timeout_at(deadline.into(), room.intake.sample(image, text))
-        .await
-        .map_err(|_| from_batch(super::batcher::BatchError::DeadlineExceeded))?
-        .map_err(from_intake)?;
-    let presence = sample.presence();
-    let bytes =
-        sample.image.as_ref().map_or(0, |p| size_of_val(p.data.as_slice())) + sample.text.as_ref().map_or(0, |t| size_of_val(t.as_slice()));
-    let query = Query { sample, task: (!task.is_empty()).then_some(task), explain };
-    let answer = slot.run(query, bytes, deadline).await.map_err(from_batch)?.map_err(from_engine)?;
-    record_answer(&answer, presence);
+}
+
+/// One sample's answer or error, as batches and streams carry it. A panic fails its own sample.
+async fn result(room: &Room, request: pb::ClassifyRequest, call: Call) -> pb::ClassifyResult {
+    let id = request.request_id.clone();
+    let answer = AssertUnwindSafe(classify(room, request, call)).catch_unwind().await;
+    match answer.unwrap_or_else(|panic| Err(internal(&*panic))) {
+        Ok(response) => {
+            let request_id = response.request_id.clone();
+            pb::ClassifyResult { result: Some(classify_result::Result::Response(response)), request_id }
+        }
+        // An id that is too long is not sent back.
+        Err(status) => {
+            let request_id = if id.len() > MAX_REQUEST_ID { String::new() } else { id };
+            pb::ClassifyResult { result: Some(classify_result::Result::Error(error(&status))), request_id }
+        }
+    }
+}
+
+/// One sample, from the request's bytes to the answer.
+async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Result<pb::ClassifyResponse, Status> {
+    let priority = match request.priority() {
+        pb::Priority::Unspecified => call.usual,
+        pb::Priority::Interactive => Priority::Interactive,
+        pb::Priority::Bulk => Priority::Bulk,
+    };
+    let pb::ClassifyRequest { image, text, request_id, top_k, task, explain, .. } = request;
+    check_request_id(&request_id)?;
     let request_id = if request_id.is_empty() { Uuid::new_v4().to_string() } else { request_id };
+    let ticket = ticket(&request_id);
+    // From here on the sample keeps the version that it starts with, whatever is loaded meanwhile.
+    let given = (!task.is_empty()).then(|| {
+        let unknown = || from_catalogue(CatalogueError::UnknownTask(task.clone()));
+        room.registry.catalogue().pick(&task, ticket).cloned().ok_or_else(unknown)
+    });
+    let given = given.transpose()?;
+    let memory = room.intake.memory(image.as_ref(), text.as_deref()).map_err(from_intake)?;
+    let claim = Claim { client: call.client, priority };
+    let slot = room.batcher.reserve(claim, memory, call.deadline).map_err(from_batch)?;
+    let sample = tokio::time::timeout_at(call.deadline.into(), room.intake.sample(image, text))
+        .await
+        .map_err(|_| from_batch(BatchError::DeadlineExceeded))?
+        .map_err(from_intake)?;
+    let (presence, bytes) = (sample.presence(), sample.bytes());
+    let kept = shadow::any(room).then(|| sample.clone());
+    let query = Query { sample, given, ticket, explain };
+    let answer = slot.run(query, bytes).await.map_err(from_batch)?.map_err(from_engine)?;
+    record_answer(&answer, presence);
+    if let Some((sample, tried)) = kept.zip(shadow::of(room, answer.resident.task())) {
+        let (rooms, answered) = (room.handle(), answer.clone());
+        tokio::spawn(async move {
+            if let Some(room) = rooms.get() {
+                shadow::compare(room, tried, sample, answered).await;
+            }
+        });
+    }
     let scores = ranked(&answer, answer.scores.len());
     if let Some(best) = scores.first() {
-        room.answers().remember(&request_id, answer.resident.task(), &best.label);
+        room.answers().remember(&request_id, answer.resident.task(), answer.resident.version, &best.label);
     }
     Ok(response(room, request_id, answer, presence, top_k.unwrap_or(DEFAULT_TOP_K)))
 }
 
-fn check_request_id(id: &str) -> Result<(), Status> {
-    if id.len() > MAX_REQUEST_ID {
-        refused("invalid_input");
-        return Err(invalid(
-            "request_id",
-            format!("it has {} bytes, at most {MAX_REQUEST_ID} are allowed; leave it out to get one", id.len()),
-        ));
-    }
-    Ok(())
+/// A number of a request's id: the same id, the same number.
+fn ticket(request_id: &str) -> u64 {
+    // FNV-1a: the same in every process and version, unlike the standard hashers, so that replicas of a fleet agree.
+    request_id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn response(room: &Room, request_id: String, answer: Answer, presence: Presence, top_k: u32) -> pb::ClassifyResponse {
@@ -187,6 +250,7 @@ fn judge(room: &Room, request: &pb::ReportOutcomeRequest, true_task: Option<&str
     let true_task = true_task.ok_or_else(|| invalid("true_task", "without a request_id only a true_task can be counted"))?;
     Ok(Verdict {
         routed_task: request.task.clone(),
+        version: None,
         task_correct: Some(true_task == request.task),
         label_correct: None,
         count_task: true,

@@ -10,8 +10,13 @@ const AHEAD: Duration = Duration::from_millis(5);
 
 /// When a call that arrives at this moment must be answered: its `grpc-timeout`, or the configured default; at most the configured maximum.
 pub fn of(metadata: &MetadataMap, bounds: &config::Deadline) -> Instant {
+    Instant::now() + patience(metadata, bounds)
+}
+
+/// How long that is.
+pub fn patience(metadata: &MetadataMap, bounds: &config::Deadline) -> Duration {
     let asked = metadata.get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?)).map(|t| t.saturating_sub(AHEAD));
-    Instant::now() + asked.unwrap_or(bounds.default).min(bounds.max)
+    asked.unwrap_or(bounds.default).min(bounds.max)
 }
 
 /// A time-out as gRPC writes it: up to 8 digits and a unit (H, M, S, m, u, n). `None` for anything else.

@@ -16,6 +16,7 @@ pub struct AnswerMemory {
 struct Remembered {
     arrival: u64,
     task: String,
+    version: u64,
     /// Of the best label: a label may be long, its hash is not.
     label: u64,
     task_counted: bool,
@@ -26,6 +27,8 @@ struct Remembered {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     pub routed_task: String,
+    /// The version that answered, where the answer is remembered.
+    pub version: Option<u64>,
     /// Whether the task was right, where the truth names one.
     pub task_correct: Option<bool>,
     /// Whether the best label is among the true ones, where there are any.
@@ -42,7 +45,7 @@ impl AnswerMemory {
     }
 
     /// Remembers an answer. An id that is used again stands for its latest answer.
-    pub fn remember(&mut self, request_id: &str, task: &str, best_label: &str) {
+    pub fn remember(&mut self, request_id: &str, task: &str, version: u64, best_label: &str) {
         if self.capacity == 0 {
             return;
         }
@@ -50,6 +53,7 @@ impl AnswerMemory {
         let remembered = Remembered {
             arrival: self.arrivals,
             task: task.to_owned(),
+            version,
             label: hash(best_label),
             task_counted: false,
             label_counted: false,
@@ -73,7 +77,7 @@ impl AnswerMemory {
         let (count_task, count_label) = (task_correct.is_some() && !answer.task_counted, label_correct.is_some() && !answer.label_counted);
         answer.task_counted |= count_task;
         answer.label_counted |= count_label;
-        Some(Verdict { routed_task: answer.task.clone(), task_correct, label_correct, count_task, count_label })
+        Some(Verdict { routed_task: answer.task.clone(), version: Some(answer.version), task_correct, label_correct, count_task, count_label })
     }
 }
 
@@ -94,7 +98,7 @@ mod tests {
     #[test]
     fn judges_the_task_and_the_best_label() {
         let mut memory = AnswerMemory::new(10);
-        memory.remember("a", "food", "pizza");
+        memory.remember("a", "food", 1, "pizza");
         let verdict = memory.judge("a", Some("travel"), &labels(&["cake", "pizza"])).unwrap();
         assert_eq!((verdict.routed_task.as_str(), verdict.task_correct, verdict.label_correct), ("food", Some(false), Some(true)));
         assert_eq!(memory.judge("b", Some("food"), &[]), None);
@@ -103,7 +107,7 @@ mod tests {
     #[test]
     fn counts_a_task_and_a_label_once_each() {
         let mut memory = AnswerMemory::new(10);
-        memory.remember("a", "food", "pizza");
+        memory.remember("a", "food", 1, "pizza");
         let counts = |v: Option<Verdict>| v.map(|v| (v.count_task, v.count_label)).unwrap();
         assert_eq!(counts(memory.judge("a", Some("food"), &[])), (true, false));
         assert_eq!(counts(memory.judge("a", Some("food"), &labels(&["pizza"]))), (false, true));
@@ -114,9 +118,9 @@ mod tests {
     fn forgets_the_oldest_answers_beyond_its_capacity() {
         let mut memory = AnswerMemory::new(3);
         for i in 0..1000 {
-            memory.remember(&i.to_string(), "food", "pizza");
+            memory.remember(&i.to_string(), "food", 1, "pizza");
             // One id over and over must not push the others' bound out.
-            memory.remember("same", "food", "pizza");
+            memory.remember("same", "food", 1, "pizza");
         }
         assert!(memory.order.len() <= 3 && memory.answers.len() <= 3);
         assert!(memory.judge("0", Some("food"), &[]).is_none());
@@ -127,7 +131,7 @@ mod tests {
     #[test]
     fn a_memory_of_no_answers_remembers_none() {
         let mut memory = AnswerMemory::new(0);
-        memory.remember("a", "food", "pizza");
+        memory.remember("a", "food", 1, "pizza");
         assert!(memory.judge("a", Some("food"), &[]).is_none());
     }
 }

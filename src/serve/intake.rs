@@ -29,6 +29,14 @@ impl Intake {
         Self { processor, decoding: Arc::new(Semaphore::new(concurrency)) }
     }
 
+    /// The memory that making a sample takes, by what the image's header claims.
+    ///
+    /// # Errors
+    /// What is wrong with the image's header.
+    pub fn memory(&self, image: Option<&Bytes>, text: Option<&str>) -> Result<usize, IntakeError> {
+        Ok(self.processor.memory(image.map(|bytes| &**bytes), text)?)
+    }
+
     /// A sample of what is present. Dropping the future before its turn costs nothing.
     ///
     /// # Errors

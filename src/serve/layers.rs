@@ -97,9 +97,13 @@ fn method(path: &str) -> &'static str {
     match path {
         "/delo.v1.Classifier/Classify" => "Classify",
         "/delo.v1.Classifier/ClassifyBatch" => "ClassifyBatch",
+        "/delo.v1.Classifier/ClassifyStream" => "ClassifyStream",
         "/delo.v1.Classifier/ReportOutcome" => "ReportOutcome",
         "/delo.v1.Admin/LoadPartition" => "LoadPartition",
         "/delo.v1.Admin/UnloadPartition" => "UnloadPartition",
+        "/delo.v1.Admin/RollbackPartition" => "RollbackPartition",
+        "/delo.v1.Admin/PromoteTrial" => "PromoteTrial",
+        "/delo.v1.Admin/AbortTrial" => "AbortTrial",
         "/delo.v1.Admin/ListPartitions" => "ListPartitions",
         "/delo.v1.Admin/GetStatus" => "GetStatus",
         "/grpc.health.v1.Health/Check" => "HealthCheck",

@@ -7,7 +7,7 @@ use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gau
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::feedback::Verdict;
-use crate::engine::{Answer, Catalogue};
+use crate::engine::{Answer, Catalogue, Counted, TrialMode};
 use crate::input::Presence;
 
 /// From half a millisecond to two minutes.
@@ -85,7 +85,39 @@ pub fn render(recorder: &PrometheusHandle, catalogue: &Catalogue) -> String {
         // Writing to a string can't fail.
         let _ = writeln!(page, "delo_partition_info{{task=\"{task}\",version=\"{}\"}} 1", resident.version);
     }
+    write_versions(&mut page, catalogue);
     page
+}
+
+/// What each resident version answered. Its counts belong to it, so that a version's series end with it.
+fn write_versions(page: &mut String, catalogue: &Catalogue) {
+    let live = catalogue.residents().map(|resident| (resident, "live"));
+    let trials = catalogue.trials().map(|trial| match trial.mode {
+        TrialMode::Canary(_) => (&trial.resident, "canary"),
+        TrialMode::Shadow => (&trial.resident, "shadow"),
+    });
+    let versions: Vec<_> = live
+        .chain(trials)
+        .map(|(resident, role)| {
+            let labels = format!("task=\"{}\",version=\"{}\",role=\"{role}\"", escaped(resident.task()), resident.version);
+            (labels, resident.counts.read())
+        })
+        .collect();
+    let mut write = |name: &str, help: &str, series: &mut dyn FnMut(&Counted) -> Vec<(&'static str, u64)>| {
+        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} counter");
+        for (labels, counted) in &versions {
+            for (label, count) in series(counted) {
+                let _ = writeln!(page, "{name}{{{labels}{label}}} {count}");
+            }
+        }
+    };
+    write("delo_version_answers_total", "Answers by the version that gave them.", &mut |c| vec![("", c.answers)]);
+    write("delo_version_outcomes_total", "Reported outcomes by the version that answered.", &mut |c| {
+        vec![(",correct=\"true\"", c.right), (",correct=\"false\"", c.wrong)]
+    });
+    write("delo_shadow_comparisons_total", "Samples that a version in the shadow computed too, by whether its best label was the live version's.", &mut |c| {
+        vec![(",agreed=\"true\"", c.agreed), (",agreed=\"false\"", c.differed)]
+    });
 }
 
 /// Tasks up to which every pair of them has a counter of outcomes from the start; above, a pair appears with its first outcome.
@@ -111,6 +143,7 @@ fn escaped(value: &str) -> String {
 
 /// One sample's routing and factors.
 pub fn record_answer(answer: &Answer, presence: Presence) {
+    answer.resident.counts.answered();
     let task = answer.resident.task().to_owned();
     if let Some(best) = answer.candidates.first() {
         let modalities = match presence {
@@ -139,6 +172,9 @@ pub fn record_outcome(verdict: &Verdict, true_task: Option<&str>, catalogue: &Ca
     if let Some(correct) = verdict.label_correct.filter(|_| verdict.count_label) {
         let correct = if correct { "true" } else { "false" };
         counter!("delo_label_outcomes_total", "task" => label(&verdict.routed_task), "correct" => correct).increment(1);
+        if let Some(resident) = verdict.version.and_then(|version| catalogue.version(&verdict.routed_task, version)) {
+            resident.counts.judged(correct == "true");
+        }
     }
 }
 

@@ -13,9 +13,12 @@ mod layers;
 mod lifecycle;
 mod metrics;
 pub mod pb;
+mod queue;
 mod room;
 mod scrape;
+mod shadow;
 mod status;
+mod sync;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -224,7 +227,7 @@ impl Server {
 
 /// Loads and warms the room, opens it, and lets health say so.
 async fn open(config: &Config, rooms: &Rooms, lifecycle: &Lifecycle) -> Result<(), ServeError> {
-    let room = Room::load(config).await?;
+    let room = Room::load(config, rooms).await?;
     room.warm(config.deadline.max).await?;
     let room = rooms.open(room);
     let catalogue = room.registry.catalogue();

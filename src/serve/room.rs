@@ -6,7 +6,7 @@ use candle_core::Device;
 use tonic::Status;
 
 use super::ServeError;
-use super::batcher::{self, Batcher};
+use super::batcher::{self, Batcher, Claim, Priority};
 use super::feedback::AnswerMemory;
 use super::inference::Inference;
 use super::intake::Intake;
@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::engine::{Engine, Options, Query};
 use crate::input::{InputProcessor, Pixels, Sample};
 use crate::model_dir::{ModelDir, embedded_partitions};
-use crate::registry::{Registry, Source};
+use crate::registry::{self, Registry, Source};
 use crate::vilt::Loader;
 
 /// A loaded and warmed model and the way into it.
@@ -26,6 +26,7 @@ pub struct Room {
     pub intake: Intake,
     pub batcher: Batcher<Inference>,
     pub memory: Mutex<AnswerMemory>,
+    rooms: Rooms,
 }
 
 /// The room, once it is ready.
@@ -50,20 +51,31 @@ impl Rooms {
 }
 
 impl Room {
+    /// The way back to this room, for work that outlives a call.
+    pub fn handle(&self) -> Rooms {
+        self.rooms.clone()
+    }
+
     /// Loads the model and the first partitions.
     ///
     /// # Errors
     /// What can't be loaded, by name.
-    pub async fn load(config: &Config) -> Result<Self, ServeError> {
+    pub async fn load(config: &Config, rooms: &Rooms) -> Result<Self, ServeError> {
         let dir = ModelDir::from(config.model.backbone.as_deref());
         let limits = config.input.limits.clone();
         let options = config.model.options();
         let (name, load) = (dir.display(), move || load_model(&dir, limits, options));
         let (engine, processor) = tokio::task::spawn_blocking(load).await.map_err(|_| ServeError::Panicked)??;
         let engine = Arc::new(engine);
-        let root = config.model.partitions.as_deref();
-        let registry = Arc::new(Registry::new(engine.clone(), config.routing.rule(), root, config.admin.max_artifact_bytes)?);
-        if root.is_some() {
+        let settings = registry::Settings {
+            rule: config.routing.rule(),
+            root: config.model.partitions.clone(),
+            state_dir: config.catalogue.state_dir.clone(),
+            retained_versions: config.catalogue.retained_versions,
+            max_artifact_bytes: config.admin.max_artifact_bytes,
+        };
+        let registry = Registry::open(engine.clone(), settings).await?;
+        if config.model.partitions.is_some() {
             registry.load_directory().await?;
         } else if config.model.backbone.is_none() {
             registry.load_at_start(embedded_sources()).await?;
@@ -73,6 +85,7 @@ impl Room {
             batch_samples: config.batching.max_samples,
             queue_samples: config.batching.max_queue_samples,
             queue_bytes: config.batching.max_queue_bytes,
+            queue_wait: config.batching.max_queue_wait,
         };
         let batcher =
             Batcher::start(Inference { engine: engine.clone(), registry: registry.clone() }, limits).map_err(ServeError::Thread)?;
@@ -80,7 +93,7 @@ impl Room {
         let intake = Intake::new(Arc::new(processor), concurrency);
         let memory = Mutex::new(AnswerMemory::new(config.feedback.remembered_answers));
         let model = config.model.backbone.as_deref().and_then(|d| d.file_name()).map_or(name, |n| n.to_string_lossy().into_owned());
-        Ok(Self { model, engine, registry, intake, batcher, memory })
+        Ok(Self { model, engine, registry, intake, batcher, memory, rooms: rooms.clone() })
     }
 
     /// One sample through the whole way, so that the first request finds threads and memory ready and the queue knows its pace. Does nothing
@@ -96,9 +109,9 @@ impl Room {
         let text = self.intake.sample(None, Some("warm".to_owned())).await.map_err(|e| failed(&e))?.text;
         let [height, width] = self.registry.catalogue().dummy_image();
         let sample = Sample { text, image: Some(Pixels::dummy(height, width)) };
-        let slot = self.batcher.reserve(0).map_err(|e| failed(&e))?;
-        let query = Query { sample, task: None, explain: false };
-        slot.run(query, 0, std::time::Instant::now() + patience).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        let claim = Claim { client: "start".into(), priority: Priority::Interactive };
+        let slot = self.batcher.reserve(claim, 0, std::time::Instant::now() + patience).map_err(|e| failed(&e))?;
+        slot.run(Query::open(sample), 0).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         Ok(())
     }
 }

@@ -8,6 +8,8 @@ use super::batcher::BatchError;
 use super::intake::IntakeError;
 use crate::delo::PartitionError;
 use crate::engine::{CatalogueError, EngineError};
+use crate::registry::ledger::LedgerError;
+use crate::registry::state::StateError;
 use crate::registry::{RegistryError, SourceError};
 
 /// Longest message and field name, in bytes. They travel in a header, whose size HTTP/2 bounds, and may quote what the caller sent.
@@ -23,6 +25,19 @@ fn clipped(message: impl Into<String>) -> String {
         message.push('…');
     }
     message
+}
+
+/// Longest request id, in bytes.
+pub const MAX_REQUEST_ID: usize = 128;
+
+/// # Errors
+/// INVALID_ARGUMENT: an id that is too long.
+pub fn check_request_id(id: &str) -> Result<(), Status> {
+    if id.len() > MAX_REQUEST_ID {
+        refused("invalid_input");
+        return Err(invalid("request_id", format!("it has {} bytes, at most {MAX_REQUEST_ID} are allowed", id.len())));
+    }
+    Ok(())
 }
 
 /// INVALID_ARGUMENT that names the field at fault.
@@ -54,6 +69,22 @@ pub fn from_batch(error: BatchError) -> Status {
             refused("queue_full");
             exhausted(message, retry_after)
         }
+        BatchError::ClientShare { retry_after } => {
+            refused("client_share");
+            exhausted(message, retry_after)
+        }
+        BatchError::QueueWait { retry_after } => {
+            refused("queue_wait");
+            exhausted(message, retry_after)
+        }
+        BatchError::WouldExpire { retry_after } => {
+            refused("would_expire");
+            exhausted(message, retry_after)
+        }
+        BatchError::Memory { retry_after } => {
+            refused("queue_memory");
+            exhausted(message, retry_after)
+        }
         BatchError::TooLarge => {
             refused("invalid_input");
             invalid("image", message)
@@ -73,7 +104,6 @@ pub fn from_batch(error: BatchError) -> Status {
 pub fn from_engine(error: EngineError) -> Status {
     let message = clipped(error.to_string());
     match error {
-        EngineError::UnknownTask(_) => Status::not_found(message),
         EngineError::NothingLoaded => Status::failed_precondition(message),
         EngineError::Compute(_) => Status::internal(message),
     }
@@ -95,12 +125,32 @@ pub fn from_registry(error: RegistryError) -> Status {
             PartitionError::Malformed(_) | PartitionError::Checksum { .. } => invalid("artifact", message),
             PartitionError::Field { field, .. } => invalid(format!("artifact.{field}"), message),
         },
-        RegistryError::Catalogue(CatalogueError::UnknownTask(_)) => Status::not_found(message),
-        RegistryError::Catalogue(CatalogueError::Incompatible { .. }) => Status::failed_precondition(message),
+        RegistryError::Catalogue(error) => from_catalogue(error),
+        RegistryError::Ledger(error) => match error {
+            LedgerError::UnknownTask(_) | LedgerError::UnknownVersion { .. } => Status::not_found(message),
+            LedgerError::NothingToCompare(_)
+            | LedgerError::NothingToRollBackTo { .. }
+            | LedgerError::LiveAlready { .. }
+            | LedgerError::NoTrial(_) => Status::failed_precondition(message),
+            LedgerError::RequestIdReused(_) => Status::already_exists(message),
+        },
+        RegistryError::State(StateError::Write(_) | StateError::Read(_)) => Status::unavailable(message),
+        RegistryError::State(StateError::Artifact { .. }) => Status::data_loss(message),
         RegistryError::Trial { .. } => invalid("artifact", message),
-        RegistryError::Panicked | RegistryError::Directory { .. } | RegistryError::AtStart { .. } | RegistryError::Twice { .. } => {
-            Status::internal(message)
-        }
+        RegistryError::Panicked
+        | RegistryError::Folder(_)
+        | RegistryError::Directory { .. }
+        | RegistryError::AtStart { .. }
+        | RegistryError::Twice { .. }
+        | RegistryError::OtherBackbone { .. } => Status::internal(message),
+    }
+}
+
+pub fn from_catalogue(error: CatalogueError) -> Status {
+    let message = clipped(error.to_string());
+    match error {
+        CatalogueError::UnknownTask(_) => Status::not_found(message),
+        CatalogueError::Incompatible { .. } | CatalogueError::NothingToCompare(_) => Status::failed_precondition(message),
     }
 }
 
@@ -115,7 +165,7 @@ mod tests {
 
     #[test]
     fn messages_that_quote_a_long_name_still_fit_a_header() {
-        let status = from_engine(EngineError::UnknownTask("é".repeat(1 << 20)));
+        let status = from_catalogue(CatalogueError::UnknownTask("é".repeat(1 << 20)));
         assert_eq!(status.code(), Code::NotFound);
         assert!(status.message().len() < 2 * MAX_MESSAGE && status.message().starts_with("no task"));
     }

@@ -1,0 +1,589 @@
+//! Who is computed next: the queue's state, without locks, threads or clocks of its own.
+//!
+//! Two levels of start-time fair queueing (Goyal, Vin, Cheng 1996), in tokens. Between the priorities, by weight: while both wait, [`INTERACTIVE_WEIGHT`]
+//! tokens are interactive for each of bulk, so that neither starves. Between the clients of a priority, evenly: a client with one sample does not wait
+//! behind another's hundred. Within a client, the tightest deadline goes first. Whoever comes back after a pause gets no credit for it.
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What goes first when there is more than can be computed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Priority {
+    /// Somebody waits for it.
+    Interactive,
+    /// It can wait.
+    Bulk,
+}
+
+/// Tokens of interactive samples for each token of bulk samples, while both wait.
+pub const INTERACTIVE_WEIGHT: f64 = 4.0;
+/// Of the queue's places, the part that one client may hold; the rest is for those who come next.
+const CLIENT_SHARE: f64 = 0.75;
+/// Of the queue's places, the part up to which bulk samples are let in; the rest is for interactive ones.
+const BULK_SHARE: f64 = 0.75;
+/// How much the latest measurement counts in a moving average.
+const LATEST: f64 = 0.2;
+
+/// Bounds of a batch and of the queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Tokens of one batch. A job that is larger runs alone.
+    pub batch_tokens: usize,
+    pub batch_samples: usize,
+    /// Places that are reserved or wait for compute.
+    pub queue_samples: usize,
+    /// Memory that those hold.
+    pub queue_bytes: usize,
+    /// The longest that a sample may wait for compute.
+    pub queue_wait: Duration,
+}
+
+/// Whose sample it is, and how urgent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Claim {
+    pub client: Arc<str>,
+    pub priority: Priority,
+}
+
+/// Why no place is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// All places, or those of this priority, are taken.
+    Full,
+    /// This client holds its share of the places.
+    ClientShare,
+    /// The memory of the queue is in use.
+    Memory,
+    /// By the pace measured so far it would wait longer than allowed.
+    Wait,
+    /// By the pace measured so far it would not be computed before its deadline.
+    Deadline,
+}
+
+/// Where a waiting job is.
+#[derive(Clone, Debug)]
+pub struct Key {
+    claim: Claim,
+    order: (Instant, u64),
+}
+
+/// A job that waits.
+#[derive(Debug)]
+pub struct Waiting<T> {
+    pub item: T,
+    pub tokens: usize,
+    pub bytes: usize,
+    pub since: Instant,
+}
+
+/// What the compute thread takes.
+#[derive(Debug)]
+pub struct Taken<T> {
+    pub batch: Vec<Waiting<T>>,
+    /// Jobs whose time is over or whose caller has gone; they cost no compute.
+    pub late: Vec<Waiting<T>>,
+}
+
+/// The jobs of one client, by deadline and arrival.
+#[derive(Debug)]
+struct Client<T> {
+    /// Tokens computed for it, in its class's virtual time.
+    served: f64,
+    waiting: BTreeMap<(Instant, u64), Waiting<T>>,
+}
+
+/// The jobs of one priority.
+#[derive(Debug)]
+struct Class<T> {
+    weight: f64,
+    /// Tokens computed of it over its weight: its place in the virtual time between classes.
+    served: f64,
+    /// Virtual time between its clients: what the last one served had before.
+    now: f64,
+    /// Those with a job that waits.
+    clients: HashMap<Arc<str>, Client<T>>,
+    tokens: usize,
+}
+
+impl<T> Class<T> {
+    fn new(weight: f64) -> Self {
+        Self { weight, served: 0.0, now: 0.0, clients: HashMap::new(), tokens: 0 }
+    }
+
+    /// The client that goes next; of equals, the one with the tightest deadline.
+    fn next(&self) -> Option<&Arc<str>> {
+        let first = |client: &Client<T>| client.waiting.keys().next().copied();
+        let order = |(_, x): &(&Arc<str>, &Client<T>), (_, y): &(&Arc<str>, &Client<T>)| {
+            x.served.total_cmp(&y.served).then_with(|| first(x).cmp(&first(y)))
+        };
+        self.clients.iter().min_by(order).map(|(name, _)| name)
+    }
+
+    fn push(&mut self, client: Arc<str>, order: (Instant, u64), job: Waiting<T>) {
+        let now = self.now;
+        self.tokens += job.tokens;
+        self.clients.entry(client).or_insert_with(|| Client { served: now, waiting: BTreeMap::new() }).waiting.insert(order, job);
+    }
+
+    fn remove(&mut self, client: &Arc<str>, order: &(Instant, u64)) -> Option<Waiting<T>> {
+        let entry = self.clients.get_mut(client)?;
+        let job = entry.waiting.remove(order)?;
+        if entry.waiting.is_empty() {
+            self.clients.remove(client);
+        }
+        self.tokens -= job.tokens;
+        Some(job)
+    }
+}
+
+/// The queue.
+#[derive(Debug)]
+pub struct Queue<T> {
+    limits: Limits,
+    interactive: Class<T>,
+    bulk: Class<T>,
+    /// Places that each client holds, reserved or waiting.
+    held: HashMap<Arc<str>, usize>,
+    arrivals: u64,
+    waiting: usize,
+    /// Places handed out and not yet filled or given back.
+    reserved: usize,
+    /// Memory of the reserved places and of the waiting jobs.
+    bytes: usize,
+    /// Tokens of the batch that runs, and since when.
+    running: Option<(usize, Instant)>,
+    pace: Pace,
+}
+
+/// Moving averages of what was measured so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    /// Seconds of compute a token; `None` before the first batch.
+    token: Option<f64>,
+    /// Tokens of a sample.
+    tokens: f64,
+    /// Seconds from the reservation to the filling of a place.
+    filling: f64,
+}
+
+fn average(old: f64, latest: f64) -> f64 {
+    (1.0 - LATEST) * old + LATEST * latest
+}
+
+impl<T> Queue<T> {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            interactive: Class::new(INTERACTIVE_WEIGHT),
+            bulk: Class::new(1.0),
+            held: HashMap::new(),
+            arrivals: 0,
+            waiting: 0,
+            reserved: 0,
+            bytes: 0,
+            running: None,
+            pace: Pace::default(),
+        }
+    }
+
+    /// Jobs that wait.
+    pub fn depth(&self) -> usize {
+        self.waiting
+    }
+
+    pub fn reserved(&self) -> usize {
+        self.reserved
+    }
+
+    /// Memory of the reserved places and of the waiting jobs.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Jobs that were queued so far.
+    #[cfg(test)]
+    pub fn arrivals(&self) -> u64 {
+        self.arrivals
+    }
+
+    fn class(&mut self, priority: Priority) -> &mut Class<T> {
+        match priority {
+            Priority::Interactive => &mut self.interactive,
+            Priority::Bulk => &mut self.bulk,
+        }
+    }
+
+    /// How long a sample of this priority would wait for compute, by the pace measured so far.
+    pub fn expected_wait(&self, priority: Priority, now: Instant) -> Duration {
+        let Some(token) = self.pace.token else { return Duration::ZERO };
+        let coming = self.reserved as f64 * self.pace.tokens;
+        let (interactive, bulk) = (self.interactive.tokens as f64 + coming, self.bulk.tokens as f64);
+        let ahead = match priority {
+            Priority::Interactive => interactive + bulk.min(interactive / INTERACTIVE_WEIGHT),
+            Priority::Bulk => interactive + bulk,
+        };
+        let running = self.running.map_or(0.0, |(tokens, since)| (tokens as f64 * token - (now - since).as_secs_f64()).max(0.0));
+        Duration::from_secs_f64((running + ahead * token + self.pace.filling).min(86_400.0))
+    }
+
+    /// When a caller who is refused should try again: when half of what is ahead will be done.
+    pub fn retry_after(&self, now: Instant) -> Duration {
+        let whole = if self.pace.token.is_none() { Duration::from_millis(200) } else { self.expected_wait(Priority::Bulk, now) };
+        (whole / 2).clamp(Duration::from_millis(10), Duration::from_secs(60))
+    }
+
+    /// Takes a place for a sample that holds `bytes` of memory and must be answered by `deadline`.
+    ///
+    /// # Errors
+    /// [`Refusal`]
+    pub fn reserve(&mut self, claim: &Claim, bytes: usize, deadline: Instant, now: Instant) -> Result<(), Refusal> {
+        let (places, taken) = (self.limits.queue_samples, self.waiting + self.reserved);
+        let part = |share: f64| ((places as f64 * share) as usize).max(1);
+        if taken >= places || (claim.priority == Priority::Bulk && taken >= part(BULK_SHARE)) {
+            return Err(Refusal::Full);
+        }
+        let held = self.held.get(&claim.client).copied().unwrap_or(0);
+        let clients = self.held.len() + usize::from(held == 0);
+        // While there is room for all, a client may use what others do not; when it gets tight, each has its even share.
+        let most = if taken < places / 2 { part(CLIENT_SHARE) } else { part(CLIENT_SHARE).min(places.div_ceil(clients)) };
+        if held >= most {
+            return Err(Refusal::ClientShare);
+        }
+        if self.bytes + bytes > self.limits.queue_bytes {
+            return Err(Refusal::Memory);
+        }
+        let wait = self.expected_wait(claim.priority, now);
+        if wait > self.limits.queue_wait {
+            return Err(Refusal::Wait);
+        }
+        if now + wait > deadline {
+            return Err(Refusal::Deadline);
+        }
+        self.reserved += 1;
+        self.bytes += bytes;
+        *self.held.entry(claim.client.clone()).or_default() += 1;
+        Ok(())
+    }
+
+    /// Changes what a reserved place holds from `old` to `new` bytes.
+    ///
+    /// # Errors
+    /// [`Refusal::Memory`]: nothing is changed.
+    pub fn resize(&mut self, old: usize, new: usize) -> Result<(), Refusal> {
+        if self.bytes - old + new > self.limits.queue_bytes {
+            return Err(Refusal::Memory);
+        }
+        self.bytes = self.bytes - old + new;
+        Ok(())
+    }
+
+    /// Gives a reserved place back unused.
+    pub fn give_back(&mut self, claim: &Claim, bytes: usize) {
+        self.reserved -= 1;
+        self.bytes -= bytes;
+        self.leave(&claim.client);
+    }
+
+    /// Turns a place that was reserved at `reserved` into a waiting job of the same bytes.
+    pub fn fill(&mut self, claim: Claim, deadline: Instant, reserved: Instant, job: Waiting<T>) -> Key {
+        self.reserved -= 1;
+        self.waiting += 1;
+        self.arrivals += 1;
+        self.pace.filling = average(self.pace.filling, (job.since - reserved).as_secs_f64());
+        self.pace.tokens = if self.arrivals == 1 { job.tokens as f64 } else { average(self.pace.tokens, job.tokens as f64) };
+        let order = (deadline, self.arrivals);
+        let other = match claim.priority {
+            Priority::Interactive => &self.bulk,
+            Priority::Bulk => &self.interactive,
+        };
+        let others = (!other.clients.is_empty()).then_some(other.served);
+        let class = self.class(claim.priority);
+        if let Some(others) = others.filter(|_| class.clients.is_empty()) {
+            class.served = class.served.max(others);
+        }
+        class.push(claim.client.clone(), order, job);
+        Key { claim, order }
+    }
+
+    /// Takes a waiting job out; `None` where it is not waiting any more.
+    pub fn remove(&mut self, key: &Key) -> Option<Waiting<T>> {
+        let job = self.class(key.claim.priority).remove(&key.claim.client, &key.order)?;
+        self.waiting -= 1;
+        self.bytes -= job.bytes;
+        self.leave(&key.claim.client);
+        Some(job)
+    }
+
+    fn leave(&mut self, client: &Arc<str>) {
+        if let Some(held) = self.held.get_mut(client) {
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(client);
+            }
+        }
+    }
+
+    /// The job that goes next.
+    fn next(&self) -> Option<Key> {
+        let [(first, class), (second, other)] = if self.interactive.served <= self.bulk.served {
+            [(Priority::Interactive, &self.interactive), (Priority::Bulk, &self.bulk)]
+        } else {
+            [(Priority::Bulk, &self.bulk), (Priority::Interactive, &self.interactive)]
+        };
+        let of = |priority, class: &Class<T>| {
+            let client = class.next()?.clone();
+            let order = *class.clients.get(&client)?.waiting.keys().next()?;
+            Some(Key { claim: Claim { client, priority }, order })
+        };
+        of(first, class).or_else(|| of(second, other))
+    }
+
+    /// The next batch, as far as it fits. `gone` says whether nobody waits for a job any more.
+    pub fn take(&mut self, now: Instant, gone: impl Fn(&T) -> bool) -> Taken<T> {
+        let mut taken = Taken { batch: Vec::new(), late: Vec::new() };
+        let mut tokens = 0;
+        while let Some(key) = self.next() {
+            let limits = self.limits;
+            let class = self.class(key.claim.priority);
+            let Some(client) = class.clients.get_mut(&key.claim.client) else { break };
+            let Some(job) = client.waiting.get(&key.order) else { break };
+            let late = key.order.0 <= now || gone(&job.item);
+            let fits = taken.batch.len() < limits.batch_samples && tokens + job.tokens <= limits.batch_tokens;
+            if !(late || fits || taken.batch.is_empty()) {
+                break;
+            }
+            if !late {
+                class.now = class.now.max(client.served);
+                client.served += job.tokens as f64;
+                class.served += job.tokens as f64 / class.weight;
+            }
+            let Some(job) = self.remove(&key) else { break };
+            if late {
+                taken.late.push(job);
+            } else {
+                tokens += job.tokens;
+                taken.batch.push(job);
+            }
+        }
+        if !taken.batch.is_empty() {
+            self.running = Some((tokens, now));
+        }
+        taken
+    }
+
+    /// The batch that was taken is computed.
+    pub fn computed(&mut self, took: Duration) {
+        if let Some((tokens, _)) = self.running.take() {
+            let latest = took.as_secs_f64() / tokens.max(1) as f64;
+            self.pace.token = Some(self.pace.token.map_or(latest, |pace| average(pace, latest)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { batch_tokens: 100, batch_samples: 1000, queue_samples: 1000, queue_bytes: 1 << 20, queue_wait: Duration::from_secs(3600) };
+
+    fn claim(client: &str, priority: Priority) -> Claim {
+        Claim { client: client.into(), priority }
+    }
+
+    struct Fixture {
+        queue: Queue<String>,
+        now: Instant,
+    }
+
+    fn fixture(limits: Limits) -> Fixture {
+        Fixture { queue: Queue::new(limits), now: Instant::now() }
+    }
+
+    impl Fixture {
+        fn push(&mut self, client: &str, priority: Priority, tokens: usize) -> Key {
+            let (claim, deadline) = (claim(client, priority), self.now + Duration::from_secs(600));
+            self.queue.reserve(&claim, 1, deadline, self.now).unwrap();
+            let job = Waiting { item: client.to_owned(), tokens, bytes: 1, since: self.now };
+            self.queue.fill(claim, deadline, self.now, job)
+        }
+
+        fn batch(&mut self) -> Vec<String> {
+            let taken = self.queue.take(self.now, |_| false);
+            self.queue.computed(Duration::from_millis(1));
+            taken.batch.into_iter().map(|job| job.item).collect()
+        }
+
+        fn reserve(&mut self, client: &str, priority: Priority) -> Result<(), Refusal> {
+            self.queue.reserve(&claim(client, priority), 0, self.now + Duration::from_secs(600), self.now)
+        }
+    }
+
+    use Priority::{Bulk, Interactive};
+
+    #[test]
+    fn a_small_client_does_not_wait_behind_a_large_one() {
+        let mut f = fixture(LIMITS);
+        (0..50).for_each(|_| drop(f.push("large", Interactive, 10)));
+        f.push("small", Interactive, 10);
+        assert!(f.batch().contains(&"small".to_owned()), "it is in the first batch");
+    }
+
+    #[test]
+    fn clients_share_evenly_in_tokens_and_a_pause_earns_nothing() {
+        let mut f = fixture(LIMITS);
+        (0..30).for_each(|_| drop(f.push("a", Interactive, 20)));
+        (0..5).for_each(|_| drop(f.batch()));
+        (0..60).for_each(|_| drop(f.push("b", Interactive, 10)));
+        let mut tokens = HashMap::new();
+        for client in (0..4).flat_map(|_| f.batch()) {
+            *tokens.entry(client.clone()).or_insert(0) += if client == "a" { 20 } else { 10 };
+        }
+        assert!((tokens["a"] - tokens["b"] as i32).abs() <= 40, "{tokens:?}");
+    }
+
+    #[test]
+    fn interactive_goes_before_bulk_and_bulk_does_not_starve() {
+        let mut f = fixture(Limits { batch_tokens: 50, ..LIMITS });
+        (0..200).for_each(|_| drop(f.push("bulk", Bulk, 10)));
+        (0..200).for_each(|_| drop(f.push("people", Interactive, 10)));
+        let computed: Vec<String> = (0..40).flat_map(|_| f.batch()).collect();
+        let share = computed.iter().filter(|c| *c == "bulk").count() as f64 / computed.len() as f64;
+        assert!((share - 0.2).abs() < 0.03, "bulk got {share}");
+    }
+
+    #[test]
+    fn bulk_is_not_starved_where_every_batch_is_one_sample() {
+        let mut f = fixture(Limits { batch_samples: 1, ..LIMITS });
+        (0..50).for_each(|_| drop(f.push("bulk", Bulk, 10)));
+        (0..50).for_each(|_| drop(f.push("people", Interactive, 10)));
+        let computed: Vec<String> = (0..20).flat_map(|_| f.batch()).collect();
+        assert_eq!(computed.iter().filter(|c| *c == "bulk").count(), 4);
+    }
+
+    #[test]
+    fn places_are_left_for_interactive_samples_and_for_other_clients() {
+        let mut f = fixture(Limits { queue_samples: 16, ..LIMITS });
+        let taken = |f: &mut Fixture, client: &str, priority| (0..16).take_while(|_| f.reserve(client, priority).is_ok()).count();
+        assert_eq!(taken(&mut f, "a", Bulk), 12);
+        assert_eq!(f.reserve("a", Bulk), Err(Refusal::Full));
+        assert_eq!(f.reserve("b", Bulk), Err(Refusal::Full));
+        assert_eq!(f.reserve("a", Interactive), Err(Refusal::ClientShare));
+        assert_eq!(taken(&mut f, "b", Interactive), 4);
+        assert_eq!(f.reserve("c", Interactive), Err(Refusal::Full));
+    }
+
+    #[test]
+    fn refuses_what_would_wait_too_long_or_miss_its_deadline() {
+        let mut f = fixture(Limits { queue_wait: Duration::from_secs(2), ..LIMITS });
+        f.push("a", Interactive, 100);
+        f.queue.take(f.now, |_| false);
+        f.queue.computed(Duration::from_secs(1));
+        // A hundredth of a second a token.
+        f.push("a", Interactive, 100);
+        let reserve = |f: &mut Fixture, seconds: f64| {
+            f.queue.reserve(&claim("a", Interactive), 0, f.now + Duration::from_secs_f64(seconds), f.now)
+        };
+        assert_eq!(reserve(&mut f, 0.9), Err(Refusal::Deadline));
+        assert_eq!(reserve(&mut f, 1.1), Ok(()));
+        f.push("a", Interactive, 60);
+        assert_eq!(reserve(&mut f, 60.0), Err(Refusal::Wait));
+        assert!(f.queue.retry_after(f.now) > Duration::from_secs(1));
+    }
+
+    #[test]
+    fn what_is_late_or_given_up_is_not_in_the_batch() {
+        let mut f = fixture(LIMITS);
+        f.push("a", Interactive, 10);
+        f.push("gone", Interactive, 10);
+        f.push("b", Bulk, 10);
+        let taken = f.queue.take(f.now, |item| item == "gone");
+        assert_eq!((taken.batch.len(), taken.late.len()), (2, 1));
+        f.push("late", Interactive, 10);
+        let taken = f.queue.take(f.now + Duration::from_secs(601), |_| false);
+        assert_eq!((taken.batch.len(), taken.late.len()), (0, 1));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push(u8, bool, u8),
+        Reserve(u8, bool),
+        GiveBack,
+        Hangup(u8),
+        Batch,
+        Wait(u16),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0u8..5, any::<bool>(), 1u8..120).prop_map(|(client, bulk, tokens)| Step::Push(client, bulk, tokens)),
+            1 => (0u8..5, any::<bool>()).prop_map(|(client, bulk)| Step::Reserve(client, bulk)),
+            1 => Just(Step::GiveBack),
+            1 => any::<u8>().prop_map(Step::Hangup),
+            2 => Just(Step::Batch),
+            1 => any::<u16>().prop_map(Step::Wait),
+        ];
+        prop::collection::vec(step, 1..120)
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_computed_twice_late_or_over_a_bound(steps in steps()) {
+            let limits = Limits { queue_samples: 20, queue_bytes: 15, batch_samples: 6, ..LIMITS };
+            let (mut queue, mut now) = (Queue::new(limits), Instant::now());
+            let (mut waiting, mut reserved): (HashMap<u64, (Key, Instant)>, Vec<Claim>) = Default::default();
+            let mut number = 0;
+            for step in steps {
+                let priority = |bulk| if bulk { Bulk } else { Interactive };
+                match step {
+                    Step::Push(client, bulk, tokens) => {
+                        let (claim, deadline) = (claim(&client.to_string(), priority(bulk)), now + Duration::from_secs(tokens.into()));
+                        if queue.reserve(&claim, 1, deadline, now).is_ok() {
+                            number += 1;
+                            let job = Waiting { item: number, tokens: tokens.into(), bytes: 1, since: now };
+                            waiting.insert(number, (queue.fill(claim, deadline, now, job), deadline));
+                        }
+                    }
+                    Step::Reserve(client, bulk) => {
+                        let claim = claim(&client.to_string(), priority(bulk));
+                        if queue.reserve(&claim, 1, now + Duration::from_secs(60), now).is_ok() {
+                            reserved.push(claim);
+                        }
+                    }
+                    Step::GiveBack => {
+                        if let Some(claim) = reserved.pop() {
+                            queue.give_back(&claim, 1);
+                        }
+                    }
+                    Step::Hangup(which) => {
+                        let Some(&id) = waiting.keys().nth(usize::from(which) % waiting.len().max(1)) else { continue };
+                        let (key, _) = waiting.remove(&id).unwrap();
+                        prop_assert!(queue.remove(&key).is_some());
+                        prop_assert!(queue.remove(&key).is_none());
+                    }
+                    Step::Batch => {
+                        let Taken { batch, late } = queue.take(now, |_| false);
+                        let tokens: usize = batch.iter().map(|job| job.tokens).sum();
+                        prop_assert!(batch.len() <= 1 || (tokens <= limits.batch_tokens && batch.len() <= limits.batch_samples));
+                        prop_assert!(!(batch.is_empty() && queue.depth() > 0), "a free worker leaves nothing waiting");
+                        for job in &batch {
+                            let (_, deadline) = waiting.remove(&job.item).expect("it waited, and was not taken before");
+                            prop_assert!(deadline > now);
+                        }
+                        late.iter().for_each(|job| assert!(waiting.remove(&job.item).unwrap().1 <= now));
+                        queue.computed(Duration::from_millis(tokens as u64));
+                    }
+                    Step::Wait(milliseconds) => now += Duration::from_millis(milliseconds.into()),
+                }
+                prop_assert_eq!((queue.depth(), queue.reserved()), (waiting.len(), reserved.len()));
+                prop_assert_eq!(queue.bytes(), waiting.len() + reserved.len());
+                prop_assert_eq!(queue.held.values().sum::<usize>(), waiting.len() + reserved.len());
+                prop_assert!(queue.bytes() <= limits.queue_bytes);
+            }
+        }
+    }
+}
