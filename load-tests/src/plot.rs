@@ -8,7 +8,7 @@ use crate::tally::{Second, Tally};
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 90.0;
 const RIGHT: f64 = 150.0;
-const TOP: f64 = 56.0;
+const TOP: f64 = 82.0;
 const PANEL: f64 = 190.0;
 const GAP: f64 = 66.0;
 
@@ -52,7 +52,7 @@ fn panels(report: &Report, seconds: &[Second]) -> Vec<Panel> {
     let count = |of: fn(&Second) -> f64| seconds.iter().map(|s| Some(of(s))).collect();
     let mut panels = vec![
         Panel {
-            axis: "latency of good answers, ms",
+            axis: "latency of good answers, ms, by when they were due",
             curves: vec![
                 Curve { name: "p99", colour: "#c0392b", values: quantile(0.99) },
                 Curve { name: "p90", colour: "#d68910", values: quantile(0.9) },
@@ -60,7 +60,7 @@ fn panels(report: &Report, seconds: &[Second]) -> Vec<Panel> {
             ],
         },
         Panel {
-            axis: "requests per second",
+            axis: "requests per second, by when they were due",
             curves: vec![
                 Curve { name: "sent", colour: "#7f8c8d", values: count(|s| s.ok.len() as f64 + s.others as f64) },
                 Curve { name: "good answers", colour: "#1e8449", values: count(|s| s.ok.len() as f64) },

@@ -98,6 +98,8 @@ pub struct Server {
     reported_per_thousand: u64,
     /// What the server got right so far.
     pub truth: Arc<Truth>,
+    /// In place of the groups' deadlines.
+    deadline: Option<Duration>,
     /// Which version gave each good answer, where that is asked for.
     answers: Option<Mutex<Answers>>,
 }
@@ -124,7 +126,12 @@ impl Server {
             clients.push(opened);
         }
         let reported_per_thousand = (outcomes * 1000.0).round() as u64;
-        Ok(Self { connections: clients, plan, reported_per_thousand, truth: Arc::default(), answers: None })
+        Ok(Self { connections: clients, plan, reported_per_thousand, truth: Arc::default(), deadline: None, answers: None })
+    }
+
+    /// The same with this deadline for every call.
+    pub fn with_deadline(self, deadline: Duration) -> Self {
+        Self { deadline: Some(deadline), ..self }
     }
 
     /// Also keeps which version gave each answer.
@@ -197,7 +204,7 @@ impl Target for Server {
         let (group, sample) = (planned.group, planned.sample);
         let connections = &self.connections[group];
         let mut client = connections[(n % connections.len() as u64) as usize].clone();
-        let deadline = self.plan.groups()[group].deadline;
+        let deadline = self.deadline.unwrap_or(self.plan.groups()[group].deadline);
         let mut request = Request::new(self.plan.message(&planned));
         request.set_timeout(deadline);
         let sent = Instant::now();
