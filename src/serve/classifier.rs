@@ -165,7 +165,7 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Resu
     if let Some((sample, tried)) = kept.zip(shadow::of(room, answer.resident.task())) {
         let (rooms, answered) = (room.handle(), answer.clone());
         tokio::spawn(async move {
-            if let Some(room) = rooms.get() {
+            if let Some(room) = rooms.as_ref().and_then(Rooms::get) {
                 shadow::compare(room, tried, sample, answered).await;
             }
         });
