@@ -63,7 +63,8 @@ impl pb::classifier_server::Classifier for Classifier {
         request: Request<Streaming<pb::ClassifyRequest>>,
     ) -> Result<Response<Self::ClassifyStreamStream>, Status> {
         self.rooms.room()?;
-        let (rooms, client, patience) = (self.rooms.clone(), client(&request), deadline::patience(request.metadata(), &self.config.deadline));
+        let (rooms, client, patience) =
+            (self.rooms.clone(), client(&request), deadline::patience(request.metadata(), &self.config.deadline));
         let answers = request
             .into_inner()
             .map_ok(move |request| {

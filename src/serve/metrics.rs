@@ -115,9 +115,11 @@ fn write_versions(page: &mut String, catalogue: &Catalogue) {
     write("delo_version_outcomes_total", "Reported outcomes by the version that answered.", &mut |c| {
         vec![(",correct=\"true\"", c.right), (",correct=\"false\"", c.wrong)]
     });
-    write("delo_shadow_comparisons_total", "Samples that a version in the shadow computed too, by whether its best label was the live version's.", &mut |c| {
-        vec![(",agreed=\"true\"", c.agreed), (",agreed=\"false\"", c.differed)]
-    });
+    write(
+        "delo_shadow_comparisons_total",
+        "Samples that a version in the shadow computed too, by whether its best label was the live version's.",
+        &mut |c| vec![(",agreed=\"true\"", c.agreed), (",agreed=\"false\"", c.differed)],
+    );
 }
 
 /// Tasks up to which every pair of them has a counter of outcomes from the start; above, a pair appears with its first outcome.

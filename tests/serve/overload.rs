@@ -58,7 +58,8 @@ async fn what_cannot_make_its_deadline_is_answered_by_then_while_others_are_comp
     // A test shares its machine with others; the load scenario `expiry` measures the milliseconds, and that nothing of it is computed.
     assert!(late.iter().all(|took| *took < Duration::from_millis(1000)), "{late:?}");
     let page = server.metrics().await;
-    let refused = ["deadline_exceeded", "would_expire", "queue_full", "client_share"].map(|reason| value(&page, &format!("delo_rejected_total{{reason=\"{reason}\"}}")));
+    let refused = ["deadline_exceeded", "would_expire", "queue_full", "client_share"]
+        .map(|reason| value(&page, &format!("delo_rejected_total{{reason=\"{reason}\"}}")));
     assert!(refused.iter().sum::<f64>() >= late.len() as f64, "{refused:?}");
 }
 
