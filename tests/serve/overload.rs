@@ -53,7 +53,9 @@ async fn what_cannot_make_its_deadline_is_answered_by_then_while_others_are_comp
     // Most are refused at once, by the pace measured so far; those of which it was too hopeful expire.
     let late: Vec<Duration> = answers.iter().filter_map(|(answer, took)| answer.is_err().then_some(*took)).collect();
     let known = [Code::DeadlineExceeded, Code::ResourceExhausted];
-    assert!(answers.iter().all(|(answer, _)| answer.as_ref().map_or_else(|status| known.contains(&status.code()), |()| true)));
+    for status in answers.iter().filter_map(|(answer, _)| answer.as_ref().err()) {
+        assert!(known.contains(&status.code()), "{status:?}");
+    }
     assert!(late.len() > 100, "{} of 300", late.len());
     // A test shares its machine with others; the load scenario `expiry` measures the milliseconds, and that nothing of it is computed.
     assert!(late.iter().all(|took| *took < Duration::from_millis(1000)), "{late:?}");
