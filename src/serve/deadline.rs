@@ -20,7 +20,7 @@ pub fn patience(metadata: &MetadataMap, bounds: &config::Deadline) -> Duration {
 }
 
 /// A time-out as gRPC writes it: up to 8 digits and a unit (H, M, S, m, u, n). `None` for anything else.
-fn timeout(text: &str) -> Option<Duration> {
+pub fn timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;

@@ -5,7 +5,8 @@
 mod admin;
 pub mod batcher;
 mod classifier;
-mod deadline;
+#[doc(hidden)]
+pub mod deadline;
 mod feedback;
 mod inference;
 mod intake;
