@@ -16,7 +16,6 @@ use delo::serve::pb::load_partition_request::Source;
 use delo::serve::pb::{ClassifyRequest, GetStatusRequest, ListPartitionsRequest, LoadPartitionRequest};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tonic::Status;
 use tonic::transport::Channel;
 
 /// `delo serve` on a state directory; killed when dropped.
@@ -58,7 +57,7 @@ impl Serving {
     }
 
     #[cfg(feature = "failpoints")]
-    async fn load(&mut self, artifact: Vec<u8>) -> Result<u64, Status> {
+    async fn load(&mut self, artifact: Vec<u8>) -> Result<u64, tonic::Status> {
         let request = LoadPartitionRequest { source: Some(Source::Artifact(artifact.into())), ..Default::default() };
         Ok(self.admin.clone().load_partition(request).await?.into_inner().partition.unwrap().version)
     }
