@@ -184,7 +184,7 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
         let f = Fixture::new(multi_label);
         f.train(0, &f.settings, &f.outputs("a"), None).unwrap();
         f.train(1, &f.settings, &f.outputs("b"), None).unwrap();
-        let residents = ["b", "a"].map(|name| Arc::new(Resident { partition: f.partition(name), version: 1 }));
+        let residents = ["b", "a"].map(|name| Arc::new(Resident { partition: f.partition(name), digest: String::new(), version: 1 }));
         let rules = [
             RoutingRule { metric: Some(Metric::Whitened), ..Default::default() },
             RoutingRule { metric: Some(Metric::Plain), ..Default::default() },

@@ -8,11 +8,12 @@ use tonic::transport::Channel;
 use super::Failure;
 use super::client::{exchange, refusal};
 use super::output::{print, print_json, table};
+use crate::registry::signature;
 use crate::serve::pb::admin_client::AdminClient;
 use crate::serve::pb::load_partition_request::Source;
 use crate::serve::pb::{
-    GetStatusRequest, GetStatusResponse, ListPartitionsRequest, LoadPartitionRequest, Partition, UnloadPartitionRequest,
-    get_status_response,
+    GetStatusRequest, GetStatusResponse, ListPartitionsRequest, LoadPartitionRequest, Partition, RegistryStatus, SyncRegistryRequest,
+    UnloadPartitionRequest, get_status_response,
 };
 
 /// Shows and changes which partitions a running server serves.
@@ -32,14 +33,14 @@ enum AdminCommand {
     },
     /// Makes a partition live. A task that is loaded already gets a new version.
     #[command(
-        after_help = "Example:\n  delo admin load symbols.safetensors\n  delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory"
+        after_help = "Example:\n  delo admin load symbols.safetensors\n  delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory\n  delo admin load --uri https://models.example.com/delo/symbols.safetensors   # allowed by the server's registry.allowed_urls"
     )]
     Load {
-        /// A partition file on this machine; its bytes are sent to the server.
+        /// A partition file on this machine; its bytes are sent to the server, with the signature in FILE.sig where there is one.
         #[arg(value_name = "FILE", required_unless_present = "uri", conflicts_with = "uri")]
         file: Option<PathBuf>,
-        /// A file on the server, inside its --partitions directory: a path, or file:// and an absolute path.
-        #[arg(long, value_name = "PATH")]
+        /// A file on the server, inside its --partitions directory: a path, or file:// and an absolute path. Or an address that the server allows.
+        #[arg(long, value_name = "PATH|URL")]
         uri: Option<String>,
         #[command(flatten)]
         connection: Connection,
@@ -49,6 +50,12 @@ enum AdminCommand {
     Unload {
         /// The task's name, as `delo admin list` shows it.
         task: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Makes the server read the manifest of its registry now, and load and unload what differs.
+    #[command(after_help = "Example:\n  delo admin sync")]
+    Sync {
         #[command(flatten)]
         connection: Connection,
     },
@@ -75,6 +82,7 @@ pub fn run(args: AdminArgs) -> Result<(), Failure> {
         AdminCommand::List { connection } => list(&connection),
         AdminCommand::Load { file, uri, connection } => load(file, uri, &connection),
         AdminCommand::Unload { task, connection } => unload(task, &connection),
+        AdminCommand::Sync { connection } => sync(&connection),
         AdminCommand::Status { connection } => status(&connection),
     }
 }
@@ -99,17 +107,19 @@ fn list(connection: &Connection) -> Result<(), Failure> {
 }
 
 fn load(file: Option<PathBuf>, uri: Option<String>, connection: &Connection) -> Result<(), Failure> {
+    let mut signature = Vec::new();
     let source = match (file, uri) {
         (Some(file), _) => {
             let bytes = std::fs::read(&file)
                 .map_err(|e| format!("can't read {}: {e}; a file on the server is loaded with --uri", file.display()))?;
+            signature = signature::beside(&file)?.unwrap_or_default();
             Source::Artifact(bytes.into())
         }
         (None, Some(uri)) => Source::Uri(uri),
         (None, None) => return Err(Failure::usage("give a FILE or --uri")),
     };
     let partition = exchange(&connection.server, |channel| async {
-        let answer = client(channel).load_partition(LoadPartitionRequest { source: Some(source) }).await;
+        let answer = client(channel).load_partition(LoadPartitionRequest { source: Some(source), signature: signature.into() }).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
     })?;
     changed("live", &partition, connection)
@@ -137,6 +147,38 @@ fn json(p: &Partition) -> Value {
     })
 }
 
+fn sync(connection: &Connection) -> Result<(), Failure> {
+    let answer = exchange(&connection.server, |channel| async {
+        Ok(client(channel).sync_registry(SyncRegistryRequest {}).await.map_err(|s| refusal(&s))?.into_inner())
+    })?;
+    let registry = answer.registry.unwrap_or_default();
+    if connection.json {
+        return print_json(&json!({"registry": registry_json(&registry), "loaded": answer.loaded, "unloaded": answer.unloaded}));
+    }
+    let mut rows = vec![vec!["registry".to_owned(), registry_line(&registry)]];
+    for (what, tasks) in [("loaded", &answer.loaded), ("unloaded", &answer.unloaded)] {
+        if !tasks.is_empty() {
+            rows.push(vec![what.to_owned(), tasks.join(", ")]);
+        }
+    }
+    print(&table(&rows))
+}
+
+fn registry_json(r: &RegistryStatus) -> Value {
+    json!({
+        "manifest": r.manifest, "revision": r.revision, "in_sync": r.in_sync, "error": r.error, "seconds_since_sync": r.seconds_since_sync,
+    })
+}
+
+fn registry_line(r: &RegistryStatus) -> String {
+    let state = match (r.in_sync, r.seconds_since_sync < 0.0) {
+        (true, _) => "in sync".to_owned(),
+        (false, true) => format!("not yet in sync: {}", r.error),
+        (false, false) => format!("not in sync for {:.0} s: {}", r.seconds_since_sync, r.error),
+    };
+    format!("{}, revision {}, {state}", r.manifest, r.revision)
+}
+
 fn status(connection: &Connection) -> Result<(), Failure> {
     let status = exchange(&connection.server, |channel| async {
         Ok(client(channel).get_status(GetStatusRequest {}).await.map_err(|s| refusal(&s))?.into_inner())
@@ -153,6 +195,7 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         partitions,
         kernel,
         compute_threads,
+        registry,
         ..
     } = &status;
     let state = get_status_response::State::try_from(status.state).unwrap_or_default().as_str_name();
@@ -160,7 +203,7 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         return print_json(&json!({
             "state": state, "version": version, "model": model, "backbone_fingerprint": backbone_fingerprint, "routing_metric": routing_metric,
             "routing_signal": routing_signal, "routing_notice": routing_notice, "queue_depth": queue_depth, "uptime_seconds": uptime_seconds,
-            "partitions": partitions, "kernel": kernel, "compute_threads": compute_threads,
+            "partitions": partitions, "kernel": kernel, "compute_threads": compute_threads, "registry": registry.as_ref().map(registry_json),
         }));
     }
     let mut rows = vec![
@@ -174,6 +217,9 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         vec!["queue depth".to_owned(), queue_depth.to_string()],
         vec!["uptime".to_owned(), format!("{uptime_seconds:.0} s")],
     ];
+    if let Some(registry) = registry {
+        rows.push(vec!["registry".to_owned(), registry_line(registry)]);
+    }
     if !routing_notice.is_empty() {
         rows.push(vec!["notice".to_owned(), routing_notice.clone()]);
     }

@@ -209,7 +209,7 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
         let mut rng = ChaCha8Rng::seed_from_u64(task as u64);
         let key = (0..width).map(|_| rng.random::<f32>() - 0.5).collect();
         partition.keys.mean.insert(signal.to_string(), key);
-        Arc::new(Resident { partition, version: 1 })
+        Arc::new(Resident { partition, digest: String::new(), version: 1 })
     };
     Ok((0..tasks).map(resident).collect())
 }

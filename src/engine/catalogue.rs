@@ -12,6 +12,8 @@ use crate::vilt::Description;
 #[derive(Debug)]
 pub struct Resident {
     pub partition: Partition,
+    /// SHA-256 over the artifact file's bytes, hexadecimal: the name under which registries and signatures know it.
+    pub digest: String,
     /// Counts the loads of this task name, from 1.
     pub version: u64,
 }

@@ -1,4 +1,6 @@
 //! Which partitions are live, and where they come from: one atomic catalogue, changed by one load or unload at a time.
+pub mod remote;
+pub mod signature;
 mod source;
 
 use std::collections::HashMap;
@@ -13,6 +15,7 @@ use tokio::sync::Mutex;
 use crate::delo::{Partition, PartitionError};
 use crate::engine::{Catalogue, CatalogueError, Engine, EngineError, Query, Resident, RoutingRule};
 use crate::input::{Pixels, Sample};
+use signature::Trust;
 pub use source::{Root, Source, SourceError};
 
 /// The live catalogue and everything that changes it.
@@ -60,6 +63,13 @@ impl Registry {
         Ok(Self { root, engine, live, versions: Mutex::default() })
     }
 
+    /// Reads files by path only where `trust` lets them be served. Artifacts given as bytes are checked by who gives them.
+    #[must_use]
+    pub fn trusting(mut self, trust: Arc<Trust>) -> Self {
+        self.root.trust(trust);
+        self
+    }
+
     /// What is live at this moment.
     pub fn catalogue(&self) -> Arc<Catalogue> {
         self.live.load_full()
@@ -94,17 +104,17 @@ impl Registry {
         let mut residents = Vec::new();
         let read = |(file, source): (String, Source)| async move {
             let partition = self.read(source).await;
-            let partition = partition.map_err(|reason| RegistryError::AtStart { file: file.clone(), reason: Box::new(reason) })?;
-            Ok::<_, RegistryError>((file, partition))
+            let read = partition.map_err(|reason| RegistryError::AtStart { file: file.clone(), reason: Box::new(reason) })?;
+            Ok::<_, RegistryError>((file, read))
         };
         // As many at once as there are cores: what is read and not yet packed takes several times its own size.
         let mut partitions = stream::iter(sources.into_iter().map(read)).buffered(num_cpus::get());
-        while let Some((file, partition)) = partitions.try_next().await? {
+        while let Some((file, (partition, digest))) = partitions.try_next().await? {
             let task = partition.meta.task.clone();
             if let Some(first) = files.insert(task.clone(), file.clone()) {
                 return Err(RegistryError::Twice { task, first, second: file });
             }
-            residents.push(Arc::new(Resident { partition, version: 1 }));
+            residents.push(Arc::new(Resident { partition, digest, version: 1 }));
         }
         let catalogue = self.catalogue();
         let engine = self.engine.clone();
@@ -126,11 +136,11 @@ impl Registry {
     pub async fn load(&self, source: Source) -> Result<Arc<Resident>, RegistryError> {
         let started = Instant::now();
         // Reading and checking is the long part: it goes on beside the serving and beside other loads.
-        let partition = self.read(source).await?;
+        let (partition, digest) = self.read(source).await?;
         let mut versions = self.versions.lock().await;
         let task = partition.meta.task.clone();
         let version = versions.get(&task).copied().unwrap_or(0) + 1;
-        let resident = Arc::new(Resident { partition, version });
+        let resident = Arc::new(Resident { partition, digest, version });
         let (engine, catalogue, new) = (self.engine.clone(), self.catalogue(), resident.clone());
         let added = move || {
             let catalogue = catalogue.with(new.clone())?;
@@ -165,9 +175,14 @@ impl Registry {
         Ok(resident)
     }
 
-    async fn read(&self, source: Source) -> Result<Partition, RegistryError> {
+    /// The partition and the digest of its file.
+    async fn read(&self, source: Source) -> Result<(Partition, String), RegistryError> {
         let (root, engine) = (self.root.clone(), self.engine.clone());
-        blocking(move || Ok(Partition::read(&root.read(source)?, engine.backbone())?.in_precision(engine.precision()))).await?
+        let read = move || {
+            let bytes = root.read(source)?;
+            Ok((Partition::read(&bytes, engine.backbone())?.in_precision(engine.precision()), signature::digest(&bytes)))
+        };
+        blocking(read).await?
     }
 }
 

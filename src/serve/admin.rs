@@ -8,7 +8,6 @@ use super::pb::{self, get_status_response, load_partition_request};
 use super::room::Rooms;
 use super::status::{from_registry, invalid};
 use crate::engine::Resident;
-use crate::registry::Source;
 
 /// Changes the catalogue of the room, and lets health follow.
 #[derive(Clone)]
@@ -20,12 +19,13 @@ pub struct Admin {
 #[tonic::async_trait]
 impl pb::admin_server::Admin for Admin {
     async fn load_partition(&self, request: Request<pb::LoadPartitionRequest>) -> Result<Response<pb::LoadPartitionResponse>, Status> {
-        let source = match request.into_inner().source {
-            Some(load_partition_request::Source::Uri(uri)) => Source::Uri(uri),
-            Some(load_partition_request::Source::Artifact(bytes)) => Source::Artifact(bytes),
-            None => return Err(invalid("source", "nothing to load: give uri or artifact")),
-        };
+        let pb::LoadPartitionRequest { source, signature } = request.into_inner();
+        let source = source.ok_or_else(|| invalid("source", "nothing to load: give uri or artifact"))?;
         let room = self.rooms.room()?;
+        let source = match source {
+            load_partition_request::Source::Uri(uri) => room.remote.named(uri, &signature).await?,
+            load_partition_request::Source::Artifact(bytes) => room.remote.uploaded(bytes, &signature).await?,
+        };
         let resident = room.registry.load(source).await.map_err(from_registry)?;
         self.lifecycle.follow(&room.registry).await;
         if let Some(notice) = room.registry.catalogue().notice() {
@@ -70,9 +70,17 @@ impl pb::admin_server::Admin for Admin {
             answer.routing_signal = catalogue.signal().to_string();
             answer.routing_notice = catalogue.notice().unwrap_or_default().to_owned();
             answer.queue_depth = room.batcher.depth() as u64;
+            answer.registry = room.remote.status();
             answer.partitions = u32::try_from(catalogue.residents().count()).unwrap_or(u32::MAX);
         }
         Ok(Response::new(answer))
+    }
+
+    async fn sync_registry(&self, _: Request<pb::SyncRegistryRequest>) -> Result<Response<pb::SyncRegistryResponse>, Status> {
+        let room = self.rooms.room()?;
+        let (registry, changes) = room.remote.sync().await?;
+        self.lifecycle.follow(&room.registry).await;
+        Ok(Response::new(pb::SyncRegistryResponse { registry: Some(registry), loaded: changes.loaded, unloaded: changes.unloaded }))
     }
 }
 

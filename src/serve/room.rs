@@ -10,10 +10,12 @@ use super::batcher::{self, Batcher};
 use super::feedback::AnswerMemory;
 use super::inference::Inference;
 use super::intake::Intake;
+use super::remote::Remote;
 use crate::config::Config;
 use crate::engine::{Engine, Options, Query};
 use crate::input::{InputProcessor, Pixels, Sample};
 use crate::model_dir::{ModelDir, embedded_partitions};
+use crate::registry::signature::Trust;
 use crate::registry::{Registry, Source};
 use crate::vilt::Loader;
 
@@ -23,6 +25,7 @@ pub struct Room {
     pub model: String,
     pub engine: Arc<Engine>,
     pub registry: Arc<Registry>,
+    pub remote: Remote,
     pub intake: Intake,
     pub batcher: Batcher<Inference>,
     pub memory: Mutex<AnswerMemory>,
@@ -62,7 +65,10 @@ impl Room {
         let (engine, processor) = tokio::task::spawn_blocking(load).await.map_err(|_| ServeError::Panicked)??;
         let engine = Arc::new(engine);
         let root = config.model.partitions.as_deref();
-        let registry = Arc::new(Registry::new(engine.clone(), config.routing.rule(), root, config.admin.max_artifact_bytes)?);
+        let trust = Arc::new(Trust::load(&config.registry.trusted_keys, config.registry.require_signature)?);
+        let registry = Registry::new(engine.clone(), config.routing.rule(), root, config.admin.max_artifact_bytes)?.trusting(trust.clone());
+        let registry = Arc::new(registry);
+        let remote = Remote::open(config, &registry, trust)?;
         if root.is_some() {
             registry.load_directory().await?;
         } else if config.model.backbone.is_none() {
@@ -80,7 +86,7 @@ impl Room {
         let intake = Intake::new(Arc::new(processor), concurrency);
         let memory = Mutex::new(AnswerMemory::new(config.feedback.remembered_answers));
         let model = config.model.backbone.as_deref().and_then(|d| d.file_name()).map_or(name, |n| n.to_string_lossy().into_owned());
-        Ok(Self { model, engine, registry, intake, batcher, memory })
+        Ok(Self { model, engine, registry, remote, intake, batcher, memory })
     }
 
     /// One sample through the whole way, so that the first request finds threads and memory ready and the queue knows its pace. Does nothing

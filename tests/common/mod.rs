@@ -96,8 +96,9 @@ pub fn artifact(task: &str, model: &TaskModel, key: KeyRule, seed: u64) -> Vec<u
 
 /// A partition of a random model, as version 1.
 pub fn resident(task: &str, model: &TaskModel, key: KeyRule, seed: u64) -> Arc<Resident> {
-    let partition = Partition::read(&artifact(task, model, key, seed), engine().backbone()).unwrap();
-    Arc::new(Resident { partition, version: 1 })
+    let bytes = artifact(task, model, key, seed);
+    let partition = Partition::read(&bytes, engine().backbone()).unwrap();
+    Arc::new(Resident { partition, digest: delo::registry::signature::digest(&bytes), version: 1 })
 }
 
 /// The largest absolute difference between two tensors.

@@ -136,7 +136,7 @@ impl Running {
     }
 
     pub async fn load(&self, source: Source) -> Result<Partition, Status> {
-        let request = LoadPartitionRequest { source: Some(source) };
+        let request = LoadPartitionRequest { source: Some(source), ..Default::default() };
         let admin = self.admin().await.max_encoding_message_size(1 << 30);
         Ok({ admin }.load_partition(request).await?.into_inner().partition.unwrap())
     }
