@@ -7,5 +7,8 @@ mod artifacts;
 mod classifying;
 mod lifecycle;
 mod operations;
+mod registry;
 mod requests;
 mod swapping;
+mod trust;
+mod web;

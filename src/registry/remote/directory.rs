@@ -13,8 +13,6 @@ use super::RemoteError;
 use super::manifest::MAX_BYTES;
 use super::place::{Opened, Tag};
 
-/// How long a change waits for another one.
-const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// As [`super::Place::open`]. What is asked for without a range is a manifest, and no longer than one.
@@ -57,8 +55,8 @@ pub struct Lock(PathBuf);
 
 impl Lock {
     /// # Errors
-    /// [`RemoteError::Locked`] after a while; a directory that can't be written.
-    pub async fn take(manifest: &Path) -> Result<Self, RemoteError> {
+    /// [`RemoteError::Locked`] after `wait`; a directory that can't be written.
+    pub async fn take(manifest: &Path, wait: Duration) -> Result<Self, RemoteError> {
         let mut path = manifest.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);
@@ -74,10 +72,10 @@ impl Lock {
                     let _ = writeln!(file, "process {}", std::process::id());
                     return Ok(lock);
                 }
-                Err(error) if error.kind() == ErrorKind::AlreadyExists && began.elapsed() < LOCK_WAIT => {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && began.elapsed() < wait => {
                     tokio::time::sleep(LOCK_POLL).await;
                 }
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(RemoteError::Locked { path, waited: LOCK_WAIT }),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(RemoteError::Locked { path, waited: wait }),
                 Err(error) => return Err(from_io(&path, &error)),
             }
         }

@@ -21,6 +21,8 @@ pub const MANIFEST: &str = "manifest.json";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a change is tried while others change the same manifest.
 const ATTEMPTS: u32 = 50;
+/// How long a change of a directory waits for another one.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// What a push did.
@@ -121,7 +123,7 @@ async fn changed(place: &Place, mut change: impl FnMut(&mut Manifest) -> Result<
         Place::Http { .. } => Err(place.read_only()),
         Place::Directory(dir) => {
             // A file system has no conditional put.
-            let _lock = Lock::take(&dir.join(MANIFEST)).await?;
+            let _lock = Lock::take(&dir.join(MANIFEST), LOCK_WAIT).await?;
             let (revision, text) = next(current(place).await?.0)?;
             if let Some(text) = text {
                 place.put(MANIFEST, text).await?;
@@ -203,11 +205,11 @@ mod tests {
         many_at_once(Place::Store { store, base: reqwest::Url::parse("s3://bucket/registry").unwrap() }).await;
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_lock_that_is_left_behind_is_waited_for_and_then_told_of() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("manifest.json.lock"), "").unwrap();
-        let error = withdraw(&Place::Directory(dir.path().to_owned()), "food").await.unwrap_err();
+        let error = Lock::take(&dir.path().join(MANIFEST), Duration::from_millis(50)).await.unwrap_err();
         assert!(matches!(error, RemoteError::Locked { .. }) && error.to_string().contains("delete that file"), "{error}");
         assert!(dir.path().join("manifest.json.lock").exists());
     }
