@@ -178,6 +178,11 @@ fn in_order(mut file: Vec<u8>) -> Result<Vec<u8>, PartitionError> {
     Ok(file)
 }
 
+/// SHA-256 over the bytes of an artifact's file, hexadecimal: its name in a registry, and what is signed.
+pub fn digest(file: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(file))
+}
+
 /// The task that an artifact says it is of, from its header alone; nothing else is checked.
 ///
 /// # Errors

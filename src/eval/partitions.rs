@@ -56,5 +56,5 @@ pub fn read_embedded(backbone: &Description) -> Result<Vec<Arc<Resident>>, Parti
 
 fn resident(name: String, bytes: &[u8], backbone: &Description) -> Result<Arc<Resident>, PartitionsError> {
     let partition = Partition::read(bytes, backbone).map_err(|source| PartitionsError::Refused { name, source })?;
-    Ok(Arc::new(Resident { partition, digest: crate::registry::signature::digest(bytes), version: 1 }))
+    Ok(Arc::new(Resident { partition, digest: crate::delo::partition::digest(bytes), version: 1 }))
 }

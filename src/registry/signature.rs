@@ -10,6 +10,8 @@ use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use sha2::{Digest, Sha256};
 
+pub use crate::delo::partition::digest;
+
 /// What is signed begins with this.
 const CONTEXT: &[u8] = b"delo partition v1\n";
 /// The longest key or signature file that is read.
@@ -33,11 +35,6 @@ pub enum SignatureError {
         "the partition is not signed, and this server requires it (registry.require_signature): sign it with `delo partition sign FILE --key KEY`"
     )]
     Missing,
-}
-
-/// The SHA-256 of an artifact's file, hexadecimal: its name in a registry.
-pub fn digest(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
 }
 
 /// `FILE.sig`.

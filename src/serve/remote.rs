@@ -12,7 +12,7 @@ use super::pb;
 use super::room::Rooms;
 use super::status::{from_remote, invalid};
 use crate::config::Config;
-use crate::registry::remote::{AllowedUrls, Changes, Follower, Limits, Place, Report, fetch_url};
+use crate::registry::remote::{AllowedUrls, Changes, Follower, Limits, Place, Report, check_signature, fetch_url};
 use crate::registry::signature::Trust;
 use crate::registry::{Registry, Source};
 
@@ -46,13 +46,7 @@ impl Remote {
     /// # Errors
     /// PERMISSION_DENIED for a missing or wrong signature.
     pub async fn uploaded(&self, bytes: Bytes, signature: &[u8]) -> Result<Source, Status> {
-        let signature = given(signature);
-        if signature.is_some() || self.trust.wants_signatures() {
-            let (trust, bytes) = (self.trust.clone(), bytes.clone());
-            let checked = tokio::task::spawn_blocking(move || trust.check(&bytes, signature.as_deref())).await;
-            let checked = checked.map_err(|_| Status::internal("checking the signature failed inside the server; its log says more"))?;
-            checked.map_err(|e| from_remote(&e.into()))?;
-        }
+        check_signature(&self.trust, bytes.clone(), given(signature)).await.map_err(|e| from_remote(&e))?;
         Ok(Source::Artifact(bytes))
     }
 

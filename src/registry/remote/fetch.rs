@@ -1,4 +1,5 @@
 //! Reads whole objects in pieces: bounded in size and time, going on where a connection broke.
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -46,8 +47,7 @@ pub async fn fetch(place: &Place, entry: &Entry, limits: Limits) -> Result<Bytes
     }
     let bytes = Reading::new(place, &object, Some(entry.bytes), limits).to_end().await?;
     let digested = bytes.clone();
-    let found = tokio::task::spawn_blocking(move || signature::digest(&digested)).await;
-    let found = found.map_err(|e| RemoteError::Failed { object: shown.clone(), reason: e.to_string() })?;
+    let found = blocking(move || signature::digest(&digested)).await?;
     if found != entry.sha256 {
         return Err(RemoteError::Digest { object: shown, found });
     }
@@ -62,7 +62,7 @@ pub async fn fetch_url(
     url: &str,
     given: Option<Vec<u8>>,
     allowed: &AllowedUrls,
-    trust: &Trust,
+    trust: &Arc<Trust>,
     limits: Limits,
 ) -> Result<Bytes, RemoteError> {
     let url = allowed.check(url)?;
@@ -76,8 +76,23 @@ pub async fn fetch_url(
         }
         given => given,
     };
-    trust.check(&bytes, signature.as_deref())?;
+    check_signature(trust, bytes.clone(), signature).await?;
     Ok(bytes)
+}
+
+/// Whether an artifact may be served; see [`Trust::check`].
+///
+/// # Errors
+/// Why not.
+pub async fn check_signature(trust: &Arc<Trust>, bytes: Bytes, signature: Option<Vec<u8>>) -> Result<(), RemoteError> {
+    let trust = trust.clone();
+    Ok(blocking(move || trust.check(&bytes, signature.as_deref())).await??)
+}
+
+/// Runs work that is long for a large artifact.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RemoteError> {
+    let failed = |e: tokio::task::JoinError| RemoteError::Failed { object: "the partition".to_owned(), reason: e.to_string() };
+    tokio::task::spawn_blocking(work).await.map_err(failed)
 }
 
 /// The signature in an object; `None` where it is not there.

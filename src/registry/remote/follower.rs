@@ -7,7 +7,7 @@ use futures::StreamExt;
 use futures::stream;
 
 use super::RemoteError;
-use super::fetch::{Limits, fetch, fetch_manifest, jittered};
+use super::fetch::{Limits, check_signature, fetch, fetch_manifest, jittered};
 use super::manifest::{Entry, Manifest};
 use super::place::{Place, Tag};
 use crate::registry::signature::{self, Trust};
@@ -192,7 +192,7 @@ impl Follower {
     async fn fetch_and_load(&self, entry: &Entry) -> Result<(), Refusal> {
         let bytes = fetch(&self.place, entry, self.limits).await?;
         let signature = entry.signature.as_deref().map(signature::from_hex).transpose().map_err(RemoteError::from)?;
-        self.trust.check(&bytes, signature.as_deref()).map_err(RemoteError::from)?;
+        check_signature(&self.trust, bytes.clone(), signature).await?;
         // Loaded under another name it would never be found equal, and take that name's place.
         let found = crate::delo::partition::task_name(&bytes).map_err(RemoteError::from)?;
         if found != entry.task {

@@ -132,19 +132,23 @@ impl Manifest {
         self.artifacts.iter().filter(|entry| self.live.get(&entry.task) == Some(&entry.sha256))
     }
 
-    /// Adds an artifact as the last one pushed, or gives one that is there another signature. Returns whether anything changed.
-    pub fn add(&mut self, entry: Entry) -> bool {
-        match self.artifacts.iter_mut().find(|e| e.sha256 == entry.sha256) {
-            Some(known) if entry.signature.is_none() || known.signature == entry.signature => false,
-            Some(known) => {
-                known.signature = entry.signature;
-                true
-            }
-            None => {
-                self.artifacts.push(entry);
-                true
-            }
+    /// Adds an artifact as the last one pushed; one that is there keeps its signature unless another is given. Returns whether anything changed.
+    pub fn add(&mut self, mut entry: Entry) -> bool {
+        let Some(at) = self.artifacts.iter().position(|e| e.sha256 == entry.sha256) else {
+            self.artifacts.push(entry);
+            return true;
+        };
+        let known = &mut self.artifacts[at];
+        let signed = entry.signature.is_some() && entry.signature != known.signature;
+        if signed {
+            known.signature.clone_from(&entry.signature);
         }
+        if !self.artifacts[at + 1..].iter().any(|later| later.task == entry.task) {
+            return signed;
+        }
+        entry.signature = self.artifacts.remove(at).signature;
+        self.artifacts.push(entry);
+        true
     }
 
     /// Makes an artifact the live one of its task. `what` is a task, for the one pushed last, or `TASK@` and the first digits of a SHA-256. Returns the
@@ -285,6 +289,18 @@ mod tests {
         }
         let many = (0..=MAX_ARTIFACTS).map(|i| Entry { sha256: format!("{i:064x}"), ..entry("food", 'a') });
         assert!(with(many).to_bytes().is_err());
+    }
+
+    #[test]
+    fn a_second_push_is_the_last_one_and_keeps_the_signature() {
+        let signed = Entry { signature: Some("0".repeat(128)), ..entry("food", 'a') };
+        let mut manifest = with([signed.clone(), entry("food", 'b'), entry("travel", 'c')]);
+        assert!(!manifest.add(entry("food", 'b')) && !manifest.add(entry("travel", 'c')));
+        assert!(manifest.add(entry("food", 'a')));
+        assert_eq!(manifest.promote("food").unwrap().0, signed);
+        let again = Entry { signature: Some("1".repeat(128)), ..entry("food", 'a') };
+        assert!(manifest.add(again.clone()) && !manifest.add(again));
+        assert_eq!(manifest.artifacts.len(), 3);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use allowed::AllowedUrls;
-pub use fetch::{Limits, fetch, fetch_url};
+pub use fetch::{Limits, check_signature, fetch_url};
 pub use follower::{Changes, Follower, Report};
 pub use manifest::{Entry, Manifest};
 pub use place::Place;
