@@ -13,6 +13,7 @@ use crate::delo::keys::{KeyAverage, KeySignal, Metric};
 use crate::engine::{DeviceChoice, Options, RoutingRule};
 use crate::input::Limits;
 use crate::kernels::{Isa, Precision};
+use crate::registry::remote::AllowedUrls;
 
 /// Every setting and its default, with comments.
 pub const DEFAULTS: &str = include_str!("../migrations-free-config/default.toml");
@@ -26,6 +27,7 @@ pub struct Config {
     pub metrics: Metrics,
     pub model: Model,
     pub catalogue: Catalogue,
+    pub registry: Registry,
     pub routing: Routing,
     pub batching: Batching,
     pub input: Input,
@@ -92,6 +94,24 @@ pub struct Catalogue {
     #[serde(deserialize_with = "optional_path")]
     pub state_dir: Option<PathBuf>,
     pub retained_versions: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registry {
+    /// Empty: no manifest is followed.
+    pub manifest: String,
+    #[serde(rename = "poll_seconds", deserialize_with = "seconds")]
+    pub poll: Duration,
+    #[serde(rename = "fetch_timeout_seconds", deserialize_with = "seconds")]
+    pub fetch_timeout: Duration,
+    #[serde(deserialize_with = "positive")]
+    pub max_fetches: usize,
+    #[serde(deserialize_with = "allowed_urls")]
+    pub allowed_urls: AllowedUrls,
+    #[serde(deserialize_with = "paths")]
+    pub trusted_keys: Vec<PathBuf>,
+    pub require_signature: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -268,6 +288,12 @@ impl Config {
                 message: "longer than deadline.max_seconds, lower it or raise that".to_owned(),
             });
         }
+        if self.registry.require_signature && self.registry.trusted_keys.is_empty() {
+            return Err(ConfigError::Setting {
+                path: "registry.require_signature".to_owned(),
+                message: "no signature can be right without a key in registry.trusted_keys, name one".to_owned(),
+            });
+        }
         Ok(())
     }
 }
@@ -309,6 +335,28 @@ fn seconds<'de, D: Deserializer<'de>>(de: D) -> Result<Duration, D::Error> {
         return Err(D::Error::custom(format!("{seconds} is out of range, choose 0.001 to 86400 seconds")));
     }
     Ok(Duration::from_secs_f64(seconds))
+}
+
+/// A list, or one text with commas between, as the environment gives it.
+fn list<'de, D: Deserializer<'de>>(de: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a list of texts, or one text with commas between")]
+    enum List {
+        Items(Vec<String>),
+        Text(String),
+    }
+    Ok(match List::deserialize(de)? {
+        List::Items(items) => items,
+        List::Text(text) => text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect(),
+    })
+}
+
+fn paths<'de, D: Deserializer<'de>>(de: D) -> Result<Vec<PathBuf>, D::Error> {
+    Ok(list(de)?.into_iter().map(PathBuf::from).collect())
+}
+
+fn allowed_urls<'de, D: Deserializer<'de>>(de: D) -> Result<AllowedUrls, D::Error> {
+    AllowedUrls::parse(list(de)?.iter().map(String::as_str)).map_err(D::Error::custom)
 }
 
 fn optional_path<'de, D: Deserializer<'de>>(de: D) -> Result<Option<PathBuf>, D::Error> {
@@ -415,6 +463,21 @@ mod tests {
         assert_eq!(rule(""), RoutingRule::default());
         let chosen = RoutingRule { metric: Some(Metric::Plain), signal: Some(KeySignal::Pooled), average: Some(KeyAverage::Ema) };
         assert_eq!(rule("[routing]\nmetric = \"plain\"\nsignal = \"pooled\"\naverage = \"ema\""), chosen);
+    }
+
+    #[test]
+    fn lists_come_from_files_and_from_the_environment() {
+        let config = with_file("[registry]\nallowed_urls = [\"https://a/\", \"s3://b/\"]").unwrap();
+        assert!(config.registry.allowed_urls.check("s3://b/partition").is_ok());
+        let env = environment("DELO_REGISTRY__TRUSTED_KEYS", "a.pem, b.pem");
+        assert_eq!(Config::layered(None, env, vec![]).unwrap().registry.trusted_keys, [Path::new("a.pem"), Path::new("b.pem")]);
+    }
+
+    #[test]
+    fn refuses_a_registry_that_could_not_do_what_it_says() {
+        assert_eq!(path(with_file("[registry]\nrequire_signature = true")), "registry.require_signature");
+        assert_eq!(path(with_file("[registry]\nallowed_urls = [\"example.com\"]")), "registry.allowed_urls");
+        assert_eq!(path(with_file("[registry]\npoll_seconds = 0.0")), "registry.poll_seconds");
     }
 
     #[test]

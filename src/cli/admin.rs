@@ -8,12 +8,14 @@ use tonic::transport::Channel;
 use super::Failure;
 use super::client::{exchange, refusal};
 use super::output::{print, print_json, table};
+use crate::registry::signature;
 use crate::serve::pb::admin_client::AdminClient;
 use crate::serve::pb::load_partition_request::Source;
 use crate::serve::pb::trial_mode::Mode;
 use crate::serve::pb::{
     AbortTrialRequest, GetStatusRequest, GetStatusResponse, ListPartitionsRequest, LoadPartitionRequest, Partition, PromoteTrialRequest,
-    RollbackPartitionRequest, Trial, TrialMode, UnloadPartitionRequest, VersionCounts, get_status_response,
+    RegistryStatus, RollbackPartitionRequest, SyncRegistryRequest, Trial, TrialMode, UnloadPartitionRequest, VersionCounts,
+    get_status_response,
 };
 
 /// Shows and changes which partitions a running server serves.
@@ -33,14 +35,14 @@ enum AdminCommand {
     },
     /// Makes a partition live. A task that is loaded already gets a new version.
     #[command(
-        after_help = "Examples:\n  delo admin load symbols.safetensors\n  delo admin load symbols.safetensors --canary 0.1\n  delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory"
+        after_help = "Examples:\n  delo admin load symbols.safetensors\n  delo admin load symbols.safetensors --canary 0.1\n  delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory\n  delo admin load --uri https://models.example.com/delo/symbols.safetensors   # allowed by the server's registry.allowed_urls"
     )]
     Load {
-        /// A partition file on this machine; its bytes are sent to the server.
+        /// A partition file on this machine; its bytes are sent to the server, with the signature in FILE.sig where there is one.
         #[arg(value_name = "FILE", required_unless_present = "uri", conflicts_with = "uri")]
         file: Option<PathBuf>,
-        /// A file on the server, inside its --partitions directory: a path, or file:// and an absolute path.
-        #[arg(long, value_name = "PATH")]
+        /// A file on the server, inside its --partitions directory: a path, or file:// and an absolute path. Or an address that the server allows.
+        #[arg(long, value_name = "PATH|URL")]
         uri: Option<String>,
         /// Not live but on trial: it answers this share of its task's traffic, above 0 and at most 1.
         #[arg(long, value_name = "SHARE", conflicts_with = "shadow")]
@@ -89,6 +91,12 @@ enum AdminCommand {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Makes the server read the manifest of its registry now, and load and unload what differs.
+    #[command(after_help = "Example:\n  delo admin sync")]
+    Sync {
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Shows the server's state.
     #[command(after_help = "Example:\n  delo admin status")]
     Status {
@@ -115,6 +123,7 @@ pub fn run(args: AdminArgs) -> Result<(), Failure> {
         AdminCommand::Promote { task, canary, connection } => promote(task, trial(canary, false), &connection),
         AdminCommand::Abort { task, connection } => abort(task, &connection),
         AdminCommand::Unload { task, connection } => unload(task, &connection),
+        AdminCommand::Sync { connection } => sync(&connection),
         AdminCommand::Status { connection } => status(&connection),
     }
 }
@@ -157,8 +166,10 @@ fn request_id() -> String {
 }
 
 fn load(file: Option<PathBuf>, uri: Option<String>, trial: Option<TrialMode>, connection: &Connection) -> Result<(), Failure> {
+    let mut signature = Vec::new();
     let source = match (file, uri) {
         (Some(file), _) => {
+            signature = signature::beside(&file)?.unwrap_or_default();
             let bytes = std::fs::read(&file)
                 .map_err(|e| format!("can't read {}: {e}; a file on the server is loaded with --uri", file.display()))?;
             Source::Artifact(bytes.into())
@@ -166,7 +177,7 @@ fn load(file: Option<PathBuf>, uri: Option<String>, trial: Option<TrialMode>, co
         (None, Some(uri)) => Source::Uri(uri),
         (None, None) => return Err(Failure::usage("give a FILE or --uri")),
     };
-    let request = LoadPartitionRequest { source: Some(source), request_id: request_id(), trial };
+    let request = LoadPartitionRequest { source: Some(source), request_id: request_id(), trial, signature: signature.into() };
     let partition = exchange(&connection.server, |channel| async {
         let answer = client(channel).load_partition(request).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
@@ -232,6 +243,38 @@ fn counts(c: VersionCounts) -> Value {
     json!({"answers": c.answers, "right": c.right, "wrong": c.wrong, "agreed": c.agreed, "differed": c.differed})
 }
 
+fn sync(connection: &Connection) -> Result<(), Failure> {
+    let answer = exchange(&connection.server, |channel| async {
+        Ok(client(channel).sync_registry(SyncRegistryRequest {}).await.map_err(|s| refusal(&s))?.into_inner())
+    })?;
+    let registry = answer.registry.unwrap_or_default();
+    if connection.json {
+        return print_json(&json!({"registry": registry_json(&registry), "loaded": answer.loaded, "unloaded": answer.unloaded}));
+    }
+    let mut rows = vec![vec!["registry".to_owned(), registry_line(&registry)]];
+    for (what, tasks) in [("loaded", &answer.loaded), ("unloaded", &answer.unloaded)] {
+        if !tasks.is_empty() {
+            rows.push(vec![what.to_owned(), tasks.join(", ")]);
+        }
+    }
+    print(&table(&rows))
+}
+
+fn registry_json(r: &RegistryStatus) -> Value {
+    json!({
+        "manifest": r.manifest, "revision": r.revision, "in_sync": r.in_sync, "error": r.error, "seconds_since_sync": r.seconds_since_sync,
+    })
+}
+
+fn registry_line(r: &RegistryStatus) -> String {
+    let state = match (r.in_sync, r.seconds_since_sync < 0.0) {
+        (true, _) => "in sync".to_owned(),
+        (false, true) => format!("not yet in sync: {}", r.error),
+        (false, false) => format!("not in sync for {:.0} s: {}", r.seconds_since_sync, r.error),
+    };
+    format!("{}, revision {}, {state}", r.manifest, r.revision)
+}
+
 fn status(connection: &Connection) -> Result<(), Failure> {
     let status = exchange(&connection.server, |channel| async {
         Ok(client(channel).get_status(GetStatusRequest {}).await.map_err(|s| refusal(&s))?.into_inner())
@@ -251,6 +294,7 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         catalogue_revision,
         durable,
         notices,
+        registry,
         ..
     } = &status;
     let state = get_status_response::State::try_from(status.state).unwrap_or_default().as_str_name();
@@ -260,6 +304,7 @@ fn status(connection: &Connection) -> Result<(), Failure> {
             "routing_signal": routing_signal, "routing_notice": routing_notice, "queue_depth": queue_depth, "uptime_seconds": uptime_seconds,
             "partitions": partitions, "kernel": kernel, "compute_threads": compute_threads,
             "catalogue_revision": catalogue_revision, "durable": durable, "notices": notices,
+            "registry": registry.as_ref().map(registry_json),
         }));
     }
     let mut rows = vec![
@@ -277,6 +322,7 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         vec!["queue depth".to_owned(), queue_depth.to_string()],
         vec!["uptime".to_owned(), format!("{uptime_seconds:.0} s")],
     ];
+    rows.extend(registry.iter().map(|registry| vec!["registry".to_owned(), registry_line(registry)]));
     let notices = notices.iter().chain(Some(routing_notice).filter(|notice| !notice.is_empty()));
     rows.extend(notices.map(|notice| vec!["notice".to_owned(), notice.clone()]));
     print(&table(&rows))

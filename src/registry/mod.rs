@@ -5,6 +5,8 @@
 mod crash;
 mod folder;
 pub mod ledger;
+pub mod remote;
+pub mod signature;
 mod source;
 pub mod state;
 
@@ -28,6 +30,7 @@ use crate::model_dir::safetensors_files;
 use folder::Folder;
 pub use folder::FolderError;
 use ledger::{Done, Ledger, LedgerError, TaskRecord, VersionRecord};
+use signature::Trust;
 pub use source::{Root, Source, SourceError};
 use state::{StateDir, StateError};
 
@@ -47,6 +50,8 @@ pub struct Settings {
     /// Earlier versions of a task that can be rolled back to.
     pub retained_versions: usize,
     pub max_artifact_bytes: usize,
+    /// Whose signatures count, and whether they are required.
+    pub trust: Arc<Trust>,
 }
 
 /// The live catalogue and everything that changes it.
@@ -125,13 +130,15 @@ pub struct Load {
     pub source: Source,
     /// On trial beside the live version; `None`: live at once.
     pub trial: Option<TrialMode>,
+    /// Where it is from, for people; what the source says of itself where it is `None`.
+    pub origin: Option<String>,
     /// Empty, or the caller's id of this request: asked again with the same id, it is answered and not done again.
     pub request_id: String,
 }
 
 impl From<Source> for Load {
     fn from(source: Source) -> Self {
-        Self { source, trial: None, request_id: String::new() }
+        Self { source, trial: None, origin: None, request_id: String::new() }
     }
 }
 
@@ -157,8 +164,9 @@ impl Registry {
     /// A root that is no directory; a state directory that can't be read, is in use, or belongs to another backbone.
     pub async fn open(engine: Arc<Engine>, settings: Settings) -> Result<Arc<Self>, RegistryError> {
         let live = ArcSwap::from_pointee(Catalogue::empty(engine.backbone(), settings.rule));
-        let root = Root::new(settings.root.as_deref(), settings.max_artifact_bytes)
-            .map_err(|source| RegistryError::Directory { dir: settings.root.clone().unwrap_or_default(), source })?;
+        let dir = settings.root.clone().unwrap_or_default();
+        let root = Root::new(settings.root.as_deref(), settings.max_artifact_bytes, settings.trust.clone());
+        let root = root.map_err(|source| RegistryError::Directory { dir, source })?;
         let fingerprint = engine.backbone().fingerprint.clone();
         let blank = Ledger::of(fingerprint.clone());
         let Some(dir) = settings.state_dir.clone() else {
@@ -321,13 +329,13 @@ impl Registry {
     /// # Errors
     /// A source that can't be read, an artifact that is refused, a partition that does not go with the others, a state that can't be written.
     pub async fn load(&self, load: Load) -> Result<Changed, RegistryError> {
-        let Load { source, trial, request_id } = load;
+        let Load { source, trial, origin: said, request_id } = load;
         let started = Instant::now();
         let asked = asked("load", &format!("{} {trial:?}", identity(&source)));
         if let Some(done) = self.books.lock().await.ledger.replay(&request_id, &asked)?.cloned() {
             return Ok(self.changed(done.task, done.version, done.record));
         }
-        let origin = origin(&source);
+        let origin = said.unwrap_or_else(|| origin(&source));
         // Reading and checking is the long part: it goes on beside the serving and beside other loads.
         let fresh = self.read(source).await?;
         crash::point("registry.read");

@@ -15,6 +15,7 @@ mod lifecycle;
 mod metrics;
 pub mod pb;
 mod queue;
+mod remote;
 mod room;
 mod scrape;
 mod shadow;
@@ -45,6 +46,8 @@ use room::{Room, Rooms};
 use crate::config::{Config, Listen};
 use crate::input::InputError;
 use crate::registry::RegistryError;
+use crate::registry::remote::RemoteError;
+use crate::registry::signature::SignatureError;
 use crate::vilt::ViltError;
 
 /// Idle connections get this long to go after the last call has ended.
@@ -65,6 +68,10 @@ pub enum ServeError {
     Input(#[from] InputError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    #[error("registry.manifest: {0}")]
+    Remote(#[from] RemoteError),
+    #[error("registry.trusted_keys: {0}")]
+    TrustedKeys(#[from] SignatureError),
     #[error("can't start the compute thread: {0}")]
     Thread(std::io::Error),
     #[error("the first sample failed: {0}")]
@@ -188,6 +195,8 @@ impl Server {
             () = &mut shutdown => false,
         };
         if started {
+            // Until draining: what is served then only finishes.
+            let _following = AbortOnDrop(tokio::spawn(remote::follow(rooms.clone(), lifecycle.clone())));
             tokio::select! {
                 ended = &mut serving.0 => {
                     ended.map_err(|_| ServeError::Panicked)??;

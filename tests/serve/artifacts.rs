@@ -107,7 +107,8 @@ async fn loads_by_path_from_inside_the_partitions_directory_only() {
         ("../symbols.safetensors".to_owned(), Code::PermissionDenied),
         ("nothing.safetensors".to_owned(), Code::NotFound),
         (".".to_owned(), Code::InvalidArgument),
-        ("https://example.org/symbols.safetensors".to_owned(), Code::InvalidArgument),
+        ("https://example.org/symbols.safetensors".to_owned(), Code::PermissionDenied),
+        ("ftp://example.org/symbols.safetensors".to_owned(), Code::InvalidArgument),
     ] {
         refused(server.load(Source::Uri(uri)).await, code, "");
     }

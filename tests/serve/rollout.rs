@@ -23,7 +23,7 @@ fn shadow() -> Option<TrialMode> {
 impl Running {
     async fn load_as(&self, variant: u64, trial: Option<TrialMode>, request_id: &str) -> Result<Partition, Status> {
         let source = Some(Source::Artifact(artifact_of("food", variant).into()));
-        let request = LoadPartitionRequest { source, trial, request_id: request_id.to_owned() };
+        let request = LoadPartitionRequest { source, trial, request_id: request_id.to_owned(), ..Default::default() };
         Ok(self.admin().await.load_partition(request).await?.into_inner().partition.unwrap())
     }
 
