@@ -131,7 +131,7 @@ pub struct Input {
     pub limits: Limits,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deadline {
     #[serde(rename = "default_seconds", deserialize_with = "seconds")]

@@ -1,0 +1,324 @@
+//! Until when a call may take. A call ends then, whatever has arrived of it, and whether or not its answer is read.
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::AbortHandle;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::metadata::MetadataMap;
+use tower::{Layer, Service};
+
+use super::{Answer, Inner, call};
+use crate::config;
+use crate::serve::status::refused;
+
+/// The answer leaves this much before the caller's own clock runs out, so that the caller sees it and not a bare time-out.
+const AHEAD: Duration = Duration::from_millis(5);
+/// A handler that has the whole message keeps the deadline by itself, sample by sample, and gets this long to say so.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// How long the calls of a port may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub unary: config::Deadline,
+    /// How long nothing may move in a stream, in either direction.
+    pub stream_idle: Duration,
+}
+
+/// Gives every call its [`Expiry`], and ends it when that is over.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(pub Bounds);
+
+/// When one call ends by the clock; an `Arc` of it is in the extensions of the request.
+#[derive(Debug)]
+pub struct Expiry {
+    /// `None`: a stream, which may be open for as long as something moves in it.
+    pub at: Option<Instant>,
+    started: Instant,
+    /// Cancelled when the time is over, once and for ever.
+    over: CancellationToken,
+    /// The whole request has arrived. Only ever set.
+    arrived: AtomicBool,
+    /// Milliseconds from `started` to the latest frame of a stream.
+    moved: AtomicU64,
+    /// What the call holds until it ends or its time is over; given back by whoever is first.
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+impl Default for Expiry {
+    /// Never.
+    fn default() -> Self {
+        Self::at(None)
+    }
+}
+
+impl Expiry {
+    fn at(at: Option<Instant>) -> Self {
+        Self {
+            at,
+            started: Instant::now(),
+            over: CancellationToken::new(),
+            arrived: AtomicBool::new(false),
+            moved: AtomicU64::new(0),
+            permit: Mutex::new(None),
+        }
+    }
+
+    /// Lets the call hold `permit`. One whose time is over holds nothing.
+    pub fn hold(&self, permit: OwnedSemaphorePermit) {
+        let mut held = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
+        // Looked at under the lock: `end` cancels before it takes the lock.
+        if !self.over.is_cancelled() {
+            *held = Some(permit);
+        }
+    }
+
+    /// Gives the permit back.
+    pub fn release(&self) {
+        drop(self.permit.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn end(&self) {
+        self.over.cancel();
+        self.release();
+    }
+
+    fn touch(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved.store(millis, Ordering::Relaxed);
+    }
+
+    /// Done when the time is over.
+    async fn watch(&self, idle: Duration) {
+        if let Some(at) = self.at {
+            tokio::time::sleep_until(at.into()).await;
+            if self.arrived.load(Ordering::Relaxed) {
+                tokio::time::sleep(LAST_WORD).await;
+            }
+            return;
+        }
+        loop {
+            let until = self.started + Duration::from_millis(self.moved.load(Ordering::Relaxed)) + idle;
+            if Instant::now() >= until {
+                return;
+            }
+            tokio::time::sleep_until(until.into()).await;
+        }
+    }
+
+    fn status(&self) -> Status {
+        refused("deadline_exceeded");
+        Status::deadline_exceeded(match (self.at, self.arrived.load(Ordering::Relaxed)) {
+            (None, _) => "nothing moved in this stream for too long (server.stream_idle_seconds): open another",
+            (Some(_), false) => "the deadline passed before the whole request had arrived: send it at once, or allow more time",
+            (Some(_), true) => "the deadline passed before the answer was ready: allow more time, or retry later",
+        })
+    }
+}
+
+/// Ends the watch with the call.
+struct Watched {
+    expiry: Arc<Expiry>,
+    watch: AbortHandle,
+}
+
+impl Watched {
+    fn start(expiry: Arc<Expiry>, idle: Duration) -> Self {
+        let watched = expiry.clone();
+        // In a task of its own: an answer that nobody reads is never polled, and yet its time passes.
+        let watch = tokio::spawn(async move {
+            watched.watch(idle).await;
+            watched.end();
+        });
+        Self { expiry, watch: watch.abort_handle() }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.watch.abort();
+        self.expiry.release();
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Expiring<S> {
+    inner: S,
+    bounds: Bounds,
+}
+
+impl<S> Layer<S> for Deadline {
+    type Service = Expiring<S>;
+
+    fn layer(&self, inner: S) -> Expiring<S> {
+        Expiring { inner, bounds: self.0 }
+    }
+}
+
+impl<S: Inner> Service<Request<Body>> for Expiring<S> {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Answer {
+        let path = request.uri().path();
+        if path.starts_with("/grpc.health.v1.Health/") {
+            // Whoever watches health may do so for ever.
+            return Box::pin(call(&mut self.inner, request));
+        }
+        let streams = path == "/delo.v1.Classifier/ClassifyStream" || path.starts_with("/grpc.reflection.");
+        let at = (!streams).then(|| {
+            let asked = request.headers().get("grpc-timeout").and_then(|value| value.to_str().ok());
+            Instant::now() + within(asked, &self.bounds.unary)
+        });
+        let expiry = Arc::new(Expiry::at(at));
+        request.extensions_mut().insert(expiry.clone());
+        let request = request.map(|body| Body::new(Arriving { body, expiry: expiry.clone() }));
+        let watched = Watched::start(expiry.clone(), self.bounds.stream_idle);
+        let answer = call(&mut self.inner, request);
+        Box::pin(async move {
+            let response = tokio::select! {
+                biased;
+                response = answer => response?,
+                () = expiry.over.cancelled() => return Ok(expiry.status().into_http()),
+            };
+            let over = Box::pin(expiry.over.clone().cancelled_owned());
+            Ok(response.map(|body| Body::new(Leaving { body: Some(body), over, watched })))
+        })
+    }
+}
+
+/// A request's body that tells its call's expiry of what arrives.
+struct Arriving {
+    body: Body,
+    expiry: Arc<Expiry>,
+}
+
+impl http_body::Body for Arriving {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.expiry.touch();
+        if frame.is_none() || self.body.is_end_stream() {
+            self.expiry.arrived.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body that ends with DEADLINE_EXCEEDED when its time is over.
+struct Leaving {
+    /// `None` when it has ended so.
+    body: Option<Body>,
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
+    watched: Watched,
+}
+
+impl http_body::Body for Leaving {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
+            self.watched.expiry.touch();
+            return Poll::Ready(frame);
+        }
+        ready!(self.over.as_mut().poll(cx));
+        self.body = None;
+        let mut trailers = HeaderMap::new();
+        Poll::Ready(Some(self.watched.expiry.status().add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// How long a call may take: its `grpc-timeout`, or the configured default; at most the configured maximum.
+pub fn patience(metadata: &MetadataMap, bounds: &config::Deadline) -> Duration {
+    within(metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()), bounds)
+}
+
+fn within(asked: Option<&str>, bounds: &config::Deadline) -> Duration {
+    let asked = asked.and_then(timeout).map(|asked| asked.saturating_sub(AHEAD));
+    asked.unwrap_or(bounds.default).min(bounds.max)
+}
+
+/// A time-out as gRPC writes it: up to 8 digits and a unit (H, M, S, m, u, n). `None` for anything else.
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(n * 3600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_time_outs_as_grpc_writes_them() {
+        for (text, nanos) in
+            [("1H", 3_600_000_000_000), ("2M", 120_000_000_000), ("3S", 3_000_000_000), ("4m", 4_000_000), ("5u", 5_000), ("6n", 6)]
+        {
+            assert_eq!(timeout(text), Some(Duration::from_nanos(nanos)), "{text}");
+        }
+        for text in ["", "S", "1", "1x", "-1S", "+1S", "123456789S", "1.5S", "1é"] {
+            assert_eq!(timeout(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_call_waits_as_long_as_it_says_the_default_or_the_maximum() {
+        let bounds = config::Deadline { default: Duration::from_secs(30), max: Duration::from_secs(100) };
+        let wait = |text: Option<&str>| {
+            let mut metadata = MetadataMap::new();
+            if let Some(text) = text {
+                metadata.insert("grpc-timeout", text.parse().unwrap());
+            }
+            patience(&metadata, &bounds).as_secs_f64().round() as u64
+        };
+        assert_eq!(wait(Some("50S")), 50);
+        assert_eq!(wait(Some("5H")), 100);
+        assert_eq!(wait(Some("soon")), 30);
+        assert_eq!(wait(None), 30);
+    }
+}
