@@ -8,10 +8,10 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use super::files::{self, FileError};
+use super::files::FileError;
 
 /// Limits of the file, so that a wrong path or a broken generator does no harm.
-const MAX_BYTES: u64 = 1 << 20;
+pub const MAX_BYTES: u64 = 1 << 20;
 const MAX_CLIENTS: usize = 4096;
 const MAX_NAME: usize = 128;
 /// A longer token than this is nobody's; it is not hashed.
@@ -93,16 +93,10 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// # Errors
-    /// A file that can't be read, is too large, no such TOML, or names a client twice or by halves.
-    pub fn read(path: &Path) -> Result<Self, AuthError> {
-        Self::parse(path, &files::read(path, MAX_BYTES)?)
-    }
-
     /// The clients in `bytes`, which stand in the file at `path`.
     ///
     /// # Errors
-    /// As [`Clients::read`].
+    /// A file that is no such TOML, has too many clients, or names one twice or by halves.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, AuthError> {
         let syntax = |message: String| AuthError::Syntax { path: path.to_owned(), message: message.lines().next().unwrap_or_default().to_owned() };
         let text = std::str::from_utf8(bytes).map_err(|_| syntax("it is no UTF-8 text".to_owned()))?;
@@ -174,7 +168,8 @@ impl Clients {
         self.by_certificate.iter().find(|(subject, _)| names.contains(subject)).map(|(_, client)| client.clone())
     }
 
-    pub fn len(&self) -> usize {
+    /// How many they are.
+    pub fn count(&self) -> usize {
         self.by_token.len() + self.by_certificate.len()
     }
 
@@ -246,7 +241,7 @@ mod tests {
     #[test]
     fn neither_debug_nor_errors_show_a_token_or_its_digest() {
         let text = format!("[[client]]\nname = \"app\"\nrole = \"classify\"\ntoken_sha256 = \"{SECRET}\"");
-        assert!(!format!("{:?}", parse(&text).unwrap()).contains("187"));
+        assert!(format!("{:?}", parse(&text).unwrap()).contains("TokenDigest(…)"));
         for text in ["[[client]]\ntoken_sha256 = hunter2", "[[client]]\nname = \"a\"\nrole = \"hunter2\""] {
             assert!(!parse(text).unwrap_err().to_string().contains("hunter2"));
         }
