@@ -343,7 +343,9 @@ impl Config {
             (None, ClientCertificate::Optional | ClientCertificate::Required) => {
                 wrong("tls.client_ca", "missing: tls.client_certificate asks for certificates, say who signs them")
             }
-            (Some(_), ClientCertificate::Off) => wrong("tls.client_certificate", "\"off\" with a tls.client_ca: choose \"optional\" or \"required\""),
+            (Some(_), ClientCertificate::Off) => {
+                wrong("tls.client_certificate", "\"off\" with a tls.client_ca: choose \"optional\" or \"required\"")
+            }
             (Some(_), _) if tls.certificate.is_none() => wrong("tls.certificate", "missing: only TLS carries the certificates of clients"),
             _ => Ok(()),
         }

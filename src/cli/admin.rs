@@ -269,7 +269,10 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         vec!["backbone".to_owned(), backbone_fingerprint.clone()],
         vec!["kernel".to_owned(), format!("{kernel}, {compute_threads} threads")],
         vec!["partitions".to_owned(), partitions.to_string()],
-        vec!["changes".to_owned(), format!("{catalogue_revision}, {}", if *durable { "kept in the state directory" } else { "kept in memory only" })],
+        vec![
+            "changes".to_owned(),
+            format!("{catalogue_revision}, {}", if *durable { "kept in the state directory" } else { "kept in memory only" }),
+        ],
         vec!["routing".to_owned(), format!("{routing_metric} over {routing_signal}")],
         vec!["queue depth".to_owned(), queue_depth.to_string()],
         vec!["uptime".to_owned(), format!("{uptime_seconds:.0} s")],

@@ -24,8 +24,8 @@ use crate::delo::{Partition, PartitionError};
 use crate::engine::{Catalogue, CatalogueError, Engine, EngineError, Query, Resident, RoutingRule, Trial, TrialMode};
 use crate::input::{Pixels, Sample};
 use crate::model_dir::safetensors_files;
-pub use folder::FolderError;
 use folder::Folder;
+pub use folder::FolderError;
 use ledger::{Done, Ledger, LedgerError, TaskRecord, VersionRecord};
 pub use source::{Root, Source, SourceError};
 use state::{StateDir, StateError};
@@ -102,7 +102,9 @@ pub enum RegistryError {
     AtStart { file: String, reason: Box<RegistryError> },
     #[error("partitions {first} and {second} are both of task {task:?}: leave one of them out")]
     Twice { task: String, first: String, second: String },
-    #[error("the state directory belongs to backbone {found}, not to {expected}: start with that backbone, or with another catalogue.state_dir")]
+    #[error(
+        "the state directory belongs to backbone {found}, not to {expected}: start with that backbone, or with another catalogue.state_dir"
+    )]
     OtherBackbone { found: String, expected: String },
 }
 
@@ -154,10 +156,8 @@ impl Registry {
     /// A root that is no directory; a state directory that can't be read, is in use, or belongs to another backbone.
     pub async fn open(engine: Arc<Engine>, settings: Settings) -> Result<Arc<Self>, RegistryError> {
         let live = ArcSwap::from_pointee(Catalogue::empty(engine.backbone(), settings.rule));
-        let root = Root::new(settings.root.as_deref(), settings.max_artifact_bytes).map_err(|source| RegistryError::Directory {
-            dir: settings.root.clone().unwrap_or_default(),
-            source,
-        })?;
+        let root = Root::new(settings.root.as_deref(), settings.max_artifact_bytes)
+            .map_err(|source| RegistryError::Directory { dir: settings.root.clone().unwrap_or_default(), source })?;
         let fingerprint = engine.backbone().fingerprint.clone();
         let blank = Ledger::of(fingerprint.clone());
         let Some(dir) = settings.state_dir.clone() else {
@@ -284,7 +284,8 @@ impl Registry {
             }
             if let Some(known) = books.ledger.tasks.get(&task) {
                 if known.live.and_then(|live| known.versions.get(&live)).is_none_or(|live| live.digest != partition.digest) {
-                    let notice = format!("{file} is not what is live of task {task:?}: the state directory decides; load it with `delo admin load`");
+                    let notice =
+                        format!("{file} is not what is live of task {task:?}: the state directory decides; load it with `delo admin load`");
                     tracing::warn!(notice, "partitions");
                     books.notices.push(notice);
                 }
@@ -400,11 +401,7 @@ impl Registry {
     }
 
     /// One change: the ledger's, then what it means for the catalogue, then the disk, then the swap.
-    async fn step(
-        &self,
-        step: Step<'_>,
-        change: impl FnOnce(&mut Ledger) -> Result<u64, LedgerError>,
-    ) -> Result<Changed, RegistryError> {
+    async fn step(&self, step: Step<'_>, change: impl FnOnce(&mut Ledger) -> Result<u64, LedgerError>) -> Result<Changed, RegistryError> {
         let Step { task, request_id, asked, fresh } = step;
         let mut books = self.books.lock().await;
         if let Some(done) = books.ledger.replay(request_id, &asked)?.cloned() {

@@ -98,13 +98,17 @@ impl Clients {
     /// # Errors
     /// A file that is no such TOML, has too many clients, or names one twice or by halves.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, AuthError> {
-        let syntax = |message: String| AuthError::Syntax { path: path.to_owned(), message: message.lines().next().unwrap_or_default().to_owned() };
+        let syntax =
+            |message: String| AuthError::Syntax { path: path.to_owned(), message: message.lines().next().unwrap_or_default().to_owned() };
         let text = std::str::from_utf8(bytes).map_err(|_| syntax("it is no UTF-8 text".to_owned()))?;
         let source = config::File::from_str(text, config::FileFormat::Toml);
         // The parser's message quotes the line at fault, which may hold a secret pasted by mistake.
         let parsed = config::Config::builder().add_source(source).build().map_err(|_| syntax("it is not valid TOML".to_owned()))?;
         let document: Document = serde_path_to_error::deserialize(parsed).map_err(|e| {
-            syntax(format!("{} is wrong: a [[client]] has name, role (classify, read_only or admin), and token_sha256 or certificate", e.path()))
+            syntax(format!(
+                "{} is wrong: a [[client]] has name, role (classify, read_only or admin), and token_sha256 or certificate",
+                e.path()
+            ))
         })?;
         if document.client.len() > MAX_CLIENTS {
             return Err(AuthError::TooMany { path: path.to_owned(), clients: document.client.len() });
@@ -133,7 +137,9 @@ impl Clients {
         let client = Client { name: name.as_str().into(), role };
         let proof = match (token_sha256, certificate) {
             (Some(hex), None) => {
-                let Some(digest) = digest(&hex) else { return Err((name, "token_sha256 is the SHA-256 of the token, 64 hexadecimal digits")) };
+                let Some(digest) = digest(&hex) else {
+                    return Err((name, "token_sha256 is the SHA-256 of the token, 64 hexadecimal digits"));
+                };
                 self.by_token.push((TokenDigest(digest), client));
                 hex.to_ascii_lowercase()
             }
@@ -234,7 +240,8 @@ mod tests {
         for text in [client("tokn = \"1\""), client(&token).replace("classify", "root"), "[[client]".to_owned()] {
             assert!(matches!(parse(&text), Err(AuthError::Syntax { .. })), "{text}");
         }
-        let many: String = (0..=MAX_CLIENTS).map(|i| format!("[[client]]\nname = \"{i}\"\nrole = \"admin\"\ncertificate = \"{i}\"\n")).collect();
+        let many: String =
+            (0..=MAX_CLIENTS).map(|i| format!("[[client]]\nname = \"{i}\"\nrole = \"admin\"\ncertificate = \"{i}\"\n")).collect();
         assert!(matches!(parse(&many), Err(AuthError::TooMany { .. })));
     }
 

@@ -485,9 +485,8 @@ mod tests {
         f.queue.computed(Duration::from_secs(1));
         // A hundredth of a second a token.
         f.push("a", Interactive, 100);
-        let reserve = |f: &mut Fixture, seconds: f64| {
-            f.queue.reserve(&claim("a", Interactive), 0, f.now + Duration::from_secs_f64(seconds), f.now)
-        };
+        let reserve =
+            |f: &mut Fixture, seconds: f64| f.queue.reserve(&claim("a", Interactive), 0, f.now + Duration::from_secs_f64(seconds), f.now);
         assert_eq!(reserve(&mut f, 0.9), Err(Refusal::Deadline));
         assert_eq!(reserve(&mut f, 1.1), Ok(()));
         f.push("a", Interactive, 60);

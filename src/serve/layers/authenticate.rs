@@ -173,7 +173,11 @@ mod tests {
             ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", true, true),
             ("/elsewhere/Anything", false, false),
         ] {
-            assert_eq!((may(Role::Classify, path), may(Role::ReadOnly, path), may(Role::Admin, path)), (classify, read_only, true), "{path}");
+            assert_eq!(
+                (may(Role::Classify, path), may(Role::ReadOnly, path), may(Role::Admin, path)),
+                (classify, read_only, true),
+                "{path}"
+            );
         }
     }
 

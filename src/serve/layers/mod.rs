@@ -19,7 +19,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-pub use admit::{Admit, Admission};
+pub use admit::{Admission, Admit};
 pub use authenticate::{Authenticate, Caller};
 pub use deadline::{Bounds, Deadline, Expiry, patience};
 pub use isolate_panics::{IsolatePanics, internal};
