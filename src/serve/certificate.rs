@@ -29,7 +29,7 @@ impl<'a> Der<'a> {
     fn next(&mut self) -> Option<(u8, Der<'a>)> {
         let (&[tag, first], rest) = self.0.split_first_chunk::<2>()?;
         let (length, rest) = match first {
-            0..0x80 => (usize::from(first), rest),
+            0..=0x7f => (usize::from(first), rest),
             0x81..=0x83 => {
                 let (digits, rest) = rest.split_at_checked(usize::from(first - 0x80))?;
                 (digits.iter().fold(0, |n, digit| n << 8 | usize::from(*digit)), rest)

@@ -36,7 +36,8 @@ impl<S: Inner> Service<Request<Body>> for Traced<S> {
 
     fn call(&mut self, request: Request<Body>) -> Answer {
         // Neither the path nor a header is quoted: both are the caller's to choose.
-        let span = tracing::info_span!("call", method = method(request.uri().path()), client = %Caller::of(request.extensions()).name);
+        let Caller { name, role } = Caller::of(request.extensions());
+        let span = tracing::info_span!("call", method = method(request.uri().path()), client = %name, %role);
         Box::pin(call(&mut self.0, request).instrument(span))
     }
 }
