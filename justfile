@@ -52,6 +52,10 @@ load scenario="steady" *args:
     cargo build --release --package delo --bin delo
     cargo run --release --package delo-load -- load-tests/scenarios/{{scenario}}.toml --spawn target/release/delo {{args}}
 
+# Look for inputs that break a promise, so many seconds a target (needs cargo-fuzz): just fuzz 60
+fuzz seconds="20" *targets:
+    bash tools/fuzz.sh {{seconds}} {{targets}}
+
 # The container image
 image tag="delo:local":
     docker build -t {{tag}} .

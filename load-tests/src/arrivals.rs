@@ -4,12 +4,40 @@ use std::time::Duration;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The times of a Poisson process, since its start, falling within a window: gaps are independent and exponential.
+/// Requests per second over time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    pub base: f64,
+    /// `(every, length, rate)`: each time `every` seconds have passed since the start, the rate is this one for `length` seconds, less than `every`.
+    pub burst: Option<(f64, f64, f64)>,
+}
+
+impl Rates {
+    /// The rate at `at` seconds, and until when it stays.
+    fn at(&self, at: f64) -> (f64, f64) {
+        let Some((every, length, rate)) = self.burst else { return (self.base, f64::INFINITY) };
+        // A little more, so that the quotient at a bound is not rounded to the time that has just ended.
+        let start = (at / every + 1e-9).floor() * every;
+        if start > 0.0 && at < start + length { (rate, start + length) } else { (self.base, start + every) }
+    }
+
+    /// Requests expected in the first so many seconds.
+    pub fn expected(&self, seconds: f64) -> f64 {
+        let (mut at, mut sum) = (0.0, 0.0);
+        while at < seconds {
+            let (rate, until) = self.at(at);
+            sum += rate * (until.min(seconds) - at);
+            at = until;
+        }
+        sum
+    }
+}
+
+/// The times of a Poisson process, since its start, falling within a window: while the rate stays, gaps are independent and exponential.
 #[derive(Debug)]
 pub struct Arrivals {
     rng: ChaCha8Rng,
-    /// Arrivals per second.
-    rate: f64,
+    rates: Rates,
     /// Seconds.
     window: f64,
     /// Seconds, of the last arrival.
@@ -17,10 +45,11 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// A process of `rate` arrivals per second (positive and finite) over `window`. The same seed gives the same times.
-    pub fn new(rate: f64, window: Duration, seed: u64) -> Self {
-        assert!(rate > 0.0 && rate.is_finite(), "a rate is positive and finite");
-        Self { rng: ChaCha8Rng::seed_from_u64(seed), rate, window: window.as_secs_f64(), at: 0.0 }
+    /// A process of these rates (positive and finite) over `window`. The same seed gives the same times.
+    pub fn new(rates: Rates, window: Duration, seed: u64) -> Self {
+        let burst = rates.burst.map_or(rates.base, |(_, _, rate)| rate);
+        assert!([rates.base, burst].iter().all(|r| *r > 0.0 && r.is_finite()), "a rate is positive and finite");
+        Self { rng: ChaCha8Rng::seed_from_u64(seed), rates, window: window.as_secs_f64(), at: 0.0 }
     }
 }
 
@@ -28,8 +57,17 @@ impl Iterator for Arrivals {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        // `random` is in [0, 1), so the logarithm's argument is in (0, 1].
-        self.at -= (1.0 - self.rng.random::<f64>()).ln() / self.rate;
+        // A process of rate 1 whose time runs faster where more requests are due. `random` is in [0, 1), so the logarithm's argument is in (0, 1].
+        let mut gap = -(1.0 - self.rng.random::<f64>()).ln();
+        while self.at < self.window {
+            let (rate, until) = self.rates.at(self.at);
+            if self.at + gap / rate <= until {
+                self.at += gap / rate;
+                break;
+            }
+            gap -= (until - self.at) * rate;
+            self.at = until;
+        }
         (self.at < self.window).then(|| Duration::from_secs_f64(self.at))
     }
 }
@@ -40,16 +78,42 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
+    fn constant(rate: f64, window: Duration, seed: u64) -> Arrivals {
+        Arrivals::new(Rates { base: rate, burst: None }, window, seed)
+    }
+
+    #[test]
+    fn bursts_come_when_they_are_due_and_at_their_rate() {
+        let rates = Rates { base: 10.0, burst: Some((20.0, 5.0, 40.0)) };
+        let mut counts = [0f64; 20];
+        for t in Arrivals::new(rates, HOUR, 6).filter(|t| t.as_secs() >= 20) {
+            counts[t.as_secs() as usize % 20] += 1.0 / 179.0;
+        }
+        for (second, count) in counts.into_iter().enumerate() {
+            let rate = if second < 5 { 40.0 } else { 10.0 };
+            assert!((count - rate).abs() < 5.0 * (rate / 179.0).sqrt(), "second {second}: {count}");
+        }
+        assert!(Arrivals::new(rates, Duration::from_secs(20), 6).count() < 260, "the first burst is due after 20 seconds");
+    }
+
+    #[test]
+    fn as_many_are_expected_as_come() {
+        let rates = Rates { base: 10.0, burst: Some((20.0, 5.0, 40.0)) };
+        assert_eq!((rates.expected(20.0), rates.expected(22.0), rates.expected(40.0)), (200.0, 280.0, 550.0));
+        let (n, expected) = (Arrivals::new(rates, HOUR, 7).count() as f64, rates.expected(3600.0));
+        assert!((n - expected).abs() < 5.0 * expected.sqrt(), "{n} arrivals, {expected} expected");
+    }
+
     #[test]
     fn arrives_at_the_rate_asked_for() {
-        let n = Arrivals::new(50.0, HOUR, 1).count() as f64;
+        let n = constant(50.0, HOUR, 1).count() as f64;
         // A Poisson count of mean 180,000 has a standard deviation of 424.
         assert!((n - 180_000.0).abs() < 5.0 * 424.0, "{n} arrivals");
     }
 
     #[test]
     fn gaps_are_exponential() {
-        let times: Vec<f64> = Arrivals::new(10.0, HOUR, 2).map(|t| t.as_secs_f64()).collect();
+        let times: Vec<f64> = constant(10.0, HOUR, 2).map(|t| t.as_secs_f64()).collect();
         let gaps: Vec<f64> = times.windows(2).map(|w| w[1] - w[0]).collect();
         let share = |limit: f64| gaps.iter().filter(|&&g| g > limit).count() as f64 / gaps.len() as f64;
         for limit in [0.01f64, 0.1, 0.2, 0.5] {
@@ -61,7 +125,7 @@ mod tests {
     #[test]
     fn counts_of_disjoint_seconds_are_as_spread_as_their_mean() {
         let mut counts = vec![0f64; 3600];
-        for t in Arrivals::new(20.0, HOUR, 3) {
+        for t in constant(20.0, HOUR, 3) {
             counts[t.as_secs() as usize] += 1.0;
         }
         let mean = counts.iter().sum::<f64>() / 3600.0;
@@ -71,9 +135,9 @@ mod tests {
 
     #[test]
     fn times_rise_stay_within_the_window_and_repeat_with_the_seed() {
-        let times: Vec<_> = Arrivals::new(100.0, Duration::from_secs(10), 4).collect();
+        let times: Vec<_> = constant(100.0, Duration::from_secs(10), 4).collect();
         assert!(times.windows(2).all(|w| w[0] <= w[1]) && times.iter().all(|t| *t < Duration::from_secs(10)));
-        assert_eq!(times, Arrivals::new(100.0, Duration::from_secs(10), 4).collect::<Vec<_>>());
-        assert_ne!(times, Arrivals::new(100.0, Duration::from_secs(10), 5).collect::<Vec<_>>());
+        assert_eq!(times, constant(100.0, Duration::from_secs(10), 4).collect::<Vec<_>>());
+        assert_ne!(times, constant(100.0, Duration::from_secs(10), 5).collect::<Vec<_>>());
     }
 }

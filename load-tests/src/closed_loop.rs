@@ -9,8 +9,10 @@ use tokio::time::Instant;
 use crate::tally::{Call, Tally};
 use crate::target::Target;
 
-/// Keeps `in_flight` calls going and counts those that end within `window`, after `warm_up`. The tally's goodput is the capacity.
-pub async fn run<T: Target>(target: Arc<T>, in_flight: usize, warm_up: Duration, window: Duration) -> Tally {
+/// Keeps `in_flight` calls going and counts those that end within `window`, after `warm_up`. The tally's goodput is the capacity. What is sent over `span` in
+/// the run is sent over `window` here.
+pub async fn run<T: Target>(target: Arc<T>, in_flight: usize, warm_up: Duration, window: Duration, span: Duration) -> Tally {
+    let faster = span.as_secs_f64() / window.as_secs_f64();
     let from = Instant::now() + warm_up;
     let to = from + window;
     let next = Arc::new(AtomicU64::new(0));
@@ -21,9 +23,10 @@ pub async fn run<T: Target>(target: Arc<T>, in_flight: usize, warm_up: Duration,
             let mut calls = Vec::new();
             while Instant::now() < to {
                 let sent = Instant::now();
-                let code = target.call(next.fetch_add(1, Ordering::Relaxed)).await;
+                let due = sent.saturating_duration_since(from);
+                let end = target.call(next.fetch_add(1, Ordering::Relaxed), due.mul_f64(faster)).await;
                 if (from..to).contains(&Instant::now()) {
-                    calls.push(Call { code, latency: sent.elapsed(), lag: Duration::ZERO });
+                    calls.push(Call { end, due, latency: sent.elapsed(), lag: Duration::ZERO });
                 }
             }
             calls

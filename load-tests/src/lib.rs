@@ -5,19 +5,29 @@
 //! waits for one answer before it sends the next would show one slow request and call the rest fast (coordinated omission).
 //!
 //! - [`scenario`]: what a run is: rate, mix, length, what must hold; one TOML file each.
-//! - [`samples`]: requests made of a data set's items.
+//! - [`samples`], [`plan`]: the items of a data set, and the requests made of them.
 //! - [`arrivals`]: when requests are due.
 //! - [`target`]: something that answers requests; over gRPC, on this machine only.
-//! - [`open_loop`], [`closed_loop`]: the run itself, and the measurement of capacity before it.
-//! - [`tally`], [`report`]: what was counted, and how it is printed and judged.
-//! - [`server`]: a server started for the run.
+//! - [`open_loop`], [`closed_loop`]: the run itself, and the measurement of capacity before and after it.
+//! - [`churn`]: partitions that come and go meanwhile, and which versions were live when.
+//! - [`server`], [`memory`], [`scrape`]: a server started for the run, its memory over time, its metrics.
+//! - [`tally`], [`report`], [`plot`]: what was counted, and how it is printed, judged and drawn.
+//! - [`run`]: all of it together.
+//! - [`export`]: the requests as a file for other generators.
 
 pub mod arrivals;
+pub mod churn;
 pub mod closed_loop;
+pub mod export;
+pub mod memory;
 pub mod open_loop;
+pub mod plan;
+pub mod plot;
 pub mod report;
+pub mod run;
 pub mod samples;
 pub mod scenario;
+pub mod scrape;
 pub mod server;
 pub mod tally;
 pub mod target;

@@ -1,18 +1,15 @@
 //! Runs one scenario against a server on this machine and prints what it showed.
 use std::error::Error;
-use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Parser;
-use delo_load::arrivals::Arrivals;
+use delo_load::plan::Plan;
 use delo_load::report::Report;
+use delo_load::run::{Against, run};
 use delo_load::scenario::{Rate, Scenario};
-use delo_load::server::Spawned;
-use delo_load::target::Server;
-use delo_load::{closed_loop, open_loop, samples};
+use delo_load::{export, plot, samples};
 
 /// Sends a scenario's requests to a delo server on this machine, at times that do not depend on its answers.
 ///
@@ -23,14 +20,22 @@ use delo_load::{closed_loop, open_loop, samples};
     after_help = "Examples:
   delo-load load-tests/scenarios/steady.toml --server http://127.0.0.1:50051
   delo-load load-tests/scenarios/overload.toml --spawn target/release/delo --json
-  delo-load load-tests/scenarios/steady.toml --spawn target/release/delo -- --partitions runs/partitions"
+  delo-load load-tests/scenarios/burst.toml --spawn target/release/delo --plot burst.svg
+  delo-load load-tests/scenarios/steady.toml --spawn target/release/delo -- --partitions runs/partitions
+  delo-load load-tests/scenarios/steady.toml --export requests.json"
 )]
 struct Cli {
     /// The scenario's file
     scenario: PathBuf,
     /// A running server's URL, on a loopback address
-    #[arg(long, value_name = "URL", required_unless_present = "spawn", conflicts_with = "spawn")]
+    #[arg(long, value_name = "URL", required_unless_present_any = ["spawn", "export"], conflicts_with = "spawn")]
     server: Option<String>,
+    /// That server's admin service, for scenarios that change partitions
+    #[arg(long, value_name = "URL", requires = "server")]
+    admin: Option<String>,
+    /// That server's metrics, such as http://127.0.0.1:9464/metrics, for expectations of its batches
+    #[arg(long, value_name = "URL", requires = "server")]
+    metrics: Option<String>,
     /// A delo binary: its server is started for the run and ended after it
     #[arg(long, value_name = "PATH")]
     spawn: Option<PathBuf>,
@@ -46,6 +51,12 @@ struct Cli {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
+    /// Also draw latency, rates and memory over time into this file
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    /// Send nothing: write the requests as JSON, which ghz takes as its --data-file
+    #[arg(long, value_name = "FILE.json", conflicts_with_all = ["server", "spawn", "plot", "json"])]
+    export: Option<PathBuf>,
     /// Further arguments of the started server's `serve`
     #[arg(last = true, requires = "spawn")]
     serve_args: Vec<String>,
@@ -54,8 +65,9 @@ struct Cli {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(&cli).await {
-        Ok(report) => {
+    match go(&cli).await {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(report)) => {
             if cli.json {
                 println!("{}", serde_json::to_string_pretty(&report).expect("a report is numbers and strings"));
             } else {
@@ -70,49 +82,24 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: &Cli) -> Result<Report, Box<dyn Error>> {
+/// The report, unless the requests were only written.
+async fn go(cli: &Cli) -> Result<Option<Report>, Box<dyn Error>> {
     let mut scenario = Scenario::read(&cli.scenario)?;
     scenario.rate = cli.rate.unwrap_or(scenario.rate);
     scenario.duration_seconds = cli.duration.unwrap_or(scenario.duration_seconds);
     scenario.check()?;
-    let samples = samples::read(&scenario)?;
-
-    let spawned = match &cli.spawn {
-        Some(program) => Some(Spawned::start(program, &cli.serve_args, cli.server_log.as_ref().map(File::create).transpose()?).await?),
-        None => None,
-    };
-    let url = match (&spawned, &cli.server) {
-        (Some(spawned), _) => spawned.url.clone(),
-        (None, Some(url)) => url.clone(),
-        (None, None) => unreachable!("the command line requires one of --server and --spawn"),
-    };
-    let deadline = Duration::from_secs_f64(scenario.deadline_seconds);
-    let connect = async || Server::connect(&url, scenario.connections, samples.clone(), deadline, scenario.outcomes).await;
-
-    let mut capacity = None;
-    if let Some(probe) = scenario.capacity {
-        let seconds = probe.warm_up_seconds + probe.seconds;
-        eprintln!("measuring capacity: {} calls in flight for {seconds} s", probe.in_flight);
-        let (warm_up, window) = (Duration::from_secs(probe.warm_up_seconds), Duration::from_secs(probe.seconds));
-        capacity = Some(closed_loop::run(Arc::new(connect().await?), probe.in_flight, warm_up, window).await.goodput());
+    let plan = Plan::new(&scenario, samples::read(&scenario)?);
+    if let Some(file) = &cli.export {
+        return Ok(export::write(&plan, file).map(|()| None)?);
     }
-    let rate = scenario.requests_per_second(capacity)?;
-    let before = spawned.as_ref().and_then(Spawned::memory);
-
-    eprintln!("{}: {rate:.1} requests/s for {} s", scenario.name, scenario.duration_seconds);
-    let server = Arc::new(connect().await?);
-    let arrivals = Arrivals::new(rate, scenario.duration(), scenario.seed);
-    let tally = open_loop::run(Arc::clone(&server), arrivals, scenario.max_outstanding).await;
-
-    let after = spawned.as_ref().and_then(Spawned::memory);
-    let memory = before.zip(after).map(|(before, after)| [before, after]);
-    let mut report = Report::new(&scenario, capacity, rate, &tally, &server.truth, memory);
-    drop(server);
-    if let Some(spawned) = spawned {
-        let status = spawned.stop().await?;
-        if !status.success() {
-            report.failed.push(format!("the server did not drain: {status}"));
-        }
+    let against = match (&cli.spawn, &cli.server) {
+        (Some(program), _) => Against::Spawned { program: program.clone(), args: cli.serve_args.clone(), log: cli.server_log.clone() },
+        (None, Some(url)) => Against::Running { url: url.clone(), admin: cli.admin.clone(), metrics: cli.metrics.clone() },
+        (None, None) => unreachable!("the command line requires one of --server, --spawn and --export"),
+    };
+    let (report, tally) = run(&scenario, Arc::new(plan), &against).await?;
+    if let Some(file) = &cli.plot {
+        std::fs::write(file, plot::svg(&report, &tally)).map_err(|e| format!("cannot write {}: {e}", file.display()))?;
     }
-    Ok(report)
+    Ok(Some(report))
 }

@@ -15,8 +15,8 @@ pub async fn run<T: Target>(target: Arc<T>, arrivals: impl Iterator<Item = Durat
     let mut last = start;
     let mut tally = Tally::default();
     let mut calls = JoinSet::new();
-    for (n, due) in (0..).zip(arrivals) {
-        let due = start + due;
+    for (n, since) in (0..).zip(arrivals) {
+        let due = start + since;
         sleep_until(due).await;
         last = due;
         tally.offered += 1;
@@ -30,8 +30,8 @@ pub async fn run<T: Target>(target: Arc<T>, arrivals: impl Iterator<Item = Durat
         let target = Arc::clone(&target);
         calls.spawn(async move {
             let lag = due.elapsed();
-            let code = target.call(n).await;
-            Call { code, latency: due.elapsed(), lag }
+            let end = target.call(n, since).await;
+            Call { end, due: since, latency: due.elapsed(), lag }
         });
     }
     while let Some(call) = calls.join_next().await {
@@ -53,8 +53,9 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::arrivals::Arrivals;
+    use crate::arrivals::{Arrivals, Rates};
     use crate::closed_loop;
+    use crate::tally::End;
 
     /// One worker that needs `service` for each request in turn and does nothing from `stall.0` to `stall.1`. Time is tokio's, paused.
     struct Stalling {
@@ -73,7 +74,7 @@ mod tests {
     }
 
     impl Target for Stalling {
-        async fn call(&self, _: u64) -> Code {
+        async fn call(&self, _: u64, _: Duration) -> End {
             let done = {
                 let mut free_at = self.free_at.lock().unwrap();
                 let mut begin = (*free_at).max(Instant::now());
@@ -84,7 +85,7 @@ mod tests {
                 *free_at
             };
             sleep_until(done).await;
-            Code::Ok
+            Code::Ok.into()
         }
     }
 
@@ -92,9 +93,9 @@ mod tests {
     struct Parallel(Duration);
 
     impl Target for Parallel {
-        async fn call(&self, _: u64) -> Code {
+        async fn call(&self, _: u64, _: Duration) -> End {
             tokio::time::sleep(self.0).await;
-            Code::Ok
+            Code::Ok.into()
         }
     }
 
@@ -119,7 +120,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_closed_loop_hides_the_same_stall() {
         // The contrast that makes the test above worth having: one caller that waits for each answer meets the stall once.
-        let tally = closed_loop::run(Stalling::new(1, (2000, 4000)), 1, Duration::ZERO, Duration::from_secs(10)).await;
+        let tally = closed_loop::run(Stalling::new(1, (2000, 4000)), 1, Duration::ZERO, Duration::from_secs(10), Duration::ZERO).await;
         assert!(tally.by_code[&(Code::Ok as i32)].quantile(0.99).unwrap() < 0.01);
     }
 
@@ -140,7 +141,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn overload_is_offered_at_its_rate_and_goodput_is_the_servers() {
         // 200 a second against a worker that does 100: the backlog grows and goodput is the worker's rate.
-        let arrivals = Arrivals::new(200.0, Duration::from_secs(30), 7);
+        let arrivals = Arrivals::new(Rates { base: 200.0, burst: None }, Duration::from_secs(30), 7);
         let tally = run(Stalling::new(10, (0, 0)), arrivals, 100_000).await;
         assert!((tally.offered as f64 / 6000.0 - 1.0).abs() < 0.05, "{} offered", tally.offered);
         assert!((tally.goodput() - 100.0).abs() < 1.0, "goodput {}", tally.goodput());
@@ -148,7 +149,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_closed_loop_measures_capacity() {
-        let tally = closed_loop::run(Stalling::new(5, (0, 0)), 16, Duration::from_secs(1), Duration::from_secs(10)).await;
+        let tally = closed_loop::run(Stalling::new(5, (0, 0)), 16, Duration::from_secs(1), Duration::from_secs(10), Duration::ZERO).await;
         assert!((tally.goodput() - 200.0).abs() < 2.0, "capacity {}", tally.goodput());
     }
 }

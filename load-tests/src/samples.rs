@@ -2,12 +2,12 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
-use crate::scenario::{Mix, Scenario};
+use crate::scenario::Scenario;
 
 /// Why no requests can be made of a data set.
 #[derive(Debug, thiserror::Error)]
@@ -22,12 +22,12 @@ pub enum SamplesError {
     EmptySplit { dir: PathBuf, split: String },
 }
 
-/// One item as it is sent, and what is true of it.
+/// One item, and what is true of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     /// The encoded picture.
-    pub image: Option<Bytes>,
-    pub text: Option<String>,
+    pub image: Bytes,
+    pub text: String,
     /// The name of the item's task.
     pub task: String,
     /// The item's true labels: one, or any number where labels are not exclusive.
@@ -63,7 +63,7 @@ struct Task {
     labels: Vec<String>,
 }
 
-/// The items of the scenario's split, shuffled, each with the modalities that the mix chose for it.
+/// The items of the scenario's split, shuffled.
 pub fn read(scenario: &Scenario) -> Result<Vec<Sample>, SamplesError> {
     let dir = &scenario.data;
     let tasks: Vec<Task> = parse(&dir.join("labels.json"))?;
@@ -74,29 +74,16 @@ pub fn read(scenario: &Scenario) -> Result<Vec<Sample>, SamplesError> {
     }
     let mut rng = ChaCha8Rng::seed_from_u64(scenario.seed);
     items.shuffle(&mut rng);
-    items.into_iter().map(|item| sample(dir, item, &tasks, sent(scenario.mix, &mut rng))).collect()
+    items.into_iter().map(|item| sample(dir, item, &tasks)).collect()
 }
 
-/// Whether the image and the text are sent.
-fn sent(mix: Mix, rng: &mut impl Rng) -> (bool, bool) {
-    let at = rng.random::<f64>() * (mix.both + mix.image + mix.text);
-    if at < mix.both {
-        (true, true)
-    } else if at < mix.both + mix.image {
-        (true, false)
-    } else {
-        (false, true)
-    }
-}
-
-fn sample(dir: &Path, item: Item, tasks: &[Task], (image, text): (bool, bool)) -> Result<Sample, SamplesError> {
+fn sample(dir: &Path, item: Item, tasks: &[Task]) -> Result<Sample, SamplesError> {
     let task = &tasks[item.task_id];
-    let path = dir.join("images").join(&item.image);
-    let image = if image { Some(read_file(&path)?.into()) } else { None };
-    let text = text.then(|| match item.text {
+    let image = read_file(&dir.join("images").join(&item.image))?.into();
+    let text = match item.text {
         Text::One(text) => text,
         Text::Parts(parts) => parts.join(". "),
-    });
+    };
     let labels = match item.label {
         Label::One(label) => task.labels.get(label).cloned().into_iter().collect(),
         Label::Many(flags) => task.labels.iter().zip(flags).filter(|(_, on)| *on != 0).map(|(label, _)| label.clone()).collect(),
@@ -125,36 +112,24 @@ fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, SamplesError>
 mod tests {
     use super::*;
 
-    fn scenario(mix: &str) -> Scenario {
-        let text = format!("name = 'x'\ndata = '../data/emoji-cmml'\nrate = 1\nduration_seconds = 1\n[mix]\n{mix}");
-        let mut scenario: Scenario = toml::from_str(&text).unwrap();
+    fn scenario() -> Scenario {
+        let text = "name = 'x'\ndata = '../data/emoji-cmml'\nrate = 1\nduration_seconds = 1\n[mix]\nboth = 1.0";
+        let mut scenario: Scenario = toml::from_str(text).unwrap();
         scenario.data = Path::new(env!("CARGO_MANIFEST_DIR")).join(scenario.data);
         scenario
     }
 
     #[test]
-    fn the_mix_decides_which_modalities_are_sent() {
-        let share = |samples: &[Sample], image: bool, text: bool| {
-            samples.iter().filter(|s| s.image.is_some() == image && s.text.is_some() == text).count() as f64 / samples.len() as f64
-        };
-        let mixed = read(&scenario("both = 2.0\nimage = 1.0\ntext = 1.0")).unwrap();
-        assert!((share(&mixed, true, true) - 0.5).abs() < 0.06);
-        assert!((share(&mixed, true, false) - 0.25).abs() < 0.06);
-        assert_eq!(share(&mixed, false, false), 0.0);
-        assert_eq!(share(&read(&scenario("text = 1.0")).unwrap(), false, true), 1.0);
-    }
-
-    #[test]
     fn every_item_of_the_split_appears_once_with_its_truth() {
-        let samples = read(&scenario("both = 1.0")).unwrap();
+        let samples = read(&scenario()).unwrap();
         assert_eq!(samples.len(), 986);
-        assert!(samples.iter().all(|s| s.labels.len() == 1 && s.image.as_ref().is_some_and(|i| i.starts_with(b"\x89PNG"))));
+        assert!(samples.iter().all(|s| s.labels.len() == 1 && s.image.starts_with(b"\x89PNG")));
         assert_eq!(samples.iter().map(|s| &s.task).collect::<std::collections::BTreeSet<_>>().len(), 8);
     }
 
     #[test]
     fn an_unknown_split_is_an_error_that_names_it() {
-        let mut scenario = scenario("both = 1.0");
+        let mut scenario = scenario();
         scenario.split = "holdout".into();
         assert!(read(&scenario).unwrap_err().to_string().contains("holdout"));
     }

@@ -41,15 +41,10 @@ pub struct Spawned {
     child: Child,
     /// Where it answers.
     pub url: String,
+    /// Where its admin service answers.
+    pub admin: String,
     /// Where its metrics are.
     pub metrics: String,
-}
-
-/// Resident memory of a process, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Memory {
-    pub resident: u64,
-    pub peak: u64,
 }
 
 impl Spawned {
@@ -67,7 +62,8 @@ impl Spawned {
             command.stdout(log.try_clone().map_err(start)?).stderr(log);
         }
         let child = command.spawn().map_err(start)?;
-        let mut server = Self { child, url: format!("http://127.0.0.1:{listen}"), metrics: format!("http://127.0.0.1:{metrics}/metrics") };
+        let at = |port: u16| format!("http://127.0.0.1:{port}");
+        let mut server = Self { child, url: at(listen), admin: at(admin), metrics: format!("{}/metrics", at(metrics)) };
         let deadline = Instant::now() + START;
         while !serving(&server.url).await {
             if let Some(status) = server.child.try_wait().map_err(ServerError::Wait)? {
@@ -81,9 +77,9 @@ impl Spawned {
         Ok(server)
     }
 
-    /// Its memory, where the system tells (Linux).
-    pub fn memory(&self) -> Option<Memory> {
-        memory(self.child.id())
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Asks it to drain and end (SIGTERM) and waits for that.
@@ -126,13 +122,6 @@ async fn serving(url: &str) -> bool {
     answer.is_ok_and(|a| a.into_inner().status() == ServingStatus::Serving)
 }
 
-/// A process's memory from /proc.
-fn memory(pid: u32) -> Option<Memory> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let kib = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    Some(Memory { resident: kib("VmRSS:")? * 1024, peak: kib("VmHWM:")? * 1024 })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,12 +136,5 @@ mod tests {
     async fn a_program_that_is_not_there_is_named() {
         let error = Spawned::start(Path::new("/no/such/delo"), &[], None).await.unwrap_err();
         assert!(error.to_string().contains("/no/such/delo"), "{error}");
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn memory_is_read_where_the_system_tells() {
-        let memory = memory(std::process::id()).unwrap();
-        assert!(memory.resident > 0 && memory.peak >= memory.resident);
     }
 }

@@ -35,11 +35,28 @@ impl Latencies {
     }
 }
 
+/// How a call ended.
+#[derive(Debug, Clone, Copy)]
+pub struct End {
+    pub code: Code,
+    /// The group that sent it, by its place.
+    pub group: usize,
+    /// How long after its deadline it was answered with DEADLINE_EXCEEDED.
+    pub overrun: Option<Duration>,
+}
+
+impl From<Code> for End {
+    fn from(code: Code) -> Self {
+        Self { code, group: 0, overrun: None }
+    }
+}
+
 /// One call, from the time it was due to its answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
-    /// How it ended.
-    pub code: Code,
+    pub end: End,
+    /// When it was due, since the start.
+    pub due: Duration,
     /// From the time the call was due to its answer.
     pub latency: Duration,
     /// From the time the call was due to when it was sent: the generator's own delay.
@@ -57,15 +74,49 @@ pub struct Tally {
     pub by_code: BTreeMap<i32, Latencies>,
     /// How late the generator sent.
     pub lag: Latencies,
+    /// How long after their deadlines calls were answered with DEADLINE_EXCEEDED.
+    pub overrun: Latencies,
+    /// Calls by the group that sent them.
+    pub groups: Vec<GroupTally>,
+    /// Calls by the second in which they were due.
+    pub seconds: Vec<Second>,
     /// From the start to the last arrival or answer, whichever came later.
     pub elapsed: Duration,
+}
+
+/// One group's calls.
+#[derive(Debug, Clone, Default)]
+pub struct GroupTally {
+    /// Calls that ended.
+    pub ended: u64,
+    /// Latency of good answers.
+    pub ok: Latencies,
+}
+
+/// The calls that were due within one second.
+#[derive(Debug, Clone, Default)]
+pub struct Second {
+    /// Latencies of good answers, in microseconds.
+    pub ok: Vec<u32>,
+    /// Calls that ended otherwise.
+    pub others: u64,
 }
 
 impl Tally {
     /// Counts one call that has ended.
     pub fn record(&mut self, call: Call) {
-        self.by_code.entry(call.code as i32).or_default().record(call.latency);
+        let End { code, group, overrun } = call.end;
+        self.by_code.entry(code as i32).or_default().record(call.latency);
         self.lag.record(call.lag);
+        overrun.into_iter().for_each(|overrun| self.overrun.record(overrun));
+        let (group, second) = (at(&mut self.groups, group), at(&mut self.seconds, call.due.as_secs() as usize));
+        group.ended += 1;
+        if code == Code::Ok {
+            group.ok.record(call.latency);
+            second.ok.push(u32::try_from(call.latency.as_micros()).unwrap_or(u32::MAX));
+        } else {
+            second.others += 1;
+        }
     }
 
     /// Calls that were sent and have ended.
@@ -82,6 +133,14 @@ impl Tally {
     pub fn goodput(&self) -> f64 {
         if self.elapsed.is_zero() { 0.0 } else { self.count(Code::Ok) as f64 / self.elapsed.as_secs_f64() }
     }
+}
+
+/// A place in a list that grows to hold it.
+fn at<T: Default>(list: &mut Vec<T>, i: usize) -> &mut T {
+    if list.len() <= i {
+        list.resize_with(i + 1, T::default);
+    }
+    &mut list[i]
 }
 
 /// A status code as gRPC spells it, `RESOURCE_EXHAUSTED` for instance.
@@ -143,9 +202,22 @@ mod tests {
     fn goodput_counts_good_answers_only() {
         let mut tally = Tally { elapsed: Duration::from_secs(2), ..Tally::default() };
         for code in [Code::Ok, Code::Ok, Code::Ok, Code::ResourceExhausted] {
-            tally.record(Call { code, latency: Duration::from_millis(1), lag: Duration::ZERO });
+            tally.record(Call { end: code.into(), due: Duration::ZERO, latency: Duration::from_millis(1), lag: Duration::ZERO });
         }
         assert_eq!((tally.sent(), tally.count(Code::Ok), tally.goodput()), (4, 3, 1.5));
+    }
+
+    #[test]
+    fn calls_are_counted_by_the_second_they_were_due_in_and_by_group() {
+        let mut tally = Tally::default();
+        for (code, group, due) in [(Code::Ok, 0, 100), (Code::Ok, 1, 2900), (Code::ResourceExhausted, 1, 2100)] {
+            let end = End { code, group, overrun: None };
+            tally.record(Call { end, due: Duration::from_millis(due), latency: Duration::from_millis(7), lag: Duration::ZERO });
+        }
+        let seconds: Vec<_> = tally.seconds.iter().map(|s| (s.ok.len(), s.others)).collect();
+        assert_eq!(seconds, [(1, 0), (0, 0), (1, 1)]);
+        assert_eq!(tally.seconds[0].ok, [7000]);
+        assert_eq!(tally.groups.iter().map(|g| (g.ended, g.ok.count())).collect::<Vec<_>>(), [(1, 1), (2, 1)]);
     }
 
     #[test]

@@ -1,21 +1,36 @@
 //! What requests are sent to.
 use std::future::Future;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tonic::transport::{Channel, Endpoint, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use tokio::net::TcpStream;
+use tonic::body::Body;
+use tonic::transport::{Endpoint, Uri};
 use tonic::{Code, Request};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::pb::classifier_client::ClassifierClient;
-use crate::pb::{ClassifyRequest, ClassifyResponse, ReportOutcomeRequest};
+use crate::pb::{ClassifyResponse, ReportOutcomeRequest};
+use crate::plan::Plan;
 use crate::samples::Sample;
+use crate::tally::End;
+
+/// How long after its deadline a call is given up. The deadline itself is the server's to keep: a client's own timer would hide a late answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One HTTP/2 connection. It sends the deadline and sets no timer by it, which tonic's own channel would.
+type Connection = Client<HttpConnector, Body>;
 
 /// Something that answers requests.
 pub trait Target: Send + Sync + 'static {
-    /// Sends the `n`-th request and waits for how it ends.
-    fn call(&self, n: u64) -> impl Future<Output = Code> + Send;
+    /// Sends the `n`-th request, due at this time since the start, and waits for how it ends.
+    fn call(&self, n: u64, due: Duration) -> impl Future<Output = End> + Send;
 }
 
 /// Why a server can't be a target.
@@ -26,11 +41,16 @@ pub enum TargetError {
     #[error("{url} is not on this machine: load goes to loopback addresses only, such as http://127.0.0.1:50051")]
     NotLoopback { url: String },
     #[error("cannot connect to {url}: {source}; is the server running?")]
-    Connect { url: String, source: tonic::transport::Error },
+    Connect { url: String, source: std::io::Error },
 }
 
 /// A URL's endpoint, if its host is a loopback address (or `localhost`).
 pub fn loopback(url: &str) -> Result<Endpoint, TargetError> {
+    Ok(Endpoint::from(loopback_uri(url)?).connect_timeout(Duration::from_secs(5)))
+}
+
+/// The same as a URI.
+fn loopback_uri(url: &str) -> Result<Uri, TargetError> {
     let bad = || TargetError::Url { url: url.into() };
     let uri: Uri = url.parse().map_err(|_| bad())?;
     let host = uri.host().filter(|_| uri.scheme_str() == Some("http") && uri.port().is_some()).ok_or_else(bad)?;
@@ -38,7 +58,14 @@ pub fn loopback(url: &str) -> Result<Endpoint, TargetError> {
     if host != "localhost" && !ip.is_ok_and(|ip| ip.is_loopback()) {
         return Err(TargetError::NotLoopback { url: url.into() });
     }
-    Ok(Endpoint::from(uri).connect_timeout(Duration::from_secs(5)))
+    Ok(uri)
+}
+
+/// Connects to the URL once, so that it is said where nothing listens.
+async fn reach(uri: &Uri, url: &str) -> Result<(), TargetError> {
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let port = uri.port_u16().unwrap_or_default();
+    TcpStream::connect((host, port)).await.map(drop).map_err(|source| TargetError::Connect { url: url.into(), source })
 }
 
 /// Counts of answers whose truth is known.
@@ -52,38 +79,80 @@ pub struct Truth {
     pub refused: AtomicU64,
 }
 
-/// A server of `delo.v1.Classifier`. Calls take the samples in turn and the connections in turn.
+/// One good answer, as far as it can be checked against what was live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    pub task: Arc<str>,
+    pub version: u64,
+    pub sent: Instant,
+    pub received: Instant,
+}
+
+/// A server of `delo.v1.Classifier`. Calls take the plan's requests, and the connections of their group in turn.
 #[derive(Debug)]
 pub struct Server {
-    clients: Vec<ClassifierClient<Channel>>,
-    samples: Vec<Sample>,
-    deadline: Duration,
+    /// Of each group.
+    connections: Vec<Vec<ClassifierClient<Connection>>>,
+    plan: Arc<Plan>,
     /// Of each thousand answers, how many have their truth reported.
     reported_per_thousand: u64,
     /// What the server got right so far.
     pub truth: Arc<Truth>,
+    /// Which version gave each good answer, where that is asked for.
+    answers: Option<Mutex<Answers>>,
+}
+
+#[derive(Debug, Default)]
+struct Answers {
+    /// The names of tasks, each held once.
+    tasks: Vec<Arc<str>>,
+    given: Vec<Answered>,
 }
 
 impl Server {
-    /// Opens `connections` connections. `samples` is not empty; `outcomes` is the share of answers whose truth is reported back.
-    pub async fn connect(
-        url: &str,
-        connections: usize,
-        samples: Vec<Sample>,
-        deadline: Duration,
-        outcomes: f64,
-    ) -> Result<Self, TargetError> {
-        let endpoint = loopback(url)?;
-        let mut clients = Vec::with_capacity(connections);
-        for _ in 0..connections {
-            let channel = endpoint.connect().await.map_err(|source| TargetError::Connect { url: url.into(), source })?;
-            clients.push(ClassifierClient::new(channel));
+    /// Opens about `connections` connections, each group's by its share and at least one. `outcomes` is the share of answers whose truth is reported back.
+    pub async fn connect(url: &str, connections: usize, plan: Arc<Plan>, outcomes: f64) -> Result<Self, TargetError> {
+        let uri = loopback_uri(url)?;
+        reach(&uri, url).await?;
+        let mut clients = Vec::new();
+        for group in plan.groups() {
+            let count = ((connections as f64 * group.share).round() as usize).max(1);
+            let mut opened = Vec::with_capacity(count);
+            for _ in 0..count {
+                opened.push(open(&uri).await);
+            }
+            clients.push(opened);
         }
-        Ok(Self { clients, samples, deadline, reported_per_thousand: (outcomes * 1000.0).round() as u64, truth: Arc::default() })
+        let reported_per_thousand = (outcomes * 1000.0).round() as u64;
+        Ok(Self { connections: clients, plan, reported_per_thousand, truth: Arc::default(), answers: None })
+    }
+
+    /// Also keeps which version gave each answer.
+    pub fn keeping_answers(self) -> Self {
+        Self { answers: Some(Mutex::default()), ..self }
+    }
+
+    /// The answers kept so far.
+    pub fn take_answers(&self) -> Vec<Answered> {
+        let Some(answers) = &self.answers else { return Vec::new() };
+        std::mem::take(&mut answers.lock().unwrap_or_else(PoisonError::into_inner).given)
+    }
+
+    fn keep(&self, answer: &ClassifyResponse, sent: Instant) {
+        let Some(answers) = &self.answers else { return };
+        let received = Instant::now();
+        let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = answers.tasks.iter().find(|task| ***task == *answer.task).cloned();
+        let task = known.unwrap_or_else(|| {
+            let task: Arc<str> = answer.task.as_str().into();
+            answers.tasks.push(Arc::clone(&task));
+            task
+        });
+        answers.given.push(Answered { task, version: answer.partition_version, sent, received });
     }
 
     /// Counts an answer against the truth and, for some of them, tells the server.
-    fn check(&self, n: u64, mut client: ClassifierClient<Channel>, sample: &Sample, answer: ClassifyResponse) {
+    fn check(&self, n: u64, mut client: ClassifierClient<Connection>, sample: &Sample, answer: ClassifyResponse) {
         let count = |counter: &AtomicU64, yes: bool| counter.fetch_add(u64::from(yes), Ordering::Relaxed);
         count(&self.truth.answers, true);
         count(&self.truth.right_task, answer.task == sample.task);
@@ -110,23 +179,43 @@ impl Server {
     }
 }
 
+/// A connection that is open, if the server accepts it; its first call would open it else.
+async fn open(uri: &Uri) -> ClassifierClient<Connection> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(Duration::from_secs(5)));
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build(connector);
+    // Any answer will do, also that there is no such service.
+    let mut health = HealthClient::with_origin(client.clone(), uri.clone());
+    let _ = tokio::time::timeout(PATIENCE, health.check(HealthCheckRequest::default())).await;
+    ClassifierClient::with_origin(client, uri.clone())
+}
+
 impl Target for Server {
-    async fn call(&self, n: u64) -> Code {
-        let sample = &self.samples[(n % self.samples.len() as u64) as usize];
-        let mut client = self.clients[(n % self.clients.len() as u64) as usize].clone();
-        let mut request =
-            Request::new(ClassifyRequest { image: sample.image.clone(), text: sample.text.clone(), ..ClassifyRequest::default() });
-        request.set_timeout(self.deadline);
+    async fn call(&self, n: u64, due: Duration) -> End {
+        let planned = self.plan.request(n, due);
+        let (group, sample) = (planned.group, planned.sample);
+        let connections = &self.connections[group];
+        let mut client = connections[(n % connections.len() as u64) as usize].clone();
+        let deadline = self.plan.groups()[group].deadline;
+        let mut request = Request::new(self.plan.message(&planned));
+        request.set_timeout(deadline);
         let sent = Instant::now();
-        match client.classify(request).await {
+        let Ok(answer) = tokio::time::timeout(deadline + PATIENCE, client.classify(request)).await else {
+            return End { code: Code::DeadlineExceeded, group, overrun: Some(PATIENCE) };
+        };
+        let took = sent.elapsed();
+        let code = match answer {
             Ok(answer) => {
+                self.keep(answer.get_ref(), sent);
                 self.check(n, client, sample, answer.into_inner());
                 Code::Ok
             }
-            // The client's own timer calls an expired deadline "cancelled".
-            Err(status) if status.code() == Code::Cancelled && sent.elapsed() >= self.deadline => Code::DeadlineExceeded,
+            // tonic's servers call an expired deadline "cancelled" where their own timer sees it first.
+            Err(status) if status.code() == Code::Cancelled && took >= deadline => Code::DeadlineExceeded,
             Err(status) => status.code(),
-        }
+        };
+        End { code, group, overrun: (code == Code::DeadlineExceeded).then(|| took.saturating_sub(deadline)) }
     }
 }
 

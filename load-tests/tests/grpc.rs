@@ -5,13 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use delo_load::open_loop;
 use delo_load::pb::classifier_server::{Classifier, ClassifierServer};
 use delo_load::pb::{
-    ClassifyBatchRequest, ClassifyBatchResponse, ClassifyRequest, ClassifyResponse, ReportOutcomeRequest, ReportOutcomeResponse, Score,
+    ClassifyBatchRequest, ClassifyBatchResponse, ClassifyRequest, ClassifyResponse, ClassifyResult, ReportOutcomeRequest,
+    ReportOutcomeResponse, Score,
 };
+use delo_load::plan::Plan;
+use delo_load::samples::{self, Sample};
 use delo_load::scenario::Scenario;
 use delo_load::target::{Server, TargetError};
-use delo_load::{open_loop, samples};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status};
@@ -50,6 +53,12 @@ impl Classifier for Animals {
         Err(Status::unimplemented("not sent"))
     }
 
+    type ClassifyStreamStream = tokio_stream::Empty<Result<ClassifyResult, Status>>;
+
+    async fn classify_stream(&self, _: Request<tonic::Streaming<ClassifyRequest>>) -> Result<Response<Self::ClassifyStreamStream>, Status> {
+        Err(Status::unimplemented("not sent"))
+    }
+
     async fn report_outcome(&self, request: Request<ReportOutcomeRequest>) -> Result<Response<ReportOutcomeResponse>, Status> {
         self.outcomes.lock().unwrap().push(request.into_inner());
         Ok(Response::new(ReportOutcomeResponse::default()))
@@ -64,9 +73,14 @@ async fn listen(service: Animals) -> String {
     url
 }
 
-fn items() -> Vec<samples::Sample> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
-    samples::read(&Scenario::read(&dir.join("scenarios/steady.toml")).unwrap()).unwrap()
+fn scenario() -> Scenario {
+    Scenario::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/steady.toml")).unwrap()
+}
+
+/// Every test item once, with a deadline that is not met.
+fn items() -> Arc<Plan> {
+    let scenario = Scenario { deadline_seconds: 30.0, ..scenario() };
+    Arc::new(Plan::new(&scenario, samples::read(&scenario).unwrap()))
 }
 
 fn at_once(count: usize) -> impl Iterator<Item = Duration> {
@@ -77,7 +91,7 @@ fn at_once(count: usize) -> impl Iterator<Item = Duration> {
 async fn counts_answers_by_code_and_against_the_truth() {
     let service = Animals::default();
     let url = listen(service.clone()).await;
-    let server = Arc::new(Server::connect(&url, 3, items(), Duration::from_secs(30), 1.0).await.unwrap());
+    let server = Arc::new(Server::connect(&url, 3, items(), 1.0).await.unwrap());
     // Every test item once.
     let tally = open_loop::run(Arc::clone(&server), at_once(986), 10_000).await;
     assert_eq!((tally.offered, tally.dropped), (986, 0));
@@ -94,7 +108,7 @@ async fn counts_answers_by_code_and_against_the_truth() {
 async fn truth_is_reported_for_answered_requests() {
     let service = Animals::default();
     let url = listen(service.clone()).await;
-    let server = Arc::new(Server::connect(&url, 1, items(), Duration::from_secs(30), 1.0).await.unwrap());
+    let server = Arc::new(Server::connect(&url, 1, items(), 1.0).await.unwrap());
     open_loop::run(Arc::clone(&server), at_once(200), 10_000).await;
     while server.truth.reported.load(Ordering::Relaxed) < 150 {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -109,10 +123,13 @@ async fn truth_is_reported_for_answered_requests() {
 #[tokio::test]
 async fn a_call_without_an_answer_ends_at_its_deadline() {
     let url = listen(Animals::default()).await;
-    let never = samples::Sample { image: None, text: Some("never".into()), task: "objects".into(), labels: Vec::new() };
-    let server = Arc::new(Server::connect(&url, 1, vec![never], Duration::from_millis(50), 0.0).await.unwrap());
-    let tally = open_loop::run(server, at_once(5), 10).await;
+    let never = Sample { image: Vec::new().into(), text: "never".into(), task: "objects".into(), labels: Vec::new() };
+    let plan = Plan::new(&Scenario { deadline_seconds: 0.05, ..scenario() }, vec![never]);
+    let server = Arc::new(Server::connect(&url, 1, Arc::new(plan), 0.0).await.unwrap());
+    let tally = open_loop::run(server, (0..5).map(Duration::from_millis), 10).await;
     assert_eq!(tally.count(Code::DeadlineExceeded), 5);
+    // It is the server that keeps the deadline: the generator would wait much longer.
+    assert!(tally.overrun.count() == 5 && tally.overrun.quantile(1.0).unwrap() < 2.0, "{:?}", tally.overrun.quantile(1.0));
 }
 
 #[tokio::test]
@@ -120,6 +137,6 @@ async fn nothing_listening_is_said_before_the_run() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let error = Server::connect(&url, 1, Vec::new(), Duration::from_secs(1), 0.0).await.unwrap_err();
+    let error = Server::connect(&url, 1, items(), 0.0).await.unwrap_err();
     assert!(matches!(error, TargetError::Connect { .. }), "{error}");
 }

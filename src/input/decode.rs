@@ -57,9 +57,23 @@ fn undecodable(format: ImageFormat, limits: &Limits, error: ImageError) -> Input
 /// Any type but JPEG.
 fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), InputError> {
     let mut decoder = open(format, bytes, limits)?;
-    // Unreadable EXIF is no reason to refuse pixels that can be read.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    // Unreadable EXIF is no reason to refuse pixels that can be read. That of a WebP is read into as much memory as its length claims.
+    let readable = format != ImageFormat::WebP || webp_chunks_fit(bytes);
+    let orientation = if readable { decoder.orientation().ok() } else { None }.unwrap_or(Orientation::NoTransforms);
     Ok((DynamicImage::from_decoder(decoder).map_err(|e| undecodable(format, limits, e))?, orientation))
+}
+
+/// Whether every chunk of a WebP file is as long as it says.
+fn webp_chunks_fit(bytes: &[u8]) -> bool {
+    let mut rest = bytes.get(12..).unwrap_or_default();
+    while let Some(([_, _, _, _, length @ ..], after)) = rest.split_first_chunk::<8>() {
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > after.len() {
+            return false;
+        }
+        rest = after.get(length.next_multiple_of(2)..).unwrap_or_default();
+    }
+    true
 }
 
 fn format_of(bytes: &[u8]) -> Result<ImageFormat, InputError> {
@@ -121,6 +135,17 @@ fn high_byte(value: u16) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_orientation_that_claims_gigabytes_is_left_and_the_pixels_are_read() {
+        let sound = include_bytes!("../../tests/fixtures/input/orientation-6.webp");
+        let at = sound.windows(4).position(|w| w == b"EXIF").unwrap();
+        let mut claims = sound.to_vec();
+        claims[at + 4..at + 8].copy_from_slice(&0xf000_0000u32.to_le_bytes());
+        assert!(webp_chunks_fit(sound) && !webp_chunks_fit(&claims));
+        let (upright, as_it_lies) = (decode(sound, &Limits::default()).unwrap(), decode(&claims, &Limits::default()).unwrap());
+        assert_eq!(upright.dimensions(), (as_it_lies.height(), as_it_lies.width()));
+    }
 
     #[test]
     fn alpha_zero_is_white_and_alpha_full_is_the_colour() {

@@ -2,6 +2,7 @@
 //!
 //! [`ledger`] says what a change means, [`state`] makes it outlive the process, and this module makes it happen: read and check beside the serving, try
 //! out, write down, swap.
+mod crash;
 mod folder;
 pub mod ledger;
 mod source;
@@ -329,7 +330,7 @@ impl Registry {
         let origin = origin(&source);
         // Reading and checking is the long part: it goes on beside the serving and beside other loads.
         let fresh = self.read(source).await?;
-        fail::fail_point!("registry.read");
+        crash::point("registry.read");
         let (task, record) = (fresh.partition.meta.task.clone(), record(&fresh.partition, origin));
         let step = Step { task: &task, request_id: &request_id, asked, fresh: Some(fresh) };
         let changed = self.step(step, |ledger| ledger.load(&task, record, trial)).await?;
@@ -441,11 +442,11 @@ impl Registry {
             Ok::<_, RegistryError>(catalogue)
         };
         let catalogue = blocking(changed).await??;
-        fail::fail_point!("registry.tried");
+        crash::point("registry.tried");
         books.commit(&ledger, bytes.as_ref().map(|(digest, bytes)| (digest.as_str(), bytes)))?;
         books.keep(task, &ledger, &before);
         books.ledger = ledger;
-        fail::fail_point!("registry.committed");
+        crash::point("registry.committed");
         self.live.store(Arc::new(catalogue));
         // What it held goes with its last batch.
         drop(before);

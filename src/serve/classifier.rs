@@ -10,8 +10,9 @@ use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use super::batcher::{BatchError, Claim, Priority};
+use super::deadline::patience;
 use super::feedback::Verdict;
-use super::layers::{Caller, Expiry, internal, patience};
+use super::layers::{Caller, Expiry, internal};
 use super::metrics::{record_answer, record_outcome};
 use super::pb::{self, classify_result};
 use super::room::{Room, Rooms};
@@ -171,7 +172,7 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Resu
     if let Some((sample, tried)) = kept.zip(shadow::of(room, answer.resident.task())) {
         let (rooms, answered) = (room.handle(), answer.clone());
         tokio::spawn(async move {
-            if let Some(room) = rooms.get() {
+            if let Some(room) = rooms.as_ref().and_then(Rooms::get) {
                 shadow::compare(room, tried, sample, answered).await;
             }
         });

@@ -8,6 +8,8 @@ pub mod batcher;
 mod certificate;
 mod classifier;
 mod connections;
+#[doc(hidden)]
+pub mod deadline;
 mod descriptors;
 mod feedback;
 mod files;

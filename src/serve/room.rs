@@ -1,5 +1,5 @@
 //! Everything that answers: model, registry, intake, queue. It is made while the server already listens, so that health can be asked meanwhile.
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use candle_core::Device;
@@ -26,7 +26,8 @@ pub struct Room {
     pub intake: Intake,
     pub batcher: Batcher<Inference>,
     pub memory: Mutex<AnswerMemory>,
-    rooms: Rooms,
+    /// Weak, or the room would keep itself.
+    rooms: Weak<OnceLock<Room>>,
 }
 
 /// The room, once it is ready.
@@ -51,9 +52,9 @@ impl Rooms {
 }
 
 impl Room {
-    /// The way back to this room, for work that outlives a call.
-    pub fn handle(&self) -> Rooms {
-        self.rooms.clone()
+    /// The way back to this room, for work that outlives a call; `None` where the server has ended.
+    pub fn handle(&self) -> Option<Rooms> {
+        self.rooms.upgrade().map(Rooms)
     }
 
     /// Loads the model and the first partitions.
@@ -93,7 +94,7 @@ impl Room {
         let intake = Intake::new(Arc::new(processor), concurrency);
         let memory = Mutex::new(AnswerMemory::new(config.feedback.remembered_answers));
         let model = config.model.backbone.as_deref().and_then(|d| d.file_name()).map_or(name, |n| n.to_string_lossy().into_owned());
-        Ok(Self { model, engine, registry, intake, batcher, memory, rooms: rooms.clone() })
+        Ok(Self { model, engine, registry, intake, batcher, memory, rooms: Arc::downgrade(&rooms.0) })
     }
 
     /// One sample through the whole way, so that the first request finds threads and memory ready and the queue knows its pace. Does nothing

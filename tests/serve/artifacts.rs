@@ -130,7 +130,7 @@ async fn loads_by_path_from_inside_the_partitions_directory_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn refuses_requests_that_name_nothing_or_no_utf8() {
     let server = start().await;
-    refused(server.admin().await.load_partition(LoadPartitionRequest { source: None }).await, Code::InvalidArgument, "uri");
+    refused(server.admin().await.load_partition(LoadPartitionRequest::default()).await, Code::InvalidArgument, "uri");
     refused(server.unload("").await, Code::InvalidArgument, "task");
     refused(server.unload("space").await, Code::NotFound, "space");
 

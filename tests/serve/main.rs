@@ -7,5 +7,8 @@ mod artifacts;
 mod classifying;
 mod lifecycle;
 mod operations;
+mod overload;
 mod requests;
+mod rollout;
+mod streaming;
 mod swapping;

@@ -21,7 +21,7 @@ use tower::{Layer, Service};
 
 pub use admit::{Admission, Admit};
 pub use authenticate::{Authenticate, Caller};
-pub use deadline::{Bounds, Deadline, Expiry, patience};
+pub use deadline::{Bounds, Deadline, Expiry};
 pub use isolate_panics::{IsolatePanics, internal};
 pub use measure::Measure;
 pub use receive::Receive;

@@ -1,0 +1,228 @@
+//! Partitions that come and go beside the traffic, and whether every answer came from a version that was live meanwhile.
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+
+use crate::pb::admin_client::AdminClient;
+use crate::pb::load_partition_request::Source;
+use crate::pb::{ListPartitionsRequest, LoadPartitionRequest, Partition, RollbackPartitionRequest, UnloadPartitionRequest};
+use crate::scenario;
+use crate::tally::{Latencies, code_name};
+use crate::target::{Answered, TargetError, loopback};
+
+/// How long a change may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Failures that are told; the rest is counted.
+const TOLD: usize = 5;
+
+/// Why there is no churn.
+#[derive(Debug, thiserror::Error)]
+pub enum ChurnError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Admin(#[from] TargetError),
+    #[error("cannot connect to the admin service: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("the admin service does not list its partitions: {0}")]
+    List(Status),
+}
+
+/// When each version may have been live: from the moment a change was asked for that made it so, to the moment one was answered that ended it.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    spans: BTreeMap<String, Vec<Span>>,
+}
+
+#[derive(Debug)]
+struct Span {
+    version: u64,
+    from: Instant,
+    to: Option<Instant>,
+}
+
+impl Ledger {
+    /// A version that may be live from `asked` on; what was live before it no longer is after `answered`.
+    fn live(&mut self, task: &str, version: u64, asked: Instant, answered: Instant) {
+        self.gone(task, answered);
+        self.spans.entry(task.to_owned()).or_default().push(Span { version, from: asked, to: None });
+    }
+
+    /// Nothing of this task is live any more.
+    fn gone(&mut self, task: &str, answered: Instant) {
+        for span in self.spans.get_mut(task).into_iter().flatten() {
+            span.to.get_or_insert(answered);
+        }
+    }
+
+    /// Whether the version was live at some moment between the answer's sending and its receipt.
+    pub fn covers(&self, answer: &Answered) -> bool {
+        let spans = self.spans.get(&*answer.task).map_or(&[][..], Vec::as_slice);
+        spans.iter().any(|s| s.version == answer.version && s.from <= answer.received && s.to.is_none_or(|to| to >= answer.sent))
+    }
+}
+
+/// What the churn did.
+#[derive(Debug, Default)]
+pub struct Churned {
+    /// Times that a partition went through load, load again, roll back and unload.
+    pub cycles: u64,
+    /// Changes that were made, each a call of the admin service.
+    pub changes: u64,
+    /// How long they took.
+    pub took: Latencies,
+    /// Changes that failed, or whose answer names another version than they should have made live.
+    pub failed: u64,
+    /// The first of them.
+    pub failures: Vec<String>,
+    pub ledger: Ledger,
+}
+
+/// The churn of one run.
+pub struct Churn {
+    admin: AdminClient<Channel>,
+    artifacts: Vec<Bytes>,
+    cycles: u64,
+    done: Churned,
+}
+
+impl Churn {
+    /// Reads the partitions and asks what is live.
+    ///
+    /// # Errors
+    /// A file that can't be read; an admin service that does not answer, or is not on this machine.
+    pub async fn prepare(churn: &scenario::Churn, admin: &str) -> Result<Self, ChurnError> {
+        let read = |path: &PathBuf| std::fs::read(path).map(Bytes::from).map_err(|source| ChurnError::Read { path: path.clone(), source });
+        let artifacts = churn.partitions.iter().map(read).collect::<Result<_, _>>()?;
+        let channel = loopback(admin)?.timeout(PATIENCE).connect().await?;
+        let mut admin = AdminClient::new(channel).max_encoding_message_size(1 << 30);
+        let mut done = Churned::default();
+        let asked = Instant::now();
+        let list = admin.list_partitions(ListPartitionsRequest {}).await.map_err(ChurnError::List)?.into_inner();
+        for partition in list.partitions {
+            done.ledger.live(&partition.task, partition.version, asked, asked);
+        }
+        Ok(Self { admin, artifacts, cycles: churn.cycles.unwrap_or(u64::MAX), done })
+    }
+
+    /// Cycles until `stop` is set, by others or here once all cycles are done, and then loads every partition that a cycle had unloaded.
+    pub async fn run(mut self, stop: Arc<AtomicBool>) -> Churned {
+        let mut unloaded = vec![false; self.artifacts.len()];
+        while !stop.load(Ordering::Relaxed) && self.done.cycles < self.cycles {
+            let i = (self.done.cycles % self.artifacts.len() as u64) as usize;
+            unloaded[i] = self.cycle(i).await;
+            self.done.cycles += 1;
+        }
+        for i in (0..unloaded.len()).filter(|i| unloaded[*i]) {
+            self.load(i, None).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+        self.done
+    }
+
+    /// Load, load again, roll back, unload; whether the partition is out of service after it. A failed step is counted, and the next cycle starts afresh.
+    async fn cycle(&mut self, i: usize) -> bool {
+        let Some(first) = self.load(i, None).await else { return false };
+        let Some(second) = self.load(i, Some(first.version + 1)).await else { return false };
+        debug_assert_eq!(first.task, second.task);
+        let request = RollbackPartitionRequest { task: first.task.clone(), ..Default::default() };
+        let asked = Instant::now();
+        let answer = self.admin.rollback_partition(request).await.map(|r| r.into_inner().partition);
+        if self.made_live("rollback", asked, answer, Some(first.version)).is_none() {
+            return false;
+        }
+        let asked = Instant::now();
+        let request = UnloadPartitionRequest { task: first.task.clone(), ..Default::default() };
+        let answer = self.admin.unload_partition(request).await.map(Response::into_inner);
+        self.done.changes += 1;
+        self.done.took.record(asked.elapsed());
+        match answer {
+            Ok(_) => self.done.ledger.gone(&first.task, Instant::now()),
+            Err(status) => self.fail("unload", &status),
+        }
+        true
+    }
+
+    async fn load(&mut self, i: usize, version: Option<u64>) -> Option<Partition> {
+        let request = LoadPartitionRequest { source: Some(Source::Artifact(self.artifacts[i].clone())), ..Default::default() };
+        let asked = Instant::now();
+        let answer = self.admin.load_partition(request).await.map(|r| r.into_inner().partition);
+        self.made_live("load", asked, answer, version)
+    }
+
+    /// Notes what a change made live, of this version where it must be one.
+    fn made_live(
+        &mut self,
+        change: &str,
+        asked: Instant,
+        answer: Result<Option<Partition>, Status>,
+        version: Option<u64>,
+    ) -> Option<Partition> {
+        self.done.changes += 1;
+        self.done.took.record(asked.elapsed());
+        match answer {
+            Ok(Some(partition)) => {
+                self.done.ledger.live(&partition.task, partition.version, asked, Instant::now());
+                if version.is_some_and(|version| version != partition.version) {
+                    self.fail(change, &Status::internal(format!("version {} is live, not {version:?}", partition.version)));
+                }
+                Some(partition)
+            }
+            Ok(None) => {
+                self.fail(change, &Status::internal("the answer names no partition"));
+                None
+            }
+            Err(status) => {
+                self.fail(change, &status);
+                None
+            }
+        }
+    }
+
+    fn fail(&mut self, change: &str, status: &Status) {
+        self.done.failed += 1;
+        if self.done.failures.len() < TOLD {
+            let code: Code = status.code();
+            self.done.failures.push(format!("{change}: {}: {}", code_name(code as i32), status.message()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_a_version_that_was_not_live_meanwhile_is_found() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut ledger = Ledger::default();
+        ledger.live("a", 1, at(0), at(0));
+        // Version 2 is asked for at 100 and live at 120 at the latest; nothing is from 220 on at the latest.
+        ledger.live("a", 2, at(100), at(120));
+        ledger.gone("a", at(220));
+        let covers = |task: &str, version, sent, received| {
+            ledger.covers(&Answered { task: task.into(), version, sent: at(sent), received: at(received) })
+        };
+        for (version, sent, received, held) in [
+            (1, 10, 20, true),
+            (1, 110, 130, true),
+            (1, 121, 130, false),
+            (2, 50, 99, false),
+            (2, 50, 101, true),
+            (2, 150, 160, true),
+            (2, 210, 300, true),
+            (2, 221, 300, false),
+            (3, 0, 300, false),
+        ] {
+            assert_eq!(covers("a", version, sent, received), held, "version {version}, sent at {sent}, received at {received}");
+        }
+        assert!(!covers("b", 1, 0, 300));
+    }
+}
