@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use prost::Message;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_types::StatusExt;
 use uuid::Uuid;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 use super::batcher::{BatchError, Claim, Priority};
 use super::deadline::patience;
 use super::feedback::Verdict;
-use super::layers::{Caller, Expiry, internal};
+use super::layers::{Caller, Expiry, Share, internal};
 use super::metrics::{record_answer, record_outcome};
 use super::pb::{self, classify_result};
 use super::room::{Room, Rooms};
@@ -43,6 +44,10 @@ impl pb::classifier_server::Classifier for Classifier {
     async fn classify_batch(&self, request: Request<pb::ClassifyBatchRequest>) -> Result<Response<pb::ClassifyBatchResponse>, Status> {
         let deadline = deadline(&request, &self.config);
         let call = Call { client: client(&request), usual: Priority::Bulk, deadline };
+        // All samples are held while the first ones are computed, decompressed.
+        if let Some(share) = request.extensions().get::<Arc<Share>>() {
+            share.cover(request.get_ref().encoded_len())?;
+        }
         let (room, requests) = (self.rooms.room()?, request.into_inner().requests);
         let batching = &self.config.batching;
         if requests.len() > batching.max_samples_per_call {

@@ -301,3 +301,19 @@ async fn twenty_thousand_streams_reset_at_once_cost_their_connection_alone() {
     }
     answers_soon(&server).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_never_read_hold_nothing_of_the_budget_for_requests() {
+    let server = start(&[("server.max_message_bytes", "100000"), ("server.max_receive_bytes", "100000")]).await;
+    let mut client = raw(server.addresses.classifier, 0).await;
+    let mut unread = Vec::new();
+    for _ in 0..5 {
+        client = client.ready().await.unwrap();
+        let (answer, mut stream) = client.send_request(head(CLASSIFY), false).unwrap();
+        stream.send_data(framed(&text(&"a".repeat(60_000))), true).unwrap();
+        let answer = answer.await.unwrap();
+        assert!(Status::from_header_map(answer.headers()).is_none(), "{answer:?}");
+        unread.push(answer);
+    }
+    answers_soon(&server).await;
+}

@@ -44,14 +44,14 @@ struct Clients(Mutex<HashMap<Arc<str>, usize>>);
 
 impl Clients {
     /// One more call of `name`, unless it has `most`.
-    fn enter(self: &Arc<Self>, name: Arc<str>, most: usize) -> Option<Slot> {
+    fn enter(self: &Arc<Self>, name: Arc<str>, most: usize) -> Option<Place> {
         let mut calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_this = calls.get(&name).copied().unwrap_or(0);
         if of_this >= most {
             return None;
         }
         calls.insert(name.clone(), of_this + 1);
-        Some(Slot { clients: self.clone(), name })
+        Some(Place(Arc::new(Slot { clients: self.clone(), name })))
     }
 }
 
@@ -71,6 +71,10 @@ impl Drop for Slot {
         }
     }
 }
+
+/// A call's place among those of its client. It travels in the extensions of the answer, for whoever keeps the answer's body to keep with it.
+#[derive(Clone, Debug)]
+pub struct Place(#[expect(dead_code, reason = "held until dropped")] Arc<Slot>);
 
 /// Gives the permit back when the call ends before its time.
 struct Permit(Arc<Expiry>);
@@ -99,13 +103,13 @@ impl Admit {
         let _ = self.permits.acquire_many(u32::try_from(self.admission.most).unwrap_or(u32::MAX)).await;
     }
 
-    fn admit(&self, client: Arc<str>) -> Result<(OwnedSemaphorePermit, Slot), Status> {
+    fn admit(&self, client: Arc<str>) -> Result<(OwnedSemaphorePermit, Place), Status> {
         if self.draining.load(Ordering::SeqCst) {
             refused("draining");
             return Err(Status::unavailable("the server is shutting down: retry with another"));
         }
         let soon = Duration::from_millis(100);
-        let Some(slot) = self.clients.enter(client, self.admission.most_of_a_client) else {
+        let Some(place) = self.clients.enter(client, self.admission.most_of_a_client) else {
             refused("client_limit");
             let message = "too many requests of this client are in flight (server.max_in_flight_per_client): wait for answers, then retry";
             return Err(exhausted(message, soon));
@@ -114,7 +118,7 @@ impl Admit {
             refused("too_many_requests");
             exhausted(format!("too many requests are in flight ({}): retry later", self.admission.setting), soon)
         })?;
-        Ok((permit, slot))
+        Ok((permit, place))
     }
 }
 
@@ -145,16 +149,20 @@ impl<S: Inner> Service<Request<Body>> for Admitted<S> {
         if !request.uri().path().starts_with(self.policy.admission.prefix) {
             return Box::pin(call(&mut self.inner, request));
         }
-        let (permit, slot) = match self.policy.admit(Caller::of(request.extensions()).name) {
+        let (permit, place) = match self.policy.admit(Caller::of(request.extensions()).name) {
             Ok(admitted) => admitted,
             Err(status) => return refusal(status),
         };
         let expiry = request.extensions().get::<Arc<Expiry>>().cloned().unwrap_or_default();
         expiry.hold(permit);
-        // The slot stays with an answer that the client does not read: of those, only this client has fewer.
-        let held = (Permit(expiry), slot);
+        let held = Permit(expiry);
         let answer = call(&mut self.inner, request);
-        Box::pin(async move { Ok(answer.await?.map(|body| Holding::around(body, held))) })
+        Box::pin(async move {
+            let mut response = answer.await?.map(|body| Holding::around(body, held));
+            // The place stays with an answer that the client does not read: of those, only this client has fewer.
+            response.extensions_mut().insert(place);
+            Ok(response)
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
+use super::admit::Place;
 use super::{Answer, Inner, call};
 use crate::config;
 use crate::serve::deadline::within;
@@ -50,6 +51,9 @@ pub struct Expiry {
     moved: AtomicU64,
     /// What the call holds until it ends or its time is over; given back by whoever is first.
     permit: Mutex<Option<OwnedSemaphorePermit>>,
+    /// The answer's body, and in it what a stream still has of its requests; dropped when the time is over. The transport does not poll the body of a
+    /// client that reads nothing, so that it can't be left to the body to end itself.
+    answer: Mutex<Option<Body>>,
 }
 
 impl Default for Expiry {
@@ -68,6 +72,7 @@ impl Expiry {
             arrived: AtomicBool::new(false),
             moved: AtomicU64::new(0),
             permit: Mutex::new(None),
+            answer: Mutex::new(None),
         }
     }
 
@@ -88,6 +93,26 @@ impl Expiry {
     fn end(&self) {
         self.over.cancel();
         self.release();
+        self.drop_answer();
+    }
+
+    fn answer(&self) -> MutexGuard<'_, Option<Body>> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_answer(&self) {
+        // A body may hold anything: it is dropped when the lock is free again.
+        let answer = self.answer().take();
+        drop(answer);
+    }
+
+    /// Leaves the answer's body here until the time is over; one that comes later is dropped.
+    fn keep(&self, body: Body) {
+        let mut answer = self.answer();
+        // Looked at under the lock: `end` cancels before it takes the lock.
+        if !self.over.is_cancelled() {
+            *answer = Some(body);
+        }
     }
 
     fn touch(&self) {
@@ -145,6 +170,7 @@ impl Drop for Watched {
     fn drop(&mut self) {
         self.watch.abort();
         self.expiry.release();
+        self.expiry.drop_answer();
     }
 }
 
@@ -194,7 +220,11 @@ impl<S: Inner> Service<Request<Body>> for Expiring<S> {
                 () = expiry.over.cancelled() => return Ok(expiry.status().into_http()),
             };
             let over = Box::pin(expiry.over.clone().cancelled_owned());
-            Ok(response.map(|body| Body::new(Leaving { body: Some(body), over, watched })))
+            let (mut head, body) = response.into_parts();
+            let place = head.extensions.remove();
+            let ended = body.is_end_stream();
+            expiry.keep(body);
+            Ok(Response::from_parts(head, Body::new(Leaving { ended, over, watched, _place: place })))
         })
     }
 }
@@ -227,12 +257,13 @@ impl http_body::Body for Arriving {
     }
 }
 
-/// An answer's body that ends with DEADLINE_EXCEEDED when its time is over.
+/// An answer's body that ends with DEADLINE_EXCEEDED when its time is over. The body itself is in the call's [`Expiry`].
 struct Leaving {
-    /// `None` when it has ended so.
-    body: Option<Body>,
+    ended: bool,
     over: Pin<Box<WaitForCancellationFutureOwned>>,
     watched: Watched,
+    /// The call's place among those of its client, as long as the transport has something of the call: also when its time is over.
+    _place: Option<Place>,
 }
 
 impl http_body::Body for Leaving {
@@ -240,22 +271,78 @@ impl http_body::Body for Leaving {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
-            self.watched.expiry.touch();
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let expiry = &this.watched.expiry;
+        if let Some(body) = &mut *expiry.answer()
+            && let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx)
+        {
+            expiry.touch();
+            this.ended = frame.is_none() || body.is_end_stream();
             return Poll::Ready(frame);
         }
-        ready!(self.over.as_mut().poll(cx));
-        self.body = None;
+        ready!(this.over.as_mut().poll(cx));
+        this.ended = true;
         let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(self.watched.expiry.status().add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+        Poll::Ready(Some(expiry.status().add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.ended
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        // Of a body that is cut off, less comes than it hinted at.
+        if self.ended { SizeHint::with_exact(0) } else { SizeHint::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Has no frame, and says when it is dropped.
+    struct Silent(Arc<AtomicBool>);
+
+    impl Drop for Silent {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    impl http_body::Body for Silent {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_reads_is_dropped_when_its_time_is_over() {
+        let unary = config::Deadline { default: Duration::from_millis(50), max: Duration::from_secs(100) };
+        let bounds = Bounds { unary, stream_idle: Duration::from_millis(50) };
+        for path in ["/delo.v1.Classifier/Classify", "/delo.v1.Classifier/ClassifyStream"] {
+            let dropped = Arc::new(AtomicBool::new(false));
+            let silent = dropped.clone();
+            let mut service = Deadline(bounds).layer(tower::service_fn(move |_: Request<Body>| {
+                let body = Body::new(Silent(silent.clone()));
+                async move { Ok::<_, Infallible>(Response::new(body)) }
+            }));
+            let mut unread = service.call(Request::builder().uri(path).body(Body::empty()).unwrap()).await.unwrap();
+            assert!(!dropped.load(Ordering::Relaxed), "{path}");
+            tokio::time::timeout(Duration::from_secs(10), async {
+                while !dropped.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await
+            .expect("dropped");
+            let last = http_body_util::BodyExt::frame(unread.body_mut()).await.unwrap().unwrap().into_trailers().unwrap();
+            assert_eq!(Status::from_header_map(&last).unwrap().code(), tonic::Code::DeadlineExceeded, "{path}");
+        }
     }
 }

@@ -24,7 +24,7 @@ pub use authenticate::{Authenticate, Caller};
 pub use deadline::{Bounds, Deadline, Expiry};
 pub use isolate_panics::{IsolatePanics, internal};
 pub use measure::Measure;
-pub use receive::Receive;
+pub use receive::{Receive, Share};
 pub use trace::Trace;
 
 use admit::Admitted;

@@ -45,8 +45,9 @@ impl Receive {
     }
 }
 
-/// What one call has taken; given back when dropped.
-struct Share {
+/// What one call has taken; given back when dropped. An `Arc` of it is in the extensions of the request.
+#[derive(Debug)]
+pub struct Share {
     budget: Receive,
     taken: AtomicUsize,
 }
@@ -56,6 +57,17 @@ impl Share {
         self.budget.take(bytes)?;
         self.taken.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Has the call hold at least `bytes`: a message that came compressed is larger than what arrived of it.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED
+    pub fn cover(&self, bytes: usize) -> Result<(), Status> {
+        match bytes.saturating_sub(self.taken.load(Ordering::Relaxed)) {
+            0 => Ok(()),
+            more => self.take(more),
+        }
     }
 
     fn give_back(&self) {
@@ -92,14 +104,19 @@ impl<S: Inner> Service<Request<Body>> for Received<S> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Answer {
+    fn call(&mut self, mut request: Request<Body>) -> Answer {
         let share = Arc::new(Share { budget: self.budget.clone(), taken: AtomicUsize::new(0) });
         // A stream has no end by the clock, and what it has received is handed on message by message.
         let streams = request.extensions().get::<Arc<Expiry>>().is_some_and(|expiry| expiry.at.is_none());
         let messages = streams.then(Messages::default);
+        request.extensions_mut().insert(share.clone());
         let request = request.map(|body| Body::new(Counted { body, share: share.clone(), messages }));
         let answer = call(&mut self.inner, request);
-        Box::pin(async move { Ok(answer.await?.map(|body| Holding::around(body, share))) })
+        Box::pin(async move {
+            let response = answer.await?;
+            // Of a stream, messages are still to come. Any other call has read its own, and must not hold it until the client reads the answer.
+            Ok(if streams { response.map(|body| Holding::around(body, share)) } else { response })
+        })
     }
 }
 
@@ -192,6 +209,38 @@ mod tests {
         drop(one);
         other.take(6).unwrap();
         drop(other);
+        assert_eq!(budget.taken.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_reads_holds_nothing_of_the_budget() {
+        let budget = Receive::new(100, "a.setting");
+        let mut service = budget.layer(tower::service_fn(|request: Request<Body>| async move {
+            let received = http_body_util::BodyExt::collect(request.into_body()).await;
+            Ok::<_, Infallible>(
+                received.map_or_else(Status::into_http, |all| Response::new(Body::new(http_body_util::Full::new(all.to_bytes())))),
+            )
+        }));
+        let mut unread = Vec::new();
+        for _ in 0..5 {
+            let body = Body::new(http_body_util::Full::new(Bytes::from_static(&[0; 60])));
+            let response = service.call(Request::builder().uri("/s/A").body(body).unwrap()).await.unwrap();
+            assert!(Status::from_header_map(response.headers()).is_none(), "{response:?}");
+            unread.push(response);
+        }
+        assert_eq!(budget.taken.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_compressed_message_counts_as_large_as_it_is() {
+        let budget = Receive::new(100, "a.setting");
+        let share = Share { budget: budget.clone(), taken: AtomicUsize::new(0) };
+        share.take(10).unwrap();
+        share.cover(80).unwrap();
+        share.cover(80).unwrap();
+        assert_eq!(budget.taken.load(Ordering::Relaxed), 80);
+        assert_eq!(share.cover(101).unwrap_err().code(), tonic::Code::ResourceExhausted);
+        drop(share);
         assert_eq!(budget.taken.load(Ordering::Relaxed), 0);
     }
 
