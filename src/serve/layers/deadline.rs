@@ -222,7 +222,7 @@ impl<S: Inner> Service<Request<Body>> for Expiring<S> {
             let over = Box::pin(expiry.over.clone().cancelled_owned());
             let (mut head, body) = response.into_parts();
             let place = head.extensions.remove();
-            let ended = body.is_end_stream();
+            let ended = http_body::Body::is_end_stream(&body);
             expiry.keep(body);
             Ok(Response::from_parts(head, Body::new(Leaving { ended, over, watched, _place: place })))
         })
