@@ -24,6 +24,8 @@ pub const DEFAULTS: &str = include_str!("../migrations-free-config/default.toml"
 pub struct Config {
     pub server: Server,
     pub admin: Admin,
+    pub auth: Auth,
+    pub tls: Tls,
     pub metrics: Metrics,
     pub model: Model,
     pub catalogue: Catalogue,
@@ -45,6 +47,24 @@ pub struct Server {
     pub max_message_bytes: usize,
     #[serde(deserialize_with = "positive")]
     pub max_in_flight_requests: usize,
+    #[serde(deserialize_with = "positive")]
+    pub max_in_flight_per_client: usize,
+    /// Bytes of request messages that are being received, over all calls.
+    #[serde(deserialize_with = "positive")]
+    pub max_receive_bytes: usize,
+    #[serde(rename = "stream_idle_seconds", deserialize_with = "seconds")]
+    pub stream_idle: Duration,
+    #[serde(deserialize_with = "positive")]
+    pub max_connections: usize,
+    #[serde(deserialize_with = "streams")]
+    pub max_streams_per_connection: u32,
+    /// Until a connection must have begun to speak HTTP/2.
+    #[serde(rename = "handshake_seconds", deserialize_with = "seconds")]
+    pub handshake: Duration,
+    #[serde(rename = "keepalive_seconds", deserialize_with = "seconds")]
+    pub keepalive: Duration,
+    #[serde(rename = "keepalive_timeout_seconds", deserialize_with = "seconds")]
+    pub keepalive_timeout: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -53,6 +73,48 @@ pub struct Admin {
     pub listen: Listen,
     #[serde(deserialize_with = "positive")]
     pub max_artifact_bytes: usize,
+    #[serde(deserialize_with = "positive")]
+    pub max_in_flight_requests: usize,
+    /// No call of the admin service may take longer.
+    #[serde(rename = "max_call_seconds", deserialize_with = "seconds")]
+    pub max_call: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// `None`: everybody may call everything.
+    #[serde(deserialize_with = "optional_path")]
+    pub clients_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// `None`, and no key either: plaintext.
+    #[serde(deserialize_with = "optional_path")]
+    pub certificate: Option<PathBuf>,
+    #[serde(deserialize_with = "optional_path")]
+    pub key: Option<PathBuf>,
+    /// Who signs the certificates of clients.
+    #[serde(deserialize_with = "optional_path")]
+    pub client_ca: Option<PathBuf>,
+    pub client_certificate: ClientCertificate,
+    /// How often the files of `[tls]` and `[auth]` are looked at.
+    #[serde(rename = "reload_seconds", deserialize_with = "seconds")]
+    pub reload: Duration,
+    #[serde(rename = "handshake_seconds", deserialize_with = "seconds")]
+    pub handshake: Duration,
+}
+
+/// Whether clients are asked for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientCertificate {
+    Off,
+    /// One that is shown must be good.
+    Optional,
+    Required,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -151,7 +213,7 @@ pub struct Input {
     pub limits: Limits,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deadline {
     #[serde(rename = "default_seconds", deserialize_with = "seconds")]
@@ -270,6 +332,8 @@ impl Config {
                 .map_err(|e| ConfigError::Syntax { path: path.to_owned(), message: e.to_string() })?;
             layers = layers.add_source(source);
         }
+        // The client's token, `delo classify` reads it: it is no setting, and may well be there.
+        let environment: HashMap<_, _> = environment.into_iter().filter(|(key, _)| key != "DELO_TOKEN").collect();
         let environment = config::Environment::with_prefix("DELO").prefix_separator("_").separator("__").source(Some(environment));
         layers = layers.add_source(environment);
         for (key, value) in overrides {
@@ -282,19 +346,32 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |path: &str, message: &str| Err(ConfigError::Setting { path: path.to_owned(), message: message.to_owned() });
         if self.deadline.default > self.deadline.max {
-            return Err(ConfigError::Setting {
-                path: "deadline.default_seconds".to_owned(),
-                message: "longer than deadline.max_seconds, lower it or raise that".to_owned(),
-            });
+            return wrong("deadline.default_seconds", "longer than deadline.max_seconds, lower it or raise that");
+        }
+        if self.server.max_receive_bytes < self.server.max_message_bytes {
+            return wrong("server.max_receive_bytes", "less than server.max_message_bytes, so that no such message could arrive: raise it");
         }
         if self.registry.require_signature && self.registry.trusted_keys.is_empty() {
-            return Err(ConfigError::Setting {
-                path: "registry.require_signature".to_owned(),
-                message: "no signature can be right without a key in registry.trusted_keys, name one".to_owned(),
-            });
+            return wrong("registry.require_signature", "no signature can be right without a key in registry.trusted_keys, name one");
         }
-        Ok(())
+        let tls = &self.tls;
+        match (&tls.certificate, &tls.key) {
+            (Some(_), None) => return wrong("tls.key", "missing: tls.certificate needs its private key"),
+            (None, Some(_)) => return wrong("tls.certificate", "missing: tls.key needs its certificate"),
+            _ => {}
+        }
+        match (&tls.client_ca, tls.client_certificate) {
+            (None, ClientCertificate::Optional | ClientCertificate::Required) => {
+                wrong("tls.client_ca", "missing: tls.client_certificate asks for certificates, say who signs them")
+            }
+            (Some(_), ClientCertificate::Off) => {
+                wrong("tls.client_certificate", "\"off\" with a tls.client_ca: choose \"optional\" or \"required\"")
+            }
+            (Some(_), _) if tls.certificate.is_none() => wrong("tls.certificate", "missing: only TLS carries the certificates of clients"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -325,6 +402,15 @@ fn auto_from_str<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(de: D) -> 
 fn positive<'de, D: Deserializer<'de>>(de: D) -> Result<usize, D::Error> {
     match usize::deserialize(de)? {
         0 => Err(D::Error::custom("must be at least 1")),
+        n => Ok(n),
+    }
+}
+
+/// As many as HTTP/2 can count.
+fn streams<'de, D: Deserializer<'de>>(de: D) -> Result<u32, D::Error> {
+    match u32::deserialize(de)? {
+        0 => Err(D::Error::custom("must be at least 1")),
+        n if n > i32::MAX.unsigned_abs() => Err(D::Error::custom("must be at most 2147483647")),
         n => Ok(n),
     }
 }
@@ -422,6 +508,21 @@ mod tests {
         assert_eq!(path(with_file("[routing]\nmetric = \"best\"")), "routing.metric");
         assert_eq!(path(with_file("[routing]\nsignal = \"parts\"")), "routing.signal");
         assert_eq!(path(Config::layered(None, environment("DELO_BATCHING__MAX_TOKENS", "many"), vec![])), "batching.max_tokens");
+    }
+
+    #[test]
+    fn refuses_half_of_tls_and_says_which_is_missing() {
+        assert_eq!(path(with_file("[tls]\ncertificate = \"a.pem\"")), "tls.key");
+        assert_eq!(path(with_file("[tls]\nkey = \"a.pem\"")), "tls.certificate");
+        assert_eq!(path(with_file("[tls]\nclient_certificate = \"required\"")), "tls.client_ca");
+        let both = "[tls]\ncertificate = \"a.pem\"\nkey = \"a.pem\"\nclient_ca = \"ca.pem\"\n";
+        assert_eq!(path(with_file(both)), "tls.client_certificate");
+        assert!(with_file(&format!("{both}client_certificate = \"optional\"")).is_ok());
+    }
+
+    #[test]
+    fn a_token_in_the_environment_is_no_setting() {
+        assert!(Config::layered(None, environment("DELO_TOKEN", "secret"), vec![]).is_ok());
     }
 
     #[test]

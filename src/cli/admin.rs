@@ -3,10 +3,9 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 
 use super::Failure;
-use super::client::{exchange, refusal};
+use super::client::{Authorized, Credentials, exchange, refusal};
 use super::output::{print, print_json, table};
 use crate::registry::signature;
 use crate::serve::pb::admin_client::AdminClient;
@@ -110,6 +109,8 @@ struct Connection {
     /// The address of the server's admin port.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50052")]
     server: String,
+    #[command(flatten)]
+    credentials: Credentials,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -128,12 +129,12 @@ pub fn run(args: AdminArgs) -> Result<(), Failure> {
     }
 }
 
-fn client(channel: Channel) -> AdminClient<Channel> {
+fn client(channel: Authorized) -> AdminClient<Authorized> {
     AdminClient::new(channel).max_decoding_message_size(64 << 20)
 }
 
 fn list(connection: &Connection) -> Result<(), Failure> {
-    let partitions = exchange(&connection.server, |channel| async {
+    let partitions = exchange(&connection.server, &connection.credentials, |channel| async {
         Ok(client(channel).list_partitions(ListPartitionsRequest {}).await.map_err(|s| refusal(&s))?.into_inner().partitions)
     })?;
     if connection.json {
@@ -178,7 +179,7 @@ fn load(file: Option<PathBuf>, uri: Option<String>, trial: Option<TrialMode>, co
         (None, None) => return Err(Failure::usage("give a FILE or --uri")),
     };
     let request = LoadPartitionRequest { source: Some(source), request_id: request_id(), trial, signature: signature.into() };
-    let partition = exchange(&connection.server, |channel| async {
+    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
         let answer = client(channel).load_partition(request).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
     })?;
@@ -187,7 +188,7 @@ fn load(file: Option<PathBuf>, uri: Option<String>, trial: Option<TrialMode>, co
 
 fn rollback(task: String, version: Option<u64>, connection: &Connection) -> Result<(), Failure> {
     let request = RollbackPartitionRequest { task, version, request_id: request_id() };
-    let partition = exchange(&connection.server, |channel| async {
+    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
         let answer = client(channel).rollback_partition(request).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
     })?;
@@ -196,7 +197,7 @@ fn rollback(task: String, version: Option<u64>, connection: &Connection) -> Resu
 
 fn promote(task: String, trial: Option<TrialMode>, connection: &Connection) -> Result<(), Failure> {
     let request = PromoteTrialRequest { task, trial, request_id: request_id() };
-    let partition = exchange(&connection.server, |channel| async {
+    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
         let answer = client(channel).promote_trial(request).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
     })?;
@@ -205,7 +206,7 @@ fn promote(task: String, trial: Option<TrialMode>, connection: &Connection) -> R
 
 fn abort(task: String, connection: &Connection) -> Result<(), Failure> {
     let request = AbortTrialRequest { task, request_id: request_id() };
-    let partition = exchange(&connection.server, |channel| async {
+    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
         let answer = client(channel).abort_trial(request).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
     })?;
@@ -214,7 +215,7 @@ fn abort(task: String, connection: &Connection) -> Result<(), Failure> {
 
 fn unload(task: String, connection: &Connection) -> Result<(), Failure> {
     let request = UnloadPartitionRequest { task, request_id: request_id() };
-    let (partition, drained) = exchange(&connection.server, |channel| async {
+    let (partition, drained) = exchange(&connection.server, &connection.credentials, |channel| async {
         let answer = client(channel).unload_partition(request).await.map_err(|s| refusal(&s))?.into_inner();
         Ok((answer.partition.unwrap_or_default(), answer.drained))
     })?;
@@ -244,7 +245,7 @@ fn counts(c: VersionCounts) -> Value {
 }
 
 fn sync(connection: &Connection) -> Result<(), Failure> {
-    let answer = exchange(&connection.server, |channel| async {
+    let answer = exchange(&connection.server, &connection.credentials, |channel| async {
         Ok(client(channel).sync_registry(SyncRegistryRequest {}).await.map_err(|s| refusal(&s))?.into_inner())
     })?;
     let registry = answer.registry.unwrap_or_default();
@@ -276,7 +277,7 @@ fn registry_line(r: &RegistryStatus) -> String {
 }
 
 fn status(connection: &Connection) -> Result<(), Failure> {
-    let status = exchange(&connection.server, |channel| async {
+    let status = exchange(&connection.server, &connection.credentials, |channel| async {
         Ok(client(channel).get_status(GetStatusRequest {}).await.map_err(|s| refusal(&s))?.into_inner())
     })?;
     let GetStatusResponse {

@@ -68,12 +68,19 @@ fn describe() {
     describe_gauge!("delo_registry_in_sync", "1 where what the registry's manifest makes live is live here, else 0.");
     describe_counter!("delo_registry_syncs_total", "Comparisons with the registry's manifest, by whether all was live after.");
     describe_counter!("delo_registry_fetched_bytes_total", "Bytes of partitions received from registries and addresses.");
+    describe_gauge!("delo_connections", "Open connections of each gRPC port.");
+    describe_counter!("delo_connections_refused_total", "Connections closed before they were served, by port and reason.");
+    describe_gauge!(
+        "delo_tls_certificate_expiry_timestamp_seconds",
+        "When the server's certificate expires, in seconds since 1970; 0 without TLS."
+    );
     describe_gauge!("delo_build_info", "Always 1; says which program runs.");
     describe_gauge!("delo_engine_info", "Always 1; says which kernel multiplies, and on how many threads.");
     metrics_process::Collector::default().describe();
     gauge!("delo_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     // Present from the first scrape on.
     gauge!("delo_queue_depth").set(0.0);
+    gauge!("delo_tls_certificate_expiry_timestamp_seconds").set(0.0);
 }
 
 /// Everything that Prometheus is to see at this moment.
