@@ -94,10 +94,10 @@ mod tests {
     fn change_ignores_the_warm_up_and_single_peaks() {
         let mut series = Series((0..20).map(|second| if second < 10 { 50 + second } else { 200 }).collect());
         series.0[15] = 900;
-        series.0.extend([200, 230, 210, 210, 210]);
-        assert_eq!(series.change(10, 24), Some(0.05));
+        series.0.extend([200, 270, 250, 250, 250]);
+        assert_eq!(series.change(10, 24), Some(0.25));
         assert_eq!(series.change(0, 24).map(|c| c > 2.0), Some(true));
-        assert_eq!(series.change(10, 9000), Some(0.05));
+        assert_eq!(series.change(10, 9000), Some(0.25));
         assert_eq!((series.change(25, 30), Series::default().change(0, 1)), (None, None));
     }
 }

@@ -101,7 +101,8 @@ mod tests {
     fn a_histogram_counts_what_came_between_two_pages() {
         let t = Page::parse(AFTER).since(&Page::parse(BEFORE), "t", "stage=\"compute\"").unwrap();
         assert_eq!((t.count(), t.sum), (100.0, 10.5));
-        assert_eq!((t.quantile(0.5), t.quantile(0.75)), (Some(0.1), Some(0.15)));
+        let [median, third] = [0.5, 0.75].map(|q| t.quantile(q).unwrap());
+        assert!((median - 0.1).abs() < 1e-9 && (third - 0.15).abs() < 1e-9, "{median}, {third}");
         let n = Page::parse(AFTER).since(&Page::default(), "n", "").unwrap();
         assert_eq!((n.count(), n.sum, n.quantile(1.0)), (4.0, 9.0, Some(1.0)));
         assert_eq!(Page::parse(AFTER).since(&Page::default(), "absent", ""), None);

@@ -13,7 +13,7 @@ use delo_load::pb::{
 };
 use delo_load::plan::Plan;
 use delo_load::samples::{self, Sample};
-use delo_load::scenario::Scenario;
+use delo_load::scenario::{Mix, Scenario};
 use delo_load::target::{Server, TargetError};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -124,7 +124,8 @@ async fn truth_is_reported_for_answered_requests() {
 async fn a_call_without_an_answer_ends_at_its_deadline() {
     let url = listen(Animals::default()).await;
     let never = Sample { image: Vec::new().into(), text: "never".into(), task: "objects".into(), labels: Vec::new() };
-    let plan = Plan::new(&Scenario { deadline_seconds: 0.05, ..scenario() }, vec![never]);
+    let text = Mix { both: 0.0, image: 0.0, text: 1.0 };
+    let plan = Plan::new(&Scenario { deadline_seconds: 0.05, mix: text, ..scenario() }, vec![never]);
     let server = Arc::new(Server::connect(&url, 1, Arc::new(plan), 0.0).await.unwrap());
     let tally = open_loop::run(server, (0..5).map(Duration::from_millis), 10).await;
     assert_eq!(tally.count(Code::DeadlineExceeded), 5);
