@@ -13,6 +13,7 @@ use crate::delo::keys::{KeyAverage, KeySignal, Metric};
 use crate::engine::{DeviceChoice, Options, RoutingRule};
 use crate::input::Limits;
 use crate::kernels::{Isa, Precision};
+use crate::registry::remote::AllowedUrls;
 
 /// Every setting and its default, with comments.
 pub const DEFAULTS: &str = include_str!("../migrations-free-config/default.toml");
@@ -23,9 +24,12 @@ pub const DEFAULTS: &str = include_str!("../migrations-free-config/default.toml"
 pub struct Config {
     pub server: Server,
     pub admin: Admin,
+    pub auth: Auth,
+    pub tls: Tls,
     pub metrics: Metrics,
     pub model: Model,
     pub catalogue: Catalogue,
+    pub registry: Registry,
     pub routing: Routing,
     pub batching: Batching,
     pub input: Input,
@@ -43,6 +47,24 @@ pub struct Server {
     pub max_message_bytes: usize,
     #[serde(deserialize_with = "positive")]
     pub max_in_flight_requests: usize,
+    #[serde(deserialize_with = "positive")]
+    pub max_in_flight_per_client: usize,
+    /// Bytes of request messages that are being received, over all calls.
+    #[serde(deserialize_with = "positive")]
+    pub max_receive_bytes: usize,
+    #[serde(rename = "stream_idle_seconds", deserialize_with = "seconds")]
+    pub stream_idle: Duration,
+    #[serde(deserialize_with = "positive")]
+    pub max_connections: usize,
+    #[serde(deserialize_with = "streams")]
+    pub max_streams_per_connection: u32,
+    /// Until a connection must have begun to speak HTTP/2.
+    #[serde(rename = "handshake_seconds", deserialize_with = "seconds")]
+    pub handshake: Duration,
+    #[serde(rename = "keepalive_seconds", deserialize_with = "seconds")]
+    pub keepalive: Duration,
+    #[serde(rename = "keepalive_timeout_seconds", deserialize_with = "seconds")]
+    pub keepalive_timeout: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -51,6 +73,48 @@ pub struct Admin {
     pub listen: Listen,
     #[serde(deserialize_with = "positive")]
     pub max_artifact_bytes: usize,
+    #[serde(deserialize_with = "positive")]
+    pub max_in_flight_requests: usize,
+    /// No call of the admin service may take longer.
+    #[serde(rename = "max_call_seconds", deserialize_with = "seconds")]
+    pub max_call: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// `None`: everybody may call everything.
+    #[serde(deserialize_with = "optional_path")]
+    pub clients_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// `None`, and no key either: plaintext.
+    #[serde(deserialize_with = "optional_path")]
+    pub certificate: Option<PathBuf>,
+    #[serde(deserialize_with = "optional_path")]
+    pub key: Option<PathBuf>,
+    /// Who signs the certificates of clients.
+    #[serde(deserialize_with = "optional_path")]
+    pub client_ca: Option<PathBuf>,
+    pub client_certificate: ClientCertificate,
+    /// How often the files of `[tls]` and `[auth]` are looked at.
+    #[serde(rename = "reload_seconds", deserialize_with = "seconds")]
+    pub reload: Duration,
+    #[serde(rename = "handshake_seconds", deserialize_with = "seconds")]
+    pub handshake: Duration,
+}
+
+/// Whether clients are asked for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientCertificate {
+    Off,
+    /// One that is shown must be good.
+    Optional,
+    Required,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -96,6 +160,24 @@ pub struct Catalogue {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Registry {
+    /// Empty: no manifest is followed.
+    pub manifest: String,
+    #[serde(rename = "poll_seconds", deserialize_with = "seconds")]
+    pub poll: Duration,
+    #[serde(rename = "fetch_timeout_seconds", deserialize_with = "seconds")]
+    pub fetch_timeout: Duration,
+    #[serde(deserialize_with = "positive")]
+    pub max_fetches: usize,
+    #[serde(deserialize_with = "allowed_urls")]
+    pub allowed_urls: AllowedUrls,
+    #[serde(deserialize_with = "paths")]
+    pub trusted_keys: Vec<PathBuf>,
+    pub require_signature: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Routing {
     /// `None`, written `auto`: what the partitions say. Likewise the others.
     #[serde(deserialize_with = "auto")]
@@ -131,7 +213,7 @@ pub struct Input {
     pub limits: Limits,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deadline {
     #[serde(rename = "default_seconds", deserialize_with = "seconds")]
@@ -250,6 +332,8 @@ impl Config {
                 .map_err(|e| ConfigError::Syntax { path: path.to_owned(), message: e.to_string() })?;
             layers = layers.add_source(source);
         }
+        // The client's token, `delo classify` reads it: it is no setting, and may well be there.
+        let environment: HashMap<_, _> = environment.into_iter().filter(|(key, _)| key != "DELO_TOKEN").collect();
         let environment = config::Environment::with_prefix("DELO").prefix_separator("_").separator("__").source(Some(environment));
         layers = layers.add_source(environment);
         for (key, value) in overrides {
@@ -262,13 +346,32 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |path: &str, message: &str| Err(ConfigError::Setting { path: path.to_owned(), message: message.to_owned() });
         if self.deadline.default > self.deadline.max {
-            return Err(ConfigError::Setting {
-                path: "deadline.default_seconds".to_owned(),
-                message: "longer than deadline.max_seconds, lower it or raise that".to_owned(),
-            });
+            return wrong("deadline.default_seconds", "longer than deadline.max_seconds, lower it or raise that");
         }
-        Ok(())
+        if self.server.max_receive_bytes < self.server.max_message_bytes {
+            return wrong("server.max_receive_bytes", "less than server.max_message_bytes, so that no such message could arrive: raise it");
+        }
+        if self.registry.require_signature && self.registry.trusted_keys.is_empty() {
+            return wrong("registry.require_signature", "no signature can be right without a key in registry.trusted_keys, name one");
+        }
+        let tls = &self.tls;
+        match (&tls.certificate, &tls.key) {
+            (Some(_), None) => return wrong("tls.key", "missing: tls.certificate needs its private key"),
+            (None, Some(_)) => return wrong("tls.certificate", "missing: tls.key needs its certificate"),
+            _ => {}
+        }
+        match (&tls.client_ca, tls.client_certificate) {
+            (None, ClientCertificate::Optional | ClientCertificate::Required) => {
+                wrong("tls.client_ca", "missing: tls.client_certificate asks for certificates, say who signs them")
+            }
+            (Some(_), ClientCertificate::Off) => {
+                wrong("tls.client_certificate", "\"off\" with a tls.client_ca: choose \"optional\" or \"required\"")
+            }
+            (Some(_), _) if tls.certificate.is_none() => wrong("tls.certificate", "missing: only TLS carries the certificates of clients"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -303,12 +406,43 @@ fn positive<'de, D: Deserializer<'de>>(de: D) -> Result<usize, D::Error> {
     }
 }
 
+/// As many as HTTP/2 can count.
+fn streams<'de, D: Deserializer<'de>>(de: D) -> Result<u32, D::Error> {
+    match u32::deserialize(de)? {
+        0 => Err(D::Error::custom("must be at least 1")),
+        n if n > i32::MAX.unsigned_abs() => Err(D::Error::custom("must be at most 2147483647")),
+        n => Ok(n),
+    }
+}
+
 fn seconds<'de, D: Deserializer<'de>>(de: D) -> Result<Duration, D::Error> {
     let seconds = f64::deserialize(de)?;
     if !(0.001..=86_400.0).contains(&seconds) {
         return Err(D::Error::custom(format!("{seconds} is out of range, choose 0.001 to 86400 seconds")));
     }
     Ok(Duration::from_secs_f64(seconds))
+}
+
+/// A list, or one text with commas between, as the environment gives it.
+fn list<'de, D: Deserializer<'de>>(de: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a list of texts, or one text with commas between")]
+    enum List {
+        Items(Vec<String>),
+        Text(String),
+    }
+    Ok(match List::deserialize(de)? {
+        List::Items(items) => items,
+        List::Text(text) => text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect(),
+    })
+}
+
+fn paths<'de, D: Deserializer<'de>>(de: D) -> Result<Vec<PathBuf>, D::Error> {
+    Ok(list(de)?.into_iter().map(PathBuf::from).collect())
+}
+
+fn allowed_urls<'de, D: Deserializer<'de>>(de: D) -> Result<AllowedUrls, D::Error> {
+    AllowedUrls::parse(list(de)?.iter().map(String::as_str)).map_err(D::Error::custom)
 }
 
 fn optional_path<'de, D: Deserializer<'de>>(de: D) -> Result<Option<PathBuf>, D::Error> {
@@ -377,6 +511,21 @@ mod tests {
     }
 
     #[test]
+    fn refuses_half_of_tls_and_says_which_is_missing() {
+        assert_eq!(path(with_file("[tls]\ncertificate = \"a.pem\"")), "tls.key");
+        assert_eq!(path(with_file("[tls]\nkey = \"a.pem\"")), "tls.certificate");
+        assert_eq!(path(with_file("[tls]\nclient_certificate = \"required\"")), "tls.client_ca");
+        let both = "[tls]\ncertificate = \"a.pem\"\nkey = \"a.pem\"\nclient_ca = \"ca.pem\"\n";
+        assert_eq!(path(with_file(both)), "tls.client_certificate");
+        assert!(with_file(&format!("{both}client_certificate = \"optional\"")).is_ok());
+    }
+
+    #[test]
+    fn a_token_in_the_environment_is_no_setting() {
+        assert!(Config::layered(None, environment("DELO_TOKEN", "secret"), vec![]).is_ok());
+    }
+
+    #[test]
     fn says_what_to_choose_instead_of_a_device_or_precision_that_this_build_lacks() {
         for (text, setting) in
             [("device = \"gpu\"", "model.device"), ("precision = \"f8\"", "model.precision"), ("isa = \"mmx\"", "model.isa")]
@@ -415,6 +564,21 @@ mod tests {
         assert_eq!(rule(""), RoutingRule::default());
         let chosen = RoutingRule { metric: Some(Metric::Plain), signal: Some(KeySignal::Pooled), average: Some(KeyAverage::Ema) };
         assert_eq!(rule("[routing]\nmetric = \"plain\"\nsignal = \"pooled\"\naverage = \"ema\""), chosen);
+    }
+
+    #[test]
+    fn lists_come_from_files_and_from_the_environment() {
+        let config = with_file("[registry]\nallowed_urls = [\"https://a/\", \"s3://b/\"]").unwrap();
+        assert!(config.registry.allowed_urls.check("s3://b/partition").is_ok());
+        let env = environment("DELO_REGISTRY__TRUSTED_KEYS", "a.pem, b.pem");
+        assert_eq!(Config::layered(None, env, vec![]).unwrap().registry.trusted_keys, [Path::new("a.pem"), Path::new("b.pem")]);
+    }
+
+    #[test]
+    fn refuses_a_registry_that_could_not_do_what_it_says() {
+        assert_eq!(path(with_file("[registry]\nrequire_signature = true")), "registry.require_signature");
+        assert_eq!(path(with_file("[registry]\nallowed_urls = [\"example.com\"]")), "registry.allowed_urls");
+        assert_eq!(path(with_file("[registry]\npoll_seconds = 0.0")), "registry.poll_seconds");
     }
 
     #[test]

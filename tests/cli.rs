@@ -112,6 +112,8 @@ fn a_session_of_client_commands() {
 
     let line = failure(&[&["classify", "--text", "a", "--task", "symbols"], &server[..]].concat(), 1);
     assert!(line.contains("NotFound") && line.contains("symbols"), "{line}");
+    let line = failure(&[&["admin", "sync"], &admin[..]].concat(), 1);
+    assert!(line.contains("registry.manifest"), "{line}");
     let line = failure(&[&["admin", "unload", "symbols"], &admin[..]].concat(), 1);
     assert!(line.contains("delo admin list"), "{line}");
 }
@@ -151,6 +153,104 @@ fn looks_at_partition_files() {
         let line = failure(&["partition", command, path], 1);
         assert!(line.contains("food.safetensors") && line.contains("checksum"), "{line}");
     }
+}
+
+/// Writes the key pair of RFC 8032, 7.1, test 1, as openssl does, and returns the two files.
+fn write_keys(dir: &std::path::Path) -> [String; 2] {
+    let private =
+        "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n";
+    let public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
+    [("private.pem", private), ("public.pem", public)].map(|(name, pem)| {
+        let file = dir.join(name);
+        std::fs::write(&file, pem).unwrap();
+        file.to_str().unwrap().to_owned()
+    })
+}
+
+#[test]
+fn signs_a_partition_and_tells_a_wrong_signature() {
+    let dir = tempfile::tempdir().unwrap();
+    let [private, public] = write_keys(dir.path());
+    let file = dir.path().join("food.safetensors");
+    std::fs::write(&file, artifact("food")).unwrap();
+    let path = file.to_str().unwrap();
+    let line = failure(&["partition", "verify", path, "--public-key", &public], 1);
+    assert!(line.contains("delo partition sign"), "{line}");
+    assert!(delo(&["partition", "sign", path, "--key", &private]).status.success());
+    assert_eq!(json(&["partition", "verify", path, "--public-key", &public, "--json"])["signed"], true);
+    std::fs::write(&file, artifact("travel")).unwrap();
+    let line = failure(&["partition", "verify", path, "--public-key", &public], 1);
+    assert!(line.contains("of another file"), "{line}");
+    let line = failure(&["partition", "sign", path, "--key", &public], 1);
+    assert!(line.contains("openssl"), "{line}");
+}
+
+#[test]
+fn a_registry_from_the_first_push_to_the_last_withdrawal() {
+    let dir = tempfile::tempdir().unwrap();
+    let [private, _] = write_keys(dir.path());
+    let file = |name: &str| dir.path().join(format!("{name}.safetensors")).to_str().unwrap().to_owned();
+    for task in ["food", "travel"] {
+        std::fs::write(file(task), artifact(task)).unwrap();
+    }
+    let registry = dir.path().join("registry").to_str().unwrap().to_owned();
+    let at = ["--registry", registry.as_str()];
+    let run = |args: &[&str]| {
+        let output = delo(&[args, &at[..]].concat());
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let list = || json(&[&["registry", "list", "--json"], &at[..]].concat());
+
+    assert!(run(&["registry", "push", &file("food"), &file("travel"), "--key", &private]).contains("pushed: task food"));
+    let manifest = list();
+    let sha256 = manifest["artifacts"][0]["sha256"].as_str().unwrap().to_owned();
+    assert_eq!((&manifest["revision"], manifest["live"].as_object().unwrap().len()), (&2.into(), 0));
+    assert_eq!(delo::registry::signature::digest(&std::fs::read(format!("{registry}/partitions/{sha256}.safetensors")).unwrap()), sha256);
+    assert!(std::path::Path::new(&format!("{registry}/partitions/{sha256}.sig")).exists());
+    assert!(run(&["registry", "push", &file("food"), "--live"]).contains("there already and live"));
+    run(&["registry", "promote", "travel"]);
+    assert!(run(&["registry", "promote", &format!("food@{}", &sha256[..6])]).contains("revision 4"));
+    assert_eq!(list()["live"].as_object().unwrap().len(), 2);
+    assert!(run(&["registry", "list"]).contains(&sha256[..12]));
+    run(&["registry", "withdraw", "food"]);
+    assert_eq!(list()["live"].as_object().unwrap().keys().collect::<Vec<_>>(), ["travel"]);
+
+    let missing = file("missing");
+    for (args, words) in [
+        (&["registry", "promote", "space"][..], "delo registry list"),
+        (&["registry", "withdraw", "food"], "nothing of task"),
+        (&["registry", "push", &private], "not a delo partition"),
+        (&["registry", "push", &missing], "missing"),
+    ] {
+        let line = failure(&[args, &at[..]].concat(), 1);
+        assert!(line.contains(words), "{line}");
+    }
+    assert_eq!(list()["revision"], 5);
+    let line = failure(&["registry", "withdraw", "food", "--registry", "https://user:word@host/"], 2);
+    assert!(line.contains("credentials") && !line.contains("word"), "{line}");
+}
+
+#[test]
+fn pushes_at_the_same_time_all_survive() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = dir.path().join("registry");
+    let tasks = ["animals", "food", "travel", "symbols"];
+    let pushes = tasks.map(|task| {
+        let file = dir.path().join(task);
+        std::fs::write(&file, artifact(task)).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_delo"))
+            .args(["registry", "push", "--live", "--registry"])
+            .arg(&registry)
+            .arg(file)
+            .spawn()
+            .unwrap()
+    });
+    for mut push in pushes {
+        assert!(push.wait().unwrap().success());
+    }
+    let manifest = json(&["registry", "list", "--json", "--registry", registry.to_str().unwrap()]);
+    assert_eq!((manifest["live"].as_object().unwrap().len(), &manifest["revision"]), (4, &4.into()));
 }
 
 #[test]

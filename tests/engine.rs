@@ -210,7 +210,8 @@ fn a_partition_without_moments_falls_back_to_the_plain_cosine_and_says_so() {
 
 #[test]
 fn a_partition_that_is_given_serves_though_the_catalogue_lacks_it() {
-    let (full, none) = (catalogue(Metric::Plain, KeySignal::Pooled), empty());
+    let full = catalogue(Metric::Plain, KeySignal::Pooled);
+    let none = Catalogue::empty(engine().backbone(), RoutingRule::default());
     let given = query(&full, random_sample(0), Some("task-1"));
     let open = Query::open(random_sample(1));
     let expected = engine().classify(&full, &[given.clone()]).remove(0).unwrap();

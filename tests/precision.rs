@@ -47,10 +47,8 @@ fn answers(precision: Precision, items: &[Item]) -> [Vec<Answer>; 2] {
     let residents = read_embedded(engine.backbone()).unwrap();
     let catalogue = Catalogue::empty(engine.backbone(), RoutingRule::default()).with_all(residents).unwrap();
     [true, false].map(|given| {
-        let query = |item: &Item| Query {
-            given: given.then(|| catalogue.get(&item.task).unwrap().clone()),
-            ..Query::open(item.sample.clone())
-        };
+        let query =
+            |item: &Item| Query { given: given.then(|| catalogue.get(&item.task).unwrap().clone()), ..Query::open(item.sample.clone()) };
         let queries: Vec<Query> = items.iter().map(query).collect();
         queries.chunks(16).flat_map(|chunk| engine.classify(&catalogue, chunk)).map(Result::unwrap).collect()
     })

@@ -3,7 +3,6 @@ mod common;
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 
 use common::{engine, key_rule};
 use delo::delo::{KeySignal, Metric, Partition};

@@ -57,7 +57,7 @@ fn root() -> &'static Root {
             #[cfg(unix)]
             let made = made.and_then(|()| std::os::unix::fs::symlink(dir.path(), inside.join("out")));
             made.expect("a temporary directory can be written to");
-            let root = Root::new(Some(&inside), 1024).expect("the directory is there");
+            let root = Root::new(Some(&inside), 1024, std::sync::Arc::default()).expect("the directory is there");
             (dir, root)
         })
         .1

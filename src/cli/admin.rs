@@ -3,17 +3,18 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 
 use super::Failure;
-use super::client::{exchange, refusal};
+use super::client::{Authorized, Credentials, exchange, refusal};
 use super::output::{print, print_json, table};
+use crate::registry::signature;
 use crate::serve::pb::admin_client::AdminClient;
 use crate::serve::pb::load_partition_request::Source;
 use crate::serve::pb::trial_mode::Mode;
 use crate::serve::pb::{
     AbortTrialRequest, GetStatusRequest, GetStatusResponse, ListPartitionsRequest, LoadPartitionRequest, Partition, PromoteTrialRequest,
-    RollbackPartitionRequest, Trial, TrialMode, UnloadPartitionRequest, VersionCounts, get_status_response,
+    RegistryStatus, RollbackPartitionRequest, SyncRegistryRequest, Trial, TrialMode, UnloadPartitionRequest, VersionCounts,
+    get_status_response,
 };
 
 /// Shows and changes which partitions a running server serves.
@@ -33,14 +34,14 @@ enum AdminCommand {
     },
     /// Makes a partition live. A task that is loaded already gets a new version.
     #[command(
-        after_help = "Examples:\n  delo admin load symbols.safetensors\n  delo admin load symbols.safetensors --canary 0.1\n  delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory"
+        after_help = "Examples:\n  delo admin load symbols.safetensors\n  delo admin load symbols.safetensors --canary 0.1\n  delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory\n  delo admin load --uri https://models.example.com/delo/symbols.safetensors   # allowed by the server's registry.allowed_urls"
     )]
     Load {
-        /// A partition file on this machine; its bytes are sent to the server.
+        /// A partition file on this machine; its bytes are sent to the server, with the signature in FILE.sig where there is one.
         #[arg(value_name = "FILE", required_unless_present = "uri", conflicts_with = "uri")]
         file: Option<PathBuf>,
-        /// A file on the server, inside its --partitions directory: a path, or file:// and an absolute path.
-        #[arg(long, value_name = "PATH")]
+        /// A file on the server, inside its --partitions directory: a path, or file:// and an absolute path. Or an address that the server allows.
+        #[arg(long, value_name = "PATH|URL")]
         uri: Option<String>,
         /// Not live but on trial: it answers this share of its task's traffic, above 0 and at most 1.
         #[arg(long, value_name = "SHARE", conflicts_with = "shadow")]
@@ -89,6 +90,12 @@ enum AdminCommand {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Makes the server read the manifest of its registry now, and load and unload what differs.
+    #[command(after_help = "Example:\n  delo admin sync")]
+    Sync {
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Shows the server's state.
     #[command(after_help = "Example:\n  delo admin status")]
     Status {
@@ -102,6 +109,8 @@ struct Connection {
     /// The address of the server's admin port.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50052")]
     server: String,
+    #[command(flatten)]
+    credentials: Credentials,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -115,16 +124,17 @@ pub fn run(args: AdminArgs) -> Result<(), Failure> {
         AdminCommand::Promote { task, canary, connection } => promote(task, trial(canary, false), &connection),
         AdminCommand::Abort { task, connection } => abort(task, &connection),
         AdminCommand::Unload { task, connection } => unload(task, &connection),
+        AdminCommand::Sync { connection } => sync(&connection),
         AdminCommand::Status { connection } => status(&connection),
     }
 }
 
-fn client(channel: Channel) -> AdminClient<Channel> {
+fn client(channel: Authorized) -> AdminClient<Authorized> {
     AdminClient::new(channel).max_decoding_message_size(64 << 20)
 }
 
 fn list(connection: &Connection) -> Result<(), Failure> {
-    let partitions = exchange(&connection.server, |channel| async {
+    let partitions = exchange(&connection.server, &connection.credentials, |channel| async {
         Ok(client(channel).list_partitions(ListPartitionsRequest {}).await.map_err(|s| refusal(&s))?.into_inner().partitions)
     })?;
     if connection.json {
@@ -157,8 +167,10 @@ fn request_id() -> String {
 }
 
 fn load(file: Option<PathBuf>, uri: Option<String>, trial: Option<TrialMode>, connection: &Connection) -> Result<(), Failure> {
+    let mut signature = Vec::new();
     let source = match (file, uri) {
         (Some(file), _) => {
+            signature = signature::beside(&file)?.unwrap_or_default();
             let bytes = std::fs::read(&file)
                 .map_err(|e| format!("can't read {}: {e}; a file on the server is loaded with --uri", file.display()))?;
             Source::Artifact(bytes.into())
@@ -166,8 +178,8 @@ fn load(file: Option<PathBuf>, uri: Option<String>, trial: Option<TrialMode>, co
         (None, Some(uri)) => Source::Uri(uri),
         (None, None) => return Err(Failure::usage("give a FILE or --uri")),
     };
-    let request = LoadPartitionRequest { source: Some(source), request_id: request_id(), trial };
-    let partition = exchange(&connection.server, |channel| async {
+    let request = LoadPartitionRequest { source: Some(source), request_id: request_id(), trial, signature: signature.into() };
+    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
         let answer = client(channel).load_partition(request).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
     })?;
@@ -176,7 +188,7 @@ fn load(file: Option<PathBuf>, uri: Option<String>, trial: Option<TrialMode>, co
 
 fn rollback(task: String, version: Option<u64>, connection: &Connection) -> Result<(), Failure> {
     let request = RollbackPartitionRequest { task, version, request_id: request_id() };
-    let partition = exchange(&connection.server, |channel| async {
+    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
         let answer = client(channel).rollback_partition(request).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
     })?;
@@ -185,7 +197,7 @@ fn rollback(task: String, version: Option<u64>, connection: &Connection) -> Resu
 
 fn promote(task: String, trial: Option<TrialMode>, connection: &Connection) -> Result<(), Failure> {
     let request = PromoteTrialRequest { task, trial, request_id: request_id() };
-    let partition = exchange(&connection.server, |channel| async {
+    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
         let answer = client(channel).promote_trial(request).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
     })?;
@@ -194,7 +206,7 @@ fn promote(task: String, trial: Option<TrialMode>, connection: &Connection) -> R
 
 fn abort(task: String, connection: &Connection) -> Result<(), Failure> {
     let request = AbortTrialRequest { task, request_id: request_id() };
-    let partition = exchange(&connection.server, |channel| async {
+    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
         let answer = client(channel).abort_trial(request).await;
         Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
     })?;
@@ -203,7 +215,7 @@ fn abort(task: String, connection: &Connection) -> Result<(), Failure> {
 
 fn unload(task: String, connection: &Connection) -> Result<(), Failure> {
     let request = UnloadPartitionRequest { task, request_id: request_id() };
-    let (partition, drained) = exchange(&connection.server, |channel| async {
+    let (partition, drained) = exchange(&connection.server, &connection.credentials, |channel| async {
         let answer = client(channel).unload_partition(request).await.map_err(|s| refusal(&s))?.into_inner();
         Ok((answer.partition.unwrap_or_default(), answer.drained))
     })?;
@@ -232,8 +244,40 @@ fn counts(c: VersionCounts) -> Value {
     json!({"answers": c.answers, "right": c.right, "wrong": c.wrong, "agreed": c.agreed, "differed": c.differed})
 }
 
+fn sync(connection: &Connection) -> Result<(), Failure> {
+    let answer = exchange(&connection.server, &connection.credentials, |channel| async {
+        Ok(client(channel).sync_registry(SyncRegistryRequest {}).await.map_err(|s| refusal(&s))?.into_inner())
+    })?;
+    let registry = answer.registry.unwrap_or_default();
+    if connection.json {
+        return print_json(&json!({"registry": registry_json(&registry), "loaded": answer.loaded, "unloaded": answer.unloaded}));
+    }
+    let mut rows = vec![vec!["registry".to_owned(), registry_line(&registry)]];
+    for (what, tasks) in [("loaded", &answer.loaded), ("unloaded", &answer.unloaded)] {
+        if !tasks.is_empty() {
+            rows.push(vec![what.to_owned(), tasks.join(", ")]);
+        }
+    }
+    print(&table(&rows))
+}
+
+fn registry_json(r: &RegistryStatus) -> Value {
+    json!({
+        "manifest": r.manifest, "revision": r.revision, "in_sync": r.in_sync, "error": r.error, "seconds_since_sync": r.seconds_since_sync,
+    })
+}
+
+fn registry_line(r: &RegistryStatus) -> String {
+    let state = match (r.in_sync, r.seconds_since_sync < 0.0) {
+        (true, _) => "in sync".to_owned(),
+        (false, true) => format!("not yet in sync: {}", r.error),
+        (false, false) => format!("not in sync for {:.0} s: {}", r.seconds_since_sync, r.error),
+    };
+    format!("{}, revision {}, {state}", r.manifest, r.revision)
+}
+
 fn status(connection: &Connection) -> Result<(), Failure> {
-    let status = exchange(&connection.server, |channel| async {
+    let status = exchange(&connection.server, &connection.credentials, |channel| async {
         Ok(client(channel).get_status(GetStatusRequest {}).await.map_err(|s| refusal(&s))?.into_inner())
     })?;
     let GetStatusResponse {
@@ -251,6 +295,7 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         catalogue_revision,
         durable,
         notices,
+        registry,
         ..
     } = &status;
     let state = get_status_response::State::try_from(status.state).unwrap_or_default().as_str_name();
@@ -260,6 +305,7 @@ fn status(connection: &Connection) -> Result<(), Failure> {
             "routing_signal": routing_signal, "routing_notice": routing_notice, "queue_depth": queue_depth, "uptime_seconds": uptime_seconds,
             "partitions": partitions, "kernel": kernel, "compute_threads": compute_threads,
             "catalogue_revision": catalogue_revision, "durable": durable, "notices": notices,
+            "registry": registry.as_ref().map(registry_json),
         }));
     }
     let mut rows = vec![
@@ -269,11 +315,15 @@ fn status(connection: &Connection) -> Result<(), Failure> {
         vec!["backbone".to_owned(), backbone_fingerprint.clone()],
         vec!["kernel".to_owned(), format!("{kernel}, {compute_threads} threads")],
         vec!["partitions".to_owned(), partitions.to_string()],
-        vec!["changes".to_owned(), format!("{catalogue_revision}, {}", if *durable { "kept in the state directory" } else { "kept in memory only" })],
+        vec![
+            "changes".to_owned(),
+            format!("{catalogue_revision}, {}", if *durable { "kept in the state directory" } else { "kept in memory only" }),
+        ],
         vec!["routing".to_owned(), format!("{routing_metric} over {routing_signal}")],
         vec!["queue depth".to_owned(), queue_depth.to_string()],
         vec!["uptime".to_owned(), format!("{uptime_seconds:.0} s")],
     ];
+    rows.extend(registry.iter().map(|registry| vec!["registry".to_owned(), registry_line(registry)]));
     let notices = notices.iter().chain(Some(routing_notice).filter(|notice| !notice.is_empty()));
     rows.extend(notices.map(|notice| vec!["notice".to_owned(), notice.clone()]));
     print(&table(&rows))

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tonic::Request;
 
 use super::Failure;
-use super::client::{exchange, refusal};
+use super::client::{Credentials, exchange, refusal};
 use super::output::{print, print_json, table};
 use crate::serve::pb::classifier_client::ClassifierClient;
 use crate::serve::pb::{ClassifyRequest, ClassifyResponse, Modality, Priority};
@@ -20,6 +20,8 @@ pub struct ClassifyArgs {
     /// The server's address.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
     server: String,
+    #[command(flatten)]
+    credentials: Credentials,
     /// An image file: JPEG, PNG, WebP, GIF or BMP.
     #[arg(long, value_name = "FILE", required_unless_present = "text")]
     image: Option<PathBuf>,
@@ -56,7 +58,7 @@ pub fn run(args: ClassifyArgs) -> Result<(), Failure> {
         task: args.task.unwrap_or_default(),
         explain: args.explain,
     };
-    let response = exchange(&args.server, |channel| async move {
+    let response = exchange(&args.server, &args.credentials, |channel| async move {
         let mut request = Request::new(request);
         request.set_timeout(timeout);
         let answer = ClassifierClient::new(channel).classify(request).await;

@@ -11,6 +11,7 @@ mod failure;
 mod features;
 mod output;
 mod partition;
+mod registry;
 mod serve;
 mod train;
 
@@ -36,6 +37,7 @@ enum Command {
     Classify(classify::ClassifyArgs),
     Admin(admin::AdminArgs),
     Partition(partition::PartitionArgs),
+    Registry(registry::RegistryArgs),
     Features(features::FeaturesArgs),
     Bench(bench::BenchArgs),
 }
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Classify(args) => classify::run(args),
         Command::Admin(args) => admin::run(args),
         Command::Partition(args) => partition::run(args),
+        Command::Registry(args) => registry::run(args),
         Command::Features(args) => features::run(args),
         Command::Bench(args) => bench::run(args),
     };

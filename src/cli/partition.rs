@@ -1,4 +1,4 @@
-//! `delo partition`: looks at a partition file.
+//! `delo partition`: looks at a partition file, and signs it.
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -9,9 +9,10 @@ use super::Failure;
 use super::output::{print, print_json, table};
 use crate::delo::partition::{Artifact, PartitionMeta};
 use crate::model_dir::ModelDir;
+use crate::registry::signature::{self, SignatureError, Trust};
 use crate::vilt::Vilt;
 
-/// Looks at a partition file.
+/// Looks at a partition file, and signs it.
 #[derive(Debug, clap::Args)]
 pub struct PartitionArgs {
     #[command(subcommand)]
@@ -28,29 +29,63 @@ enum PartitionCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Checks everything that a server checks before it serves a partition: format, checksum, shapes, numbers, backbone.
-    #[command(after_help = "Example:\n  delo partition verify symbols.safetensors --backbone vilt-b32-mlm")]
+    /// Checks everything that a server checks before it serves a partition: format, checksum, shapes, numbers, backbone; and its signature, where a key
+    /// is given.
+    #[command(
+        after_help = "Example:\n  delo partition verify symbols.safetensors --backbone vilt-b32-mlm\n  delo partition verify symbols.safetensors --public-key public.pem"
+    )]
     Verify {
         file: PathBuf,
         /// The backbone's directory; the one in the program if left out.
         #[arg(long, value_name = "DIR")]
         backbone: Option<PathBuf>,
+        /// The public key whose signature must stand in FILE.sig.
+        #[arg(long, value_name = "KEY.pem")]
+        public_key: Option<PathBuf>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Signs a partition: writes FILE.sig beside it.
+    #[command(
+        after_help = "Example:\n  openssl genpkey -algorithm ed25519 -out private.pem\n  openssl pkey -in private.pem -pubout -out public.pem\n  delo partition sign symbols.safetensors --key private.pem"
+    )]
+    Sign {
+        file: PathBuf,
+        /// The private key.
+        #[arg(long, value_name = "KEY.pem")]
+        key: PathBuf,
     },
 }
 
 pub fn run(args: PartitionArgs) -> Result<(), Failure> {
     match args.command {
         PartitionCommand::Inspect { file, json } => inspect(&file, json),
-        PartitionCommand::Verify { file, backbone, json } => verify(&file, backbone.as_deref(), json),
+        PartitionCommand::Verify { file, backbone, public_key, json } => verify(&file, backbone.as_deref(), public_key.as_deref(), json),
+        PartitionCommand::Sign { file, key } => sign(&file, &key),
     }
 }
 
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    Ok(std::fs::read(file).map_err(|e| format!("can't read {}: {e}", file.display()))?)
+}
+
 fn parse(file: &Path) -> Result<Artifact, Failure> {
-    let bytes = std::fs::read(file).map_err(|e| format!("can't read {}: {e}", file.display()))?;
-    Ok(Artifact::parse(&bytes).map_err(|e| format!("{}: {e}", file.display()))?)
+    parse_bytes(file, &read(file)?)
+}
+
+fn parse_bytes(file: &Path, bytes: &[u8]) -> Result<Artifact, Failure> {
+    Ok(Artifact::parse(bytes).map_err(|e| format!("{}: {e}", file.display()))?)
+}
+
+fn sign(file: &Path, key: &Path) -> Result<(), Failure> {
+    let key = signature::signing_key(key)?;
+    let bytes = read(file)?;
+    // What no server would load is better not vouched for.
+    parse_bytes(file, &bytes)?;
+    let path = signature::signature_path(file);
+    std::fs::write(&path, format!("{}\n", signature::sign(&key, &bytes))).map_err(|e| format!("can't write {}: {e}", path.display()))?;
+    print(&format!("{}: signature of {}", path.display(), signature::digest(&bytes)))
 }
 
 fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
@@ -103,11 +138,26 @@ fn abridged(labels: &[String]) -> String {
     format!("{}{more}", labels[..labels.len().min(SHOWN)].join(", "))
 }
 
-fn verify(file: &Path, backbone: Option<&Path>, as_json: bool) -> Result<(), Failure> {
-    let vilt = Vilt::load(&ModelDir::from(backbone), &Device::Cpu)?;
-    let partition = parse(file)?.bind(&vilt.description).map_err(|e| format!("{}: {e}", file.display()))?;
-    if as_json {
-        return print_json(&json!({"ok": true, "task": partition.meta.task, "checksum": partition.checksum}));
+fn verify(file: &Path, backbone: Option<&Path>, public_key: Option<&Path>, as_json: bool) -> Result<(), Failure> {
+    let bytes = read(file)?;
+    if let Some(path) = public_key {
+        let given = signature::beside(file)?;
+        let checked = Trust::in_key(signature::verifying_key(path)?).check(&bytes, given.as_deref());
+        checked.map_err(|e| match e {
+            SignatureError::Wrong => {
+                format!("{}: the signature beside it is not of {}, or of another file", file.display(), path.display())
+            }
+            SignatureError::Missing => format!("{} has no signature beside it: `delo partition sign` writes one", file.display()),
+            other => other.to_string(),
+        })?;
     }
-    print(&format!("{}: sound, task {}, checksum {}", file.display(), partition.meta.task, partition.checksum))
+    let vilt = Vilt::load(&ModelDir::from(backbone), &Device::Cpu)?;
+    let partition = parse_bytes(file, &bytes)?.bind(&vilt.description).map_err(|e| format!("{}: {e}", file.display()))?;
+    if as_json {
+        return print_json(
+            &json!({"ok": true, "signed": public_key.is_some(), "task": partition.meta.task, "checksum": partition.checksum}),
+        );
+    }
+    let signed = if public_key.is_some() { " and signed" } else { "" };
+    print(&format!("{}: sound{signed}, task {}, checksum {}", file.display(), partition.meta.task, partition.checksum))
 }

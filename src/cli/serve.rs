@@ -84,6 +84,8 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = Config::load(args.config.as_deref(), args.overrides()?)?;
     log_to_stderr(&config.logging)?;
     make_pool(Some(config.model.threads).filter(|n| *n > 0)).map_err(|e| format!("the compute threads do not start: {e}"))?;
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
         let asked = stop_asked()?;

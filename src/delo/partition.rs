@@ -187,6 +187,21 @@ fn in_order(mut file: Vec<u8>) -> Result<Vec<u8>, PartitionError> {
     Ok(file)
 }
 
+/// The task that an artifact says it is of, from its header alone; nothing else is checked.
+///
+/// # Errors
+/// A header that can't be read.
+pub fn task_name(bytes: &[u8]) -> Result<String, PartitionError> {
+    #[derive(Deserialize)]
+    struct Named {
+        task: String,
+    }
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
+    let meta =
+        metadata.metadata().as_ref().and_then(|header| header.get("partition")).ok_or_else(|| malformed("its header names no task"))?;
+    Ok(serde_json::from_str::<Named>(meta).map_err(malformed)?.task)
+}
+
 impl Artifact {
     /// Reads an artifact and checks what can be checked without a backbone: header, format, checksum, names, finite numbers.
     ///

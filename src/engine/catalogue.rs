@@ -3,9 +3,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Candidate, Resident};
+use crate::delo::TaskRouter;
 use crate::delo::keys::{KeyAverage, KeySignal, Metric};
 use crate::delo::partition::KeyRule;
-use crate::delo::TaskRouter;
 use crate::vilt::Description;
 
 /// A part of a task's traffic: more than 0, at most 1.

@@ -2,8 +2,11 @@
 //!
 //! [`ledger`] says what a change means, [`state`] makes it outlive the process, and this module makes it happen: read and check beside the serving, try
 //! out, write down, swap.
+mod crash;
 mod folder;
 pub mod ledger;
+pub mod remote;
+pub mod signature;
 mod source;
 pub mod state;
 
@@ -24,9 +27,10 @@ use crate::delo::{Partition, PartitionError};
 use crate::engine::{Catalogue, CatalogueError, Engine, EngineError, Query, Resident, RoutingRule, Trial, TrialMode};
 use crate::input::{Pixels, Sample};
 use crate::model_dir::safetensors_files;
-pub use folder::FolderError;
 use folder::Folder;
+pub use folder::FolderError;
 use ledger::{Done, Ledger, LedgerError, TaskRecord, VersionRecord};
+use signature::Trust;
 pub use source::{Root, Source, SourceError};
 use state::{StateDir, StateError};
 
@@ -46,6 +50,8 @@ pub struct Settings {
     /// Earlier versions of a task that can be rolled back to.
     pub retained_versions: usize,
     pub max_artifact_bytes: usize,
+    /// Whose signatures count, and whether they are required.
+    pub trust: Arc<Trust>,
 }
 
 /// The live catalogue and everything that changes it.
@@ -102,7 +108,9 @@ pub enum RegistryError {
     AtStart { file: String, reason: Box<RegistryError> },
     #[error("partitions {first} and {second} are both of task {task:?}: leave one of them out")]
     Twice { task: String, first: String, second: String },
-    #[error("the state directory belongs to backbone {found}, not to {expected}: start with that backbone, or with another catalogue.state_dir")]
+    #[error(
+        "the state directory belongs to backbone {found}, not to {expected}: start with that backbone, or with another catalogue.state_dir"
+    )]
     OtherBackbone { found: String, expected: String },
 }
 
@@ -122,13 +130,15 @@ pub struct Load {
     pub source: Source,
     /// On trial beside the live version; `None`: live at once.
     pub trial: Option<TrialMode>,
+    /// Where it is from, for people; what the source says of itself where it is `None`.
+    pub origin: Option<String>,
     /// Empty, or the caller's id of this request: asked again with the same id, it is answered and not done again.
     pub request_id: String,
 }
 
 impl From<Source> for Load {
     fn from(source: Source) -> Self {
-        Self { source, trial: None, request_id: String::new() }
+        Self { source, trial: None, origin: None, request_id: String::new() }
     }
 }
 
@@ -154,10 +164,9 @@ impl Registry {
     /// A root that is no directory; a state directory that can't be read, is in use, or belongs to another backbone.
     pub async fn open(engine: Arc<Engine>, settings: Settings) -> Result<Arc<Self>, RegistryError> {
         let live = ArcSwap::from_pointee(Catalogue::empty(engine.backbone(), settings.rule));
-        let root = Root::new(settings.root.as_deref(), settings.max_artifact_bytes).map_err(|source| RegistryError::Directory {
-            dir: settings.root.clone().unwrap_or_default(),
-            source,
-        })?;
+        let dir = settings.root.clone().unwrap_or_default();
+        let root = Root::new(settings.root.as_deref(), settings.max_artifact_bytes, settings.trust.clone());
+        let root = root.map_err(|source| RegistryError::Directory { dir, source })?;
         let fingerprint = engine.backbone().fingerprint.clone();
         let blank = Ledger::of(fingerprint.clone());
         let Some(dir) = settings.state_dir.clone() else {
@@ -284,7 +293,8 @@ impl Registry {
             }
             if let Some(known) = books.ledger.tasks.get(&task) {
                 if known.live.and_then(|live| known.versions.get(&live)).is_none_or(|live| live.digest != partition.digest) {
-                    let notice = format!("{file} is not what is live of task {task:?}: the state directory decides; load it with `delo admin load`");
+                    let notice =
+                        format!("{file} is not what is live of task {task:?}: the state directory decides; load it with `delo admin load`");
                     tracing::warn!(notice, "partitions");
                     books.notices.push(notice);
                 }
@@ -319,16 +329,16 @@ impl Registry {
     /// # Errors
     /// A source that can't be read, an artifact that is refused, a partition that does not go with the others, a state that can't be written.
     pub async fn load(&self, load: Load) -> Result<Changed, RegistryError> {
-        let Load { source, trial, request_id } = load;
+        let Load { source, trial, origin: said, request_id } = load;
         let started = Instant::now();
         let asked = asked("load", &format!("{} {trial:?}", identity(&source)));
         if let Some(done) = self.books.lock().await.ledger.replay(&request_id, &asked)?.cloned() {
             return Ok(self.changed(done.task, done.version, done.record));
         }
-        let origin = origin(&source);
+        let origin = said.unwrap_or_else(|| origin(&source));
         // Reading and checking is the long part: it goes on beside the serving and beside other loads.
         let fresh = self.read(source).await?;
-        fail::fail_point!("registry.read");
+        crash::point("registry.read");
         let (task, record) = (fresh.partition.meta.task.clone(), record(&fresh.partition, origin));
         let step = Step { task: &task, request_id: &request_id, asked, fresh: Some(fresh) };
         let changed = self.step(step, |ledger| ledger.load(&task, record, trial)).await?;
@@ -400,11 +410,7 @@ impl Registry {
     }
 
     /// One change: the ledger's, then what it means for the catalogue, then the disk, then the swap.
-    async fn step(
-        &self,
-        step: Step<'_>,
-        change: impl FnOnce(&mut Ledger) -> Result<u64, LedgerError>,
-    ) -> Result<Changed, RegistryError> {
+    async fn step(&self, step: Step<'_>, change: impl FnOnce(&mut Ledger) -> Result<u64, LedgerError>) -> Result<Changed, RegistryError> {
         let Step { task, request_id, asked, fresh } = step;
         let mut books = self.books.lock().await;
         if let Some(done) = books.ledger.replay(request_id, &asked)?.cloned() {
@@ -444,11 +450,11 @@ impl Registry {
             Ok::<_, RegistryError>(catalogue)
         };
         let catalogue = blocking(changed).await??;
-        fail::fail_point!("registry.tried");
+        crash::point("registry.tried");
         books.commit(&ledger, bytes.as_ref().map(|(digest, bytes)| (digest.as_str(), bytes)))?;
         books.keep(task, &ledger, &before);
         books.ledger = ledger;
-        fail::fail_point!("registry.committed");
+        crash::point("registry.committed");
         self.live.store(Arc::new(catalogue));
         // What it held goes with its last batch.
         drop(before);

@@ -3,21 +3,26 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
+
+use super::signature::{self, SignatureError, Trust};
 
 /// An artifact to load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A path, or `file://` and an absolute path; relative ones start at the root.
     Uri(String),
-    /// The artifact itself.
+    /// The artifact itself, from someone who has checked its signature where one is required.
     Artifact(Bytes),
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    #[error("{uri:?} is no path and no file:// address: give a path inside {root}, or upload the file")]
+    #[error(
+        "{uri:?} is no path and no file:// address: give a path inside {root}, an address that registry.allowed_urls allows, or upload the file"
+    )]
     Scheme { uri: String, root: PathBuf },
     #[error("this server reads no partition by path: start it with --partitions DIR, or upload the file")]
     NoRoot,
@@ -29,6 +34,8 @@ pub enum SourceError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{path} is not a file")]
     NotAFile { path: PathBuf },
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
     #[error("the partition has {found} bytes, more than the {limit} allowed (admin.max_artifact_bytes)")]
     TooLarge { found: u64, limit: usize },
 }
@@ -39,13 +46,15 @@ pub struct Root {
     /// Without symbolic links.
     dir: Option<PathBuf>,
     max_bytes: usize,
+    /// Whose signature a file needs.
+    trust: Arc<Trust>,
 }
 
 impl Root {
     /// # Errors
     /// A directory that isn't there.
-    pub fn new(dir: Option<&Path>, max_bytes: usize) -> std::io::Result<Self> {
-        Ok(Self { dir: dir.map(Path::canonicalize).transpose()?, max_bytes })
+    pub fn new(dir: Option<&Path>, max_bytes: usize, trust: Arc<Trust>) -> std::io::Result<Self> {
+        Ok(Self { dir: dir.map(Path::canonicalize).transpose()?, max_bytes, trust })
     }
 
     pub fn dir(&self) -> Option<&Path> {
@@ -55,14 +64,20 @@ impl Root {
     /// The bytes of an artifact. Blocking.
     ///
     /// # Errors
-    /// A path that leaves the root, by `..` or by a symbolic link; a file that can't be read or is too large.
+    /// A path that leaves the root, by `..` or by a symbolic link; a file that can't be read, is too large, or lacks a signature.
     pub fn read(&self, source: Source) -> Result<Bytes, SourceError> {
         match source {
             Source::Artifact(bytes) => {
                 self.check_size(bytes.len() as u64)?;
                 Ok(bytes)
             }
-            Source::Uri(uri) => self.read_file(&self.locate(&uri)?),
+            Source::Uri(uri) => {
+                let path = self.locate(&uri)?;
+                let bytes = self.read_file(&path)?;
+                let signature = if self.trust.wants_signatures() { signature::beside(&path)? } else { None };
+                self.trust.check(&bytes, signature.as_deref())?;
+                Ok(bytes)
+            }
         }
     }
 
@@ -122,7 +137,7 @@ mod tests {
         std::fs::write(dir.path().join("root/a"), "a").unwrap();
         std::fs::write(dir.path().join("root/inner/b"), "b").unwrap();
         std::fs::write(dir.path().join("secret"), "secret").unwrap();
-        let root = Root::new(Some(&dir.path().join("root")), 10).unwrap();
+        let root = Root::new(Some(&dir.path().join("root")), 10, Arc::default()).unwrap();
         (dir, root)
     }
 
@@ -169,7 +184,7 @@ mod tests {
         assert!(matches!(read(&root, "nothing"), Err(SourceError::Missing { .. })));
         assert!(matches!(read(&root, "inner"), Err(SourceError::NotAFile { .. })));
         assert!(matches!(read(&root, "https://example.org/a"), Err(SourceError::Scheme { .. })));
-        assert!(matches!(read(&Root::new(None, 10).unwrap(), "a"), Err(SourceError::NoRoot)));
+        assert!(matches!(read(&Root::new(None, 10, Arc::default()).unwrap(), "a"), Err(SourceError::NoRoot)));
     }
 
     #[test]

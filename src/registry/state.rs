@@ -13,6 +13,7 @@ use std::io;
 
 use bytes::Bytes;
 
+use super::crash;
 use super::ledger::Ledger;
 use crate::delo::partition::digest;
 
@@ -144,18 +145,18 @@ impl<F: Files> StateDir<F> {
         let needed = ledger.digests().into_iter().map(str::to_owned).collect();
         self.generations.retain(|(revision, _)| *revision != ledger.revision);
         self.generations.push_back((ledger.revision, needed));
-        fail::fail_point!("state.committed");
+        crash::point("state.committed");
         self.tidy();
         Ok(())
     }
 
-    fn write(&self, name: &str, dir: &str, bytes: &[u8], _points: [&str; 2]) -> Result<(), StateError> {
+    fn write(&self, name: &str, dir: &str, bytes: &[u8], points: [&str; 2]) -> Result<(), StateError> {
         fail::fail_point!("state.write", |_| Err(StateError::Write(io::Error::from_raw_os_error(libc::ENOSPC))));
         let beside = format!("{name}.new");
         let written = self.files.write_synced(&beside, bytes).and_then(|()| {
-            fail::fail_point!(_points[0]);
+            crash::point(points[0]);
             self.files.rename(&beside, name)?;
-            fail::fail_point!(_points[1]);
+            crash::point(points[1]);
             self.files.sync_dir(dir)
         });
         written.map_err(|e| {

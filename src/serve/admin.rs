@@ -8,7 +8,7 @@ use super::pb::{self, get_status_response, load_partition_request, trial_mode};
 use super::room::Rooms;
 use super::status::{check_request_id, from_registry, invalid};
 use crate::engine::{Counted, Resident, Share, Trial, TrialMode};
-use crate::registry::{Changed, Load, Registry, RegistryError, Source};
+use crate::registry::{Changed, Load, Registry, RegistryError};
 
 /// Changes the catalogue of the room, and lets health follow.
 #[derive(Clone)]
@@ -20,14 +20,16 @@ pub struct Admin {
 #[tonic::async_trait]
 impl pb::admin_server::Admin for Admin {
     async fn load_partition(&self, request: Request<pb::LoadPartitionRequest>) -> Result<Response<pb::LoadPartitionResponse>, Status> {
-        let pb::LoadPartitionRequest { source, request_id, trial } = request.into_inner();
-        let source = match source {
-            Some(load_partition_request::Source::Uri(uri)) => Source::Uri(uri),
-            Some(load_partition_request::Source::Artifact(bytes)) => Source::Artifact(bytes),
-            None => return Err(invalid("source", "nothing to load: give uri or artifact")),
-        };
+        let pb::LoadPartitionRequest { source, request_id, trial, signature } = request.into_inner();
+        let source = source.ok_or_else(|| invalid("source", "nothing to load: give uri or artifact"))?;
         check_request_id(&request_id)?;
-        let load = Load { source, trial: trial.map(trial_of).transpose()?, request_id };
+        let trial = trial.map(trial_of).transpose()?;
+        let remote = &self.rooms.room()?.remote;
+        let (source, origin) = match source {
+            load_partition_request::Source::Uri(uri) => (remote.named(uri.clone(), &signature).await?, Some(uri)),
+            load_partition_request::Source::Artifact(bytes) => (remote.uploaded(bytes, &signature).await?, None),
+        };
+        let load = Load { source, trial, origin, request_id };
         let changed = self.change(async move |registry| registry.load(load).await).await?;
         if let Some(notice) = self.rooms.room()?.registry.catalogue().notice() {
             tracing::warn!(notice, "routing");
@@ -111,12 +113,20 @@ impl pb::admin_server::Admin for Admin {
             answer.routing_signal = catalogue.signal().to_string();
             answer.routing_notice = catalogue.notice().unwrap_or_default().to_owned();
             answer.queue_depth = room.batcher.depth() as u64;
+            answer.registry = room.remote.status();
             answer.partitions = u32::try_from(catalogue.residents().count()).unwrap_or(u32::MAX);
             answer.catalogue_revision = report.revision;
             answer.durable = report.durable;
             answer.notices = report.notices;
         }
         Ok(Response::new(answer))
+    }
+
+    async fn sync_registry(&self, _: Request<pb::SyncRegistryRequest>) -> Result<Response<pb::SyncRegistryResponse>, Status> {
+        let room = self.rooms.room()?;
+        let (registry, changes) = room.remote.sync().await?;
+        self.lifecycle.follow(&room.registry).await;
+        Ok(Response::new(pb::SyncRegistryResponse { registry: Some(registry), loaded: changes.loaded, unloaded: changes.unloaded }))
     }
 }
 

@@ -254,8 +254,9 @@ impl<C: Compute> Slot<C> {
             return Err(BatchError::DeadlineExceeded);
         }
         self.resize(bytes)?;
+        let interactive = self.claim.as_ref().is_some_and(|claim| claim.priority == Priority::Interactive);
         let (shared, (place, mut outcome)) = (self.shared.clone(), self.fill(job));
-        let patience = deadline.min(place.since + shared.limits.queue_wait);
+        let patience = if interactive { deadline.min(place.since + shared.limits.queue_wait) } else { deadline };
         let mut answered = tokio::time::timeout_at(patience.into(), &mut outcome).await;
         if answered.is_err() && patience < deadline {
             if place.leave() {

@@ -5,18 +5,20 @@ use std::time::Instant;
 
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use prost::Message;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use super::batcher::{BatchError, Claim, Priority};
+use super::deadline::patience;
 use super::feedback::Verdict;
-use super::layers::internal;
+use super::layers::{Caller, Expiry, Share, internal};
 use super::metrics::{record_answer, record_outcome};
 use super::pb::{self, classify_result};
 use super::room::{Room, Rooms};
 use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_intake, invalid, refused};
-use super::{deadline, shadow, status};
+use super::{shadow, status};
 use crate::config::Config;
 use crate::engine::{Answer, CatalogueError, Query, SelectedFactors};
 use crate::input::Presence;
@@ -34,14 +36,18 @@ pub struct Classifier {
 #[tonic::async_trait]
 impl pb::classifier_server::Classifier for Classifier {
     async fn classify(&self, request: Request<pb::ClassifyRequest>) -> Result<Response<pb::ClassifyResponse>, Status> {
-        let deadline = deadline::of(request.metadata(), &self.config.deadline);
+        let deadline = deadline(&request, &self.config);
         let client = client(&request);
         classify(self.rooms.room()?, request.into_inner(), Call { client, usual: Priority::Interactive, deadline }).await.map(Response::new)
     }
 
     async fn classify_batch(&self, request: Request<pb::ClassifyBatchRequest>) -> Result<Response<pb::ClassifyBatchResponse>, Status> {
-        let deadline = deadline::of(request.metadata(), &self.config.deadline);
+        let deadline = deadline(&request, &self.config);
         let call = Call { client: client(&request), usual: Priority::Bulk, deadline };
+        // All samples are held while the first ones are computed, decompressed.
+        if let Some(share) = request.extensions().get::<Arc<Share>>() {
+            share.cover(request.get_ref().encoded_len())?;
+        }
         let (room, requests) = (self.rooms.room()?, request.into_inner().requests);
         let batching = &self.config.batching;
         if requests.len() > batching.max_samples_per_call {
@@ -63,7 +69,7 @@ impl pb::classifier_server::Classifier for Classifier {
         request: Request<Streaming<pb::ClassifyRequest>>,
     ) -> Result<Response<Self::ClassifyStreamStream>, Status> {
         self.rooms.room()?;
-        let (rooms, client, patience) = (self.rooms.clone(), client(&request), deadline::patience(request.metadata(), &self.config.deadline));
+        let (rooms, client, patience) = (self.rooms.clone(), client(&request), patience(request.metadata(), &self.config.deadline));
         let answers = request
             .into_inner()
             .map_ok(move |request| {
@@ -102,9 +108,15 @@ struct Call {
     deadline: Instant,
 }
 
-/// Whose call it is, for a fair share of the queue: the address that it comes from.
+/// Whose call it is, for a fair share of the queue.
 fn client<T>(request: &Request<T>) -> Arc<str> {
-    request.remote_addr().map_or_else(|| "unknown".into(), |address| address.ip().to_string().into())
+    Caller::of(request.extensions()).name
+}
+
+/// Until when the call must be answered: as its layer has computed it, when the call arrived.
+fn deadline<T>(request: &Request<T>, config: &Config) -> Instant {
+    let known = request.extensions().get::<Arc<Expiry>>().and_then(|expiry| expiry.at);
+    known.unwrap_or_else(|| Instant::now() + patience(request.metadata(), &config.deadline))
 }
 
 impl Classifier {
@@ -165,7 +177,7 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Resu
     if let Some((sample, tried)) = kept.zip(shadow::of(room, answer.resident.task())) {
         let (rooms, answered) = (room.handle(), answer.clone());
         tokio::spawn(async move {
-            if let Some(room) = rooms.get() {
+            if let Some(room) = rooms.as_ref().and_then(Rooms::get) {
                 shadow::compare(room, tried, sample, answered).await;
             }
         });

@@ -1,5 +1,5 @@
-//! Until when a call may take.
-use std::time::{Duration, Instant};
+//! How long a call may take, as its caller and the configuration say.
+use std::time::Duration;
 
 use tonic::metadata::MetadataMap;
 
@@ -8,14 +8,14 @@ use crate::config;
 /// The answer leaves this much before the caller's own clock runs out, so that the caller sees it and not a bare time-out.
 const AHEAD: Duration = Duration::from_millis(5);
 
-/// When a call that arrives at this moment must be answered: its `grpc-timeout`, or the configured default; at most the configured maximum.
-pub fn of(metadata: &MetadataMap, bounds: &config::Deadline) -> Instant {
-    Instant::now() + patience(metadata, bounds)
+/// How long a call may take: its `grpc-timeout`, or the configured default; at most the configured maximum.
+pub fn patience(metadata: &MetadataMap, bounds: &config::Deadline) -> Duration {
+    within(metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()), bounds)
 }
 
-/// How long that is.
-pub fn patience(metadata: &MetadataMap, bounds: &config::Deadline) -> Duration {
-    let asked = metadata.get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?)).map(|t| t.saturating_sub(AHEAD));
+/// As [`patience`], by the header's value.
+pub fn within(asked: Option<&str>, bounds: &config::Deadline) -> Duration {
+    let asked = asked.and_then(timeout).map(|asked| asked.saturating_sub(AHEAD));
     asked.unwrap_or(bounds.default).min(bounds.max)
 }
 
@@ -61,7 +61,7 @@ mod tests {
             if let Some(text) = text {
                 metadata.insert("grpc-timeout", text.parse().unwrap());
             }
-            (of(&metadata, &bounds) - Instant::now()).as_secs_f64().round() as u64
+            patience(&metadata, &bounds).as_secs_f64().round() as u64
         };
         assert_eq!(wait(Some("50S")), 50);
         assert_eq!(wait(Some("5H")), 100);

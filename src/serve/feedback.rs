@@ -77,7 +77,14 @@ impl AnswerMemory {
         let (count_task, count_label) = (task_correct.is_some() && !answer.task_counted, label_correct.is_some() && !answer.label_counted);
         answer.task_counted |= count_task;
         answer.label_counted |= count_label;
-        Some(Verdict { routed_task: answer.task.clone(), version: Some(answer.version), task_correct, label_correct, count_task, count_label })
+        Some(Verdict {
+            routed_task: answer.task.clone(),
+            version: Some(answer.version),
+            task_correct,
+            label_correct,
+            count_task,
+            count_label,
+        })
     }
 }
 

@@ -64,12 +64,23 @@ fn describe() {
     describe_counter!("delo_label_outcomes_total", "Reported outcomes by the task that answered and whether its best label was true.");
     describe_counter!("delo_factor_selected_total", "Low-rank factors applied, by modality of their pool.");
     describe_histogram!("delo_partition_load_seconds", "Time from a load's start until the partition is live.");
+    describe_gauge!("delo_registry_revision", "Revision of the newest manifest seen of the registry that is followed.");
+    describe_gauge!("delo_registry_in_sync", "1 where what the registry's manifest makes live is live here, else 0.");
+    describe_counter!("delo_registry_syncs_total", "Comparisons with the registry's manifest, by whether all was live after.");
+    describe_counter!("delo_registry_fetched_bytes_total", "Bytes of partitions received from registries and addresses.");
+    describe_gauge!("delo_connections", "Open connections of each gRPC port.");
+    describe_counter!("delo_connections_refused_total", "Connections closed before they were served, by port and reason.");
+    describe_gauge!(
+        "delo_tls_certificate_expiry_timestamp_seconds",
+        "When the server's certificate expires, in seconds since 1970; 0 without TLS."
+    );
     describe_gauge!("delo_build_info", "Always 1; says which program runs.");
     describe_gauge!("delo_engine_info", "Always 1; says which kernel multiplies, and on how many threads.");
     metrics_process::Collector::default().describe();
     gauge!("delo_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     // Present from the first scrape on.
     gauge!("delo_queue_depth").set(0.0);
+    gauge!("delo_tls_certificate_expiry_timestamp_seconds").set(0.0);
 }
 
 /// Everything that Prometheus is to see at this moment.
@@ -115,9 +126,11 @@ fn write_versions(page: &mut String, catalogue: &Catalogue) {
     write("delo_version_outcomes_total", "Reported outcomes by the version that answered.", &mut |c| {
         vec![(",correct=\"true\"", c.right), (",correct=\"false\"", c.wrong)]
     });
-    write("delo_shadow_comparisons_total", "Samples that a version in the shadow computed too, by whether its best label was the live version's.", &mut |c| {
-        vec![(",agreed=\"true\"", c.agreed), (",agreed=\"false\"", c.differed)]
-    });
+    write(
+        "delo_shadow_comparisons_total",
+        "Samples that a version in the shadow computed too, by whether its best label was the live version's.",
+        &mut |c| vec![(",agreed=\"true\"", c.agreed), (",agreed=\"false\"", c.differed)],
+    );
 }
 
 /// Tasks up to which every pair of them has a counter of outcomes from the start; above, a pair appears with its first outcome.

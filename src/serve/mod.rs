@@ -3,23 +3,32 @@
 //! A call passes the layers of [`layers`], becomes a sample in [`intake`], waits in [`batcher`], is computed by [`inference`] and answered by
 //! [`classifier`]. [`admin`] changes what is live, [`lifecycle`] says whether the server serves.
 mod admin;
+mod auth;
 pub mod batcher;
+mod certificate;
 mod classifier;
+mod connections;
 #[doc(hidden)]
 pub mod deadline;
+mod descriptors;
 mod feedback;
+mod files;
 mod inference;
 mod intake;
 mod layers;
 mod lifecycle;
 mod metrics;
 pub mod pb;
+mod ports;
 mod queue;
+mod reload;
+mod remote;
 mod room;
 mod scrape;
 mod shadow;
 mod status;
 mod sync;
+mod tls;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -28,43 +37,46 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding::{Gzip, Zstd};
-use tower::ServiceBuilder;
 
 use self::metrics::{recorder, render};
 use admin::Admin;
 use classifier::Classifier;
-use layers::{Admit, IsolatePanics, Measure};
 use lifecycle::Lifecycle;
 use pb::admin_server::AdminServer;
 use pb::classifier_server::ClassifierServer;
+use ports::{ENVELOPE_BYTES, Port, Trusted, warn_of_open_doors};
+use reload::Trust;
+pub use reload::TrustError;
 use room::{Room, Rooms};
 
 use crate::config::{Config, Listen};
 use crate::input::InputError;
 use crate::registry::RegistryError;
+use crate::registry::remote::RemoteError;
+use crate::registry::signature::SignatureError;
 use crate::vilt::ViltError;
 
 /// Idle connections get this long to go after the last call has ended.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// Connections are probed, so that those of vanished clients end.
-const KEEPALIVE: Duration = Duration::from_secs(60);
-/// Room for what surrounds an artifact in its message.
-const ENVELOPE_BYTES: usize = 64 << 10;
-
 /// Why a server does not start, or ends by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("can't listen at {address} ({setting}): {source}")]
     Listen { setting: &'static str, address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error(transparent)]
     Backbone(#[from] ViltError),
     #[error(transparent)]
     Input(#[from] InputError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    #[error("registry.manifest: {0}")]
+    Remote(#[from] RemoteError),
+    #[error("registry.trusted_keys: {0}")]
+    TrustedKeys(#[from] SignatureError),
     #[error("can't start the compute thread: {0}")]
     Thread(std::io::Error),
     #[error("the first sample failed: {0}")]
@@ -128,10 +140,21 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self { config, classifier, admin, metrics, addresses } = self;
         let recorder = recorder()?;
+        warn_of_open_doors(&config);
+        if let Some(files) = descriptors::raise_limit().filter(|files| *files < config.server.max_connections as u64) {
+            tracing::warn!(
+                files,
+                "fewer files may be open than server.max_connections: raise the limit of the process (LimitNOFILE, ulimit -n)"
+            );
+        }
+        let trust = Trust::read(&config)?;
+        let trusted = Trusted { tls: trust.tls(), clients: trust.clients() };
+        let _following = AbortOnDrop(tokio::spawn(trust.follow()));
         let (health, health_service) = tonic_health::server::health_reporter();
         let lifecycle = Arc::new(Lifecycle::start(health).await);
         let rooms = Rooms::default();
-        let admit = Admit::new("/delo.v1.Classifier/", config.server.max_in_flight_requests);
+        let (port, admin_port) = (Port::classifier(&config, trusted.clone()), Port::admin(&config, trusted));
+        let admit = port.stack.admit.clone();
         // Cancelled when no call is in flight any more: connections are then asked to go.
         let goodbye = CancellationToken::new();
 
@@ -142,13 +165,13 @@ impl Server {
             .accept_compressed(Zstd)
             .send_compressed(Gzip)
             .send_compressed(Zstd);
-        let serving = transport()
-            .layer(ServiceBuilder::new().layer(Measure).layer(admit.clone()).layer(IsolatePanics).into_inner())
+        let serving = port
+            .transport()
             .add_service(service)
             .add_service(health_service)
             .add_service(reflection(CLASSIFIER)?.build_v1()?)
             .add_service(reflection(CLASSIFIER)?.build_v1alpha()?)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(classifier), goodbye.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(connections::incoming(classifier, port.beginning), goodbye.clone().cancelled_owned());
         let mut serving = AbortOnDrop(tokio::spawn(serving));
 
         let administering = admin.map(|listener| -> Result<_, ServeError> {
@@ -158,12 +181,12 @@ impl Server {
                 .accept_compressed(Zstd)
                 .send_compressed(Gzip)
                 .send_compressed(Zstd);
-            let serving = transport()
-                .layer(ServiceBuilder::new().layer(Measure).layer(IsolatePanics).into_inner())
+            let serving = admin_port
+                .transport()
                 .add_service(service)
                 .add_service(reflection(ADMIN)?.build_v1()?)
                 .add_service(reflection(ADMIN)?.build_v1alpha()?)
-                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), goodbye.clone().cancelled_owned());
+                .serve_with_incoming_shutdown(connections::incoming(listener, admin_port.beginning), goodbye.clone().cancelled_owned());
             Ok(AbortOnDrop(tokio::spawn(serving)))
         });
         let administering = administering.transpose()?;
@@ -188,6 +211,8 @@ impl Server {
             () = &mut shutdown => false,
         };
         if started {
+            // Until draining: what is served then only finishes.
+            let _following = AbortOnDrop(tokio::spawn(remote::follow(rooms.clone(), lifecycle.clone())));
             tokio::select! {
                 ended = &mut serving.0 => {
                     ended.map_err(|_| ServeError::Panicked)??;
@@ -266,10 +291,6 @@ async fn bind_optional(setting: &'static str, listen: Listen) -> Result<Option<T
 
 fn shown(address: Option<SocketAddr>) -> String {
     address.map_or_else(|| "off".to_owned(), |a| a.to_string())
-}
-
-fn transport() -> tonic::transport::Server {
-    tonic::transport::Server::builder().http2_keepalive_interval(Some(KEEPALIVE)).tcp_nodelay(true)
 }
 
 /// What reflection shows on each port.

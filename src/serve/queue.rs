@@ -35,7 +35,7 @@ pub struct Limits {
     pub queue_samples: usize,
     /// Memory that those hold.
     pub queue_bytes: usize,
-    /// The longest that a sample may wait for compute.
+    /// The longest that an interactive sample may wait for compute; bulk samples wait until their deadline.
     pub queue_wait: Duration,
 }
 
@@ -255,7 +255,7 @@ impl<T> Queue<T> {
             return Err(Refusal::Memory);
         }
         let wait = self.expected_wait(claim.priority, now);
-        if wait > self.limits.queue_wait {
+        if claim.priority == Priority::Interactive && wait > self.limits.queue_wait {
             return Err(Refusal::Wait);
         }
         if now + wait > deadline {
@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn clients_share_evenly_in_tokens_and_a_pause_earns_nothing() {
         let mut f = fixture(LIMITS);
-        (0..30).for_each(|_| drop(f.push("a", Interactive, 20)));
+        (0..60).for_each(|_| drop(f.push("a", Interactive, 20)));
         (0..5).for_each(|_| drop(f.batch()));
         (0..60).for_each(|_| drop(f.push("b", Interactive, 10)));
         let mut tokens = HashMap::new();
@@ -485,13 +485,13 @@ mod tests {
         f.queue.computed(Duration::from_secs(1));
         // A hundredth of a second a token.
         f.push("a", Interactive, 100);
-        let reserve = |f: &mut Fixture, seconds: f64| {
-            f.queue.reserve(&claim("a", Interactive), 0, f.now + Duration::from_secs_f64(seconds), f.now)
-        };
+        let reserve =
+            |f: &mut Fixture, seconds: f64| f.queue.reserve(&claim("a", Interactive), 0, f.now + Duration::from_secs_f64(seconds), f.now);
         assert_eq!(reserve(&mut f, 0.9), Err(Refusal::Deadline));
         assert_eq!(reserve(&mut f, 1.1), Ok(()));
         f.push("a", Interactive, 60);
         assert_eq!(reserve(&mut f, 60.0), Err(Refusal::Wait));
+        assert_eq!(f.reserve("a", Bulk), Ok(()), "bulk can wait");
         assert!(f.queue.retry_after(f.now) > Duration::from_secs(1));
     }
 

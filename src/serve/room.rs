@@ -1,5 +1,5 @@
 //! Everything that answers: model, registry, intake, queue. It is made while the server already listens, so that health can be asked meanwhile.
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use candle_core::Device;
@@ -10,10 +10,12 @@ use super::batcher::{self, Batcher, Claim, Priority};
 use super::feedback::AnswerMemory;
 use super::inference::Inference;
 use super::intake::Intake;
+use super::remote::Remote;
 use crate::config::Config;
 use crate::engine::{Engine, Options, Query};
 use crate::input::{InputProcessor, Pixels, Sample};
 use crate::model_dir::{ModelDir, embedded_partitions};
+use crate::registry::signature::Trust;
 use crate::registry::{self, Registry, Source};
 use crate::vilt::Loader;
 
@@ -23,10 +25,12 @@ pub struct Room {
     pub model: String,
     pub engine: Arc<Engine>,
     pub registry: Arc<Registry>,
+    pub remote: Remote,
     pub intake: Intake,
     pub batcher: Batcher<Inference>,
     pub memory: Mutex<AnswerMemory>,
-    rooms: Rooms,
+    /// Weak, or the room would keep itself.
+    rooms: Weak<OnceLock<Room>>,
 }
 
 /// The room, once it is ready.
@@ -51,9 +55,9 @@ impl Rooms {
 }
 
 impl Room {
-    /// The way back to this room, for work that outlives a call.
-    pub fn handle(&self) -> Rooms {
-        self.rooms.clone()
+    /// The way back to this room, for work that outlives a call; `None` where the server has ended.
+    pub fn handle(&self) -> Option<Rooms> {
+        self.rooms.upgrade().map(Rooms)
     }
 
     /// Loads the model and the first partitions.
@@ -67,14 +71,17 @@ impl Room {
         let (name, load) = (dir.display(), move || load_model(&dir, limits, options));
         let (engine, processor) = tokio::task::spawn_blocking(load).await.map_err(|_| ServeError::Panicked)??;
         let engine = Arc::new(engine);
+        let trust = Arc::new(Trust::load(&config.registry.trusted_keys, config.registry.require_signature)?);
         let settings = registry::Settings {
             rule: config.routing.rule(),
             root: config.model.partitions.clone(),
             state_dir: config.catalogue.state_dir.clone(),
             retained_versions: config.catalogue.retained_versions,
             max_artifact_bytes: config.admin.max_artifact_bytes,
+            trust: trust.clone(),
         };
         let registry = Registry::open(engine.clone(), settings).await?;
+        let remote = Remote::open(config, &registry, trust)?;
         if config.model.partitions.is_some() {
             registry.load_directory().await?;
         } else if config.model.backbone.is_none() {
@@ -93,7 +100,7 @@ impl Room {
         let intake = Intake::new(Arc::new(processor), concurrency);
         let memory = Mutex::new(AnswerMemory::new(config.feedback.remembered_answers));
         let model = config.model.backbone.as_deref().and_then(|d| d.file_name()).map_or(name, |n| n.to_string_lossy().into_owned());
-        Ok(Self { model, engine, registry, intake, batcher, memory, rooms: rooms.clone() })
+        Ok(Self { model, engine, registry, remote, intake, batcher, memory, rooms: Arc::downgrade(&rooms.0) })
     }
 
     /// One sample through the whole way, so that the first request finds threads and memory ready and the queue knows its pace. Does nothing

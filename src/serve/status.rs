@@ -9,6 +9,8 @@ use super::intake::IntakeError;
 use crate::delo::PartitionError;
 use crate::engine::{CatalogueError, EngineError};
 use crate::registry::ledger::LedgerError;
+use crate::registry::remote::RemoteError;
+use crate::registry::signature::SignatureError;
 use crate::registry::state::StateError;
 use crate::registry::{RegistryError, SourceError};
 
@@ -119,12 +121,9 @@ pub fn from_registry(error: RegistryError) -> Status {
             SourceError::Missing { .. } => Status::not_found(message),
             SourceError::NotAFile { .. } | SourceError::TooLarge { .. } => invalid("source", message),
             SourceError::Read { .. } => Status::unavailable(message),
+            SourceError::Signature(signature) => from_signature(&signature),
         },
-        RegistryError::Partition(partition) => match partition {
-            PartitionError::NewerFormat { .. } | PartitionError::WrongBackbone { .. } => Status::failed_precondition(message),
-            PartitionError::Malformed(_) | PartitionError::Checksum { .. } => invalid("artifact", message),
-            PartitionError::Field { field, .. } => invalid(format!("artifact.{field}"), message),
-        },
+        RegistryError::Partition(partition) => from_partition(&partition),
         RegistryError::Catalogue(error) => from_catalogue(error),
         RegistryError::Ledger(error) => match error {
             LedgerError::UnknownTask(_) | LedgerError::UnknownVersion { .. } => Status::not_found(message),
@@ -151,6 +150,39 @@ pub fn from_catalogue(error: CatalogueError) -> Status {
     match error {
         CatalogueError::UnknownTask(_) => Status::not_found(message),
         CatalogueError::Incompatible { .. } | CatalogueError::NothingToCompare(_) => Status::failed_precondition(message),
+    }
+}
+
+fn from_partition(error: &PartitionError) -> Status {
+    let message = clipped(error.to_string());
+    match error {
+        PartitionError::NewerFormat { .. } | PartitionError::WrongBackbone { .. } => Status::failed_precondition(message),
+        PartitionError::Malformed(_) | PartitionError::Checksum { .. } => invalid("artifact", message),
+        PartitionError::Field { field, .. } => invalid(format!("artifact.{field}"), message),
+    }
+}
+
+fn from_signature(error: &SignatureError) -> Status {
+    match error {
+        SignatureError::Wrong | SignatureError::Missing => Status::permission_denied(clipped(error.to_string())),
+        SignatureError::Malformed => invalid("signature", error.to_string()),
+        SignatureError::Read { .. } | SignatureError::PrivateKey { .. } | SignatureError::PublicKey { .. } => {
+            Status::unavailable(clipped(error.to_string()))
+        }
+    }
+}
+
+/// Of a load by URL.
+pub fn from_remote(error: &RemoteError) -> Status {
+    let message = clipped(error.to_string());
+    match error {
+        RemoteError::NotAllowed { .. } => Status::permission_denied(message),
+        RemoteError::Signature(signature) => from_signature(signature),
+        RemoteError::Partition(partition) => from_partition(partition),
+        RemoteError::NotThere { .. } => Status::not_found(message),
+        RemoteError::TooLarge { .. } => invalid("source", message),
+        RemoteError::Denied { .. } | RemoteError::Redirected { .. } | RemoteError::Location { .. } => Status::failed_precondition(message),
+        _ => Status::unavailable(message),
     }
 }
 

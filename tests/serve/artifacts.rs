@@ -107,7 +107,8 @@ async fn loads_by_path_from_inside_the_partitions_directory_only() {
         ("../symbols.safetensors".to_owned(), Code::PermissionDenied),
         ("nothing.safetensors".to_owned(), Code::NotFound),
         (".".to_owned(), Code::InvalidArgument),
-        ("https://example.org/symbols.safetensors".to_owned(), Code::InvalidArgument),
+        ("https://example.org/symbols.safetensors".to_owned(), Code::PermissionDenied),
+        ("ftp://example.org/symbols.safetensors".to_owned(), Code::InvalidArgument),
     ] {
         refused(server.load(Source::Uri(uri)).await, code, "");
     }
@@ -130,7 +131,7 @@ async fn loads_by_path_from_inside_the_partitions_directory_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn refuses_requests_that_name_nothing_or_no_utf8() {
     let server = start().await;
-    refused(server.admin().await.load_partition(LoadPartitionRequest { source: None }).await, Code::InvalidArgument, "uri");
+    refused(server.admin().await.load_partition(LoadPartitionRequest::default()).await, Code::InvalidArgument, "uri");
     refused(server.unload("").await, Code::InvalidArgument, "task");
     refused(server.unload("space").await, Code::NotFound, "space");
 

@@ -38,7 +38,12 @@ pub struct Running {
 
 /// The bytes of a small partition of this task.
 pub fn artifact(task: &str) -> Vec<u8> {
-    let seed = task.bytes().map(u64::from).sum();
+    artifact_of(task, 0)
+}
+
+/// As [`artifact`]; another variant is another model of the same task.
+pub fn artifact_of(task: &str, variant: u64) -> Vec<u8> {
+    let seed = task.bytes().map(u64::from).sum::<u64>() + 10_000 * variant;
     let model = common::random_model(common::spec(Layout::RankOne, 3), 7, seed);
     common::artifact(task, &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
 }
@@ -48,6 +53,8 @@ pub fn config(partitions: &Path, changes: &[(&'static str, &str)]) -> Config {
     let dir = partitions.to_str().unwrap().to_owned();
     let mut overrides = vec![("model.partitions", dir)];
     overrides.extend(["server.listen", "admin.listen", "metrics.listen"].map(|key| (key, "127.0.0.1:0".to_owned())));
+    // Unoptimised and beside other tests, a server is slow.
+    overrides.push(("batching.max_queue_seconds", "60.0".to_owned()));
     overrides.extend(changes.iter().map(|(key, value)| (*key, (*value).to_owned())));
     Config::layered(None, HashMap::new(), overrides).unwrap()
 }
@@ -62,17 +69,22 @@ pub async fn start_with(tasks: &[&str], changes: &[(&'static str, &str)]) -> Run
     for task in tasks {
         std::fs::write(partitions.path().join(format!("{task}.safetensors")), artifact(task)).unwrap();
     }
+    let running = start_in(partitions, changes).await;
+    if !tasks.is_empty() {
+        running.until_health(ServingStatus::Serving).await;
+    }
+    running
+}
+
+/// A server on what lies in a directory; it may still be starting.
+pub async fn start_in(partitions: tempfile::TempDir, changes: &[(&'static str, &str)]) -> Running {
     let server = Server::bind(config(partitions.path(), changes)).await.unwrap();
     let addresses = server.addresses();
     let (stop, stopped) = oneshot::channel::<()>();
     let ended = tokio::spawn(server.run(async {
         let _ = stopped.await;
     }));
-    let running = Running { addresses, partitions, stop: Some(stop), ended };
-    if !tasks.is_empty() {
-        running.until_health(ServingStatus::Serving).await;
-    }
-    running
+    Running { addresses, partitions, stop: Some(stop), ended }
 }
 
 impl Running {
@@ -136,7 +148,7 @@ impl Running {
     }
 
     pub async fn load(&self, source: Source) -> Result<Partition, Status> {
-        let request = LoadPartitionRequest { source: Some(source) };
+        let request = LoadPartitionRequest { source: Some(source), ..Default::default() };
         let admin = self.admin().await.max_encoding_message_size(1 << 30);
         Ok({ admin }.load_partition(request).await?.into_inner().partition.unwrap())
     }
@@ -146,7 +158,7 @@ impl Running {
     }
 
     pub async fn unload(&self, task: &str) -> Result<Partition, Status> {
-        let request = UnloadPartitionRequest { task: task.to_owned() };
+        let request = UnloadPartitionRequest { task: task.to_owned(), ..Default::default() };
         Ok(self.admin().await.unload_partition(request).await?.into_inner().partition.unwrap())
     }
 

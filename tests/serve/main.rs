@@ -2,10 +2,19 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod harness;
+mod identity;
 
 mod artifacts;
 mod classifying;
 mod lifecycle;
+mod network;
 mod operations;
+mod overload;
+mod registry;
 mod requests;
+mod rollout;
+mod security;
+mod streaming;
 mod swapping;
+mod trust;
+mod web;

@@ -3,7 +3,7 @@ use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest, ReportOutcomeReques
 use tonic::Code;
 use tonic_reflection::pb::{v1, v1alpha};
 
-use crate::harness::{TASKS, artifact, mixed_requests, refused, start, text};
+use crate::harness::{TASKS, artifact, mixed_requests, refused, start, start_with, text};
 
 /// The value of a series that starts so; 0 where there is none.
 fn value(page: &str, series: &str) -> f64 {
@@ -22,7 +22,8 @@ fn documented_metrics() -> Vec<(&'static str, &'static str)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_of_the_contract_is_there_with_its_help() {
-    let server = start().await;
+    let registry = tempfile::tempdir().unwrap();
+    let server = start_with(&TASKS, &[("registry.manifest", registry.path().to_str().unwrap())]).await;
     let mut client = server.classifier().await;
     for request in mixed_requests(6) {
         client.classify(request).await.unwrap();

@@ -1,0 +1,140 @@
+//! Policies around every call, one layer each; [`Stack`] says in which order.
+mod admit;
+mod authenticate;
+mod deadline;
+mod isolate_panics;
+mod measure;
+mod receive;
+mod trace;
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use tonic::Status;
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+pub use admit::{Admission, Admit};
+pub use authenticate::{Authenticate, Caller};
+pub use deadline::{Bounds, Deadline, Expiry};
+pub use isolate_panics::{IsolatePanics, internal};
+pub use measure::Measure;
+pub use receive::{Receive, Share};
+pub use trace::Trace;
+
+use admit::Admitted;
+use authenticate::Authenticated;
+use deadline::Expiring;
+use isolate_panics::Isolated;
+use measure::Measured;
+use receive::Received;
+use trace::Traced;
+
+/// The policies of one port. The other port has the same ones, with bounds of its own.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    pub authenticate: Authenticate,
+    pub deadline: Deadline,
+    pub admit: Admit,
+    pub receive: Receive,
+}
+
+impl<S: Inner> Layer<S> for Stack {
+    type Service = Measured<Authenticated<Traced<Expiring<Admitted<Received<Isolated<S>>>>>>>;
+
+    fn layer(&self, services: S) -> Self::Service {
+        // From the inside out: a call meets them from the last to the first.
+        // A panic ends here, so that all that follows sees an ordinary answer.
+        let isolated = IsolatePanics.layer(services);
+        // Only the messages of calls that were admitted take from the budget.
+        let received = self.receive.layer(isolated);
+        // Who calls is known here, and until when; a permit goes back when either the answer or the time ends.
+        let admitted = self.admit.layer(received);
+        // The clock starts before anything waits.
+        let expiring = self.deadline.layer(admitted);
+        // The log names callers that are known, and nobody else writes to it.
+        let traced = Trace.layer(expiring);
+        // A stranger costs nothing but this, and is counted.
+        let authenticated = self.authenticate.layer(traced);
+        // Sees every answer, refusals included.
+        Measure.layer(authenticated)
+    }
+}
+
+/// What the layers are stacked around: the services that answer.
+pub trait Inner: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static {}
+impl<S> Inner for S where S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static {}
+
+type Answer = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+/// Calls the service that was polled ready, leaving a clone in its place.
+fn call<S: Inner>(service: &mut S, request: Request<Body>) -> S::Future {
+    let clone = service.clone();
+    std::mem::replace(service, clone).call(request)
+}
+
+/// The answer of a layer that lets a call no further.
+fn refusal(status: Status) -> Answer {
+    Box::pin(std::future::ready(Ok(status.into_http())))
+}
+
+/// A body as it is, with a value that is dropped when the body ends or is dropped.
+struct Holding<T> {
+    body: Body,
+    held: Option<T>,
+}
+
+impl<T: Send + Unpin + 'static> Holding<T> {
+    fn around(body: Body, held: T) -> Body {
+        Body::new(Self { body, held: Some(held) })
+    }
+}
+
+impl<T: Unpin> http_body::Body for Holding<T> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(frame, Poll::Ready(None | Some(Err(_)))) {
+            self.held = None;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    pub fn request(path: &str) -> Request<Body> {
+        Request::builder().uri(path).body(Body::empty()).unwrap()
+    }
+
+    pub fn code(response: &Response<Body>) -> Code {
+        Status::from_header_map(response.headers()).map_or(Code::Ok, |s| s.code())
+    }
+
+    /// Answers OK, but panics where the path asks for it.
+    pub fn service() -> impl Inner {
+        tower::service_fn(|request: Request<Body>| async move {
+            assert!(!request.uri().path().ends_with("Panic"), "as asked");
+            Ok(Response::new(Body::new(http_body_util::Full::new(Bytes::from_static(b"answer")))))
+        })
+    }
+}

@@ -1,0 +1,111 @@
+//! Partitions from outside: signatures of uploads, loads by URL, and the registry that the server follows.
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tonic::Status;
+
+use super::ServeError;
+use super::lifecycle::Lifecycle;
+use super::pb;
+use super::room::Rooms;
+use super::status::{from_remote, invalid};
+use crate::config::Config;
+use crate::registry::remote::{AllowedUrls, Changes, Follower, Limits, Place, Report, check_signature, fetch_url};
+use crate::registry::signature::Trust;
+use crate::registry::{Registry, Source};
+
+/// What a server does with partitions that are not in its own directory.
+#[derive(Debug)]
+pub struct Remote {
+    trust: Arc<Trust>,
+    allowed: AllowedUrls,
+    limits: Limits,
+    /// One permit for each load by URL in progress.
+    fetches: Semaphore,
+    follower: Option<Follower>,
+}
+
+impl Remote {
+    /// # Errors
+    /// A registry whose address or settings can't be meant.
+    pub fn open(config: &Config, registry: &Arc<Registry>, trust: Arc<Trust>) -> Result<Self, ServeError> {
+        let settings = &config.registry;
+        let limits = Limits { timeout: settings.fetch_timeout, max_bytes: config.admin.max_artifact_bytes as u64 };
+        let follow = |place| Follower::new(place, registry.clone(), trust.clone(), limits, settings.poll, settings.max_fetches);
+        let follower = match settings.manifest.as_str() {
+            "" => None,
+            given => Some(follow(Place::of_registry(given)?)),
+        };
+        Ok(Self { allowed: settings.allowed_urls.clone(), limits, fetches: Semaphore::new(settings.max_fetches), follower, trust })
+    }
+
+    /// An upload, if its signature lets it be served.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED for a missing or wrong signature.
+    pub async fn uploaded(&self, bytes: Bytes, signature: &[u8]) -> Result<Source, Status> {
+        check_signature(&self.trust, bytes.clone(), given(signature)).await.map_err(|e| from_remote(&e))?;
+        Ok(Source::Artifact(bytes))
+    }
+
+    /// What a request names by `uri`: a path as it is, the bytes at an address that is allowed.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED for an address that is not allowed or a partition that is not signed well; what the fetch fails with.
+    pub async fn named(&self, uri: String, signature: &[u8]) -> Result<Source, Status> {
+        if !AllowedUrls::is_address(&uri) {
+            if !signature.is_empty() {
+                return Err(invalid("signature", "for a path the server reads FILE.sig beside the file: leave the signature out"));
+            }
+            return Ok(Source::Uri(uri));
+        }
+        // Refused at once, without a place in the row.
+        self.allowed.check(&uri).map_err(|e| from_remote(&e))?;
+        let Ok(_permit) = self.fetches.acquire().await else { return Err(Status::unavailable("the server is stopping")) };
+        let fetched = fetch_url(&uri, given(signature), &self.allowed, &self.trust, self.limits).await;
+        Ok(Source::Artifact(fetched.map_err(|e| from_remote(&e))?))
+    }
+
+    /// `None` where no registry is followed.
+    pub fn status(&self) -> Option<pb::RegistryStatus> {
+        Some(status(self.follower.as_ref()?.report()))
+    }
+
+    /// Synchronises now, giving what was refused another chance.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION where no registry is followed.
+    pub async fn sync(&self) -> Result<(pb::RegistryStatus, Changes), Status> {
+        let none = || Status::failed_precondition("this server follows no registry: set registry.manifest and start it again");
+        let follower = self.follower.as_ref().ok_or_else(none)?;
+        let changes = follower.sync(true).await;
+        Ok((status(follower.report()), changes))
+    }
+}
+
+fn given(signature: &[u8]) -> Option<Vec<u8>> {
+    (!signature.is_empty()).then(|| signature.to_vec())
+}
+
+fn status(report: Report) -> pb::RegistryStatus {
+    let Report { manifest, revision, in_sync, error, synced } = report;
+    let seconds_since_sync = synced.map_or(-1.0, |at| at.elapsed().as_secs_f64());
+    pb::RegistryStatus { manifest, revision, in_sync, error, seconds_since_sync }
+}
+
+/// Follows the registry until it is dropped; health follows what that changes. Returns at once where none is followed.
+pub async fn follow(rooms: Rooms, lifecycle: Arc<Lifecycle>) {
+    let Some(room) = rooms.get() else { return };
+    let Some(follower) = &room.remote.follower else { return };
+    loop {
+        let changes = follower.sync(false).await;
+        if changes != Changes::default() {
+            tracing::info!(loaded = ?changes.loaded, unloaded = ?changes.unloaded, "the registry's manifest was followed");
+            lifecycle.follow(&room.registry).await;
+        }
+        let pause: Duration = follower.pause().await;
+        tokio::time::sleep(pause).await;
+    }
+}

@@ -1,0 +1,166 @@
+//! Killed in the middle of a load, the real server comes back with the old catalogue or the new one.
+//!
+//! The moments are random; `DELO_CRASH_KILLS=200 cargo test --test crash` tries more of them than the usual few. With
+//! `cargo test --features failpoints --test crash` every step of a load is met on purpose.
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use delo::delo::{KeySignal, Layout, Metric};
+use delo::serve::pb::admin_client::AdminClient;
+use delo::serve::pb::classifier_client::ClassifierClient;
+use delo::serve::pb::load_partition_request::Source;
+use delo::serve::pb::{ClassifyRequest, GetStatusRequest, ListPartitionsRequest, LoadPartitionRequest};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tonic::transport::Channel;
+
+/// `delo serve` on a state directory; killed when dropped.
+struct Serving {
+    process: Child,
+    admin: AdminClient<Channel>,
+    classifier: ClassifierClient<Channel>,
+}
+
+fn artifact(variant: u64) -> Vec<u8> {
+    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, variant);
+    common::artifact("food", &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), variant)
+}
+
+impl Serving {
+    async fn start(state: &Path, failpoints: &str) -> Self {
+        let free = "127.0.0.1:0";
+        let mut process = Command::new(env!("CARGO_BIN_EXE_delo"))
+            .args(["serve", "--listen", free, "--admin-listen", free, "--metrics-listen", "off"])
+            .env("DELO_CATALOGUE__STATE_DIR", state)
+            .env("DELO_LOGGING__FORMAT", "json")
+            .env("FAILPOINTS", failpoints)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let serving = lines.find_map(|line| {
+            let event: serde_json::Value = serde_json::from_str(&line).ok()?;
+            (event["message"] == "serving").then_some(event)
+        });
+        let serving = serving.expect("it ended before it served");
+        // Read on, or a full pipe would stop it.
+        std::thread::spawn(move || lines.for_each(drop));
+        let channel = async |port: &str| {
+            Channel::from_shared(format!("http://{}", serving[port].as_str().unwrap())).unwrap().connect().await.unwrap()
+        };
+        let (admin, classifier) = (AdminClient::new(channel("admin").await), ClassifierClient::new(channel("classifier").await));
+        Self { process, admin, classifier }
+    }
+
+    #[cfg(feature = "failpoints")]
+    async fn load(&mut self, artifact: Vec<u8>) -> Result<u64, tonic::Status> {
+        let request = LoadPartitionRequest { source: Some(Source::Artifact(artifact.into())), ..Default::default() };
+        Ok(self.admin.clone().load_partition(request).await?.into_inner().partition.unwrap().version)
+    }
+
+    /// The live version of food (0 before the first load), after it was seen to answer, and to have come back without damage.
+    async fn sound_version(&mut self) -> u64 {
+        let partitions = self.admin.list_partitions(ListPartitionsRequest {}).await.unwrap().into_inner().partitions;
+        assert!(partitions.len() >= 7, "tasks were lost: {partitions:?}");
+        let live = partitions.iter().find(|p| p.task == "food").map_or(0, |p| p.version);
+        if live > 0 {
+            let request = ClassifyRequest { task: "food".to_owned(), text: Some("soup".to_owned()), ..Default::default() };
+            assert_eq!(self.classifier.classify(request).await.unwrap().into_inner().partition_version, live);
+        }
+        let status = self.admin.get_status(GetStatusRequest {}).await.unwrap().into_inner();
+        assert!(status.notices.is_empty(), "{:?}", status.notices);
+        live
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_of_a_load_it_comes_back_with_the_old_catalogue_or_the_new_one() {
+    let kills: u32 = std::env::var("DELO_CRASH_KILLS").map_or(6, |n| n.parse().unwrap());
+    let (state, mut rng) = (tempfile::tempdir().unwrap(), ChaCha8Rng::seed_from_u64(5));
+    let artifacts: Vec<Vec<u8>> = (1..5).map(artifact).collect();
+    let mut server = Serving::start(state.path(), "").await;
+    let mut live = server.sound_version().await;
+    let (mut old, mut new) = (0, 0);
+    for _ in 0..kills {
+        let until = Duration::from_micros(rng.random_range(0..250_000));
+        let (mut admin, artifacts) = (server.admin.clone(), artifacts.clone());
+        let acknowledged = tokio::spawn(async move {
+            let mut acknowledged = live;
+            for artifact in artifacts.iter().cycle() {
+                let source = Some(Source::Artifact(artifact.clone().into()));
+                match admin.load_partition(LoadPartitionRequest { source, ..Default::default() }).await {
+                    Ok(loaded) => acknowledged = loaded.into_inner().partition.unwrap().version,
+                    Err(_) => break,
+                }
+            }
+            acknowledged
+        });
+        tokio::time::sleep(until).await;
+        server.kill();
+        let acknowledged = acknowledged.await.unwrap();
+        server = Serving::start(state.path(), "").await;
+        live = server.sound_version().await;
+        assert!(live == acknowledged || live == acknowledged + 1, "{live} is live, {acknowledged} was acknowledged");
+        if live == acknowledged { old += 1 } else { new += 1 }
+    }
+    eprintln!("{kills} kills: {old} times the last acknowledged version, {new} times the one that was being loaded");
+}
+
+#[cfg(feature = "failpoints")]
+mod steps {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn killed_at_every_step_of_a_load_it_comes_back_with_the_catalogue_of_that_step() {
+        let state = tempfile::tempdir().unwrap();
+        let mut live = Serving::start(state.path(), "").await.sound_version().await;
+        for (step, survives) in [
+            ("registry.read", false),
+            ("registry.tried", false),
+            ("state.artifact.written", false),
+            ("state.artifact.renamed", false),
+            ("state.catalogue.written", false),
+            ("state.catalogue.renamed", true),
+            ("state.committed", true),
+            ("registry.committed", true),
+        ] {
+            let mut server = Serving::start(state.path(), &format!("{step}=return")).await;
+            assert!(server.load(artifact(1)).await.is_err(), "{step} was not met");
+            assert!(!server.process.wait().unwrap().success());
+            let expected = live + u64::from(survives);
+            live = Serving::start(state.path(), "").await.sound_version().await;
+            assert_eq!(live, expected, "after a crash at {step}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_full_disk_refuses_a_load_and_loses_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let live = Serving::start(state.path(), "").await.sound_version().await;
+        // First the artifact finds no room, then the catalogue.
+        for writes in ["1*return->off", "1*off->1*return->off"] {
+            let mut server = Serving::start(state.path(), &format!("state.write={writes}")).await;
+            let status = server.load(artifact(1)).await.unwrap_err();
+            assert!(status.code() == tonic::Code::Unavailable && status.message().contains("state directory"), "{status:?}");
+            assert_eq!(server.sound_version().await, live);
+            server.kill();
+            assert_eq!(Serving::start(state.path(), "").await.sound_version().await, live);
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! Connections and calls that misbehave: each costs a bounded amount for a bounded time, and others are served meanwhile.
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use delo::serve::pb::ListPartitionsRequest;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request};
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::harness::{Running, refused, start_with, text};
+use crate::identity::{Authority, channel, classify, start_trusting};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// An empty SETTINGS frame.
+const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+const CLASSIFY: &str = "/delo.v1.Classifier/Classify";
+
+/// A server of one task, with these settings.
+async fn start(changes: &[(&'static str, &str)]) -> Running {
+    start_with(&["food"], changes).await
+}
+
+/// The server answers a new connection within a second.
+async fn answers_soon(server: &Running) {
+    let began = Instant::now();
+    server.classifier().await.classify(text("soup")).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+/// Whether the server closes this connection within `patience`; what it says before is not looked at.
+async fn closed_within(mut stream: TcpStream, patience: Duration) -> bool {
+    let mut buffer = [0; 4096];
+    let until_end = async { while matches!(stream.read(&mut buffer).await, Ok(1..)) {} };
+    tokio::time::timeout(patience, until_end).await.is_ok()
+}
+
+/// A connection of HTTP/2 without anything of gRPC around it.
+async fn raw(address: SocketAddr, window: u32) -> SendRequest<Bytes> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (client, connection) = h2::client::Builder::new().initial_window_size(window).handshake::<_, Bytes>(stream).await.unwrap();
+    tokio::spawn(connection);
+    client.ready().await.unwrap()
+}
+
+fn head(path: &str) -> Request<()> {
+    let builder = Request::post(format!("http://localhost{path}")).header("content-type", "application/grpc").header("te", "trailers");
+    builder.body(()).unwrap()
+}
+
+/// A message as gRPC frames it.
+fn framed(message: &impl Message) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_u8(0);
+    out.put_u32(message.encoded_len().try_into().unwrap());
+    message.encode(&mut out).unwrap();
+    out.freeze()
+}
+
+/// How a call ended: its status, in the head or in the trailers of the answer.
+async fn status(answer: h2::client::ResponseFuture) -> Status {
+    let answer = answer.await.unwrap();
+    let of = |headers: &HeaderMap| Status::from_header_map(headers);
+    if let Some(status) = of(answer.headers()) {
+        return status;
+    }
+    let mut body = answer.into_body();
+    while let Some(data) = body.data().await {
+        let length = data.unwrap().len();
+        body.flow_control().release_capacity(length).unwrap();
+    }
+    of(&body.trailers().await.unwrap().unwrap()).unwrap()
+}
+
+/// A call that says it has a long message and sends `bytes` of it, and no end.
+fn half_sent(client: &mut SendRequest<Bytes>, path: &str, bytes: usize) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
+    let (answer, mut stream) = client.send_request(head(path), false).unwrap();
+    let mut out = BytesMut::new();
+    out.put_u8(0);
+    out.put_u32(90_000);
+    out.put_bytes(b'a', bytes);
+    stream.send_data(out.freeze(), false).unwrap();
+    (answer, stream)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_never_begin_are_closed_in_time() {
+    let server = start(&[("server.handshake_seconds", "1.0")]).await;
+    let address = server.addresses.classifier;
+    let mut held = Vec::new();
+    for bytes in [&b""[..], &PREFACE[..10]].repeat(20) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        held.push(stream);
+    }
+    answers_soon(&server).await;
+    for stream in held {
+        assert!(closed_within(stream, Duration::from_secs(5)).await);
+    }
+    let mut http1 = TcpStream::connect(address).await.unwrap();
+    http1.write_all(b"GET /delo.v1.Classifier/Classify HTTP/1.1\r\nHost: delo\r\n\r\n").await.unwrap();
+    assert!(closed_within(http1, Duration::from_millis(900)).await, "what is no HTTP/2 is closed at once");
+    let page = server.metrics().await;
+    assert!(page.contains("delo_connections_refused_total{port=\"classifier\",reason=\"handshake\"}"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_stall_delay_nobody_and_are_ended() {
+    let authority = Authority::new("authority");
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = authority.issue("server", &["localhost"]).write(dir.path());
+    let changes =
+        [("tls.certificate", certificate.to_str().unwrap()), ("tls.key", key.to_str().unwrap()), ("tls.handshake_seconds", "1.5")];
+    let server = start_trusting(dir.path(), &changes).await;
+    let address = server.addresses.classifier;
+    classify(channel(address, &authority, None).await.unwrap(), None).await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..200 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // A record of a handshake whose rest never comes.
+        stream.write_all(&[22, 3, 1, 2, 0, 1]).await.unwrap();
+        held.push(stream);
+    }
+    let began = Instant::now();
+    classify(channel(address, &authority, None).await.unwrap(), None).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    for stream in held {
+        assert!(closed_within(stream, Duration::from_secs(5)).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_fall_silent_or_never_read_are_closed() {
+    let server = start(&[("server.keepalive_seconds", "0.5"), ("server.keepalive_timeout_seconds", "0.5")]).await;
+    let mut held = Vec::new();
+    for _ in 0..50 {
+        let mut stream = TcpStream::connect(server.addresses.classifier).await.unwrap();
+        stream.write_all(&[PREFACE, SETTINGS].concat()).await.unwrap();
+        // The start of a HEADERS frame on stream 1, whose block goes on, and never does.
+        stream.write_all(&[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x83]).await.unwrap();
+        held.push(stream);
+    }
+    answers_soon(&server).await;
+    for stream in held {
+        assert!(closed_within(stream, Duration::from_secs(5)).await, "it answers no ping");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_does_not_arrive_ends_at_its_deadline_and_gives_its_permit_back() {
+    let server = start(&[("server.max_in_flight_requests", "2"), ("deadline.default_seconds", "2.0")]).await;
+    let mut client = raw(server.addresses.classifier, 65_535).await;
+    let (slow, _stream) = half_sent(&mut client, CLASSIFY, 100);
+    // A whole message, but no end of the stream.
+    let (half_closed, mut stream) = client.send_request(head(CLASSIFY), false).unwrap();
+    stream.send_data(framed(&text("soup")), false).unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let full = refused(server.classifier().await.classify(text("soup")).await, Code::ResourceExhausted, "server.max_in_flight_requests");
+    assert!(full.get_details_retry_info().is_some());
+    for call in [slow, half_closed] {
+        let ended = tokio::time::timeout(Duration::from_secs(4), status(call)).await.expect("in time");
+        assert_eq!(ended.code(), Code::DeadlineExceeded, "{ended:?}");
+        assert!(ended.message().contains("whole request"), "{ended:?}");
+    }
+    answers_soon(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_never_read_holds_no_permit_beyond_its_deadline() {
+    let server = start(&[("server.max_in_flight_requests", "1"), ("deadline.default_seconds", "1.0")]).await;
+    // A window of 0: the server may send no byte of the answer.
+    let mut client = raw(server.addresses.classifier, 0).await;
+    let (_answer, mut stream) = client.send_request(head(CLASSIFY), false).unwrap();
+    stream.send_data(framed(&text("soup")), true).unwrap();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    refused(server.classifier().await.classify(text("soup")).await, Code::ResourceExhausted, "");
+    tokio::time::sleep(Duration::from_millis(1800)).await;
+    answers_soon(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_in_which_nothing_moves_is_ended() {
+    let server = start(&[("server.stream_idle_seconds", "1.0")]).await;
+    let mut client = raw(server.addresses.classifier, 65_535).await;
+    let (answer, mut stream) = client.send_request(head("/delo.v1.Classifier/ClassifyStream"), false).unwrap();
+    stream.send_data(framed(&text("soup")), false).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), status(answer)).await.expect("in time");
+    assert_eq!(ended.code(), Code::DeadlineExceeded, "{ended:?}");
+    assert!(ended.message().contains("server.stream_idle_seconds"), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_being_received_are_bounded_over_all_calls() {
+    let changes = [("server.max_message_bytes", "100000"), ("server.max_receive_bytes", "100000"), ("deadline.default_seconds", "3.0")];
+    let server = start(&changes).await;
+    let mut client = raw(server.addresses.classifier, 65_535).await;
+    let mut other = raw(server.addresses.classifier, 65_535).await;
+    let (first, _one) = half_sent(&mut client, CLASSIFY, 60_000);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (second, _two) = half_sent(&mut other, CLASSIFY, 60_000);
+    let refusal = tokio::time::timeout(Duration::from_secs(2), status(second)).await.expect("at once");
+    assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal:?}");
+    assert!(refusal.message().contains("server.max_receive_bytes") && refusal.get_details_retry_info().is_some(), "{refusal:?}");
+    answers_soon(&server).await;
+    assert_eq!(status(first).await.code(), Code::DeadlineExceeded);
+    let large = "a".repeat(60_000);
+    server.classifier().await.classify(text(&large)).await.expect("the first call has given its share back");
+    assert!(server.metrics().await.contains("delo_rejected_total{reason=\"receive_memory\"}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_has_so_many_calls_and_admin_calls_are_bounded_too() {
+    let server = start(&[("server.max_in_flight_per_client", "2"), ("admin.max_in_flight_requests", "1")]).await;
+    let mut client = raw(server.addresses.classifier, 65_535).await;
+    let held = [half_sent(&mut client, CLASSIFY, 10), half_sent(&mut client, CLASSIFY, 10)];
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let limit = refused(server.classifier().await.classify(text("soup")).await, Code::ResourceExhausted, "server.max_in_flight_per_client");
+    assert!(limit.get_details_retry_info().is_some());
+    drop((held, client));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    answers_soon(&server).await;
+
+    let mut admin = raw(server.addresses.admin.unwrap(), 65_535).await;
+    let _held = half_sent(&mut admin, "/delo.v1.Admin/LoadPartition", 10);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let full = server.admin().await.list_partitions(ListPartitionsRequest {}).await;
+    refused(full, Code::ResourceExhausted, "admin.max_in_flight_requests");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_most_are_closed_at_once() {
+    let server = start(&[("server.max_connections", "3")]).await;
+    // Those that asked for health at the start have gone by then.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(raw(server.addresses.classifier, 65_535).await);
+    }
+    let beyond = TcpStream::connect(server.addresses.classifier).await.unwrap();
+    assert!(closed_within(beyond, Duration::from_secs(1)).await);
+    assert!(server.metrics().await.contains("delo_connections_refused_total{port=\"classifier\",reason=\"too_many\"}"));
+    drop(held);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    answers_soon(&server).await;
+}
+
+/// Connections that this process may have open to itself, each of which takes two of its files.
+#[cfg(unix)]
+fn affordable() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is one `rlimit`, valid for writes during the call.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    usize::try_from(limit.rlim_cur.saturating_sub(2000) / 2).unwrap_or(usize::MAX)
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_idle_connections_do_not_keep_others_waiting() {
+    // A server raises the limit to what the system allows before the connections are counted.
+    let server = start(&[]).await;
+    let many = affordable().min(10_000);
+    assert!(many >= 500, "the system allows too few open files: {many}");
+    let mut held = Vec::with_capacity(many);
+    for _ in 0..many {
+        let mut stream = TcpStream::connect(server.addresses.classifier).await.unwrap();
+        stream.write_all(&[PREFACE, SETTINGS].concat()).await.unwrap();
+        held.push(stream);
+    }
+    // The server's SETTINGS: each of them is served.
+    for stream in &mut held {
+        let mut frame = [0; 9];
+        tokio::time::timeout(Duration::from_secs(10), stream.read_exact(&mut frame)).await.expect("in time").unwrap();
+        assert_eq!(frame[3], 4);
+    }
+    answers_soon(&server).await;
+    println!("{many} idle connections");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_thousand_streams_reset_at_once_cost_their_connection_alone() {
+    let server = start(&[]).await;
+    let mut opened = 0;
+    let began = Instant::now();
+    while opened < 20_000 {
+        let mut client = raw(server.addresses.classifier, 65_535).await;
+        // Until the server has had enough of this connection.
+        while opened < 20_000 {
+            client = match client.ready().await {
+                Ok(client) => client,
+                Err(_) => break,
+            };
+            let Ok((_, mut stream)) = client.send_request(head(CLASSIFY), false) else { break };
+            stream.send_reset(h2::Reason::CANCEL);
+            opened += 1;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "{opened} streams");
+    }
+    answers_soon(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_never_read_hold_nothing_of_the_budget_for_requests() {
+    let server = start(&[("server.max_message_bytes", "100000"), ("server.max_receive_bytes", "100000")]).await;
+    let mut client = raw(server.addresses.classifier, 0).await;
+    let mut unread = Vec::new();
+    for _ in 0..5 {
+        client = client.ready().await.unwrap();
+        let (answer, mut stream) = client.send_request(head(CLASSIFY), false).unwrap();
+        stream.send_data(framed(&text(&"a".repeat(60_000))), true).unwrap();
+        let answer = answer.await.unwrap();
+        assert!(Status::from_header_map(answer.headers()).is_none(), "{answer:?}");
+        unread.push(answer);
+    }
+    answers_soon(&server).await;
+}

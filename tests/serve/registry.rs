@@ -1,0 +1,230 @@
+//! Following a registry: what is live there becomes live here; what goes wrong on the way changes nothing that is served.
+use std::path::Path;
+use std::time::Duration;
+
+use delo::delo::{KeySignal, Layout, Metric};
+use delo::registry::remote::{Place, promote, push, withdraw};
+use delo::serve::pb::{GetStatusRequest, ListPartitionsRequest, RegistryStatus, SyncRegistryRequest, SyncRegistryResponse};
+use tonic::{Code, Status};
+
+use crate::common;
+use crate::harness::{Running, artifact, refused, start, start_with};
+use crate::web::{Mode, Web};
+
+fn place(dir: &Path) -> Place {
+    Place::Directory(dir.to_owned())
+}
+
+/// Pushes a partition and makes it live; returns its SHA-256.
+async fn publish(dir: &Path, bytes: Vec<u8>) -> String {
+    push(&place(dir), bytes.into(), None, true).await.unwrap().entry.sha256
+}
+
+/// Another partition of this task.
+fn other(task: &str, seed: u64) -> Vec<u8> {
+    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, seed);
+    common::artifact(task, &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
+}
+
+/// A server that serves food of its own and follows this registry, impatiently.
+async fn follow(registry: &str) -> Running {
+    let changes = [("registry.manifest", registry), ("registry.poll_seconds", "0.05"), ("registry.fetch_timeout_seconds", "1.0")];
+    start_with(&["food"], &changes).await
+}
+
+async fn status(server: &Running) -> RegistryStatus {
+    server.admin().await.get_status(GetStatusRequest {}).await.unwrap().into_inner().registry.unwrap()
+}
+
+async fn sync(server: &Running) -> Result<SyncRegistryResponse, Status> {
+    Ok(server.admin().await.sync_registry(SyncRegistryRequest {}).await?.into_inner())
+}
+
+async fn until(server: &Running, what: &str, holds: impl Fn(&RegistryStatus) -> bool) -> RegistryStatus {
+    let mut last = RegistryStatus::default();
+    for _ in 0..1200 {
+        last = status(server).await;
+        if holds(&last) {
+            return last;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{what} never came: {last:?}");
+}
+
+async fn until_revision(server: &Running, revision: u64) {
+    until(server, "being in sync", |s| s.in_sync && s.revision == revision).await;
+}
+
+/// Tasks and checksums that are live.
+async fn checksums(server: &Running) -> Vec<(String, String)> {
+    let list = server.admin().await.list_partitions(ListPartitionsRequest {}).await.unwrap().into_inner();
+    list.partitions.into_iter().map(|p| (p.task, p.checksum)).collect()
+}
+
+fn tasks(live: &[(String, u64)]) -> Vec<&str> {
+    live.iter().map(|(task, _)| task.as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_directory_makes_live_is_served_and_what_was_loaded_by_hand_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = publish(dir.path(), artifact("travel")).await;
+    let server = follow(dir.path().to_str().unwrap()).await;
+    until_revision(&server, 1).await;
+    assert_eq!(server.live().await, [("food".to_owned(), 1), ("travel".to_owned(), 1)]);
+
+    publish(dir.path(), other("travel", 5)).await;
+    until_revision(&server, 2).await;
+    assert_eq!(server.live().await, [("food".to_owned(), 1), ("travel".to_owned(), 2)]);
+    promote(&place(dir.path()), &format!("travel@{}", &first[..8])).await.unwrap();
+    until_revision(&server, 3).await;
+    assert_eq!(server.live().await[1].1, 3);
+
+    server.upload(artifact("animals")).await.unwrap();
+    withdraw(&place(dir.path()), "travel").await.unwrap();
+    until_revision(&server, 4).await;
+    assert_eq!(tasks(&server.live().await), ["animals", "food"]);
+    let page = server.metrics().await;
+    assert!(page.contains("delo_registry_syncs_total{outcome=\"ok\"}"), "{page}");
+    server.assert_serving().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_of_one_manifest_reach_the_same_partitions() {
+    let dir = tempfile::tempdir().unwrap();
+    publish(dir.path(), other("travel", 1)).await;
+    publish(dir.path(), other("food", 2)).await;
+    let web = Web::of(dir.path()).await;
+    let (one, two) = tokio::join!(follow(dir.path().to_str().unwrap()), async { follow(&web.url("")).await });
+    for revision in [2, 3] {
+        until_revision(&one, revision).await;
+        until_revision(&two, revision).await;
+        assert_eq!(checksums(&one).await, checksums(&two).await);
+        publish(dir.path(), other("food", revision + 10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_goes_on_where_the_connection_broke() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = artifact("travel");
+    let step = bytes.len() / 5 + 1;
+    publish(dir.path(), bytes).await;
+    let web = Web::of(dir.path()).await;
+    web.set(Mode::Cut(step));
+    let server = follow(&web.url("")).await;
+    until_revision(&server, 1).await;
+    let starts: Vec<_> = web.requests().into_iter().map(|(_, start)| start).collect();
+    // The system may hold back the end of what a broken connection brought, never bring anything twice.
+    assert_eq!(starts[0], 0);
+    assert!(starts.len() >= 5 && starts.is_sorted() && *starts.last().unwrap() >= step as u64, "{starts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_knows_no_ranges_is_read_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    publish(dir.path(), artifact("travel")).await;
+    let web = Web::of(dir.path()).await;
+    web.set(Mode::Whole);
+    let server = follow(&web.url("manifest.json")).await;
+    until_revision(&server, 1).await;
+    assert_eq!(tasks(&server.live().await), ["food", "travel"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_on_the_way_are_told_change_nothing_and_pass() {
+    let dir = tempfile::tempdir().unwrap();
+    let web = Web::of(dir.path()).await;
+    let elsewhere = Web::of(dir.path()).await;
+    publish(dir.path(), artifact("travel")).await;
+    let server = follow(&web.url("")).await;
+    until_revision(&server, 1).await;
+    for (i, (mode, words)) in [
+        (Mode::Longer, "the manifest says"),
+        (Mode::Redirect(elsewhere.url("partitions/a")), "redirect"),
+        (Mode::Gone, "503"),
+        (Mode::Silent, "too slowly"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let before = checksums(&server).await;
+        web.set(mode.clone());
+        publish(dir.path(), other("travel", 20 + i as u64)).await;
+        let told = until(&server, &format!("the error of {mode:?}"), |s| s.error.contains(words)).await;
+        assert!(!told.in_sync && told.seconds_since_sync >= 0.0, "{told:?}");
+        assert_eq!(checksums(&server).await, before, "{mode:?}");
+        server.assert_serving().await;
+        web.set(Mode::Honest);
+        until_revision(&server, i as u64 + 2).await;
+        assert_ne!(checksums(&server).await, before, "{mode:?}");
+    }
+    assert_eq!(elsewhere.requests(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_artifact_is_not_fetched_again_until_the_manifest_changes_or_someone_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let web = Web::of(dir.path()).await;
+    web.set(Mode::Garbage);
+    publish(dir.path(), artifact("travel")).await;
+    let server = follow(&web.url("")).await;
+    until(&server, "the damage", |s| s.error.contains("damaged")).await;
+    let (asked, polls) = (web.requests().len(), 5);
+    for _ in 0..polls {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert!(!status(&server).await.in_sync);
+    }
+    assert_eq!(web.requests().len(), asked);
+    assert_eq!(tasks(&server.live().await), ["food"]);
+    web.set(Mode::Honest);
+    let answer = sync(&server).await.unwrap();
+    assert_eq!((answer.loaded, answer.registry.unwrap().in_sync), (vec!["travel".to_owned()], true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_of_another_backbone_or_task_are_refused_beside_those_that_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, 3);
+    let mut meta = common::meta("alien", &model, common::key_rule(Metric::Plain, KeySignal::Pooled));
+    meta.backbone.fingerprint = "abc".to_owned();
+    let keys = delo::delo::SessionKeys::default();
+    publish(dir.path(), delo::delo::partition::to_bytes(&meta, &model, &keys).unwrap()).await;
+    publish(dir.path(), artifact("animals")).await;
+    publish(dir.path(), artifact("travel")).await;
+    // Somebody edits the manifest by hand.
+    let manifest = dir.path().join("manifest.json");
+    let text = std::fs::read_to_string(&manifest).unwrap().replace("\"animals\"", "\"plants\"");
+    std::fs::write(&manifest, text).unwrap();
+    let server = follow(dir.path().to_str().unwrap()).await;
+    let told = until(&server, "two refusals", |s| s.error.contains("and 1 more")).await;
+    assert!(told.error.contains("backbone abc") || told.error.contains("is of task \"animals\""), "{told:?}");
+    assert_eq!(tasks(&server.live().await), ["food", "travel"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_or_damaged_manifest_is_ignored_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    publish(dir.path(), artifact("animals")).await;
+    let manifest = dir.path().join("manifest.json");
+    let old = std::fs::read(&manifest).unwrap();
+    publish(dir.path(), artifact("travel")).await;
+    let new = std::fs::read(&manifest).unwrap();
+    let server = follow(dir.path().to_str().unwrap()).await;
+    until_revision(&server, 2).await;
+    for (text, words) in [(old, "older"), (b"{}".to_vec(), "unusable"), (new[..100].to_vec(), "unusable")] {
+        std::fs::write(&manifest, text).unwrap();
+        let told = until(&server, words, |s| s.error.contains(words)).await;
+        assert_eq!((told.revision, tasks(&server.live().await)), (2, vec!["animals", "food", "travel"]));
+    }
+    std::fs::write(&manifest, new).unwrap();
+    until_revision(&server, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_follows_nothing_says_so() {
+    let server = start().await;
+    refused(sync(&server).await, Code::FailedPrecondition, "registry.manifest");
+    assert_eq!(server.admin().await.get_status(GetStatusRequest {}).await.unwrap().into_inner().registry, None);
+}
