@@ -38,6 +38,11 @@ fn partitions_of_any_bytes_are_bound_or_refused() {
 }
 
 #[test]
+fn manifests_of_any_bytes_are_sound_or_refused() {
+    replay("manifest", promises::manifest);
+}
+
+#[test]
 fn requests_of_any_bytes_are_read_or_refused() {
     replay("request", promises::request);
 }
@@ -74,6 +79,7 @@ fn writes_the_seeds() {
         ("image", seeds::images()),
         ("text", seeds::texts()),
         ("artifact", seeds::artifacts()),
+        ("manifest", seeds::manifests()),
         ("request", seeds::requests()),
         ("configuration", seeds::configurations()),
     ] {

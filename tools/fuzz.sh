@@ -10,7 +10,7 @@ if ! [[ $seconds =~ ^[1-9][0-9]*$ ]]; then
 fi
 shift || true
 targets=("$@")
-[[ ${#targets[@]} -gt 0 ]] || targets=(image text artifact request configuration)
+[[ ${#targets[@]} -gt 0 ]] || targets=(image text artifact manifest request configuration)
 
 # Sanitizers are an unstable flag, which the stable compiler takes too when it is told to.
 export RUSTC_BOOTSTRAP=1 CARGO_INCREMENTAL=0

@@ -5,12 +5,14 @@ mod artifact;
 mod configuration;
 mod image;
 pub mod json;
+mod manifest;
 mod request;
 mod text;
 
 pub use artifact::{artifact, backbone};
 pub use configuration::configuration;
 pub use image::{image, read_image};
+pub use manifest::manifest;
 pub use request::request;
 pub use text::text;
 

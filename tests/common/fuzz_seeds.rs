@@ -159,6 +159,36 @@ fn artifact(spec: PoolSpec, metric: Metric, multi_label: bool) -> Vec<u8> {
     to_bytes(&meta, &model, &keys).unwrap()
 }
 
+/// An empty registry, one with artifacts, and ones that say what cannot be.
+pub fn manifests() -> Seeds {
+    let (one, two) = ("1".repeat(64), "2".repeat(64));
+    let entry = |sha256: &str, task: &str, more: &str| {
+        format!(r#"{{"sha256":"{sha256}","bytes":9,"task":"{task}","checksum":"c","backbone":"b","created":"2026","pushed":"2026"{more}}}"#)
+    };
+    let signature = format!(r#","signature":"{}""#, "0a".repeat(64));
+    let manifest = |revision: &str, artifacts: &[String], live: &str| {
+        let artifacts = artifacts.join(",");
+        format!(
+            r#"{{"format":"delo-registry","version":1,"revision":{revision},"updated":"2026","artifacts":[{artifacts}],"live":{{{live}}}}}"#
+        )
+    };
+    let live = format!(r#""a":"{one}""#);
+    [
+        ("empty", manifest("0", &[], "")),
+        ("one", manifest("1", &[entry(&one, "a", "")], &live)),
+        ("signed", manifest("2", &[entry(&one, "a", &signature), entry(&two, "b", "")], &live)),
+        ("twice", manifest("3", &[entry(&one, "a", ""), entry(&one, "b", "")], &live)),
+        ("live-of-another", manifest("4", &[entry(&one, "b", "")], &live)),
+        ("path", manifest("5", &[entry("../../etc/passwd", "a", "")], "")),
+        ("negative", manifest("-1", &[], "")),
+        ("newer", manifest("1", &[], "").replace(r#""version":1"#, r#""version":2"#)),
+        ("cut", manifest("1", &[entry(&one, "a", "")], &live)[..150].to_owned()),
+        ("nothing", String::new()),
+    ]
+    .map(|(name, text)| (name.to_owned(), text.into_bytes()))
+    .into()
+}
+
 /// A byte for the kind of message, then the message.
 pub fn requests() -> Seeds {
     let picture = images().swap_remove(0).1;
