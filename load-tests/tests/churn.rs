@@ -108,6 +108,10 @@ impl Admin for Service {
         Err(Status::unimplemented("not sent"))
     }
 
+    async fn sync_registry(&self, _: Request<SyncRegistryRequest>) -> Result<Response<SyncRegistryResponse>, Status> {
+        Err(Status::unimplemented("not sent"))
+    }
+
     async fn list_partitions(&self, _: Request<ListPartitionsRequest>) -> Result<Response<ListPartitionsResponse>, Status> {
         let tasks = self.tasks.lock().unwrap();
         let live =
