@@ -60,7 +60,8 @@ impl Port {
     pub fn admin(config: &Config, trusted: Trusted) -> Self {
         let most = config.admin.max_in_flight_requests;
         let setting = "admin.max_in_flight_requests";
-        let admission = Admission { prefix: "/delo.v1.Admin/", most, most_of_a_client: most, setting };
+        // One operator may have all of the few calls, so that it is always `setting` that a refusal names.
+        let admission = Admission { prefix: "/delo.v1.Admin/", most, most_of_a_client: usize::MAX, setting };
         let unary = config::Deadline { default: config.admin.max_call, max: config.admin.max_call };
         let receive = Receive::new(config.admin.max_artifact_bytes.saturating_add(2 * ENVELOPE_BYTES), "admin.max_artifact_bytes");
         Self::new(config, trusted, "admin", ADMIN_CONNECTIONS, admission, unary, receive)
