@@ -28,11 +28,14 @@ enum Fault {
     DeafToRollback,
 }
 
+/// The latest version of each task, and the one that is live.
+type Tasks = BTreeMap<String, (u64, Option<u64>)>;
+
 /// Tasks by the artifact's first byte. Of each: the version counted last, and the one that is live.
 #[derive(Clone)]
 struct Service {
     fault: Fault,
-    tasks: Arc<Mutex<BTreeMap<String, (u64, Option<u64>)>>>,
+    tasks: Arc<Mutex<Tasks>>,
 }
 
 impl Service {

@@ -53,12 +53,12 @@ enum AdminCommand {
         connection: Connection,
     },
     /// Makes an earlier version of a task live again.
-    #[command(after_help = "Examples:\n  delo admin rollback symbols\n  delo admin rollback symbols --version 3")]
+    #[command(after_help = "Examples:\n  delo admin rollback symbols\n  delo admin rollback symbols --to 3")]
     Rollback {
         /// The task's name.
         task: String,
         /// One of the retained versions that `delo admin list` shows; the one before the live one if left out.
-        #[arg(long, value_name = "N")]
+        #[arg(long = "to", value_name = "VERSION")]
         version: Option<u64>,
         #[command(flatten)]
         connection: Connection,

@@ -8,6 +8,7 @@ use super::pb::{self, get_status_response, load_partition_request, trial_mode};
 use super::room::Rooms;
 use super::status::{check_request_id, from_registry, invalid};
 use crate::engine::{Counted, Resident, Share, Trial, TrialMode};
+use crate::registry::remote::without_query;
 use crate::registry::{Changed, Load, Registry, RegistryError};
 
 /// Changes the catalogue of the room, and lets health follow.
@@ -26,7 +27,10 @@ impl pb::admin_server::Admin for Admin {
         let trial = trial.map(trial_of).transpose()?;
         let remote = &self.rooms.room()?.remote;
         let (source, origin) = match source {
-            load_partition_request::Source::Uri(uri) => (remote.named(uri.clone(), &signature).await?, Some(uri)),
+            load_partition_request::Source::Uri(uri) => {
+                let shown = without_query(&uri);
+                (remote.named(uri, &signature).await?, Some(shown))
+            }
             load_partition_request::Source::Artifact(bytes) => (remote.uploaded(bytes, &signature).await?, None),
         };
         let load = Load { source, trial, origin, request_id };

@@ -11,6 +11,7 @@ use super::fetch::{Limits, check_signature, fetch, fetch_manifest, jittered};
 use super::manifest::{Entry, Manifest};
 use super::place::{Place, Tag};
 use crate::registry::signature::{self, Trust};
+use crate::registry::state::StateError;
 use crate::registry::{Load, Registry, RegistryError, Source};
 
 /// The longest pause after failures, in polls.
@@ -41,6 +42,8 @@ struct Progress {
     tag: Tag,
     /// By task, the digest that the manifest made live here.
     followed: BTreeMap<String, String>,
+    /// Whether `followed` holds what this server kept over a restart.
+    adopted: bool,
     /// By digest, why an artifact is not fetched again until the manifest changes.
     refused: HashMap<String, String>,
     /// Synchronisations in a row after which another may go better.
@@ -84,7 +87,7 @@ impl Refusal {
     fn passes(&self) -> bool {
         match self {
             Self::Remote(error) => error.passes(),
-            Self::Registry(error) => matches!(error, RegistryError::Panicked),
+            Self::Registry(error) => matches!(error, RegistryError::Panicked | RegistryError::State(StateError::Write(_))),
             Self::Before(_) => false,
         }
     }
@@ -121,31 +124,19 @@ impl Follower {
         if again {
             progress.refused.clear();
         }
-        if progress.followed.is_empty() {
-            progress.followed = self.followed_before().await;
-        }
         let mut changes = Changes::default();
         let mut failures: Vec<Refusal> = Vec::new();
-        if let Err(error) = self.refresh(&mut progress).await {
-            failures.push(error.into());
+        match self.refresh(&mut progress).await {
+            Ok(()) => self.adopt(&mut progress).await,
+            Err(error) => failures.push(error.into()),
         }
         // An old manifest is still worth following: what failed to load may load now.
         self.load(&mut progress, &mut changes, &mut failures).await;
-        self.unload(&mut progress, &mut changes).await;
+        self.unload(&mut progress, &mut changes, &mut failures).await;
         let retry = failures.iter().any(Refusal::passes);
         progress.failures = if retry { progress.failures.saturating_add(1) } else { 0 };
         self.tell(progress.manifest.revision, &failures);
         changes
-    }
-
-    /// What an earlier run of this server loaded from this place: the ledger's origins tell.
-    async fn followed_before(&self) -> BTreeMap<String, String> {
-        let here = self.place.shown("");
-        let live = self.registry.report().await.tasks.into_iter().filter_map(|(task, entry)| {
-            let record = entry.versions.get(&entry.live?)?;
-            record.origin.starts_with(&here).then(|| (task, record.digest.clone()))
-        });
-        live.collect()
     }
 
     /// Takes a newer manifest, if there is one.
@@ -164,6 +155,21 @@ impl Follower {
             progress.manifest = manifest;
         }
         Ok(())
+    }
+
+    /// Counts what this server kept over a restart, and had from this registry, as followed: it may have been withdrawn meanwhile. Only once a manifest was
+    /// read: an unreachable registry has withdrawn nothing.
+    async fn adopt(&self, progress: &mut Progress) {
+        if std::mem::replace(&mut progress.adopted, true) {
+            return;
+        }
+        let from_here = format!("{}/", self.place.shown("partitions"));
+        for (task, entry) in self.registry.report().await.tasks {
+            let live = entry.live.and_then(|version| entry.versions.get(&version));
+            if let Some(live) = live.filter(|live| live.origin.starts_with(&from_here)) {
+                progress.followed.insert(task, live.digest.clone());
+            }
+        }
     }
 
     async fn load(&self, progress: &mut Progress, changes: &mut Changes, failures: &mut Vec<Refusal>) {
@@ -218,14 +224,19 @@ impl Follower {
     }
 
     /// Unloads what the manifest made live and no longer does. What somebody loaded by hand since, or besides, stays.
-    async fn unload(&self, progress: &mut Progress, changes: &mut Changes) {
+    async fn unload(&self, progress: &mut Progress, changes: &mut Changes, failures: &mut Vec<Refusal>) {
         let withdrawn: Vec<_> = progress.followed.keys().filter(|task| !progress.manifest.live.contains_key(*task)).cloned().collect();
         for task in withdrawn {
             let Some(digest) = progress.followed.remove(&task) else { continue };
-            if self.registry.catalogue().get(&task).is_some_and(|resident| resident.partition.digest == digest)
-                && self.registry.unload(&task, "").await.is_ok()
-            {
-                changes.unloaded.push(task);
+            if self.registry.catalogue().get(&task).is_none_or(|resident| resident.partition.digest != digest) {
+                continue;
+            }
+            match self.registry.unload(&task, "").await {
+                Ok(_) => changes.unloaded.push(task),
+                Err(error) => {
+                    progress.followed.insert(task, digest);
+                    failures.push(error.into());
+                }
             }
         }
         if !changes.unloaded.is_empty() {

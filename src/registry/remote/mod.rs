@@ -13,7 +13,7 @@ mod publish;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use allowed::AllowedUrls;
+pub use allowed::{AllowedUrls, without_query};
 pub use fetch::{Limits, check_signature, fetch_url};
 pub use follower::{Changes, Follower, Report};
 pub use manifest::{Entry, Manifest};
