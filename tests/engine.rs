@@ -214,7 +214,7 @@ fn a_partition_that_is_given_serves_though_the_catalogue_lacks_it() {
     let none = Catalogue::empty(engine().backbone(), RoutingRule::default());
     let given = query(&full, random_sample(0), Some("task-1"));
     let open = Query::open(random_sample(1));
-    let expected = engine().classify(&full, &[given.clone()]).remove(0).unwrap();
+    let expected = engine().classify(&full, std::slice::from_ref(&given)).remove(0).unwrap();
     let mut answers = engine().classify(&none, &[open, given]);
     assert_eq!(answers.remove(1).unwrap().scores, expected.scores);
     assert!(matches!(answers.remove(0), Err(EngineError::NothingLoaded)), "one refused sample does not fail its neighbour");

@@ -56,7 +56,7 @@ pub enum Presence {
 impl Sample {
     /// The memory that it holds, in bytes.
     pub fn bytes(&self) -> usize {
-        let (pixels, ids) = (self.image.as_ref().map(|p| p.data.as_slice()), self.text.as_ref().map(Vec::as_slice));
+        let (pixels, ids) = (self.image.as_ref().map(|p| p.data.as_slice()), self.text.as_deref());
         pixels.map_or(0, size_of_val) + ids.map_or(0, size_of_val)
     }
 

@@ -441,9 +441,9 @@ mod tests {
         (0..60).for_each(|_| drop(f.push("b", Interactive, 10)));
         let mut tokens = HashMap::new();
         for client in (0..4).flat_map(|_| f.batch()) {
-            *tokens.entry(client.clone()).or_insert(0) += if client == "a" { 20 } else { 10 };
+            *tokens.entry(client.clone()).or_insert(0i32) += if client == "a" { 20 } else { 10 };
         }
-        assert!((tokens["a"] - tokens["b"] as i32).abs() <= 40, "{tokens:?}");
+        assert!((tokens["a"] - tokens["b"]).abs() <= 40, "{tokens:?}");
     }
 
     #[test]

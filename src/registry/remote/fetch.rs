@@ -45,7 +45,7 @@ pub async fn fetch(place: &Place, entry: &Entry, limits: Limits) -> Result<Bytes
     if entry.bytes > limits.max_bytes {
         return Err(RemoteError::TooLarge { object: shown, found: entry.bytes, limit: limits.max_bytes });
     }
-    let bytes = Reading::new(place, &object, Some(entry.bytes), limits).to_end().await?;
+    let bytes = Reading::new(place, &object, Some(entry.bytes), limits).into_whole().await?;
     let digested = bytes.clone();
     let found = blocking(move || signature::digest(&digested)).await?;
     if found != entry.sha256 {
@@ -66,7 +66,7 @@ pub async fn fetch_url(
     limits: Limits,
 ) -> Result<Bytes, RemoteError> {
     let url = allowed.check(url)?;
-    let bytes = Reading::new(&Place::at(url.clone())?, "", None, limits).to_end().await?;
+    let bytes = Reading::new(&Place::at(url.clone())?, "", None, limits).into_whole().await?;
     let signature = match given {
         // A query that signs one address does not sign another.
         None if trust.wants_signatures() && url.query().is_none() => {
@@ -98,7 +98,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 /// The signature in an object; `None` where it is not there.
 async fn signature_at(place: &Place, object: &str, limits: Limits) -> Result<Option<Vec<u8>>, RemoteError> {
     let limits = Limits { max_bytes: SIGNATURE_BYTES, ..limits };
-    match Reading::new(place, object, None, limits).to_end().await {
+    match Reading::new(place, object, None, limits).into_whole().await {
         Ok(bytes) => Ok(Some(signature::from_hex(&String::from_utf8_lossy(&bytes))?)),
         Err(RemoteError::NotThere { .. }) => Ok(None),
         Err(error) => Err(error),
@@ -150,7 +150,7 @@ impl<'a> Reading<'a> {
         self.bytes.len() as u64
     }
 
-    async fn to_end(mut self) -> Result<Bytes, RemoteError> {
+    async fn into_whole(mut self) -> Result<Bytes, RemoteError> {
         let (mut failures, mut barren) = (0, 0);
         while self.size.is_none_or(|size| self.have() < size) {
             let had = self.have();
