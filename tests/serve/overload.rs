@@ -52,7 +52,8 @@ async fn what_cannot_make_its_deadline_is_answered_by_then_while_others_are_comp
     let answers = flood(&server, requests, Some("60m")).await;
     // Most are refused at once, by the pace measured so far; those of which it was too hopeful expire.
     let late: Vec<Duration> = answers.iter().filter_map(|(answer, took)| answer.is_err().then_some(*took)).collect();
-    let known = [Code::DeadlineExceeded, Code::ResourceExhausted];
+    // On a starved machine tonic's own clock for the same deadline may win, and calls it cancelled.
+    let known = [Code::DeadlineExceeded, Code::ResourceExhausted, Code::Cancelled];
     for status in answers.iter().filter_map(|(answer, _)| answer.as_ref().err()) {
         assert!(known.contains(&status.code()), "{status:?}");
     }
