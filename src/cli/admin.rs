@@ -58,8 +58,8 @@ enum AdminCommand {
         /// The task's name.
         task: String,
         /// One of the retained versions that `delo admin list` shows; the one before the live one if left out.
-        #[arg(long = "to", value_name = "VERSION")]
-        version: Option<u64>,
+        #[arg(long, value_name = "VERSION")]
+        to: Option<u64>,
         #[command(flatten)]
         connection: Connection,
     },
@@ -120,7 +120,7 @@ pub fn run(args: AdminArgs) -> Result<(), Failure> {
     match args.command {
         AdminCommand::List { connection } => list(&connection),
         AdminCommand::Load { file, uri, canary, shadow, connection } => load(file, uri, trial(canary, shadow), &connection),
-        AdminCommand::Rollback { task, version, connection } => rollback(task, version, &connection),
+        AdminCommand::Rollback { task, to, connection } => rollback(task, to, &connection),
         AdminCommand::Promote { task, canary, connection } => promote(task, trial(canary, false), &connection),
         AdminCommand::Abort { task, connection } => abort(task, &connection),
         AdminCommand::Unload { task, connection } => unload(task, &connection),
