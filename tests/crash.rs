@@ -1,6 +1,6 @@
 //! Killed in the middle of a load, the real server comes back with the old catalogue or the new one.
 //!
-//! The moments are random; `DELO_CRASH_KILLS=200 cargo test --test crash` tries more of them than the usual few. With
+//! The moments are random; `CRASH_KILLS=200 cargo test --test crash` tries more of them than the usual few. With
 //! `cargo test --features failpoints --test crash` every step of a load is met on purpose.
 mod common;
 
@@ -91,7 +91,7 @@ impl Drop for Serving {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_of_a_load_it_comes_back_with_the_old_catalogue_or_the_new_one() {
-    let kills: u32 = std::env::var("DELO_CRASH_KILLS").map_or(6, |n| n.parse().unwrap());
+    let kills: u32 = std::env::var("CRASH_KILLS").map_or(6, |n| n.parse().unwrap());
     let (state, mut rng) = (tempfile::tempdir().unwrap(), ChaCha8Rng::seed_from_u64(5));
     let artifacts: Vec<Vec<u8>> = (1..5).map(artifact).collect();
     let mut server = Serving::start(state.path(), "").await;
