@@ -1,20 +1,17 @@
 //! So many calls at a time, in all and of each caller, until the server drains.
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::Request;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
 use super::authenticate::Caller;
 use super::deadline::Expiry;
-use super::{Answer, Holding, Inner, call, refusal};
+use super::{Answer, Holding, Inner, Policy, call, refusal};
 use crate::serve::status::{exhausted, refused};
 
 /// What one port admits.
@@ -122,41 +119,19 @@ impl Admit {
     }
 }
 
-#[derive(Clone, Debug)]
-pub struct Admitted<S> {
-    inner: S,
-    policy: Admit,
-}
-
-impl<S> Layer<S> for Admit {
-    type Service = Admitted<S>;
-
-    fn layer(&self, inner: S) -> Admitted<S> {
-        Admitted { inner, policy: self.clone() }
-    }
-}
-
-impl<S: Inner> Service<Request<Body>> for Admitted<S> {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Answer;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Answer {
-        if !request.uri().path().starts_with(self.policy.admission.prefix) {
-            return Box::pin(call(&mut self.inner, request));
+impl Policy for Admit {
+    fn around<S: Inner>(&self, request: Request<Body>, next: &mut S) -> Answer {
+        if !request.uri().path().starts_with(self.admission.prefix) {
+            return Box::pin(call(next, request));
         }
-        let (permit, place) = match self.policy.admit(Caller::of(request.extensions()).name) {
+        let (permit, place) = match self.admit(Caller::of(request.extensions()).name) {
             Ok(admitted) => admitted,
             Err(status) => return refusal(status),
         };
         let expiry = request.extensions().get::<Arc<Expiry>>().cloned().unwrap_or_default();
         expiry.hold(permit);
         let held = Permit(expiry);
-        let answer = call(&mut self.inner, request);
+        let answer = call(next, request);
         Box::pin(async move {
             let mut response = answer.await?.map(|body| Holding::around(body, held));
             // The place stays with an answer that the client does not read: of those, only this client has fewer.
@@ -170,6 +145,8 @@ impl<S: Inner> Service<Request<Body>> for Admitted<S> {
 mod tests {
     use futures::FutureExt;
     use tonic::Code;
+
+    use tower::Service;
 
     use super::*;
     use crate::serve::layers::tests::{code, request, service};

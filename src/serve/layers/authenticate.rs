@@ -1,15 +1,12 @@
 //! Who calls, and whether that client may call this.
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
-use http::{Extensions, HeaderMap, Request, Response, header};
+use http::{Extensions, HeaderMap, Request, header};
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
-use super::{Answer, Inner, call, refusal};
+use super::{Answer, Inner, Policy, call, refusal};
 use crate::serve::auth::{Client, Clients, Role};
 use crate::serve::connections::Peer;
 use crate::serve::status::refused;
@@ -39,12 +36,6 @@ impl Caller {
 /// Finds the caller of each call, and refuses those who are unknown or may not. `None`: everybody may do everything.
 #[derive(Clone, Debug)]
 pub struct Authenticate(pub Option<Arc<ArcSwap<Clients>>>);
-
-#[derive(Clone, Debug)]
-pub struct Authenticated<S> {
-    inner: S,
-    policy: Authenticate,
-}
 
 impl Authenticate {
     fn caller(&self, request: &Request<Body>) -> Result<Caller, Status> {
@@ -128,31 +119,15 @@ impl Needed {
     }
 }
 
-impl<S> Layer<S> for Authenticate {
-    type Service = Authenticated<S>;
-
-    fn layer(&self, inner: S) -> Authenticated<S> {
-        Authenticated { inner, policy: self.clone() }
-    }
-}
-
-impl<S: Inner> Service<Request<Body>> for Authenticated<S> {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Answer;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> Answer {
-        match self.policy.caller(&request) {
+impl Policy for Authenticate {
+    fn around<S: Inner>(&self, mut request: Request<Body>, next: &mut S) -> Answer {
+        match self.caller(&request) {
             Ok(caller) => request.extensions_mut().insert(caller),
             Err(status) => return refusal(status),
         };
         // Nobody further in has a use for it, and what isn't there isn't logged.
         request.headers_mut().remove(header::AUTHORIZATION);
-        Box::pin(call(&mut self.inner, request))
+        Box::pin(call(next, request))
     }
 }
 

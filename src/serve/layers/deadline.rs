@@ -1,5 +1,4 @@
 //! Until when a call may take. A call ends then, whatever has arrived of it, and whether or not its answer is read.
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,10 +13,9 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
 use super::admit::Place;
-use super::{Answer, Inner, call};
+use super::{Answer, Inner, Policy, call};
 use crate::config;
 use crate::serve::deadline::within;
 use crate::serve::status::refused;
@@ -174,45 +172,23 @@ impl Drop for Watched {
     }
 }
 
-#[derive(Clone, Debug)]
-pub struct Expiring<S> {
-    inner: S,
-    bounds: Bounds,
-}
-
-impl<S> Layer<S> for Deadline {
-    type Service = Expiring<S>;
-
-    fn layer(&self, inner: S) -> Expiring<S> {
-        Expiring { inner, bounds: self.0 }
-    }
-}
-
-impl<S: Inner> Service<Request<Body>> for Expiring<S> {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Answer;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> Answer {
+impl Policy for Deadline {
+    fn around<S: Inner>(&self, mut request: Request<Body>, next: &mut S) -> Answer {
         let path = request.uri().path();
         if path.starts_with("/grpc.health.v1.Health/") {
             // Whoever watches health may do so for ever.
-            return Box::pin(call(&mut self.inner, request));
+            return Box::pin(call(next, request));
         }
         let streams = path == "/delo.v1.Classifier/ClassifyStream" || path.starts_with("/grpc.reflection.");
         let at = (!streams).then(|| {
             let asked = request.headers().get("grpc-timeout").and_then(|value| value.to_str().ok());
-            Instant::now() + within(asked, &self.bounds.unary)
+            Instant::now() + within(asked, &self.0.unary)
         });
         let expiry = Arc::new(Expiry::at(at));
         request.extensions_mut().insert(expiry.clone());
         let request = request.map(|body| Body::new(Arriving { body, expiry: expiry.clone() }));
-        let watched = Watched::start(expiry.clone(), self.bounds.stream_idle);
-        let answer = call(&mut self.inner, request);
+        let watched = Watched::start(expiry.clone(), self.0.stream_idle);
+        let answer = call(next, request);
         Box::pin(async move {
             let response = tokio::select! {
                 biased;
@@ -301,6 +277,10 @@ impl http_body::Body for Leaving {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use tower::Service;
+
     use super::*;
 
     /// Has no frame, and says when it is dropped.

@@ -1,43 +1,21 @@
 //! A panic in a handler fails its own call.
 use std::any::Any;
-use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
-use std::task::{Context, Poll};
 
 use futures::FutureExt;
-use http::{Request, Response};
+use http::Request;
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
-use super::{Answer, Inner, call};
+use super::{Answer, Inner, Policy, call};
 
 /// A panic in a handler fails its own call, with INTERNAL.
 #[derive(Clone, Copy, Debug)]
 pub struct IsolatePanics;
 
-#[derive(Clone, Debug)]
-pub struct Isolated<S>(S);
-
-impl<S> Layer<S> for IsolatePanics {
-    type Service = Isolated<S>;
-
-    fn layer(&self, inner: S) -> Isolated<S> {
-        Isolated(inner)
-    }
-}
-
-impl<S: Inner> Service<Request<Body>> for Isolated<S> {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Answer;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Answer {
-        let answer = call(&mut self.0, request);
+impl Policy for IsolatePanics {
+    fn around<S: Inner>(&self, request: Request<Body>, next: &mut S) -> Answer {
+        let answer = call(next, request);
         // Handlers share state only behind locks that survive a panic.
         Box::pin(AssertUnwindSafe(answer).catch_unwind().map(|outcome| outcome.unwrap_or_else(|panic| Ok(internal(&*panic).into_http()))))
     }
@@ -53,6 +31,8 @@ pub fn internal(panic: &(dyn Any + Send)) -> Status {
 #[cfg(test)]
 mod tests {
     use tonic::Code;
+
+    use tower::Service;
 
     use super::*;
     use crate::serve::layers::tests::{code, request, service};

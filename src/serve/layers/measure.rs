@@ -1,45 +1,24 @@
 //! Counts calls by method and code and measures how long they take.
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request};
 use http_body::{Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tower::{Layer, Service};
 
-use super::{Answer, Inner, call};
+use super::{Answer, Inner, Policy, call};
 
 /// Counts calls by method and code and measures how long they take, a call that is hung up on included.
 #[derive(Clone, Copy, Debug)]
 pub struct Measure;
 
-#[derive(Clone, Debug)]
-pub struct Measured<S>(S);
-
-impl<S> Layer<S> for Measure {
-    type Service = Measured<S>;
-
-    fn layer(&self, inner: S) -> Measured<S> {
-        Measured(inner)
-    }
-}
-
-impl<S: Inner> Service<Request<Body>> for Measured<S> {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Answer;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Answer {
+impl Policy for Measure {
+    fn around<S: Inner>(&self, request: Request<Body>, next: &mut S) -> Answer {
         let mut measurement = Measurement { method: method(request.uri().path()), since: Instant::now(), code: None };
-        let answer = call(&mut self.0, request);
+        let answer = call(next, request);
         Box::pin(async move {
             let response = answer.await?;
             // An error without a message says so in its head; anything else ends with trailers.

@@ -27,14 +27,6 @@ pub use measure::Measure;
 pub use receive::{Receive, Share};
 pub use trace::Trace;
 
-use admit::Admitted;
-use authenticate::Authenticated;
-use deadline::Expiring;
-use isolate_panics::Isolated;
-use measure::Measured;
-use receive::Received;
-use trace::Traced;
-
 /// The policies of one port. The other port has the same ones, with bounds of its own.
 #[derive(Clone, Debug)]
 pub struct Stack {
@@ -45,7 +37,8 @@ pub struct Stack {
 }
 
 impl<S: Inner> Layer<S> for Stack {
-    type Service = Measured<Authenticated<Traced<Expiring<Admitted<Received<Isolated<S>>>>>>>;
+    type Service =
+        Around<Measure, Around<Authenticate, Around<Trace, Around<Deadline, Around<Admit, Around<Receive, Around<IsolatePanics, S>>>>>>>;
 
     fn layer(&self, services: S) -> Self::Service {
         // From the inside out: a call meets them from the last to the first.
@@ -70,7 +63,40 @@ impl<S: Inner> Layer<S> for Stack {
 pub trait Inner: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static {}
 impl<S> Inner for S where S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static {}
 
-type Answer = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+/// A call's answer, to be awaited.
+pub type Answer = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+/// What one layer does with a call.
+pub trait Policy: Clone + Send + 'static {
+    /// Answers the call itself, or lets it go on by [`call`] of `next`.
+    fn around<S: Inner>(&self, request: Request<Body>, next: &mut S) -> Answer;
+
+    /// This policy around a service.
+    fn layer<S>(&self, inner: S) -> Around<Self, S> {
+        Around { policy: self.clone(), inner }
+    }
+}
+
+/// A service and the policy around it.
+#[derive(Clone, Debug)]
+pub struct Around<P, S> {
+    policy: P,
+    inner: S,
+}
+
+impl<P: Policy, S: Inner> Service<Request<Body>> for Around<P, S> {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer {
+        self.policy.around(request, &mut self.inner)
+    }
+}
 
 /// Calls the service that was polled ready, leaving a clone in its place.
 fn call<S: Inner>(service: &mut S, request: Request<Body>) -> S::Future {

@@ -1,5 +1,4 @@
 //! A bound on the bytes of request messages that are being received, over all calls of a port.
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,14 +6,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Request;
 use http_body::{Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
 use super::deadline::Expiry;
-use super::{Answer, Holding, Inner, call};
+use super::{Answer, Holding, Inner, Policy, call};
 use crate::serve::status::{exhausted, refused};
 
 /// Bytes of a gRPC frame before its message: whether it is compressed, and its length.
@@ -81,37 +79,15 @@ impl Drop for Share {
     }
 }
 
-#[derive(Clone, Debug)]
-pub struct Received<S> {
-    inner: S,
-    budget: Receive,
-}
-
-impl<S> Layer<S> for Receive {
-    type Service = Received<S>;
-
-    fn layer(&self, inner: S) -> Received<S> {
-        Received { inner, budget: self.clone() }
-    }
-}
-
-impl<S: Inner> Service<Request<Body>> for Received<S> {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Answer;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> Answer {
-        let share = Arc::new(Share { budget: self.budget.clone(), taken: AtomicUsize::new(0) });
+impl Policy for Receive {
+    fn around<S: Inner>(&self, mut request: Request<Body>, next: &mut S) -> Answer {
+        let share = Arc::new(Share { budget: self.clone(), taken: AtomicUsize::new(0) });
         // A stream has no end by the clock, and what it has received is handed on message by message.
         let streams = request.extensions().get::<Arc<Expiry>>().is_some_and(|expiry| expiry.at.is_none());
         let messages = streams.then(Messages::default);
         request.extensions_mut().insert(share.clone());
         let request = request.map(|body| Body::new(Counted { body, share: share.clone(), messages }));
-        let answer = call(&mut self.inner, request);
+        let answer = call(next, request);
         Box::pin(async move {
             let response = answer.await?;
             // Of a stream, messages are still to come. Any other call has read its own, and must not hold it until the client reads the answer.
@@ -195,6 +171,11 @@ impl Messages {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use http::Response;
+    use tower::Service;
+
     use super::*;
 
     #[test]
