@@ -162,9 +162,11 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Resu
         room.registry.catalogue().pick(&task, ticket).cloned().ok_or_else(unknown)
     });
     let given = given.transpose()?;
-    let memory = room.intake.memory(image.as_ref(), text.as_deref()).map_err(from_intake)?;
+    let bytes = image.as_ref().map_or(0, bytes::Bytes::len) + text.as_ref().map_or(0, String::len);
     let claim = Claim { client: call.client, priority };
-    let slot = room.batcher.reserve(claim, memory, call.deadline).map_err(from_batch)?;
+    let mut slot = room.batcher.reserve(claim, bytes, call.deadline).map_err(from_batch)?;
+    // Only of what is let in, the header is read: refusing costs next to nothing.
+    slot.resize(room.intake.memory(image.as_ref(), text.as_deref()).map_err(from_intake)?).map_err(from_batch)?;
     let sample = tokio::time::timeout_at(call.deadline.into(), room.intake.sample(image, text))
         .await
         .map_err(|_| from_batch(BatchError::DeadlineExceeded))?
