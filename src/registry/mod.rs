@@ -122,6 +122,8 @@ pub struct Changed {
     pub record: VersionRecord,
     /// While it is resident.
     pub resident: Option<Arc<Resident>>,
+    /// Of a version that was resident before or after the change.
+    pub labels: Vec<String>,
 }
 
 /// What is asked of [`Registry::load`].
@@ -248,7 +250,7 @@ impl Registry {
         let catalogue = blocking(rebuilt).await??;
         if ledger != books.ledger {
             ledger.revision += 1;
-            books.commit(&ledger, None)?;
+            books.commit(&ledger, &[])?;
             books.ledger = ledger;
         }
         notices.iter().chain(&books.notices).for_each(|notice| tracing::error!(notice, "state directory"));
@@ -316,7 +318,7 @@ impl Registry {
         };
         let catalogue = blocking(added).await??;
         ledger.revision += 1;
-        books.commit_all(&ledger, artifacts)?;
+        books.commit(&ledger, &artifacts)?;
         books.ledger = ledger;
         self.live.store(Arc::new(catalogue));
         give_memory_back();
@@ -427,7 +429,7 @@ impl Registry {
         ledger.remember(Done { request_id: request_id.to_owned(), asked, task: task.to_owned(), version, record: record.clone() });
 
         let TaskRecord { live, trial, .. } = ledger.tasks.get(task).cloned().unwrap_or_default();
-        let bytes = fresh.as_ref().map(|fresh| (fresh.partition.digest.clone(), fresh.bytes.clone()));
+        let artifact: Vec<_> = fresh.iter().map(|fresh| (fresh.partition.digest.clone(), fresh.bytes.clone())).collect();
         let mut new = fresh.map(|fresh| Resident::new(fresh.partition, version));
         let mut resident = async |wanted: u64| match new.take_if(|new| new.version == wanted) {
             Some(new) => Ok(new),
@@ -451,20 +453,25 @@ impl Registry {
         };
         let catalogue = blocking(changed).await??;
         crash::point("registry.tried");
-        books.commit(&ledger, bytes.as_ref().map(|(digest, bytes)| (digest.as_str(), bytes)))?;
+        books.commit(&ledger, &artifact)?;
         books.keep(task, &ledger, &before);
         books.ledger = ledger;
         crash::point("registry.committed");
         self.live.store(Arc::new(catalogue));
+        let mut changed = self.changed(task.to_owned(), version, record);
+        if let Some(left) = before.version(task, version) {
+            changed.labels.clone_from(&left.partition.meta.labels);
+        }
         // What it held goes with its last batch.
         drop(before);
         give_memory_back();
-        Ok(self.changed(task.to_owned(), version, record))
+        Ok(changed)
     }
 
     fn changed(&self, task: String, version: u64, record: VersionRecord) -> Changed {
         let resident = self.catalogue().version(&task, version).cloned();
-        Changed { task, version, record, resident }
+        let labels = resident.as_ref().map(|resident| resident.partition.meta.labels.clone()).unwrap_or_default();
+        Changed { task, version, record, resident, labels }
     }
 
     /// A version that is resident already, or is kept.
@@ -515,18 +522,11 @@ pub struct Report {
 }
 
 impl Books {
-    fn commit(&mut self, ledger: &Ledger, new: Option<(&str, &Bytes)>) -> Result<(), RegistryError> {
+    fn commit(&mut self, ledger: &Ledger, new: &[(String, Bytes)]) -> Result<(), RegistryError> {
         match &mut self.store {
             Store::Memory(_) => Ok(()),
             // Some milliseconds of disk, which must not be abandoned halfway with its caller.
             Store::Disk(state) => Ok(tokio::task::block_in_place(|| state.commit(ledger, new))?),
-        }
-    }
-
-    fn commit_all(&mut self, ledger: &Ledger, new: Vec<(String, Bytes)>) -> Result<(), RegistryError> {
-        match &mut self.store {
-            Store::Memory(_) => Ok(()),
-            Store::Disk(state) => Ok(tokio::task::block_in_place(|| state.commit_all(ledger, &new))?),
         }
     }
 

@@ -123,20 +123,11 @@ impl<F: Files> StateDir<F> {
         Ok((state, found))
     }
 
-    /// Makes a ledger durable, with an artifact that it names for the first time. On return both have reached the disk.
+    /// Makes a ledger durable, with the artifacts that it names for the first time. On return all have reached the disk.
     ///
     /// # Errors
     /// [`StateError::Write`]: the state found at the next start is the one before, or (where only the last sync failed) the new one.
-    pub fn commit(&mut self, ledger: &Ledger, new: Option<(&str, &Bytes)>) -> Result<(), StateError> {
-        let new: Vec<_> = new.map(|(digest, bytes)| (digest.to_owned(), bytes.clone())).into_iter().collect();
-        self.commit_all(ledger, &new)
-    }
-
-    /// As [`Self::commit`], with any number of artifacts.
-    ///
-    /// # Errors
-    /// As [`Self::commit`].
-    pub fn commit_all(&mut self, ledger: &Ledger, new: &[(String, Bytes)]) -> Result<(), StateError> {
+    pub fn commit(&mut self, ledger: &Ledger, new: &[(String, Bytes)]) -> Result<(), StateError> {
         for (digest, bytes) in new {
             self.write(&artifact(digest), PARTITIONS, bytes, ["state.artifact.written", "state.artifact.renamed"])?;
         }
@@ -361,7 +352,7 @@ mod tests {
 
     fn commit(state: &mut StateDir<Simulated>, ledger: &Ledger, version: u64) -> (Ledger, Result<(), StateError>) {
         let (next, bytes) = load(ledger, version);
-        let written = state.commit(&next, Some((&digest(&bytes), &bytes)));
+        let written = state.commit(&next, &[(digest(&bytes), bytes)]);
         (next, written)
     }
 

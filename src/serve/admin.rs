@@ -150,13 +150,14 @@ impl Admin {
 
     async fn partition(&self, changed: Changed) -> Result<pb::Partition, Status> {
         let report = self.rooms.room()?.registry.report().await;
-        let Changed { task, version, record, resident } = changed;
+        let Changed { task, version, record, resident, labels } = changed;
         let mut shown = resident.as_deref().map(resident_partition).unwrap_or_else(|| pb::Partition {
             checksum: record.checksum,
             digest: record.digest,
             created: record.created,
             delo_version: record.delo_version,
             multi_label: record.multi_label,
+            labels,
             version,
             task: task.clone(),
             ..Default::default()

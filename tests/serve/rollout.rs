@@ -118,7 +118,8 @@ async fn a_canary_gets_its_share_is_counted_by_version_and_is_promoted_or_aborte
     refused(server.promote(None).await, Code::FailedPrecondition, "no version on trial");
     server.load_as(2, canary(1.0), "").await.unwrap();
     assert_eq!(server.version("id-0").await, 3);
-    assert_eq!(server.abort().await.unwrap().version, 3);
+    let aborted = server.abort().await.unwrap();
+    assert_eq!((aborted.version, aborted.labels.len()), (3, 7));
     assert_eq!(server.version("id-0").await, 2);
     refused(server.abort().await, Code::FailedPrecondition, "no version on trial");
     assert!(!server.metrics().await.contains("version=\"3\""), "the series of a version end with it");
@@ -184,7 +185,8 @@ async fn a_request_id_makes_a_change_once_even_when_calls_race() {
 async fn an_unload_answers_when_the_requests_that_it_was_serving_have_ended() {
     let server = start().await;
     let request = UnloadPartitionRequest { task: "food".to_owned(), ..Default::default() };
-    assert!(server.admin().await.unload_partition(request).await.unwrap().into_inner().drained);
+    let answer = server.admin().await.unload_partition(request).await.unwrap().into_inner();
+    assert!(answer.drained && answer.partition.unwrap().labels.len() == 7, "it says what was taken out of service");
     refused(server.rollback(None).await, Code::FailedPrecondition, "retained are none");
 }
 
