@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
+use tonic::{Response, Status};
 
 use super::Failure;
 use super::client::{Authorized, Credentials, exchange, refusal};
@@ -13,8 +14,8 @@ use crate::serve::pb::load_partition_request::Source;
 use crate::serve::pb::trial_mode::Mode;
 use crate::serve::pb::{
     AbortTrialRequest, GetStatusRequest, GetStatusResponse, ListPartitionsRequest, LoadPartitionRequest, Partition, PromoteTrialRequest,
-    RegistryStatus, RollbackPartitionRequest, SyncRegistryRequest, Trial, TrialMode, UnloadPartitionRequest, VersionCounts,
-    get_status_response,
+    RegistryStatus, RollbackPartitionRequest, SyncRegistryRequest, Trial, TrialMode, UnloadPartitionRequest, UnloadPartitionResponse,
+    VersionCounts, get_status_response,
 };
 
 /// Shows and changes which partitions a running server serves.
@@ -129,14 +130,16 @@ pub fn run(args: AdminArgs) -> Result<(), Failure> {
     }
 }
 
-fn client(channel: Authorized) -> AdminClient<Authorized> {
-    AdminClient::new(channel).max_decoding_message_size(64 << 20)
+/// One call of the admin service.
+fn ask<T>(connection: &Connection, call: impl AsyncFnOnce(AdminClient<Authorized>) -> Result<Response<T>, Status>) -> Result<T, Failure> {
+    exchange(&connection.server, &connection.credentials, async |channel| {
+        let client = AdminClient::new(channel).max_decoding_message_size(64 << 20);
+        Ok(call(client).await.map_err(|status| refusal(&status))?.into_inner())
+    })
 }
 
 fn list(connection: &Connection) -> Result<(), Failure> {
-    let partitions = exchange(&connection.server, &connection.credentials, |channel| async {
-        Ok(client(channel).list_partitions(ListPartitionsRequest {}).await.map_err(|s| refusal(&s))?.into_inner().partitions)
-    })?;
+    let partitions = ask(connection, async |mut client| client.list_partitions(ListPartitionsRequest {}).await)?.partitions;
     if connection.json {
         return print_json(&json!({"partitions": partitions.iter().map(json).collect::<Vec<_>>()}));
     }
@@ -179,52 +182,38 @@ fn load(file: Option<PathBuf>, uri: Option<String>, trial: Option<TrialMode>, co
         (None, None) => return Err(Failure::usage("give a FILE or --uri")),
     };
     let request = LoadPartitionRequest { source: Some(source), request_id: request_id(), trial, signature: signature.into() };
-    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
-        let answer = client(channel).load_partition(request).await;
-        Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
-    })?;
-    changed(if trial.is_some() { "on trial" } else { "live" }, &partition, connection)
+    let partition = ask(connection, async |mut client| client.load_partition(request).await)?.partition;
+    changed(if trial.is_some() { "on trial" } else { "live" }, partition, connection)
 }
 
 fn rollback(task: String, version: Option<u64>, connection: &Connection) -> Result<(), Failure> {
     let request = RollbackPartitionRequest { task, version, request_id: request_id() };
-    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
-        let answer = client(channel).rollback_partition(request).await;
-        Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
-    })?;
-    changed("live", &partition, connection)
+    let partition = ask(connection, async |mut client| client.rollback_partition(request).await)?.partition;
+    changed("live", partition, connection)
 }
 
 fn promote(task: String, trial: Option<TrialMode>, connection: &Connection) -> Result<(), Failure> {
     let request = PromoteTrialRequest { task, trial, request_id: request_id() };
-    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
-        let answer = client(channel).promote_trial(request).await;
-        Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
-    })?;
-    changed(if trial.is_some() { "on trial" } else { "live" }, &partition, connection)
+    let partition = ask(connection, async |mut client| client.promote_trial(request).await)?.partition;
+    changed(if trial.is_some() { "on trial" } else { "live" }, partition, connection)
 }
 
 fn abort(task: String, connection: &Connection) -> Result<(), Failure> {
     let request = AbortTrialRequest { task, request_id: request_id() };
-    let partition = exchange(&connection.server, &connection.credentials, |channel| async {
-        let answer = client(channel).abort_trial(request).await;
-        Ok(answer.map_err(|s| refusal(&s))?.into_inner().partition.unwrap_or_default())
-    })?;
-    changed("aborted", &partition, connection)
+    let partition = ask(connection, async |mut client| client.abort_trial(request).await)?.partition;
+    changed("aborted", partition, connection)
 }
 
 fn unload(task: String, connection: &Connection) -> Result<(), Failure> {
     let request = UnloadPartitionRequest { task, request_id: request_id() };
-    let (partition, drained) = exchange(&connection.server, &connection.credentials, |channel| async {
-        let answer = client(channel).unload_partition(request).await.map_err(|s| refusal(&s))?.into_inner();
-        Ok((answer.partition.unwrap_or_default(), answer.drained))
-    })?;
-    changed(if drained { "unloaded" } else { "unloaded, some requests still finish with it" }, &partition, connection)
+    let UnloadPartitionResponse { partition, drained } = ask(connection, async |mut client| client.unload_partition(request).await)?;
+    changed(if drained { "unloaded" } else { "unloaded, some requests still finish with it" }, partition, connection)
 }
 
-fn changed(what: &str, partition: &Partition, connection: &Connection) -> Result<(), Failure> {
+fn changed(what: &str, partition: Option<Partition>, connection: &Connection) -> Result<(), Failure> {
+    let partition = partition.unwrap_or_default();
     if connection.json {
-        return print_json(&json(partition));
+        return print_json(&json(&partition));
     }
     print(&format!("{what}: task {}, version {}, {} labels", partition.task, partition.version, partition.labels.len()))
 }
@@ -245,9 +234,7 @@ fn counts(c: VersionCounts) -> Value {
 }
 
 fn sync(connection: &Connection) -> Result<(), Failure> {
-    let answer = exchange(&connection.server, &connection.credentials, |channel| async {
-        Ok(client(channel).sync_registry(SyncRegistryRequest {}).await.map_err(|s| refusal(&s))?.into_inner())
-    })?;
+    let answer = ask(connection, async |mut client| client.sync_registry(SyncRegistryRequest {}).await)?;
     let registry = answer.registry.unwrap_or_default();
     if connection.json {
         return print_json(&json!({"registry": registry_json(&registry), "loaded": answer.loaded, "unloaded": answer.unloaded}));
@@ -270,6 +257,7 @@ fn registry_json(r: &RegistryStatus) -> Value {
 fn registry_line(r: &RegistryStatus) -> String {
     let state = match (r.in_sync, r.seconds_since_sync < 0.0) {
         (true, _) => "in sync".to_owned(),
+        (false, true) if r.error.is_empty() => "not yet in sync".to_owned(),
         (false, true) => format!("not yet in sync: {}", r.error),
         (false, false) => format!("not in sync for {:.0} s: {}", r.seconds_since_sync, r.error),
     };
@@ -277,9 +265,7 @@ fn registry_line(r: &RegistryStatus) -> String {
 }
 
 fn status(connection: &Connection) -> Result<(), Failure> {
-    let status = exchange(&connection.server, &connection.credentials, |channel| async {
-        Ok(client(channel).get_status(GetStatusRequest {}).await.map_err(|s| refusal(&s))?.into_inner())
-    })?;
+    let status = ask(connection, async |mut client| client.get_status(GetStatusRequest {}).await)?;
     let GetStatusResponse {
         version,
         model,
