@@ -9,9 +9,9 @@
 //! - [`engine`]: many samples of many tasks become one packed batch and one forward.
 //! - [`train`]: objective, optimiser, schedule, data sets; produces a partition.
 //! - [`eval`]: AP, FG and routing accuracy of partitions on a data set.
-//! - [`registry`]: which partitions are live: one atomic catalogue.
+//! - [`registry`]: which partitions are live, on trial and retained, durably; where they come from, and who vouches for them.
 //! - [`config`]: layered settings.
-//! - [`serve`]: gRPC services, batcher, feedback, metrics, lifecycle.
+//! - [`serve`]: gRPC services, the policies around every call, queue and batcher, feedback, metrics, lifecycle.
 //! - [`cli`]: the command line; parses, calls one function of the rooms above, prints.
 
 pub mod cli;
