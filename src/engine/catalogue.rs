@@ -69,7 +69,7 @@ pub struct RoutingRule {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogueError {
-    #[error("no task {0:?} is loaded: leave the task out to let the server choose; `delo admin list` shows those that are")]
+    #[error("no task {0:?} is loaded: leave the task out to let the server choose, or load its partition")]
     UnknownTask(String),
     #[error("no task {0:?} is live, and a version on trial is compared with a live one: load it without a trial")]
     NothingToCompare(String),
