@@ -191,8 +191,9 @@ pub struct Routing {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batching {
-    #[serde(deserialize_with = "positive")]
-    pub max_tokens: usize,
+    /// `None`: what the engine says.
+    #[serde(deserialize_with = "positive_or_auto")]
+    pub max_tokens: Option<usize>,
     #[serde(deserialize_with = "positive")]
     pub max_samples: usize,
     #[serde(deserialize_with = "positive")]
@@ -406,6 +407,16 @@ fn positive<'de, D: Deserializer<'de>>(de: D) -> Result<usize, D::Error> {
     }
 }
 
+fn positive_or_auto<'de, D: Deserializer<'de>>(de: D) -> Result<Option<usize>, D::Error> {
+    match String::deserialize(de)?.as_str() {
+        "auto" => Ok(None),
+        number => match number.parse() {
+            Ok(0) | Err(_) => Err(D::Error::custom(format!("{number:?} is neither \"auto\" nor a whole number from 1 on"))),
+            Ok(n) => Ok(Some(n)),
+        },
+    }
+}
+
 /// As many as HTTP/2 can count.
 fn streams<'de, D: Deserializer<'de>>(de: D) -> Result<u32, D::Error> {
     match u32::deserialize(de)? {
@@ -479,7 +490,7 @@ mod tests {
         let mut env = environment("DELO_BATCHING__MAX_SAMPLES", "20");
         env.extend(environment("DELO_BATCHING__MAX_QUEUE_SAMPLES", "30"));
         let config = Config::layered(Some(file.path()), env, vec![("batching.max_queue_samples", "300".to_owned())]).unwrap();
-        assert_eq!((config.batching.max_tokens, config.batching.max_samples, config.batching.max_queue_samples), (1, 20, 300));
+        assert_eq!((config.batching.max_tokens, config.batching.max_samples, config.batching.max_queue_samples), (Some(1), 20, 300));
         let defaults = Config::layered(None, HashMap::new(), vec![]).unwrap();
         assert_eq!(config.batching.max_queue_bytes, defaults.batching.max_queue_bytes);
     }

@@ -27,6 +27,11 @@ pub use device::DeviceChoice;
 pub use packed::{Packed, Span};
 pub use resident::{Counted, Resident, VersionCounts};
 
+/// Tokens for each thread from which on a forward is no faster a token: measured with `delo bench engine --batch 1 2 4 8 16 32`.
+const CPU_BATCH_TOKENS: usize = 320;
+/// The same for a whole GPU.
+const DEVICE_BATCH_TOKENS: usize = 4096;
+
 /// One sample to classify.
 #[derive(Clone, Debug)]
 pub struct Query {
@@ -207,6 +212,14 @@ impl Engine {
     /// Threads of the compute pool.
     pub fn threads(&self) -> usize {
         threads()
+    }
+
+    /// Tokens of a batch that is large enough for this machine: a larger one only takes longer.
+    pub fn batch_tokens(&self) -> usize {
+        match &self.compute {
+            Compute::F32(_) | Compute::Bf16(_) => (CPU_BATCH_TOKENS * self.threads()).max(2 * CPU_BATCH_TOKENS),
+            Compute::Device(_) => DEVICE_BATCH_TOKENS,
+        }
     }
 
     /// Height and width of the dummy image unless something else is said: one patch, since all patches of a white image are equal.

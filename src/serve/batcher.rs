@@ -108,6 +108,12 @@ impl<C: Compute> Shared<C> {
                 // Whoever waits for it knows by its own clock as well.
                 let _ = late.item.answer.send(Err(BatchError::DeadlineExceeded));
             }
+            if !taken.hopeless.is_empty() {
+                let retry_after = state.queue.retry_after(Instant::now());
+                for hopeless in taken.hopeless {
+                    let _ = hopeless.item.answer.send(Err(BatchError::WouldExpire { retry_after }));
+                }
+            }
             if !taken.batch.is_empty() {
                 return Some(taken.batch);
             }

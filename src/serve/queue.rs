@@ -18,12 +18,14 @@ pub enum Priority {
 
 /// Tokens of interactive samples for each token of bulk samples, while both wait.
 pub const INTERACTIVE_WEIGHT: f64 = 4.0;
-/// Of the queue's places, the part that one client may hold; the rest is for those who come next.
+/// Of the queue's places, the part that one client may hold with one priority; the rest is for those who come next.
 const CLIENT_SHARE: f64 = 0.75;
 /// Of the queue's places, the part up to which bulk samples are let in; the rest is for interactive ones.
 const BULK_SHARE: f64 = 0.75;
 /// How much the latest measurement counts in a moving average.
 const LATEST: f64 = 0.2;
+/// How many times its usual deviation a batch may take longer than expected before its samples are late.
+const CAUTION: f64 = 2.0;
 
 /// Bounds of a batch and of the queue.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +53,7 @@ pub struct Claim {
 pub enum Refusal {
     /// All places, or those of this priority, are taken.
     Full,
-    /// This client holds its share of the places.
+    /// This client holds its share of the places with samples of this priority.
     ClientShare,
     /// The memory of the queue is in use.
     Memory,
@@ -83,6 +85,8 @@ pub struct Taken<T> {
     pub batch: Vec<Waiting<T>>,
     /// Jobs whose time is over or whose caller has gone; they cost no compute.
     pub late: Vec<Waiting<T>>,
+    /// Jobs that would be late when they are computed, by the pace measured so far; nor do they.
+    pub hopeless: Vec<Waiting<T>>,
 }
 
 /// The jobs of one client, by deadline and arrival.
@@ -103,12 +107,15 @@ struct Class<T> {
     now: f64,
     /// Those with a job that waits.
     clients: HashMap<Arc<str>, Client<T>>,
+    /// Of the jobs that wait.
     tokens: usize,
+    /// Places handed out and not yet filled or given back.
+    reserved: usize,
 }
 
 impl<T> Class<T> {
     fn new(weight: f64) -> Self {
-        Self { weight, served: 0.0, now: 0.0, clients: HashMap::new(), tokens: 0 }
+        Self { weight, served: 0.0, now: 0.0, clients: HashMap::new(), tokens: 0, reserved: 0 }
     }
 
     /// The client that goes next; of equals, the one with the tightest deadline.
@@ -143,12 +150,10 @@ pub struct Queue<T> {
     limits: Limits,
     interactive: Class<T>,
     bulk: Class<T>,
-    /// Places that each client holds, reserved or waiting.
-    held: HashMap<Arc<str>, usize>,
+    /// Places that each client holds with each priority, reserved or waiting.
+    held: HashMap<Claim, usize>,
     arrivals: u64,
     waiting: usize,
-    /// Places handed out and not yet filled or given back.
-    reserved: usize,
     /// Memory of the reserved places and of the waiting jobs.
     bytes: usize,
     /// Tokens of the batch that runs, and since when.
@@ -159,16 +164,37 @@ pub struct Queue<T> {
 /// Moving averages of what was measured so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pace {
-    /// Seconds of compute a token; `None` before the first batch.
-    token: Option<f64>,
+    /// Seconds of compute a token, and how far a batch is from that; `None` before the first batch.
+    token: Option<(f64, f64)>,
     /// Tokens of a sample.
     tokens: f64,
     /// Seconds from the reservation to the filling of a place.
     filling: f64,
 }
 
+impl Pace {
+    fn computed(&mut self, tokens: usize, took: Duration) {
+        let latest = took.as_secs_f64() / tokens.max(1) as f64;
+        self.token = Some(match self.token {
+            None => (latest, 0.0),
+            Some((mean, deviation)) => (average(mean, latest), average(deviation, (latest - mean).abs())),
+        });
+    }
+
+    /// How long so many tokens take in one batch, rather too long than too short.
+    fn at_most(&self, tokens: usize) -> Duration {
+        let (mean, deviation) = self.token.unwrap_or_default();
+        bounded(tokens as f64 * (mean + CAUTION * deviation))
+    }
+}
+
 fn average(old: f64, latest: f64) -> f64 {
     (1.0 - LATEST) * old + LATEST * latest
+}
+
+/// A time that can be added to any moment.
+fn bounded(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds.min(86_400.0))
 }
 
 impl<T> Queue<T> {
@@ -180,7 +206,6 @@ impl<T> Queue<T> {
             held: HashMap::new(),
             arrivals: 0,
             waiting: 0,
-            reserved: 0,
             bytes: 0,
             running: None,
             pace: Pace::default(),
@@ -192,8 +217,9 @@ impl<T> Queue<T> {
         self.waiting
     }
 
+    /// Places handed out and not yet filled or given back.
     pub fn reserved(&self) -> usize {
-        self.reserved
+        self.interactive.reserved + self.bulk.reserved
     }
 
     /// Memory of the reserved places and of the waiting jobs.
@@ -217,15 +243,15 @@ impl<T> Queue<T> {
 
     /// How long a sample of this priority would wait for compute, by the pace measured so far.
     pub fn expected_wait(&self, priority: Priority, now: Instant) -> Duration {
-        let Some(token) = self.pace.token else { return Duration::ZERO };
-        let coming = self.reserved as f64 * self.pace.tokens;
-        let (interactive, bulk) = (self.interactive.tokens as f64 + coming, self.bulk.tokens as f64);
+        let Some((token, _)) = self.pace.token else { return Duration::ZERO };
+        let of = |class: &Class<T>| class.tokens as f64 + class.reserved as f64 * self.pace.tokens;
+        let (interactive, bulk) = (of(&self.interactive), of(&self.bulk));
         let ahead = match priority {
             Priority::Interactive => interactive + bulk.min(interactive / INTERACTIVE_WEIGHT),
             Priority::Bulk => interactive + bulk,
         };
         let running = self.running.map_or(0.0, |(tokens, since)| (tokens as f64 * token - (now - since).as_secs_f64()).max(0.0));
-        Duration::from_secs_f64((running + ahead * token + self.pace.filling).min(86_400.0))
+        bounded(running + ahead * token + self.pace.filling)
     }
 
     /// When a caller who is refused should try again: when half of what is ahead will be done.
@@ -239,14 +265,15 @@ impl<T> Queue<T> {
     /// # Errors
     /// [`Refusal`]
     pub fn reserve(&mut self, claim: &Claim, bytes: usize, deadline: Instant, now: Instant) -> Result<(), Refusal> {
-        let (places, taken) = (self.limits.queue_samples, self.waiting + self.reserved);
+        let (places, taken) = (self.limits.queue_samples, self.waiting + self.reserved());
         let part = |share: f64| ((places as f64 * share) as usize).max(1);
         if taken >= places || (claim.priority == Priority::Bulk && taken >= part(BULK_SHARE)) {
             return Err(Refusal::Full);
         }
-        let held = self.held.get(&claim.client).copied().unwrap_or(0);
+        let held = self.held.get(claim).copied().unwrap_or(0);
         let clients = self.held.len() + usize::from(held == 0);
-        // While there is room for all, a client may use what others do not; when it gets tight, each has its even share.
+        // While there is room for all, a client may use what others do not; when it gets tight, each has its even share. One client's bulk samples do not
+        // stand in the way of its interactive ones.
         let most = if taken < places / 2 { part(CLIENT_SHARE) } else { part(CLIENT_SHARE).min(places.div_ceil(clients)) };
         if held >= most {
             return Err(Refusal::ClientShare);
@@ -254,16 +281,21 @@ impl<T> Queue<T> {
         if self.bytes + bytes > self.limits.queue_bytes {
             return Err(Refusal::Memory);
         }
-        let wait = self.expected_wait(claim.priority, now);
-        if claim.priority == Priority::Interactive && wait > self.limits.queue_wait {
-            return Err(Refusal::Wait);
+        let idle = taken == 0 && self.running.is_none();
+        // What nothing is ahead of is let in whatever was measured, or a bad measurement could never be followed by a better one.
+        if !idle {
+            let wait = self.expected_wait(claim.priority, now);
+            if claim.priority == Priority::Interactive && wait > self.limits.queue_wait {
+                return Err(Refusal::Wait);
+            }
+            let compute = self.pace.token.map_or(Duration::ZERO, |(token, _)| bounded(self.pace.tokens * token));
+            if now + wait + compute > deadline {
+                return Err(Refusal::Deadline);
+            }
         }
-        if now + wait > deadline {
-            return Err(Refusal::Deadline);
-        }
-        self.reserved += 1;
+        self.class(claim.priority).reserved += 1;
         self.bytes += bytes;
-        *self.held.entry(claim.client.clone()).or_default() += 1;
+        *self.held.entry(claim.clone()).or_default() += 1;
         Ok(())
     }
 
@@ -281,14 +313,14 @@ impl<T> Queue<T> {
 
     /// Gives a reserved place back unused.
     pub fn give_back(&mut self, claim: &Claim, bytes: usize) {
-        self.reserved -= 1;
+        self.class(claim.priority).reserved -= 1;
         self.bytes -= bytes;
-        self.leave(&claim.client);
+        self.leave(claim);
     }
 
     /// Turns a place that was reserved at `reserved` into a waiting job of the same bytes.
     pub fn fill(&mut self, claim: Claim, deadline: Instant, reserved: Instant, job: Waiting<T>) -> Key {
-        self.reserved -= 1;
+        self.class(claim.priority).reserved -= 1;
         self.waiting += 1;
         self.arrivals += 1;
         self.pace.filling = average(self.pace.filling, (job.since - reserved).as_secs_f64());
@@ -312,15 +344,15 @@ impl<T> Queue<T> {
         let job = self.class(key.claim.priority).remove(&key.claim.client, &key.order)?;
         self.waiting -= 1;
         self.bytes -= job.bytes;
-        self.leave(&key.claim.client);
+        self.leave(&key.claim);
         Some(job)
     }
 
-    fn leave(&mut self, client: &Arc<str>) {
-        if let Some(held) = self.held.get_mut(client) {
+    fn leave(&mut self, claim: &Claim) {
+        if let Some(held) = self.held.get_mut(claim) {
             *held -= 1;
             if *held == 0 {
-                self.held.remove(client);
+                self.held.remove(claim);
             }
         }
     }
@@ -340,21 +372,27 @@ impl<T> Queue<T> {
         of(first, class).or_else(|| of(second, other))
     }
 
-    /// The next batch, as far as it fits. `gone` says whether nobody waits for a job any more.
+    /// The next batch, as far as it fits and is computed before the tightest deadline in it. `gone` says whether nobody waits for a job any more.
     pub fn take(&mut self, now: Instant, gone: impl Fn(&T) -> bool) -> Taken<T> {
-        let mut taken = Taken { batch: Vec::new(), late: Vec::new() };
-        let mut tokens = 0;
+        let mut taken = Taken { batch: Vec::new(), late: Vec::new(), hopeless: Vec::new() };
+        let (mut tokens, mut tightest) = (0, None);
+        // The one of the hopeless that has most time left: computed when there is nothing better to do, since the pace may have been measured badly.
+        let mut last = None;
         while let Some(key) = self.next() {
-            let limits = self.limits;
+            let (limits, pace, deadline) = (self.limits, self.pace, key.order.0);
             let class = self.class(key.claim.priority);
             let Some(client) = class.clients.get_mut(&key.claim.client) else { break };
             let Some(job) = client.waiting.get(&key.order) else { break };
-            let late = key.order.0 <= now || gone(&job.item);
-            let fits = taken.batch.len() < limits.batch_samples && tokens + job.tokens <= limits.batch_tokens;
-            if !(late || fits || taken.batch.is_empty()) {
+            let in_time = |tokens: usize, deadline: Instant| now + pace.at_most(tokens) <= deadline;
+            let late = deadline <= now || gone(&job.item);
+            let hopeless = !late && !in_time(job.tokens, deadline);
+            let until = tightest.map_or(deadline, |tightest: Instant| tightest.min(deadline));
+            let with_it = tokens + job.tokens;
+            let fits = taken.batch.len() < limits.batch_samples && with_it <= limits.batch_tokens && in_time(with_it, until);
+            if !(late || hopeless || fits || taken.batch.is_empty()) {
                 break;
             }
-            if !late {
+            if !(late || hopeless) {
                 class.now = class.now.max(client.served);
                 client.served += job.tokens as f64;
                 class.served += job.tokens as f64 / class.weight;
@@ -362,10 +400,18 @@ impl<T> Queue<T> {
             let Some(job) = self.remove(&key) else { break };
             if late {
                 taken.late.push(job);
+            } else if hopeless {
+                last = last.max(Some((deadline, taken.hopeless.len())));
+                taken.hopeless.push(job);
             } else {
-                tokens += job.tokens;
+                (tokens, tightest) = (with_it, Some(until));
                 taken.batch.push(job);
             }
+        }
+        if let Some((_, last)) = last.filter(|_| taken.batch.is_empty()) {
+            let job = taken.hopeless.swap_remove(last);
+            tokens = job.tokens;
+            taken.batch.push(job);
         }
         if !taken.batch.is_empty() {
             self.running = Some((tokens, now));
@@ -376,8 +422,7 @@ impl<T> Queue<T> {
     /// The batch that was taken is computed.
     pub fn computed(&mut self, took: Duration) {
         if let Some((tokens, _)) = self.running.take() {
-            let latest = took.as_secs_f64() / tokens.max(1) as f64;
-            self.pace.token = Some(self.pace.token.map_or(latest, |pace| average(pace, latest)));
+            self.pace.computed(tokens, took);
         }
     }
 }
@@ -472,9 +517,20 @@ mod tests {
         assert_eq!(taken(&mut f, "a", Bulk), 12);
         assert_eq!(f.reserve("a", Bulk), Err(Refusal::Full));
         assert_eq!(f.reserve("b", Bulk), Err(Refusal::Full));
-        assert_eq!(f.reserve("a", Interactive), Err(Refusal::ClientShare));
         assert_eq!(taken(&mut f, "b", Interactive), 4);
         assert_eq!(f.reserve("c", Interactive), Err(Refusal::Full));
+    }
+
+    #[test]
+    fn a_client_that_holds_its_share_leaves_places_for_others_and_its_bulk_leaves_places_for_its_interactive() {
+        let mut f = fixture(Limits { queue_samples: 16, ..LIMITS });
+        let taken = |f: &mut Fixture, client: &str, priority| (0..16).take_while(|_| f.reserve(client, priority).is_ok()).count();
+        assert_eq!(taken(&mut f, "a", Interactive), 12);
+        assert_eq!(f.reserve("a", Interactive), Err(Refusal::ClientShare));
+        assert_eq!(f.reserve("b", Interactive), Ok(()));
+        let mut f = fixture(Limits { queue_samples: 16, ..LIMITS });
+        assert_eq!(taken(&mut f, "a", Bulk), 12);
+        assert_eq!(taken(&mut f, "a", Interactive), 4);
     }
 
     #[test]
@@ -487,12 +543,83 @@ mod tests {
         f.push("a", Interactive, 100);
         let reserve =
             |f: &mut Fixture, seconds: f64| f.queue.reserve(&claim("a", Interactive), 0, f.now + Duration::from_secs_f64(seconds), f.now);
-        assert_eq!(reserve(&mut f, 0.9), Err(Refusal::Deadline));
-        assert_eq!(reserve(&mut f, 1.1), Ok(()));
+        assert_eq!(reserve(&mut f, 1.9), Err(Refusal::Deadline), "a second until its turn and one for itself");
+        assert_eq!(reserve(&mut f, 2.1), Ok(()));
         f.push("a", Interactive, 60);
         assert_eq!(reserve(&mut f, 60.0), Err(Refusal::Wait));
         assert_eq!(f.reserve("a", Bulk), Ok(()), "bulk can wait");
         assert!(f.queue.retry_after(f.now) > Duration::from_secs(1));
+    }
+
+    /// A queue whose pace is a hundredth of a second a token.
+    fn slow() -> Fixture {
+        let mut f = fixture(LIMITS);
+        f.push("a", Interactive, 100);
+        f.queue.take(f.now, |_| false);
+        f.queue.computed(Duration::from_secs(1));
+        f
+    }
+
+    fn push_until(f: &mut Fixture, client: &str, tokens: usize, deadline: Instant) {
+        let claim = claim(client, Interactive);
+        // Let in early enough.
+        f.queue.reserve(&claim, 1, deadline + Duration::from_secs(600), f.now).unwrap();
+        f.queue.fill(claim, deadline, f.now, Waiting { item: client.to_owned(), tokens, bytes: 1, since: f.now });
+    }
+
+    fn names(jobs: Vec<Waiting<String>>) -> Vec<String> {
+        jobs.into_iter().map(|job| job.item).collect()
+    }
+
+    #[test]
+    fn a_batch_ends_before_the_tightest_deadline_in_it() {
+        let mut f = slow();
+        let soon = f.now + Duration::from_millis(450);
+        push_until(&mut f, "tight", 20, soon);
+        (0..4).for_each(|_| drop(f.push("others", Interactive, 20)));
+        let taken = f.queue.take(f.now, |_| false);
+        assert_eq!(names(taken.batch), ["tight", "others"], "three would take 0.6 s");
+        assert!(taken.hopeless.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_done_in_time_is_not_begun() {
+        let mut f = slow();
+        let soon = f.now + Duration::from_millis(150);
+        push_until(&mut f, "hopeless", 20, soon);
+        f.push("others", Interactive, 20);
+        let taken = f.queue.take(f.now, |_| false);
+        assert_eq!((names(taken.batch), names(taken.hopeless)), (vec!["others".to_owned()], vec!["hopeless".to_owned()]));
+    }
+
+    #[test]
+    fn a_pace_measured_badly_is_measured_again() {
+        let mut f = slow();
+        for milliseconds in [50, 70, 60] {
+            let soon = f.now + Duration::from_millis(milliseconds);
+            push_until(&mut f, &milliseconds.to_string(), 20, soon);
+        }
+        let taken = f.queue.take(f.now, |_| false);
+        assert_eq!(names(taken.batch), ["70"], "a machine that stood still for a moment may be fast again");
+        assert_eq!(taken.hopeless.len(), 2);
+        for _ in 0..40 {
+            f.queue.computed(Duration::from_millis(20));
+            f.push("a", Interactive, 20);
+            f.queue.take(f.now, |_| false);
+        }
+        f.queue.computed(Duration::from_millis(20));
+        let soon = f.now + Duration::from_millis(50);
+        push_until(&mut f, "in time", 20, soon);
+        push_until(&mut f, "as well", 20, soon);
+        assert_eq!(f.queue.take(f.now, |_| false).batch.len(), 2);
+    }
+
+    #[test]
+    fn an_idle_queue_lets_in_what_a_bad_measurement_speaks_against() {
+        let mut f = slow();
+        let soon = f.now + Duration::from_millis(50);
+        assert_eq!(f.queue.reserve(&claim("a", Interactive), 0, soon, f.now), Ok(()));
+        assert_eq!(f.queue.reserve(&claim("a", Interactive), 0, soon, f.now), Err(Refusal::Deadline));
     }
 
     #[test]
@@ -566,13 +693,16 @@ mod tests {
                         prop_assert!(queue.remove(&key).is_none());
                     }
                     Step::Batch => {
-                        let Taken { batch, late } = queue.take(now, |_| false);
+                        let Taken { batch, late, hopeless } = queue.take(now, |_| false);
                         let tokens: usize = batch.iter().map(|job| job.tokens).sum();
                         prop_assert!(batch.len() <= 1 || (tokens <= limits.batch_tokens && batch.len() <= limits.batch_samples));
                         prop_assert!(!(batch.is_empty() && queue.depth() > 0), "a free worker leaves nothing waiting");
                         for job in &batch {
                             let (_, deadline) = waiting.remove(&job.item).expect("it waited, and was not taken before");
                             prop_assert!(deadline > now);
+                        }
+                        for job in &hopeless {
+                            prop_assert!(!batch.is_empty() && waiting.remove(&job.item).unwrap().1 > now);
                         }
                         late.iter().for_each(|job| assert!(waiting.remove(&job.item).unwrap().1 <= now));
                         queue.computed(Duration::from_millis(tokens as u64));

@@ -88,7 +88,7 @@ impl Room {
             registry.load_at_start(embedded_sources()).await?;
         }
         let limits = batcher::Limits {
-            batch_tokens: config.batching.max_tokens,
+            batch_tokens: config.batching.max_tokens.unwrap_or_else(|| engine.batch_tokens()),
             batch_samples: config.batching.max_samples,
             queue_samples: config.batching.max_queue_samples,
             queue_bytes: config.batching.max_queue_bytes,
