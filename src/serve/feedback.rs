@@ -1,23 +1,33 @@
 //! The latest answers, remembered so that ground truth that arrives later can be held against them.
-use std::collections::{HashMap, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
-/// A bounded memory of answers by request id; the oldest are forgotten first.
+/// Answers for which memory is taken at the start, so that a server's memory does not grow while it fills.
+const TAKEN_AT_ONCE: usize = 1 << 17;
+
+/// A bounded memory of answers by request id; the oldest are forgotten first. Ids and labels may be long: their hashes stand for them.
 #[derive(Debug)]
 pub struct AnswerMemory {
     capacity: usize,
-    answers: HashMap<String, Remembered>,
+    answers: HashMap<Id, Remembered>,
     /// Ids in the order of their answers, each with the arrival that it was remembered under.
-    order: VecDeque<(u64, String)>,
+    order: VecDeque<(u64, Id)>,
     arrivals: u64,
+    /// The names of their tasks, each held once.
+    tasks: HashSet<Arc<str>>,
+    hashers: [RandomState; 2],
 }
+
+/// A request id's hash: 128 bits of keys that nobody outside knows, so that no two ids are ever taken for one.
+type Id = [u64; 2];
 
 #[derive(Debug)]
 struct Remembered {
     arrival: u64,
-    task: String,
+    task: Arc<str>,
     version: u64,
-    /// Of the best label: a label may be long, its hash is not.
+    /// Of the best label.
     label: u64,
     task_counted: bool,
     label_counted: bool,
@@ -41,7 +51,29 @@ pub struct Verdict {
 
 impl AnswerMemory {
     pub fn new(capacity: usize) -> Self {
-        Self { capacity, answers: HashMap::new(), order: VecDeque::new(), arrivals: 0 }
+        // One more, before the oldest is forgotten.
+        let taken = capacity.min(TAKEN_AT_ONCE) + 1;
+        let (answers, order) = (HashMap::with_capacity(taken), VecDeque::with_capacity(taken));
+        Self { capacity, answers, order, arrivals: 0, tasks: HashSet::new(), hashers: [RandomState::new(), RandomState::new()] }
+    }
+
+    fn id(&self, request_id: &str) -> Id {
+        [self.hashers[0].hash_one(request_id), self.hashers[1].hash_one(request_id)]
+    }
+
+    fn task(&mut self, name: &str) -> Arc<str> {
+        if let Some(task) = self.tasks.get(name) {
+            return task.clone();
+        }
+        // A new one is rare: the time to drop those of which no answer is remembered.
+        self.tasks.retain(|task| Arc::strong_count(task) > 1);
+        let task: Arc<str> = name.into();
+        self.tasks.insert(task.clone());
+        task
+    }
+
+    fn label(&self, label: &str) -> u64 {
+        self.hashers[0].hash_one(label)
     }
 
     /// Remembers an answer. An id that is used again stands for its latest answer.
@@ -52,14 +84,15 @@ impl AnswerMemory {
         self.arrivals += 1;
         let remembered = Remembered {
             arrival: self.arrivals,
-            task: task.to_owned(),
+            task: self.task(task),
             version,
-            label: hash(best_label),
+            label: self.label(best_label),
             task_counted: false,
             label_counted: false,
         };
-        self.answers.insert(request_id.to_owned(), remembered);
-        self.order.push_back((self.arrivals, request_id.to_owned()));
+        let id = self.id(request_id);
+        self.answers.insert(id, remembered);
+        self.order.push_back((self.arrivals, id));
         while self.order.len() > self.capacity {
             // A loop over a queue longer than its capacity finds an element; `while let` would have to name it twice.
             let Some((arrival, id)) = self.order.pop_front() else { break };
@@ -71,14 +104,15 @@ impl AnswerMemory {
 
     /// Holds the truth against the answer of this id. Task and label count once each. `None` for an id that isn't remembered.
     pub fn judge(&mut self, request_id: &str, true_task: Option<&str>, true_labels: &[String]) -> Option<Verdict> {
-        let answer = self.answers.get_mut(request_id)?;
-        let task_correct = true_task.map(|t| t == answer.task);
-        let label_correct = (!true_labels.is_empty()).then(|| true_labels.iter().any(|l| hash(l) == answer.label));
+        let labels: Vec<u64> = true_labels.iter().map(|label| self.label(label)).collect();
+        let answer = self.answers.get_mut(&self.id(request_id))?;
+        let task_correct = true_task.map(|t| t == &*answer.task);
+        let label_correct = (!labels.is_empty()).then(|| labels.contains(&answer.label));
         let (count_task, count_label) = (task_correct.is_some() && !answer.task_counted, label_correct.is_some() && !answer.label_counted);
         answer.task_counted |= count_task;
         answer.label_counted |= count_label;
         Some(Verdict {
-            routed_task: answer.task.clone(),
+            routed_task: answer.task.to_string(),
             version: Some(answer.version),
             task_correct,
             label_correct,
@@ -86,12 +120,6 @@ impl AnswerMemory {
             count_label,
         })
     }
-}
-
-fn hash(label: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    label.hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]
@@ -133,6 +161,14 @@ mod tests {
         assert!(memory.judge("0", Some("food"), &[]).is_none());
         assert!(memory.judge("999", Some("food"), &[]).is_some());
         assert!(memory.judge("same", Some("food"), &[]).is_some());
+    }
+
+    #[test]
+    fn keeps_no_more_task_names_than_answers() {
+        let mut memory = AnswerMemory::new(3);
+        (0..1000).for_each(|i| memory.remember(&i.to_string(), &format!("task {i}"), 1, "pizza"));
+        assert!(memory.tasks.len() <= 4, "{}", memory.tasks.len());
+        assert_eq!(memory.judge("999", Some("task 999"), &[]).unwrap().task_correct, Some(true));
     }
 
     #[test]
