@@ -12,6 +12,11 @@ use crate::input::Presence;
 
 /// From half a millisecond to two minutes.
 const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+/// Of stages, by which operators and load tests judge how even batches are: from a millisecond to one second, each at most 1.3 times the one before.
+const STAGE_SECONDS: &[f64] = &[
+    0.0001, 0.0002, 0.0005, 0.001, 0.00125, 0.0016, 0.002, 0.0025, 0.0032, 0.004, 0.005, 0.0063, 0.008, 0.01, 0.0125, 0.016, 0.02, 0.025,
+    0.032, 0.04, 0.05, 0.063, 0.08, 0.1, 0.125, 0.16, 0.2, 0.25, 0.32, 0.4, 0.5, 0.63, 0.8, 1.0, 1.6, 2.5, 5.0, 10.0, 30.0, 60.0,
+];
 const SAMPLES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 const TOKENS: &[f64] = &[32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 const COSINE: &[f64] = &[-0.5, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0];
@@ -34,7 +39,7 @@ pub fn recorder() -> Result<PrometheusHandle, BuildError> {
     let mut builder = PrometheusBuilder::new();
     for (name, buckets) in [
         ("delo_request_duration_seconds", SECONDS),
-        ("delo_stage_duration_seconds", SECONDS),
+        ("delo_stage_duration_seconds", STAGE_SECONDS),
         ("delo_partition_load_seconds", SECONDS),
         ("delo_batch_samples", SAMPLES),
         ("delo_batch_tokens", TOKENS),

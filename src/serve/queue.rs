@@ -181,10 +181,14 @@ impl Pace {
         });
     }
 
-    /// How long so many tokens take in one batch, rather too long than too short.
-    fn at_most(&self, tokens: usize) -> Duration {
-        let (mean, deviation) = self.token.unwrap_or_default();
-        bounded(tokens as f64 * (mean + CAUTION * deviation))
+    /// Seconds of compute a token, as expected; none before the first batch.
+    fn expected(&self) -> f64 {
+        self.token.map_or(0.0, |(mean, _)| mean)
+    }
+
+    /// The same, rather too long than too short: what deadlines are held against.
+    fn cautious(&self) -> f64 {
+        self.token.map_or(0.0, |(mean, deviation)| mean + CAUTION * deviation)
     }
 }
 
@@ -243,7 +247,14 @@ impl<T> Queue<T> {
 
     /// How long a sample of this priority would wait for compute, by the pace measured so far.
     pub fn expected_wait(&self, priority: Priority, now: Instant) -> Duration {
-        let Some((token, _)) = self.pace.token else { return Duration::ZERO };
+        self.wait(priority, now, self.pace.expected())
+    }
+
+    /// The same at a pace of so many seconds a token.
+    fn wait(&self, priority: Priority, now: Instant, token: f64) -> Duration {
+        if self.pace.token.is_none() {
+            return Duration::ZERO;
+        }
         let of = |class: &Class<T>| class.tokens as f64 + class.reserved as f64 * self.pace.tokens;
         let (interactive, bulk) = (of(&self.interactive), of(&self.bulk));
         let ahead = match priority {
@@ -284,12 +295,11 @@ impl<T> Queue<T> {
         let idle = taken == 0 && self.running.is_none();
         // What nothing is ahead of is let in whatever was measured, or a bad measurement could never be followed by a better one.
         if !idle {
-            let wait = self.expected_wait(claim.priority, now);
-            if claim.priority == Priority::Interactive && wait > self.limits.queue_wait {
+            if claim.priority == Priority::Interactive && self.expected_wait(claim.priority, now) > self.limits.queue_wait {
                 return Err(Refusal::Wait);
             }
-            let compute = self.pace.token.map_or(Duration::ZERO, |(token, _)| bounded(self.pace.tokens * token));
-            if now + wait + compute > deadline {
+            let token = self.pace.cautious();
+            if now + self.wait(claim.priority, now, token) + bounded(self.pace.tokens * token) > deadline {
                 return Err(Refusal::Deadline);
             }
         }
@@ -383,7 +393,7 @@ impl<T> Queue<T> {
             let class = self.class(key.claim.priority);
             let Some(client) = class.clients.get_mut(&key.claim.client) else { break };
             let Some(job) = client.waiting.get(&key.order) else { break };
-            let in_time = |tokens: usize, deadline: Instant| now + pace.at_most(tokens) <= deadline;
+            let in_time = |tokens: usize, deadline: Instant| now + bounded(tokens as f64 * pace.cautious()) <= deadline;
             let late = deadline <= now || gone(&job.item);
             let hopeless = !late && !in_time(job.tokens, deadline);
             let until = tightest.map_or(deadline, |tightest: Instant| tightest.min(deadline));
