@@ -32,8 +32,13 @@ fn artifact(variant: u64) -> Vec<u8> {
 
 impl Serving {
     async fn start(state: &Path, failpoints: &str) -> Self {
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_delo")), state, failpoints).await
+    }
+
+    /// `command` runs what its further arguments say.
+    async fn start_by(mut command: Command, state: &Path, failpoints: &str) -> Self {
         let free = "127.0.0.1:0";
-        let mut process = Command::new(env!("CARGO_BIN_EXE_delo"))
+        let mut process = command
             .args(["serve", "--listen", free, "--admin-listen", free, "--metrics-listen", "off"])
             .env("DELO_CATALOGUE__STATE_DIR", state)
             .env("DELO_LOGGING__FORMAT", "json")
@@ -56,7 +61,6 @@ impl Serving {
         Self { process, admin, classifier }
     }
 
-    #[cfg(feature = "failpoints")]
     async fn load(&mut self, artifact: Vec<u8>) -> Result<u64, tonic::Status> {
         let request = LoadPartitionRequest { source: Some(Source::Artifact(artifact.into())), ..Default::default() };
         Ok(self.admin.clone().load_partition(request).await?.into_inner().partition.unwrap().version)
@@ -120,6 +124,79 @@ async fn killed_at_any_moment_of_a_load_it_comes_back_with_the_old_catalogue_or_
         if live == acknowledged { old += 1 } else { new += 1 }
     }
     eprintln!("{kills} kills: {old} times the last acknowledged version, {new} times the one that was being loaded");
+}
+
+/// A small disk (tmpfs) that only its own processes see. Unmounted with the last of them.
+#[cfg(target_os = "linux")]
+struct SmallDisk {
+    holder: Child,
+    /// Where those processes see it.
+    mounted: tempfile::TempDir,
+}
+
+#[cfg(target_os = "linux")]
+impl SmallDisk {
+    /// `None` where this system lets a user mount nothing, as some containers do.
+    fn mount(mebibytes: u32) -> Option<Self> {
+        let mounted = tempfile::tempdir().unwrap();
+        let script = format!("mount -t tmpfs -o size={mebibytes}m tmpfs \"$0\" && echo mounted && exec sleep 600");
+        let mut holder = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+            .arg(mounted.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .ok()?;
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let disk = Self { holder, mounted };
+        (line == "mounted\n").then_some(disk)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--preserve-credentials", "--user", "--mount", "--target", &self.holder.id().to_string(), program]);
+        command
+    }
+
+    fn run(&self, program: &str, args: &[&str]) -> bool {
+        self.command(program).args(args).stderr(Stdio::null()).status().unwrap().success()
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_refuses_loads_loses_nothing_and_serves_on() {
+    let Some(disk) = SmallDisk::mount(96) else {
+        eprintln!("not shown here: this system does not let a user mount a tmpfs");
+        return;
+    };
+    let state = disk.mounted.path().join("state");
+    let filler = disk.mounted.path().join("filler");
+    let filler = filler.to_str().unwrap();
+    let start = || Serving::start_by(disk.command(env!("CARGO_BIN_EXE_delo")), &state, "");
+    let mut server = start().await;
+    let before = server.load(artifact(1)).await.unwrap();
+    assert!(!disk.run("dd", &["if=/dev/zero", &format!("of={filler}"), "bs=4096"]), "the disk has no end");
+
+    let status = server.load(artifact(2)).await.unwrap_err();
+    assert!(status.code() == tonic::Code::Unavailable && status.message().contains("state directory"), "{status:?}");
+    assert_eq!(server.sound_version().await, before);
+    server.kill();
+    let mut server = start().await;
+    assert_eq!(server.sound_version().await, before);
+
+    assert!(disk.run("rm", &[filler]));
+    let after = server.load(artifact(2)).await.unwrap();
+    assert!(after > before);
+    assert_eq!(server.sound_version().await, after);
 }
 
 #[cfg(feature = "failpoints")]
