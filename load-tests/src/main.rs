@@ -62,7 +62,8 @@ struct Cli {
     serve_args: Vec<String>,
 }
 
-#[tokio::main]
+// One thread: generator and server share the machine, and what this takes the server lacks.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     match go(&cli).await {

@@ -131,6 +131,7 @@ fn summary(trained: &Trained, task: &str, multi_label: bool, log: &Path, table: 
 }
 
 /// The time of creation that the artifact states: SOURCE_DATE_EPOCH where it is set, so that a build can be repeated to the byte.
+#[expect(clippy::disallowed_methods, reason = "an artifact tells people when it was made; nothing is decided by it")]
 fn created() -> Result<String, Failure> {
     let now = match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(seconds) => seconds

@@ -543,6 +543,7 @@ impl Books {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "a version tells people when it was loaded; nothing is decided by it")]
 fn record(partition: &Partition, origin: String) -> VersionRecord {
     VersionRecord {
         digest: partition.digest.clone(),

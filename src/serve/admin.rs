@@ -127,9 +127,15 @@ impl pb::admin_server::Admin for Admin {
     }
 
     async fn sync_registry(&self, _: Request<pb::SyncRegistryRequest>) -> Result<Response<pb::SyncRegistryResponse>, Status> {
-        let room = self.rooms.room()?;
-        let (registry, changes) = room.remote.sync().await?;
-        self.lifecycle.follow(&room.registry).await;
+        let (rooms, lifecycle) = (self.rooms.clone(), self.lifecycle.clone());
+        // In a task of its own, as every change: what was begun is told to health, whether or not the caller waits.
+        let synced = tokio::spawn(async move {
+            let room = rooms.room()?;
+            let synced = room.remote.sync().await?;
+            lifecycle.follow(&room.registry).await;
+            Ok::<_, Status>(synced)
+        });
+        let (registry, changes) = synced.await.unwrap_or_else(|_| Err(from_registry(RegistryError::Panicked)))?;
         Ok(Response::new(pb::SyncRegistryResponse { registry: Some(registry), loaded: changes.loaded, unloaded: changes.unloaded }))
     }
 }

@@ -10,7 +10,9 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::client::{HttpClient, HttpConnector};
 use object_store::gcp::GoogleCloudStorageBuilder;
-use object_store::{ClientConfigKey, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
+use object_store::{
+    ClientConfigKey, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion, WriteMultipart,
+};
 use reqwest::{StatusCode, Url, header};
 
 use super::allowed::{plain_url, without_query};
@@ -20,6 +22,10 @@ use super::{RemoteError, directory};
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a connection may be silent. A fetch has a closer limit of its own.
 const SILENCE: Duration = Duration::from_secs(60);
+/// Bytes of a part of a large object.
+const PART: usize = 8 << 20;
+/// Parts on their way at once.
+const PARTS_AT_ONCE: usize = 2;
 
 /// Where objects lie, by names like `partitions/<sha256>.safetensors`; the empty name is the place itself.
 #[derive(Clone, Debug)]
@@ -151,8 +157,8 @@ impl Place {
             Self::Directory(dir) => directory::put(dir.join(object), bytes).await,
             Self::Http { .. } => Err(self.read_only()),
             Self::Store { store, base } => {
-                let put = store.put(&path(base, object)?, bytes.into()).await;
-                put.map(drop).map_err(|e| from_store(&self.shown(object), &e))
+                let put = put_in_parts(store.as_ref(), &path(base, object)?, bytes).await;
+                put.map_err(|e| from_store(&self.shown(object), &e))
             }
         }
     }
@@ -174,6 +180,23 @@ impl Place {
     pub fn read_only(&self) -> RemoteError {
         RemoteError::ReadOnly { place: self.shown("") }
     }
+}
+
+/// An object that is large goes in parts, a few at a time, so that no request is silent for longer than [`SILENCE`] only because it is long.
+async fn put_in_parts(store: &dyn ObjectStore, path: &object_store::path::Path, mut bytes: Bytes) -> object_store::Result<()> {
+    if bytes.len() <= PART {
+        return store.put(path, bytes.into()).await.map(drop);
+    }
+    let mut parts = WriteMultipart::new_with_chunk_size(store.put_multipart(path).await?, PART);
+    while !bytes.is_empty() {
+        if let Err(error) = parts.wait_for_capacity(PARTS_AT_ONCE).await {
+            // What is left of it is no object; the store removes it in time where this fails.
+            let _ = parts.abort().await;
+            return Err(error);
+        }
+        parts.put(bytes.split_to(PART.min(bytes.len())));
+    }
+    parts.finish().await.map(drop)
 }
 
 async fn open_http(
@@ -308,6 +331,18 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_object_in_parts_is_the_same_object() {
+        let store = Arc::new(object_store::memory::InMemory::new());
+        let place = Place::Store { store: store.clone(), base: Url::parse("s3://bucket/registry").unwrap() };
+        for length in [0, PART, PART + 1, 3 * PART + 7] {
+            let bytes: Bytes = (0..length).map(|i| (i % 251) as u8).collect();
+            place.put("object", bytes.clone()).await.unwrap();
+            let path = object_store::path::Path::from("registry/object");
+            assert!(store.get(&path).await.unwrap().bytes().await.unwrap() == bytes, "{length} bytes");
+        }
+    }
 
     #[test]
     fn a_registry_is_named_by_itself_or_by_its_manifest() {

@@ -145,6 +145,7 @@ async fn changed(place: &Place, mut change: impl FnMut(&mut Manifest) -> Result<
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "a manifest tells people when something was pushed; nothing is decided by it")]
 fn now() -> String {
     let now = OffsetDateTime::now_utc();
     // A clock before the year 0 or after 9999 has no such text.

@@ -1,4 +1,5 @@
 //! Who calls, and whether that client may call this.
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -28,8 +29,16 @@ impl Caller {
     /// The caller by its address, who may do whatever anybody may.
     fn at(extensions: &Extensions) -> Self {
         let address = extensions.get::<Peer>().and_then(|peer| peer.address);
-        let name = address.map_or_else(|| "unknown".into(), |address| address.ip().to_canonical().to_string().into());
+        let name = address.map_or_else(|| "unknown".into(), |address| place(address.ip()).into());
         Self { name, role: Role::Admin }
+    }
+}
+
+/// Who an address stands for: itself, or of IPv6 its network of 64 bits, of which one host may use every address.
+fn place(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V6(address) if !address.is_loopback() => format!("{}/64", Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address => address.to_string(),
     }
 }
 
@@ -154,6 +163,16 @@ mod tests {
                 "{path}"
             );
         }
+    }
+
+    #[test]
+    fn addresses_of_one_network_are_one_caller() {
+        let place = |address: &str| place(address.parse().unwrap());
+        assert_eq!(place("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
+        assert_eq!(place("2001:db8:1:2::9"), place("2001:db8:1:2:ffff::"));
+        assert_ne!(place("2001:db8:1:2::9"), place("2001:db8:1:3::9"));
+        assert_eq!((place("::ffff:192.0.2.1").as_str(), place("192.0.2.1").as_str()), ("192.0.2.1", "192.0.2.1"));
+        assert_eq!(place("::1"), "::1");
     }
 
     #[test]
