@@ -2,6 +2,7 @@
 //! that exist, tasks that are loaded.
 use std::fmt::Write as _;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -21,6 +22,9 @@ const SAMPLES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 const TOKENS: &[f64] = &[32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 const COSINE: &[f64] = &[-0.5, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0];
 const MARGIN: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
+
+/// Between two times that measurements are summed up.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// What a label says of a task that isn't loaded.
 const OTHER: &str = "other";
@@ -86,6 +90,16 @@ fn describe() {
     // Present from the first scrape on.
     gauge!("delo_queue_depth").set(0.0);
     gauge!("delo_tls_certificate_expiry_timestamp_seconds").set(0.0);
+}
+
+/// Sums up what was measured, again and again: until then the recorder keeps every single measurement of a histogram, and where nobody scrapes, nothing
+/// else would.
+pub async fn keep_up(recorder: PrometheusHandle) {
+    let mut pause = tokio::time::interval(UPKEEP);
+    loop {
+        pause.tick().await;
+        recorder.run_upkeep();
+    }
 }
 
 /// Everything that Prometheus is to see at this moment.

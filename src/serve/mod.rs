@@ -40,7 +40,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding::{Gzip, Zstd};
 
-use self::metrics::{recorder, render};
+use self::metrics::{keep_up, recorder, render};
 use admin::Admin;
 use classifier::Classifier;
 use lifecycle::Lifecycle;
@@ -140,6 +140,7 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self { config, classifier, admin, metrics, addresses } = self;
         let recorder = recorder()?;
+        let _keeping_up = AbortOnDrop(tokio::spawn(keep_up(recorder.clone())));
         warn_of_open_doors(&config);
         if let Some(files) = descriptors::raise_limit().filter(|files| *files < config.server.max_connections as u64) {
             tracing::warn!(
