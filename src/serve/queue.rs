@@ -476,6 +476,11 @@ mod tests {
         fn reserve(&mut self, client: &str, priority: Priority) -> Result<(), Refusal> {
             self.queue.reserve(&claim(client, priority), 0, self.now + Duration::from_secs(600), self.now)
         }
+
+        /// Takes places until one is refused, and says how many.
+        fn reserve_all(&mut self, client: &str, priority: Priority) -> usize {
+            (0..).take_while(|_| self.reserve(client, priority).is_ok()).count()
+        }
     }
 
     use Priority::{Bulk, Interactive};
@@ -523,33 +528,27 @@ mod tests {
     #[test]
     fn places_are_left_for_interactive_samples_and_for_other_clients() {
         let mut f = fixture(Limits { queue_samples: 16, ..LIMITS });
-        let taken = |f: &mut Fixture, client: &str, priority| (0..16).take_while(|_| f.reserve(client, priority).is_ok()).count();
-        assert_eq!(taken(&mut f, "a", Bulk), 12);
+        assert_eq!(f.reserve_all("a", Bulk), 12);
         assert_eq!(f.reserve("a", Bulk), Err(Refusal::Full));
         assert_eq!(f.reserve("b", Bulk), Err(Refusal::Full));
-        assert_eq!(taken(&mut f, "b", Interactive), 4);
+        assert_eq!(f.reserve_all("b", Interactive), 4);
         assert_eq!(f.reserve("c", Interactive), Err(Refusal::Full));
     }
 
     #[test]
     fn a_client_that_holds_its_share_leaves_places_for_others_and_its_bulk_leaves_places_for_its_interactive() {
         let mut f = fixture(Limits { queue_samples: 16, ..LIMITS });
-        let taken = |f: &mut Fixture, client: &str, priority| (0..16).take_while(|_| f.reserve(client, priority).is_ok()).count();
-        assert_eq!(taken(&mut f, "a", Interactive), 12);
+        assert_eq!(f.reserve_all("a", Interactive), 12);
         assert_eq!(f.reserve("a", Interactive), Err(Refusal::ClientShare));
         assert_eq!(f.reserve("b", Interactive), Ok(()));
         let mut f = fixture(Limits { queue_samples: 16, ..LIMITS });
-        assert_eq!(taken(&mut f, "a", Bulk), 12);
-        assert_eq!(taken(&mut f, "a", Interactive), 4);
+        assert_eq!(f.reserve_all("a", Bulk), 12);
+        assert_eq!(f.reserve_all("a", Interactive), 4);
     }
 
     #[test]
     fn refuses_what_would_wait_too_long_or_miss_its_deadline() {
-        let mut f = fixture(Limits { queue_wait: Duration::from_secs(2), ..LIMITS });
-        f.push("a", Interactive, 100);
-        f.queue.take(f.now, |_| false);
-        f.queue.computed(Duration::from_secs(1));
-        // A hundredth of a second a token.
+        let mut f = slow(Limits { queue_wait: Duration::from_secs(2), ..LIMITS });
         f.push("a", Interactive, 100);
         let reserve =
             |f: &mut Fixture, seconds: f64| f.queue.reserve(&claim("a", Interactive), 0, f.now + Duration::from_secs_f64(seconds), f.now);
@@ -562,8 +561,8 @@ mod tests {
     }
 
     /// A queue whose pace is a hundredth of a second a token.
-    fn slow() -> Fixture {
-        let mut f = fixture(LIMITS);
+    fn slow(limits: Limits) -> Fixture {
+        let mut f = fixture(limits);
         f.push("a", Interactive, 100);
         f.queue.take(f.now, |_| false);
         f.queue.computed(Duration::from_secs(1));
@@ -583,7 +582,7 @@ mod tests {
 
     #[test]
     fn a_batch_ends_before_the_tightest_deadline_in_it() {
-        let mut f = slow();
+        let mut f = slow(LIMITS);
         let soon = f.now + Duration::from_millis(450);
         push_until(&mut f, "tight", 20, soon);
         (0..4).for_each(|_| drop(f.push("others", Interactive, 20)));
@@ -594,7 +593,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_in_time_is_not_begun() {
-        let mut f = slow();
+        let mut f = slow(LIMITS);
         let soon = f.now + Duration::from_millis(150);
         push_until(&mut f, "hopeless", 20, soon);
         f.push("others", Interactive, 20);
@@ -604,7 +603,7 @@ mod tests {
 
     #[test]
     fn a_pace_measured_badly_is_measured_again() {
-        let mut f = slow();
+        let mut f = slow(LIMITS);
         for milliseconds in [50, 70, 60] {
             let soon = f.now + Duration::from_millis(milliseconds);
             push_until(&mut f, &milliseconds.to_string(), 20, soon);
@@ -626,7 +625,7 @@ mod tests {
 
     #[test]
     fn an_idle_queue_lets_in_what_a_bad_measurement_speaks_against() {
-        let mut f = slow();
+        let mut f = slow(LIMITS);
         let soon = f.now + Duration::from_millis(50);
         assert_eq!(f.queue.reserve(&claim("a", Interactive), 0, soon, f.now), Ok(()));
         assert_eq!(f.queue.reserve(&claim("a", Interactive), 0, soon, f.now), Err(Refusal::Deadline));
