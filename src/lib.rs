@@ -1,6 +1,7 @@
 //! delo: task-agnostic inference and offline training of DeLo low-rank expert partitions on a frozen ViLT.
 //!
 //! The house, in the order of its one-way dependencies:
+//! - [`allocator`]: the settings of the C library's.
 //! - [`model_dir`]: a Hugging Face checkpoint directory, on disk or embedded in the binary.
 //! - [`input`]: an image or a text from outside becomes a [`input::Sample`].
 //! - [`kernels`]: the arithmetic of a forward on a CPU, per set of vector instructions.
@@ -14,6 +15,7 @@
 //! - [`serve`]: gRPC services, the policies around every call, queue and batcher, feedback, metrics, lifecycle.
 //! - [`cli`]: the command line; parses, calls one function of the rooms above, prints.
 
+pub mod allocator;
 pub mod cli;
 pub mod config;
 pub mod delo;

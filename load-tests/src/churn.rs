@@ -18,6 +18,8 @@ use crate::target::{Answered, TargetError, loopback};
 
 /// How long a change may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at whether the run has ended.
+const LOOK: Duration = Duration::from_millis(100);
 /// Failures that are told; the rest is counted.
 const TOLD: usize = 5;
 
@@ -89,6 +91,7 @@ pub struct Churn {
     admin: AdminClient<Channel>,
     artifacts: Vec<Bytes>,
     cycles: u64,
+    every: Duration,
     done: Churned,
 }
 
@@ -108,16 +111,23 @@ impl Churn {
         for partition in list.partitions {
             done.ledger.live(&partition.task, partition.version, asked, asked);
         }
-        Ok(Self { admin, artifacts, cycles: churn.cycles.unwrap_or(u64::MAX), done })
+        let every = Duration::from_secs_f64(churn.every_seconds);
+        Ok(Self { admin, artifacts, cycles: churn.cycles.unwrap_or(u64::MAX), every, done })
     }
 
     /// Cycles until `stop` is set, by others or here once all cycles are done, and then loads every partition that a cycle had unloaded.
     pub async fn run(mut self, stop: Arc<AtomicBool>) -> Churned {
         let mut unloaded = vec![false; self.artifacts.len()];
+        let mut next = tokio::time::Instant::now();
         while !stop.load(Ordering::Relaxed) && self.done.cycles < self.cycles {
             let i = (self.done.cycles % self.artifacts.len() as u64) as usize;
             unloaded[i] = self.cycle(i).await;
             self.done.cycles += 1;
+            // After a cycle that took longer, the next begins at once and none is made up for.
+            next = (next + self.every).max(tokio::time::Instant::now());
+            while !stop.load(Ordering::Relaxed) && tokio::time::Instant::now() < next {
+                tokio::time::sleep_until(next.min(tokio::time::Instant::now() + LOOK)).await;
+            }
         }
         for i in (0..unloaded.len()).filter(|i| unloaded[*i]) {
             self.load(i, None).await;

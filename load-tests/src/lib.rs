@@ -23,6 +23,7 @@ pub mod memory;
 pub mod open_loop;
 pub mod plan;
 pub mod plot;
+pub mod processors;
 pub mod report;
 pub mod run;
 pub mod samples;

@@ -9,6 +9,7 @@ use delo_load::plan::Plan;
 use delo_load::report::Report;
 use delo_load::run::{Against, run};
 use delo_load::scenario::{Rate, Scenario};
+use delo_load::server::Launch;
 use delo_load::{export, plot, samples};
 
 /// Sends a scenario's requests to a delo server on this machine, at times that do not depend on its answers.
@@ -20,6 +21,7 @@ use delo_load::{export, plot, samples};
     after_help = "Examples:
   delo-load load-tests/scenarios/steady.toml --server http://127.0.0.1:50051
   delo-load load-tests/scenarios/overload.toml --spawn target/release/delo --json
+  delo-load load-tests/scenarios/overload.toml --spawn target/release/delo --isolate
   delo-load load-tests/scenarios/burst.toml --spawn target/release/delo --plot burst.svg
   delo-load load-tests/scenarios/steady.toml --spawn target/release/delo -- --partitions runs/partitions
   delo-load load-tests/scenarios/steady.toml --export requests.json"
@@ -39,6 +41,9 @@ struct Cli {
     /// A delo binary: its server is started for the run and ended after it
     #[arg(long, value_name = "PATH")]
     spawn: Option<PathBuf>,
+    /// Keep one processor for the generator and give the started server the others, so that neither takes from the other (Linux)
+    #[arg(long, requires = "spawn")]
+    isolate: bool,
     /// Where the started server's output goes; nowhere without it
     #[arg(long, value_name = "FILE", requires = "spawn")]
     server_log: Option<PathBuf>,
@@ -94,7 +99,12 @@ async fn go(cli: &Cli) -> Result<Option<Report>, Box<dyn Error>> {
         return Ok(export::write(&plan, file).map(|()| None)?);
     }
     let against = match (&cli.spawn, &cli.server) {
-        (Some(program), _) => Against::Spawned { program: program.clone(), args: cli.serve_args.clone(), log: cli.server_log.clone() },
+        (Some(program), _) => Against::Spawned(Launch {
+            program: program.clone(),
+            args: cli.serve_args.clone(),
+            log: cli.server_log.clone(),
+            isolate: cli.isolate,
+        }),
         (None, Some(url)) => Against::Running { url: url.clone(), admin: cli.admin.clone(), metrics: cli.metrics.clone() },
         (None, None) => unreachable!("the command line requires one of --server, --spawn and --export"),
     };

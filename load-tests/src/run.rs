@@ -1,7 +1,5 @@
 //! One run: capacity, traffic, what goes on beside it, and the report.
 use std::error::Error;
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +10,7 @@ use crate::memory::{self, Watch};
 use crate::plan::Plan;
 use crate::report::{Report, Seen};
 use crate::scenario::{Capacity, Scenario};
-use crate::server::Spawned;
+use crate::server::{Launch, Spawned};
 use crate::tally::Tally;
 use crate::target::Server;
 use crate::{closed_loop, open_loop, scrape};
@@ -22,8 +20,8 @@ use crate::{closed_loop, open_loop, scrape};
 pub enum Against {
     /// A running server, its admin service and the URL of its metrics where they are known.
     Running { url: String, admin: Option<String>, metrics: Option<String> },
-    /// A server that is started for the run with further arguments, its output going to a file or nowhere.
-    Spawned { program: PathBuf, args: Vec<String>, log: Option<PathBuf> },
+    /// A server that is started for the run.
+    Spawned(Launch),
 }
 
 /// Where a server answers, and which process it is.
@@ -41,8 +39,8 @@ struct Place {
 pub async fn run(scenario: &Scenario, plan: Arc<Plan>, against: &Against) -> Result<(Report, Tally), Box<dyn Error>> {
     let (spawned, place) = match against.clone() {
         Against::Running { url, admin, metrics } => (None, Place { url, admin, metrics, process: None }),
-        Against::Spawned { program, args, log } => {
-            let spawned = Spawned::start(&program, &args, log.map(File::create).transpose()?).await?;
+        Against::Spawned(launch) => {
+            let spawned = Spawned::start(&launch).await?;
             let (url, admin, metrics) = (spawned.url.clone(), Some(spawned.admin.clone()), Some(spawned.metrics.clone()));
             let process = Some(spawned.id());
             (Some(spawned), Place { url, admin, metrics, process })

@@ -2,7 +2,7 @@
 use std::fs::File;
 use std::io;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::processors::{ProcessorsError, apart};
 use crate::target::loopback;
 
 /// How long a server may take to start serving.
@@ -23,6 +24,8 @@ const STOP: Duration = Duration::from_secs(60);
 pub enum ServerError {
     #[error("cannot start {}: {source}", program.display())]
     Start { program: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Processors(#[from] ProcessorsError),
     #[error("no free loopback port: {0}")]
     Port(io::Error),
     #[error("the server ended before it served, with {0}; its log says why (--server-log)")]
@@ -33,6 +36,18 @@ pub enum ServerError {
     Stuck,
     #[error("cannot wait for the server: {0}")]
     Wait(io::Error),
+}
+
+/// How to start one.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    pub program: PathBuf,
+    /// Further arguments of its `serve`.
+    pub args: Vec<String>,
+    /// Where its output goes; nowhere without it.
+    pub log: Option<PathBuf>,
+    /// Keep the last processor for this process and give the server the others.
+    pub isolate: bool,
 }
 
 /// A running server. Dropped before [`stop`](Self::stop), it is killed.
@@ -48,10 +63,11 @@ pub struct Spawned {
 }
 
 impl Spawned {
-    /// Starts `program serve` with further arguments and waits until its health service says SERVING. Its output goes to `log` or nowhere.
-    pub async fn start(program: &Path, args: &[String], log: Option<File>) -> Result<Self, ServerError> {
+    /// Starts it and waits until its health service says SERVING.
+    pub async fn start(launch: &Launch) -> Result<Self, ServerError> {
+        let Launch { program, args, log, isolate } = launch;
         let [listen, admin, metrics] = free_ports().map_err(ServerError::Port)?;
-        let start = |source| ServerError::Start { program: program.into(), source };
+        let start = |source| ServerError::Start { program: program.clone(), source };
         let mut command = Command::new(program);
         command.arg("serve").args(args);
         for (flag, port) in [("--listen", listen), ("--admin-listen", admin), ("--metrics-listen", metrics)] {
@@ -59,9 +75,10 @@ impl Spawned {
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if let Some(log) = log {
+            let log = File::create(log).map_err(start)?;
             command.stdout(log.try_clone().map_err(start)?).stderr(log);
         }
-        let child = command.spawn().map_err(start)?;
+        let child = if *isolate { apart(|| command.spawn())? } else { command.spawn() }.map_err(start)?;
         let at = |port: u16| format!("http://127.0.0.1:{port}");
         let mut server = Self { child, url: at(listen), admin: at(admin), metrics: format!("{}/metrics", at(metrics)) };
         let deadline = Instant::now() + START;
@@ -126,15 +143,19 @@ async fn serving(url: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn launch(program: &str) -> Launch {
+        Launch { program: program.into(), args: Vec::new(), log: None, isolate: false }
+    }
+
     #[tokio::test]
     async fn a_server_that_ends_at_once_is_an_error() {
-        let error = Spawned::start(Path::new("false"), &[], None).await.unwrap_err();
+        let error = Spawned::start(&launch("false")).await.unwrap_err();
         assert!(matches!(error, ServerError::Ended(_)), "{error}");
     }
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named() {
-        let error = Spawned::start(Path::new("/no/such/delo"), &[], None).await.unwrap_err();
+        let error = Spawned::start(&launch("/no/such/delo")).await.unwrap_err();
         assert!(error.to_string().contains("/no/such/delo"), "{error}");
     }
 }

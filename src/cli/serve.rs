@@ -8,6 +8,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
+use crate::allocator;
 use crate::config::{Config, Listen, LogFormat, Logging, Overrides};
 use crate::engine::DeviceChoice;
 use crate::kernels::{Isa, Precision, make_pool};
@@ -81,6 +82,7 @@ impl ServeArgs {
 }
 
 pub fn run(args: ServeArgs) -> Result<(), Failure> {
+    allocator::bound_arenas(std::thread::available_parallelism().map_or(1, usize::from));
     let config = Config::load(args.config.as_deref(), args.overrides()?)?;
     log_to_stderr(&config.logging)?;
     make_pool(Some(config.model.threads).filter(|n| *n > 0)).map_err(|e| format!("the compute threads do not start: {e}"))?;

@@ -27,9 +27,7 @@ pub use device::DeviceChoice;
 pub use packed::{Packed, Span};
 pub use resident::{Counted, Resident, VersionCounts};
 
-/// Tokens for each thread from which on a forward is no faster a token: measured with `delo bench engine --batch 1 2 4 8 16 32`.
-const CPU_BATCH_TOKENS: usize = 320;
-/// The same for a whole GPU.
+/// Tokens from which on a forward on a GPU is no faster a token: measured with `delo bench engine --batch 1 2 4 8 16 32`.
 const DEVICE_BATCH_TOKENS: usize = 4096;
 
 /// One sample to classify.
@@ -214,10 +212,12 @@ impl Engine {
         threads()
     }
 
-    /// Tokens of a batch that is large enough for this machine: a larger one only takes longer.
+    /// Tokens of a batch that is large enough for this machine: a larger one takes longer and is hardly faster a token, and whoever comes next waits
+    /// for its end. On a CPU, that is a full sample for each thread, at least two.
     pub fn batch_tokens(&self) -> usize {
+        let config = &self.backbone.config;
         match &self.compute {
-            Compute::F32(_) | Compute::Bf16(_) => (CPU_BATCH_TOKENS * self.threads()).max(2 * CPU_BATCH_TOKENS),
+            Compute::F32(_) | Compute::Bf16(_) => config.sample_tokens() * self.threads().max(2),
             Compute::Device(_) => DEVICE_BATCH_TOKENS,
         }
     }

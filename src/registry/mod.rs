@@ -22,6 +22,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
 
+use crate::allocator;
 use crate::delo::partition::digest;
 use crate::delo::{Partition, PartitionError};
 use crate::engine::{Catalogue, CatalogueError, Engine, EngineError, Query, Resident, RoutingRule, Trial, TrialMode};
@@ -256,7 +257,7 @@ impl Registry {
         notices.iter().chain(&books.notices).for_each(|notice| tracing::error!(notice, "state directory"));
         books.notices.extend(notices);
         self.live.store(Arc::new(catalogue));
-        give_memory_back();
+        allocator::give_back();
         Ok(())
     }
 
@@ -321,7 +322,7 @@ impl Registry {
         books.commit(&ledger, &artifacts)?;
         books.ledger = ledger;
         self.live.store(Arc::new(catalogue));
-        give_memory_back();
+        allocator::give_back();
         Ok(())
     }
 
@@ -374,7 +375,7 @@ impl Registry {
         while serving() && Instant::now() < until {
             tokio::time::sleep(DRAIN_STEP).await;
         }
-        give_memory_back();
+        allocator::give_back();
         Ok((changed, !serving()))
     }
 
@@ -464,7 +465,7 @@ impl Registry {
         }
         // What it held goes with its last batch.
         drop(before);
-        give_memory_back();
+        allocator::give_back();
         Ok(changed)
     }
 
@@ -586,15 +587,6 @@ fn try_out(engine: &Engine, catalogue: &Catalogue, resident: &Arc<Resident>) -> 
         return Ok(());
     }
     Err(failed("its scores are not finite, its weights are out of range; train it again".to_owned()))
-}
-
-/// Reading a partition takes several times the memory that stays in use; the allocator of glibc keeps what is freed in pieces until it is asked.
-fn give_memory_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it takes no pointers and may be called from any thread at any time.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// Runs long work on the blocking pool.

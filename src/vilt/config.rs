@@ -78,6 +78,11 @@ impl ViltConfig {
         self.image_size / self.patch_size
     }
 
+    /// Tokens of a sample whose text fills all positions and whose image is of the size on which the position embeddings were trained.
+    pub fn sample_tokens(&self) -> usize {
+        self.max_position_embeddings + 1 + self.patches_per_side().pow(2)
+    }
+
     /// d of one attention head.
     pub fn head_size(&self) -> usize {
         self.hidden_size / self.num_attention_heads

@@ -145,6 +145,9 @@ pub struct Churn {
     pub partitions: Vec<PathBuf>,
     /// Cycles after which the run ends early; without it the churn ends with the run.
     pub cycles: Option<u64>,
+    /// Seconds from the start of one cycle to the start of the next, at least; 0, the default: one right after the other.
+    #[serde(default)]
+    pub every_seconds: f64,
 }
 
 /// A closed loop before the run.
@@ -214,6 +217,7 @@ impl Scenario {
         if let Some(churn) = &self.churn {
             must((1..=64).contains(&churn.partitions.len()), "churn.partitions", "from 1 to 64 files".into())?;
             must(churn.cycles.is_none_or(|n| (1..=100_000).contains(&n)), "churn.cycles", "from 1 to 100000".into())?;
+            must((0.0..=MAX_SECONDS as f64).contains(&churn.every_seconds), "churn.every_seconds", format!("from 0 to {MAX_SECONDS}"))?;
         }
         if let Some(c) = self.capacity {
             must((1..=10_000).contains(&c.in_flight), "capacity.in_flight", "from 1 to 10000".into())?;
@@ -316,6 +320,7 @@ mod tests {
             ("[[phase]]\nseconds = 2\nmix = {}", "phase.mix"),
             ("[[client]]\nname = 'a'\nshare = 0", "client.share"),
             ("[churn]\npartitions = []", "churn.partitions"),
+            ("[churn]\npartitions = ['a']\nevery_seconds = -1", "churn.every_seconds"),
             ("[expect]\nmin_churn_cycles = 3", "expect.min_churn_cycles"),
             ("[expect]\nmemory_between_seconds = [3, 3]", "expect.memory_between_seconds"),
         ] {
