@@ -1,7 +1,7 @@
 //! delo: task-agnostic inference and offline training of DeLo low-rank expert partitions on a frozen ViLT.
 //!
 //! The house, in the order of its one-way dependencies:
-//! - [`allocator`]: the settings of the C library's.
+//! - [`allocator`]: how glibc's allocator is kept from holding freed memory.
 //! - [`model_dir`]: a Hugging Face checkpoint directory, on disk or embedded in the binary.
 //! - [`input`]: an image or a text from outside becomes a [`input::Sample`].
 //! - [`kernels`]: the arithmetic of a forward on a CPU, per set of vector instructions.

@@ -83,6 +83,8 @@ pub struct Churned {
     pub failed: u64,
     /// The first of them.
     pub failures: Vec<String>,
+    /// When each rest ended, since the churn began.
+    pub rests: Vec<Duration>,
     pub ledger: Ledger,
 }
 
@@ -92,6 +94,8 @@ pub struct Churn {
     artifacts: Vec<Bytes>,
     cycles: u64,
     every: Duration,
+    warm_up: u64,
+    rest: Duration,
     done: Churned,
 }
 
@@ -111,29 +115,44 @@ impl Churn {
         for partition in list.partitions {
             done.ledger.live(&partition.task, partition.version, asked, asked);
         }
-        let every = Duration::from_secs_f64(churn.every_seconds);
-        Ok(Self { admin, artifacts, cycles: churn.cycles.unwrap_or(u64::MAX), every, done })
+        let [every, rest] = [churn.every_seconds, churn.rest_seconds].map(Duration::from_secs_f64);
+        Ok(Self { admin, artifacts, cycles: churn.cycles.unwrap_or(u64::MAX), every, warm_up: churn.warm_up_cycles, rest, done })
     }
 
-    /// Cycles until `stop` is set, by others or here once all cycles are done, and then loads every partition that a cycle had unloaded.
+    /// Cycles until `stop` is set, by others or here once all cycles are done and the last rest is over. Every partition that a cycle had unloaded is loaded
+    /// before a rest and at the end.
     pub async fn run(mut self, stop: Arc<AtomicBool>) -> Churned {
+        let begin = tokio::time::Instant::now();
         let mut unloaded = vec![false; self.artifacts.len()];
-        let mut next = tokio::time::Instant::now();
-        while !stop.load(Ordering::Relaxed) && self.done.cycles < self.cycles {
+        let mut next = begin;
+        loop {
+            let finished = self.done.cycles >= self.cycles;
+            if !self.rest.is_zero() && (finished || self.done.cycles == self.warm_up) {
+                self.restore(&mut unloaded).await;
+                pause(tokio::time::Instant::now() + self.rest, &stop).await;
+                self.done.rests.push(begin.elapsed());
+            }
+            if finished || stop.load(Ordering::Relaxed) {
+                break;
+            }
             let i = (self.done.cycles % self.artifacts.len() as u64) as usize;
             unloaded[i] = self.cycle(i).await;
             self.done.cycles += 1;
             // After a cycle that took longer, the next begins at once and none is made up for.
             next = (next + self.every).max(tokio::time::Instant::now());
-            while !stop.load(Ordering::Relaxed) && tokio::time::Instant::now() < next {
-                tokio::time::sleep_until(next.min(tokio::time::Instant::now() + LOOK)).await;
-            }
+            pause(next, &stop).await;
         }
-        for i in (0..unloaded.len()).filter(|i| unloaded[*i]) {
-            self.load(i, None).await;
-        }
+        self.restore(&mut unloaded).await;
         stop.store(true, Ordering::Relaxed);
         self.done
+    }
+
+    async fn restore(&mut self, unloaded: &mut [bool]) {
+        for (i, unloaded) in unloaded.iter_mut().enumerate() {
+            if std::mem::take(unloaded) {
+                self.load(i, None).await;
+            }
+        }
     }
 
     /// Load, load again, roll back, unload; whether the partition is out of service after it. A failed step is counted, and the next cycle starts afresh.
@@ -201,6 +220,13 @@ impl Churn {
             let code: Code = status.code();
             self.done.failures.push(format!("{change}: {}: {}", code_name(code as i32), status.message()));
         }
+    }
+}
+
+/// Until a moment comes or `stop` is set.
+async fn pause(until: tokio::time::Instant, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) && tokio::time::Instant::now() < until {
+        tokio::time::sleep_until(until.min(tokio::time::Instant::now() + LOOK)).await;
     }
 }
 

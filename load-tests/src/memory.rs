@@ -26,6 +26,11 @@ pub struct Series(pub Vec<u64>);
 const MOMENT: usize = 5;
 
 impl Series {
+    /// The change from the end of one rest to the end of another, each in seconds since the first value.
+    pub fn change_between_rests(&self, first: Duration, last: Duration) -> Option<f64> {
+        self.change(first.as_secs().checked_sub(MOMENT as u64)?, last.as_secs())
+    }
+
     /// The change from one second to another as a share of the first, each the median of five seconds within the two; `None` where too little was seen.
     pub fn change(&self, from: u64, to: u64) -> Option<f64> {
         let to = usize::try_from(to).ok()?.min(self.0.len().checked_sub(1)?);
@@ -98,6 +103,7 @@ mod tests {
         assert_eq!(series.change(10, 24), Some(0.25));
         assert_eq!(series.change(0, 24).map(|c| c > 2.0), Some(true));
         assert_eq!(series.change(10, 9000), Some(0.25));
+        assert_eq!(series.change_between_rests(Duration::from_millis(17_900), Duration::from_secs(24)), Some(0.25));
         assert_eq!((series.change(25, 30), Series::default().change(0, 1)), (None, None));
     }
 }

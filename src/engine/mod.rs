@@ -213,8 +213,8 @@ impl Engine {
     }
 
     /// Tokens of a batch that is large enough for this machine: a larger one takes longer and is hardly faster a token, and whoever comes next waits
-    /// for its end. On a CPU, that is three quarters of a full sample for each thread, of two threads at least: at eight tenths of capacity, hardly any batch
-    /// then takes three times the usual one.
+    /// for its end. On a CPU, that is three quarters of a full sample for each thread, of two threads at least: the tail of a batch's
+    /// time then stays near three times its median at eight tenths of capacity (`load-tests/`, `soak`).
     pub fn batch_tokens(&self) -> usize {
         let config = &self.backbone.config;
         match &self.compute {

@@ -24,6 +24,8 @@ const CLIENT_SHARE: f64 = 0.75;
 const BULK_SHARE: f64 = 0.75;
 /// How much the latest measurement counts in a moving average.
 const LATEST: f64 = 0.2;
+/// How many times longer than expected a measurement counts as: a batch during which the process was stopped says nothing of the next.
+const OUTLIER: f64 = 4.0;
 /// How many times its usual deviation a batch may take longer than expected before its samples are late.
 const CAUTION: f64 = 2.0;
 
@@ -176,8 +178,11 @@ impl Pace {
     fn computed(&mut self, tokens: usize, took: Duration) {
         let latest = took.as_secs_f64() / tokens.max(1) as f64;
         self.token = Some(match self.token {
-            None => (latest, 0.0),
-            Some((mean, deviation)) => (average(mean, latest), average(deviation, (latest - mean).abs())),
+            Some((mean, deviation)) if mean > 0.0 => {
+                let latest = latest.min(OUTLIER * mean);
+                (average(mean, latest), average(deviation, (latest - mean).abs()))
+            }
+            _ => (latest, 0.0),
         });
     }
 
@@ -504,6 +509,24 @@ mod tests {
             *tokens.entry(client.clone()).or_insert(0i32) += if client == "a" { 20 } else { 10 };
         }
         assert!((tokens["a"] - tokens["b"]).abs() <= 40, "{tokens:?}");
+    }
+
+    #[test]
+    fn one_batch_during_which_everything_stood_still_turns_nobody_away_but_a_slower_machine_is_noticed() {
+        let mut f = fixture(LIMITS);
+        let a_batch_takes = |f: &mut Fixture, seconds: u64| {
+            f.push("a", Interactive, 100);
+            drop(f.queue.take(f.now, |_| false));
+            f.queue.computed(Duration::from_secs(seconds));
+        };
+        (0..20).for_each(|_| a_batch_takes(&mut f, 1));
+        a_batch_takes(&mut f, 600);
+        f.push("a", Interactive, 100);
+        let (soon, bulk) = (f.now + Duration::from_secs(10), claim("b", Bulk));
+        assert_eq!(f.queue.reserve(&bulk, 0, soon, f.now), Ok(()));
+        f.queue.give_back(&bulk, 0);
+        (0..10).for_each(|_| a_batch_takes(&mut f, 60));
+        assert_eq!(f.queue.reserve(&bulk, 0, soon, f.now), Err(Refusal::Deadline));
     }
 
     #[test]

@@ -54,7 +54,9 @@ pub fn config(partitions: &Path, changes: &[(&'static str, &str)]) -> Config {
     let mut overrides = vec![("model.partitions", dir)];
     overrides.extend(["server.listen", "admin.listen", "metrics.listen"].map(|key| (key, "127.0.0.1:0".to_owned())));
     // Unoptimised and beside other tests, a server is slow.
-    overrides.extend([("batching.max_queue_seconds", "60.0"), ("deadline.default_seconds", "120.0")].map(|(key, value)| (key, value.to_owned())));
+    overrides.extend(
+        [("batching.max_queue_seconds", "60.0"), ("deadline.default_seconds", "120.0")].map(|(key, value)| (key, value.to_owned())),
+    );
     overrides.extend(changes.iter().map(|(key, value)| (*key, (*value).to_owned())));
     Config::layered(None, HashMap::new(), overrides).unwrap()
 }

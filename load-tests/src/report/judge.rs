@@ -125,7 +125,8 @@ mod tests {
             churn: text.contains("[churn]").then(|| {
                 let now = Instant::now();
                 let answer = Answered { task: "a".into(), version: 1, sent: now, received: now };
-                (Churned { cycles: 2, failed: 1, failures: vec!["load: INTERNAL: no".into()], ..Churned::default() }, vec![answer])
+                let rests = [10, 18].map(Duration::from_secs).to_vec();
+                (Churned { cycles: 2, failed: 1, failures: vec!["load: INTERNAL: no".into()], rests, ..Churned::default() }, vec![answer])
             }),
         };
         Report::new(&toml::from_str(&text).unwrap(), 10.0, &tally, &Truth::default(), seen)
@@ -159,10 +160,15 @@ mod tests {
     }
 
     #[test]
-    fn churn_fails_a_run_by_a_failed_change_a_stray_answer_or_too_few_cycles() {
-        let failed = report("[churn]\npartitions = ['p']\n[expect]\nmin_churn_cycles = 3").failed;
-        let says = ["1 changes of partitions failed: load: INTERNAL: no", "1 answers are of a version", "the number of cycles is 2"];
-        assert!(failed.len() == 3 && failed.iter().zip(says).all(|(failed, says)| failed.starts_with(says)), "{failed:?}");
+    fn churn_fails_a_run_by_a_failed_change_a_stray_answer_too_few_cycles_or_memory_that_its_rests_differ_by() {
+        let failed = report("[churn]\npartitions = ['p']\n[expect]\nmin_churn_cycles = 3\nmax_memory_change = 0.08").failed;
+        let says = [
+            "the change of memory is 0.084",
+            "1 changes of partitions failed: load: INTERNAL: no",
+            "1 answers are of a version",
+            "the number of cycles is 2",
+        ];
+        assert!(failed.len() == 4 && failed.iter().zip(says).all(|(failed, says)| failed.starts_with(says)), "{failed:?}");
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub struct Report {
     pub memory: Option<[Memory; 2]>,
     /// Of a spawned server, resident bytes once a second.
     pub memory_series: Option<Series>,
-    /// Change of that between the moments that the scenario names, as a share.
+    /// Change of that between the moments that the scenario names, or between the rests of its churn, as a share.
     pub memory_change: Option<f64>,
     /// Expectations that do not hold; empty where the run passed.
     pub failed: Vec<String>,
@@ -138,6 +138,11 @@ impl Report {
         let measured = seen.capacities.len();
         let capacity = (measured > 0).then(|| seen.capacities.iter().sum::<f64>() / measured as f64);
         let [from, to] = scenario.expect.memory_between_seconds.unwrap_or([0, scenario.duration_seconds]);
+        let memory_change =
+            seen.memory_series.as_ref().and_then(|series| match seen.churn.as_ref().map(|(churned, _)| &churned.rests[..]) {
+                Some([first, .., last]) => series.change_between_rests(*first, *last),
+                _ => series.change(from, to),
+            });
         let mut report = Self {
             scenario: scenario.name.clone(),
             capacity,
@@ -161,7 +166,7 @@ impl Report {
             server: seen.pages.and_then(|[before, after]| ServerReport::between(&before, &after, tally.count(Code::Ok))),
             churn: seen.churn.map(|(churned, answers)| ChurnReport::new(churned, &answers)),
             memory: seen.memory,
-            memory_change: seen.memory_series.as_ref().and_then(|series| series.change(from, to)),
+            memory_change,
             memory_series: seen.memory_series,
             failed: Vec::new(),
         };

@@ -21,7 +21,8 @@ pub struct Expect {
     /// Change of a spawned server's resident memory, up or down, as a share: the medians of the five seconds from the first moment of
     /// `memory_between_seconds` on and of those up to the second.
     pub max_memory_change: Option<f64>,
-    /// Two moments in seconds since the run began, the second at its end where it ends before; the whole run where it is left out.
+    /// Two moments in seconds since the run began, the second at its end where it ends before; the whole run where it is left out. Not asked where `churn.rest_seconds`
+    /// says which moments are compared.
     pub memory_between_seconds: Option<[u64; 2]>,
     /// 99.9th percentile over median of the time that a batch took to compute, of the server's own histogram, interpolated within its buckets.
     pub max_batch_p999_over_p50: Option<f64>,

@@ -16,6 +16,8 @@ use crate::arrivals::Rates;
 pub const MAX_SECONDS: u64 = 900;
 /// The most requests of one run.
 pub const MAX_REQUESTS: u64 = 1_000_000;
+/// The shortest rest of a churn, in seconds: what was freed is given back by then, and memory is read five times.
+const MIN_REST: f64 = 10.0;
 /// The most groups of callers.
 const MAX_CLIENTS: usize = 16;
 
@@ -148,6 +150,13 @@ pub struct Churn {
     /// Seconds from the start of one cycle to the start of the next, at least; 0, the default: one right after the other.
     #[serde(default)]
     pub every_seconds: f64,
+    /// Seconds of traffic without changes, after `warm_up_cycles` and again after the last cycle, with the partitions loaded that were at the start; 0, the default: none.
+    /// Change of memory is then from the end of the first rest to the end of the last.
+    #[serde(default)]
+    pub rest_seconds: f64,
+    /// Cycles before the first rest: they fill what the server retains on purpose.
+    #[serde(default)]
+    pub warm_up_cycles: u64,
 }
 
 /// A closed loop before the run.
@@ -218,6 +227,9 @@ impl Scenario {
             must((1..=64).contains(&churn.partitions.len()), "churn.partitions", "from 1 to 64 files".into())?;
             must(churn.cycles.is_none_or(|n| (1..=100_000).contains(&n)), "churn.cycles", "from 1 to 100000".into())?;
             must((0.0..=MAX_SECONDS as f64).contains(&churn.every_seconds), "churn.every_seconds", format!("from 0 to {MAX_SECONDS}"))?;
+            let rests = churn.rest_seconds == 0.0 || (MIN_REST..=MAX_SECONDS as f64).contains(&churn.rest_seconds);
+            must(rests, "churn.rest_seconds", format!("0 or from {MIN_REST} to {MAX_SECONDS}"))?;
+            must(churn.cycles.is_none_or(|n| churn.warm_up_cycles < n), "churn.warm_up_cycles", "fewer than churn.cycles".into())?;
         }
         if let Some(c) = self.capacity {
             must((1..=10_000).contains(&c.in_flight), "capacity.in_flight", "from 1 to 10000".into())?;
@@ -321,6 +333,8 @@ mod tests {
             ("[[client]]\nname = 'a'\nshare = 0", "client.share"),
             ("[churn]\npartitions = []", "churn.partitions"),
             ("[churn]\npartitions = ['a']\nevery_seconds = -1", "churn.every_seconds"),
+            ("[churn]\npartitions = ['a']\nrest_seconds = 3", "churn.rest_seconds"),
+            ("[churn]\npartitions = ['a']\ncycles = 9\nwarm_up_cycles = 9", "churn.warm_up_cycles"),
             ("[expect]\nmin_churn_cycles = 3", "expect.min_churn_cycles"),
             ("[expect]\nmemory_between_seconds = [3, 3]", "expect.memory_between_seconds"),
         ] {
