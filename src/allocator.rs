@@ -1,12 +1,28 @@
 //! How the allocator of glibc is kept from holding what a server that runs for months has long freed; elsewhere, nothing is done.
 
-/// Bounds the arenas, of which there would be eight for each core: what threads that come and go have freed stays in each of them. To be called before there
-/// are threads. `MALLOC_ARENA_MAX` in the environment goes first.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// From this size on, in bytes, an allocation is a mapping of its own, which goes back to the system when it is freed.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const MAPPED: libc::c_int = 4 << 20;
+/// Freed bytes at the end of an arena, beyond which they go back to the system.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const TRIMMED: libc::c_int = 8 << 20;
+
+/// Bounds the arenas, of which there would be eight for each core: what threads that come and go have freed stays in each of them. And keeps the two sizes fixed that grow
+/// to 32 and 64 MiB by themselves, since [`give_back`] does not reach the end of most arenas. To be called before there are threads.
+/// `MALLOC_ARENA_MAX` in the environment goes first.
 pub fn bound_arenas(arenas: usize) {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
-        // SAFETY: it takes no pointers. Refused, it changes nothing.
-        unsafe {
+    // SAFETY: mallopt takes no pointers. Refused, it changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIMMED);
+        if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
             libc::mallopt(libc::M_ARENA_MAX, libc::c_int::try_from(arenas).unwrap_or(libc::c_int::MAX));
         }
     }
@@ -14,10 +30,45 @@ pub fn bound_arenas(arenas: usize) {
     let _ = arenas;
 }
 
-/// Gives freed memory back to the system. Reading a partition takes several times the memory that stays in use, and glibc keeps what is freed in pieces until it
-/// is asked.
+/// How long nothing more must be freed before it is given back once more.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Gives freed memory back to the system, and once more when this has not been called for a second: by then what was still in use by calls and batches under way is free too.
+/// Reading a partition takes several times the memory that stays in use, and glibc keeps what is freed in pieces until it is asked.
 pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        trim();
+        let was_asked = asked().replace(Instant::now()).is_some();
+        if !was_asked && std::thread::Builder::new().name("give-back".into()).spawn(trim_when_quiet).is_err() {
+            *asked() = None;
+        }
+    }
+}
+
+/// When freed memory was last asked to be given back, while a thread waits to do it once more.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn asked() -> MutexGuard<'static, Option<Instant>> {
+    static ASKED: Mutex<Option<Instant>> = Mutex::new(None);
+    ASKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn trim_when_quiet() {
+    loop {
+        let wait = QUIET.saturating_sub(asked().map_or(QUIET, |at| at.elapsed()));
+        if wait.is_zero() {
+            break;
+        }
+        std::thread::sleep(wait);
+    }
+    *asked() = None;
+    trim();
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn trim() {
     // SAFETY: it takes no pointers and may be called from any thread at any time.
     unsafe {
         libc::malloc_trim(0);
