@@ -367,8 +367,14 @@ mod tests {
         leave: mpsc::Sender<()>,
     }
 
-    const LIMITS: Limits =
-        Limits { batch_tokens: 100, batch_samples: 4, queue_samples: 8, queue_bytes: 1000, queue_wait: Duration::from_secs(600) };
+    const LIMITS: Limits = Limits {
+        batch_tokens: 100,
+        backlog_batch_tokens: 100,
+        batch_samples: 4,
+        queue_samples: 8,
+        queue_bytes: 1000,
+        queue_wait: Duration::from_secs(600),
+    };
 
     fn claim() -> Claim {
         Claim { client: "a client".into(), priority: Priority::Interactive }
@@ -523,7 +529,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_fails_only_the_sample_that_causes_it_and_the_thread_lives_on() {
-        let bench = bench(Limits { batch_tokens: 10_000, ..LIMITS });
+        let bench = bench(Limits { batch_tokens: 10_000, backlog_batch_tokens: 10_000, ..LIMITS });
         let first = bench.occupy().await;
         let (good, bad, other) = (bench.queue(2, soon()).await, bench.queue(666, soon()).await, bench.queue(3, soon()).await);
         // The first batch, the three together, then each alone.
@@ -589,7 +595,14 @@ mod schedules {
     }
 
     fn limits() -> Limits {
-        Limits { batch_tokens: 100, batch_samples: 4, queue_samples: 8, queue_bytes: 100, queue_wait: Duration::from_secs(600) }
+        Limits {
+            batch_tokens: 100,
+            backlog_batch_tokens: 100,
+            batch_samples: 4,
+            queue_samples: 8,
+            queue_bytes: 100,
+            queue_wait: Duration::from_secs(600),
+        }
     }
 
     fn slot(batcher: &Batcher<Increment>, client: usize) -> Result<Slot<Increment>, BatchError> {

@@ -1,5 +1,5 @@
 //! The latest answers, remembered so that ground truth that arrives later can be held against them.
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
@@ -10,10 +10,12 @@ const TAKEN_AT_ONCE: usize = 1 << 17;
 #[derive(Debug)]
 pub struct AnswerMemory {
     capacity: usize,
-    answers: HashMap<Id, Remembered>,
-    /// Ids in the order of their answers, each with the arrival that it was remembered under.
-    order: VecDeque<(u64, Id)>,
-    arrivals: u64,
+    /// The latest answers, one after the other and round again.
+    ring: Vec<Option<Remembered>>,
+    /// Where in the ring the next answer goes.
+    next: usize,
+    /// Where in the ring the latest answer of an id is.
+    places: HashMap<Id, usize>,
     /// The names of their tasks, each held once.
     tasks: HashSet<Arc<str>>,
     hashers: [RandomState; 2],
@@ -24,7 +26,7 @@ type Id = [u64; 2];
 
 #[derive(Debug)]
 struct Remembered {
-    arrival: u64,
+    id: Id,
     task: Arc<str>,
     version: u64,
     /// Of the best label.
@@ -51,10 +53,12 @@ pub struct Verdict {
 
 impl AnswerMemory {
     pub fn new(capacity: usize) -> Self {
-        // One more, before the oldest is forgotten.
-        let taken = capacity.min(TAKEN_AT_ONCE) + 1;
-        let (answers, order) = (HashMap::with_capacity(taken), VecDeque::with_capacity(taken));
-        Self { capacity, answers, order, arrivals: 0, tasks: HashSet::new(), hashers: [RandomState::new(), RandomState::new()] }
+        let taken = capacity.min(TAKEN_AT_ONCE);
+        // Written, since memory that was never written is not there yet.
+        let ring = std::iter::repeat_with(|| None).take(taken).collect();
+        // A table that is more than half full grows, sooner or later, as entries come and go.
+        let places = HashMap::with_capacity(2 * (taken + 1));
+        Self { capacity, ring, next: 0, places, tasks: HashSet::new(), hashers: [RandomState::new(), RandomState::new()] }
     }
 
     fn id(&self, request_id: &str) -> Id {
@@ -81,31 +85,30 @@ impl AnswerMemory {
         if self.capacity == 0 {
             return;
         }
-        self.arrivals += 1;
-        let remembered = Remembered {
-            arrival: self.arrivals,
-            task: self.task(task),
-            version,
-            label: self.label(best_label),
-            task_counted: false,
-            label_counted: false,
-        };
         let id = self.id(request_id);
-        self.answers.insert(id, remembered);
-        self.order.push_back((self.arrivals, id));
-        while self.order.len() > self.capacity {
-            // A loop over a queue longer than its capacity finds an element; `while let` would have to name it twice.
-            let Some((arrival, id)) = self.order.pop_front() else { break };
-            if self.answers.get(&id).is_some_and(|a| a.arrival == arrival) {
-                self.answers.remove(&id);
+        let (task, label) = (self.task(task), self.label(best_label));
+        let remembered = Some(Remembered { id, task, version, label, task_counted: false, label_counted: false });
+        let forgotten = match self.ring.get_mut(self.next) {
+            Some(place) => std::mem::replace(place, remembered),
+            None => {
+                self.ring.push(remembered);
+                None
             }
+        };
+        if let Some(Remembered { id, .. }) = forgotten
+            && self.places.get(&id) == Some(&self.next)
+        {
+            self.places.remove(&id);
         }
+        self.places.insert(id, self.next);
+        self.next = (self.next + 1) % self.capacity;
     }
 
     /// Holds the truth against the answer of this id. Task and label count once each. `None` for an id that isn't remembered.
     pub fn judge(&mut self, request_id: &str, true_task: Option<&str>, true_labels: &[String]) -> Option<Verdict> {
         let labels: Vec<u64> = true_labels.iter().map(|label| self.label(label)).collect();
-        let answer = self.answers.get_mut(&self.id(request_id))?;
+        let place = *self.places.get(&self.id(request_id))?;
+        let answer = self.ring.get_mut(place)?.as_mut()?;
         let task_correct = true_task.map(|t| t == &*answer.task);
         let label_correct = (!labels.is_empty()).then(|| labels.contains(&answer.label));
         let (count_task, count_label) = (task_correct.is_some() && !answer.task_counted, label_correct.is_some() && !answer.label_counted);
@@ -157,10 +160,20 @@ mod tests {
             // One id over and over must not push the others' bound out.
             memory.remember("same", "food", 1, "pizza");
         }
-        assert!(memory.order.len() <= 3 && memory.answers.len() <= 3);
+        assert!(memory.ring.len() <= 3 && memory.places.len() <= 3);
         assert!(memory.judge("0", Some("food"), &[]).is_none());
         assert!(memory.judge("999", Some("food"), &[]).is_some());
         assert!(memory.judge("same", Some("food"), &[]).is_some());
+    }
+
+    #[test]
+    fn takes_no_more_memory_while_it_is_full_and_works_on() {
+        let mut memory = AnswerMemory::new(1000);
+        let taken = (memory.ring.capacity(), memory.places.capacity());
+        (0..20_000).for_each(|i| memory.remember(&i.to_string(), "food", 1, "pizza"));
+        assert_eq!((memory.ring.capacity(), memory.places.len()), (taken.0, 1000));
+        assert!(memory.places.capacity() <= taken.1, "{} of {}", memory.places.capacity(), taken.1);
+        assert!(memory.judge("19000", Some("food"), &[]).is_some() && memory.judge("18999", Some("food"), &[]).is_none());
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub const INTERACTIVE_WEIGHT: f64 = 4.0;
 const CLIENT_SHARE: f64 = 0.75;
 /// Of the queue's places, the part up to which bulk samples are let in; the rest is for interactive ones.
 const BULK_SHARE: f64 = 0.75;
+/// The part of the interactive backlog that a batch may be where that is more than the usual batch: it takes longer, but less a token, and adds little to a wait
+/// that is as long as the backlog. Bulk samples don't count: interactive ones go before them and wait for the end of the batch alone.
+const BACKLOG_SHARE: f64 = 1.0 / 12.0;
 /// How much the latest measurement counts in a moving average.
 const LATEST: f64 = 0.2;
 /// How many times longer than expected a measurement counts as: a batch during which the process was stopped says nothing of the next.
@@ -34,6 +37,8 @@ const CAUTION: f64 = 2.0;
 pub struct Limits {
     /// Tokens of one batch. A job that is larger runs alone.
     pub batch_tokens: usize,
+    /// Tokens of one batch while many interactive samples wait, see [`BACKLOG_SHARE`].
+    pub backlog_batch_tokens: usize,
     pub batch_samples: usize,
     /// Places that are reserved or wait for compute.
     pub queue_samples: usize,
@@ -387,10 +392,17 @@ impl<T> Queue<T> {
         of(first, class).or_else(|| of(second, other))
     }
 
+    /// Tokens of the next batch.
+    fn batch_tokens(&self) -> usize {
+        let of_backlog = (self.interactive.tokens as f64 * BACKLOG_SHARE) as usize;
+        of_backlog.min(self.limits.backlog_batch_tokens).max(self.limits.batch_tokens)
+    }
+
     /// The next batch, as far as it fits and is computed before the tightest deadline in it. `gone` says whether nobody waits for a job any more.
     pub fn take(&mut self, now: Instant, gone: impl Fn(&T) -> bool) -> Taken<T> {
         let mut taken = Taken { batch: Vec::new(), late: Vec::new(), hopeless: Vec::new() };
         let (mut tokens, mut tightest) = (0, None);
+        let budget = self.batch_tokens();
         // The one of the hopeless that has most time left: computed when there is nothing better to do, since the pace may have been measured badly.
         let mut last = None;
         while let Some(key) = self.next() {
@@ -403,7 +415,7 @@ impl<T> Queue<T> {
             let hopeless = !late && !in_time(job.tokens, deadline);
             let until = tightest.map_or(deadline, |tightest: Instant| tightest.min(deadline));
             let with_it = tokens + job.tokens;
-            let fits = taken.batch.len() < limits.batch_samples && with_it <= limits.batch_tokens && in_time(with_it, until);
+            let fits = taken.batch.len() < limits.batch_samples && with_it <= budget && in_time(with_it, until);
             if !(late || hopeless || fits || taken.batch.is_empty()) {
                 break;
             }
@@ -448,8 +460,14 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { batch_tokens: 100, batch_samples: 1000, queue_samples: 1000, queue_bytes: 1 << 20, queue_wait: Duration::from_secs(3600) };
+    const LIMITS: Limits = Limits {
+        batch_tokens: 100,
+        backlog_batch_tokens: 100,
+        batch_samples: 1000,
+        queue_samples: 1000,
+        queue_bytes: 1 << 20,
+        queue_wait: Duration::from_secs(3600),
+    };
 
     fn claim(client: &str, priority: Priority) -> Claim {
         Claim { client: client.into(), priority }
@@ -527,6 +545,18 @@ mod tests {
         f.queue.give_back(&bulk, 0);
         (0..10).for_each(|_| a_batch_takes(&mut f, 60));
         assert_eq!(f.queue.reserve(&bulk, 0, soon, f.now), Err(Refusal::Deadline));
+    }
+
+    #[test]
+    fn a_batch_grows_with_the_interactive_backlog_within_its_bound() {
+        let limits = Limits { backlog_batch_tokens: 300, ..LIMITS };
+        let first_of = |priority, samples: usize| {
+            let mut f = fixture(limits);
+            (0..samples).for_each(|_| drop(f.push("a", priority, 10)));
+            f.batch().len()
+        };
+        assert_eq!((first_of(Interactive, 60), first_of(Interactive, 240), first_of(Interactive, 700)), (10, 20, 30));
+        assert_eq!(first_of(Bulk, 700), 10, "whoever comes next and is interactive would wait for it");
     }
 
     #[test]
@@ -727,7 +757,7 @@ mod tests {
                     Step::Batch => {
                         let Taken { batch, late, hopeless } = queue.take(now, |_| false);
                         let tokens: usize = batch.iter().map(|job| job.tokens).sum();
-                        prop_assert!(batch.len() <= 1 || (tokens <= limits.batch_tokens && batch.len() <= limits.batch_samples));
+                        prop_assert!(batch.len() <= 1 || (tokens <= limits.backlog_batch_tokens && batch.len() <= limits.batch_samples));
                         prop_assert!(!(batch.is_empty() && queue.depth() > 0), "a free worker leaves nothing waiting");
                         for job in &batch {
                             let (_, deadline) = waiting.remove(&job.item).expect("it waited, and was not taken before");

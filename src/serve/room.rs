@@ -89,6 +89,7 @@ impl Room {
         }
         let limits = batcher::Limits {
             batch_tokens: config.batching.max_tokens.unwrap_or_else(|| engine.batch_tokens()),
+            backlog_batch_tokens: config.batching.max_tokens.unwrap_or_else(|| engine.backlog_batch_tokens()),
             batch_samples: config.batching.max_samples,
             queue_samples: config.batching.max_queue_samples,
             queue_bytes: config.batching.max_queue_bytes,
