@@ -561,7 +561,7 @@ mod tests {
 
     #[test]
     fn interactive_goes_before_bulk_and_bulk_does_not_starve() {
-        let mut f = fixture(Limits { batch_tokens: 50, ..LIMITS });
+        let mut f = fixture(Limits { batch_tokens: 50, backlog_batch_tokens: 50, ..LIMITS });
         (0..200).for_each(|_| drop(f.push("bulk", Bulk, 10)));
         (0..200).for_each(|_| drop(f.push("people", Interactive, 10)));
         let computed: Vec<String> = (0..40).flat_map(|_| f.batch()).collect();
