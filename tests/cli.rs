@@ -1,4 +1,6 @@
 //! The real program: its commands against a server of its own, its exit codes, its one line on stderr.
+#[path = "common/authority.rs"]
+mod authority;
 mod common;
 
 use std::io::{BufRead, BufReader};
@@ -47,6 +49,11 @@ struct Serving {
 
 impl Serving {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With these settings, by environment variable.
+    fn start_with(settings: &[(&str, &str)]) -> Self {
         let partitions = tempfile::tempdir().unwrap();
         for task in ["food", "travel"] {
             std::fs::write(partitions.path().join(format!("{task}.safetensors")), artifact(task)).unwrap();
@@ -56,6 +63,7 @@ impl Serving {
             .args(["serve", "--listen", free, "--admin-listen", free, "--metrics-listen", "off", "--partitions"])
             .arg(partitions.path())
             .env("DELO_LOGGING__FORMAT", "json")
+            .envs(settings.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -116,6 +124,53 @@ fn a_session_of_client_commands() {
     assert!(line.contains("registry.manifest"), "{line}");
     let line = failure(&[&["admin", "unload", "symbols"], &admin[..]].concat(), 1);
     assert!(line.contains("delo admin list"), "{line}");
+}
+
+#[test]
+fn shows_its_token_or_its_certificate_to_a_server_that_asks_for_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let file = dir.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let authority = authority::Authority::new("authority");
+    let (certificate, key) = authority.issue("server", &["localhost"]).write(dir.path());
+    let client = authority.issue("ops.example", &[]);
+    let (cert, cert_key, ca) = (write("ops.pem", &client.certificate), write("ops.key", &client.key), write("ca.pem", &authority.pem));
+    let (token, wrong) = (write("token", "app-token\n"), write("wrong", "another"));
+    let clients = write("clients.toml", &authority::clients(&[("app", "classify", "app-token")], &[("ops", "admin", "ops.example")]));
+    let serving = Serving::start_with(&[
+        ("DELO_TLS__CERTIFICATE", certificate.to_str().unwrap()),
+        ("DELO_TLS__KEY", key.to_str().unwrap()),
+        ("DELO_TLS__CLIENT_CA", &ca),
+        ("DELO_TLS__CLIENT_CERTIFICATE", "optional"),
+        ("DELO_AUTH__CLIENTS_FILE", &clients),
+    ]);
+    // The certificate names the host, not its address.
+    let named = |address: &str| address.replace("http://127.0.0.1", "https://localhost");
+    let (server, admin) = (named(&serving.classifier), named(&serving.admin));
+
+    let classify = ["classify", "--text", "soup", "--task", "food", "--json", "--server", &server, "--ca", &ca];
+    assert_eq!(json(&[&classify[..], &["--token-file", &token]].concat())["task"], "food");
+    let with_variable = Command::new(env!("CARGO_BIN_EXE_delo")).args(classify).env("DELO_TOKEN", "app-token").output().unwrap();
+    assert!(with_variable.status.success(), "{}", String::from_utf8_lossy(&with_variable.stderr));
+    for given in [&[][..], &["--token-file", &wrong]] {
+        let line = failure(&[&classify[..], given].concat(), 1);
+        assert!(line.contains("Unauthenticated") && line.contains("--token-file") && !line.contains("another"), "{line}");
+    }
+
+    let list = ["admin", "list", "--json", "--server", &admin, "--ca", &ca];
+    let line = failure(&[&list[..], &["--token-file", &token]].concat(), 1);
+    assert!(line.contains("PermissionDenied"), "{line}");
+    let of_ops = ["--client-cert", &cert, "--client-key", &cert_key];
+    assert_eq!(json(&[&list[..], &of_ops].concat())["partitions"].as_array().unwrap().len(), 2);
+
+    let line = failure(&["classify", "--text", "soup", "--server", &server], 2);
+    assert!(line.contains("--ca"), "{line}");
+    let stranger = write("stranger.pem", &authority::Authority::new("stranger").pem);
+    let line = failure(&["classify", "--text", "soup", "--server", &server, "--ca", &stranger, "--token-file", &token], 1);
+    assert!(line.contains("signed by --ca"), "{line}");
 }
 
 #[cfg(unix)]

@@ -1,5 +1,5 @@
 //! Who may call: the clients of `auth.clients_file`, with their tokens or certificates and their roles.
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,8 +49,8 @@ pub enum AuthError {
     Syntax { path: PathBuf, message: String },
     #[error("{path}: client {name:?}: {reason}")]
     Client { path: PathBuf, name: String, reason: &'static str },
-    #[error("{path} names {clients} clients, at most {MAX_CLIENTS} are allowed")]
-    TooMany { path: PathBuf, clients: usize },
+    #[error("{path} has {entries} clients, at most {MAX_CLIENTS} are allowed")]
+    TooMany { path: PathBuf, entries: usize },
 }
 
 #[derive(Deserialize)]
@@ -96,7 +96,7 @@ impl Clients {
     /// The clients in `bytes`, which stand in the file at `path`.
     ///
     /// # Errors
-    /// A file that is no such TOML, has too many clients, or names one twice or by halves.
+    /// A file that is no such TOML, has too many clients, or gives one by halves, in two roles, or two of them the same proof.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, AuthError> {
         let syntax =
             |message: String| AuthError::Syntax { path: path.to_owned(), message: message.lines().next().unwrap_or_default().to_owned() };
@@ -111,12 +111,12 @@ impl Clients {
             ))
         })?;
         if document.client.len() > MAX_CLIENTS {
-            return Err(AuthError::TooMany { path: path.to_owned(), clients: document.client.len() });
+            return Err(AuthError::TooMany { path: path.to_owned(), entries: document.client.len() });
         }
         let mut clients = Self::default();
-        let (mut names, mut proofs) = (HashSet::new(), HashSet::new());
+        let (mut roles, mut proofs) = (HashMap::new(), HashSet::new());
         for entry in document.client {
-            clients.add(entry, &mut names, &mut proofs).map_err(|(name, reason)| AuthError::Client {
+            clients.add(entry, &mut roles, &mut proofs).map_err(|(name, reason)| AuthError::Client {
                 path: path.to_owned(),
                 name: name.chars().take(MAX_NAME).collect(),
                 reason,
@@ -125,14 +125,15 @@ impl Clients {
         Ok(clients)
     }
 
-    fn add(&mut self, entry: Entry, names: &mut HashSet<String>, proofs: &mut HashSet<String>) -> Result<(), (String, &'static str)> {
+    /// A client may stand there several times, with a token or a certificate each: the old one and the new one while they are exchanged.
+    fn add(&mut self, entry: Entry, roles: &mut HashMap<String, Role>, proofs: &mut HashSet<String>) -> Result<(), (String, &'static str)> {
         let Entry { name, role, token_sha256, certificate } = entry;
         let printable = |text: &str| !text.is_empty() && text.len() <= MAX_NAME && !text.chars().any(char::is_control);
         if !printable(&name) {
             return Err((name, "a name has 1 to 128 bytes, none of them a control character"));
         }
-        if !names.insert(name.clone()) {
-            return Err((name, "it is there twice"));
+        if roles.insert(name.clone(), role).is_some_and(|before| before != role) {
+            return Err((name, "it is there with two roles; give each role a name of its own"));
         }
         let client = Client { name: name.as_str().into(), role };
         let proof = match (token_sha256, certificate) {
@@ -152,7 +153,7 @@ impl Clients {
             }
             _ => return Err((name, "give either token_sha256 or certificate")),
         };
-        if proofs.insert(proof) { Ok(()) } else { Err((name, "another client has the same token or certificate")) }
+        if proofs.insert(proof) { Ok(()) } else { Err((name, "the same token or certificate is there twice")) }
     }
 
     /// Whose token this is. Takes the same time whoever's it is, and whether or not it is anybody's.
@@ -174,7 +175,7 @@ impl Clients {
         self.by_certificate.iter().find(|(subject, _)| names.contains(subject)).map(|(_, client)| client.clone())
     }
 
-    /// How many they are.
+    /// How many tokens and certificates they have.
     pub fn count(&self) -> usize {
         self.by_token.len() + self.by_certificate.len()
     }
@@ -223,6 +224,17 @@ mod tests {
     }
 
     #[test]
+    fn a_client_may_have_several_tokens_and_certificates_while_they_are_exchanged() {
+        let entry = |proof: &str| format!("[[client]]\nname = \"app\"\nrole = \"classify\"\n{proof}\n");
+        // SHA-256 of "abc", FIPS 180-2, B.1.
+        let other = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let text = [SECRET, other].map(|digest| entry(&format!("token_sha256 = \"{digest}\""))).concat() + &entry("certificate = \"app\"");
+        let clients = parse(&text).unwrap();
+        let known = [clients.of_token(b"secret"), clients.of_token(b"abc"), clients.of_certificate(&["app".to_owned()])];
+        assert!(known.iter().all(|client| client.as_ref().is_some_and(|c| &*c.name == "app")), "{known:?}");
+    }
+
+    #[test]
     fn refuses_what_is_ambiguous_or_beyond_its_limits_and_names_the_client() {
         let client = |more: &str| format!("[[client]]\nname = \"app\"\nrole = \"classify\"\n{more}\n");
         let token = format!("token_sha256 = \"{SECRET}\"");
@@ -230,7 +242,8 @@ mod tests {
             client(""),
             client("token_sha256 = \"12\""),
             client(&format!("{token}\ncertificate = \"a\"")),
-            client(&token) + &client("certificate = \"b\""),
+            client(&token) + &client("certificate = \"b\"").replace("classify", "admin"),
+            client(&token) + &client(&token),
             client(&token) + &client(&token).replace("app", "other"),
             client(&token).replace("app", &"a".repeat(MAX_NAME + 1)),
             client(&token).replace("app", ""),

@@ -93,7 +93,7 @@ impl Trust {
                 Ok(bytes) => {
                     match Clients::parse(path, &bytes) {
                         Ok(read) => {
-                            tracing::info!(clients = read.count(), "auth.clients_file was read again");
+                            tracing::info!(tokens_and_certificates = read.count(), "auth.clients_file was read again");
                             clients.store(Arc::new(read));
                         }
                         Err(error) => tracing::warn!(%error, "the new auth.clients_file is not taken, the old clients stay"),

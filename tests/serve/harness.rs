@@ -149,6 +149,16 @@ impl Running {
         self.ended.await.unwrap()
     }
 
+    /// Ends it and starts another on the same directories.
+    pub async fn restarted(mut self, changes: &[(&'static str, &str)]) -> Running {
+        self.ask_to_stop();
+        let partitions = std::mem::replace(&mut self.partitions, tempfile::tempdir().unwrap());
+        self.ended().await.unwrap();
+        let running = start_in(partitions, changes).await;
+        running.until_health(ServingStatus::Serving).await;
+        running
+    }
+
     pub async fn load(&self, source: Source) -> Result<Partition, Status> {
         let request = LoadPartitionRequest { source: Some(source), ..Default::default() };
         let admin = self.admin().await.max_encoding_message_size(1 << 30);

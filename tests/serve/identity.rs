@@ -1,80 +1,14 @@
-//! Certificates, tokens and files of clients, for tests of security.
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+//! Servers and connections for tests of security.
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use delo::serve::pb::ClassifyRequest;
 use delo::serve::pb::classifier_client::ClassifierClient;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use sha2::{Digest, Sha256};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity};
 use tonic::{Request, Status};
 
+use crate::authority::Authority;
 use crate::harness::{Running, artifact, start_in, text};
-
-/// One who signs certificates.
-pub struct Authority {
-    pub pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-/// A certificate and its key, in PEM.
-pub struct Issued {
-    pub certificate: String,
-    pub key: String,
-}
-
-impl Authority {
-    pub fn new(name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { pem, issuer: Issuer::new(params, key) }
-    }
-
-    pub fn issue(&self, common_name: &str, names: &[&str]) -> Issued {
-        let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
-        Issued { certificate, key: key.serialize_pem() }
-    }
-}
-
-impl Issued {
-    pub fn identity(&self) -> Identity {
-        Identity::from_pem(&self.certificate, &self.key)
-    }
-
-    /// Writes the pair, so that no reader meets half of a file.
-    pub fn write(&self, dir: &Path) -> (PathBuf, PathBuf) {
-        let (certificate, key) = (dir.join("server.pem"), dir.join("server.key"));
-        replace(&certificate, &self.certificate);
-        replace(&key, &self.key);
-        (certificate, key)
-    }
-}
-
-pub fn replace(path: &Path, text: &str) {
-    let beside = path.with_extension("new");
-    std::fs::write(&beside, text).unwrap();
-    std::fs::rename(beside, path).unwrap();
-}
-
-/// A file of clients: name, role, and a token or the name in a certificate.
-pub fn clients(of_tokens: &[(&str, &str, &str)], of_certificates: &[(&str, &str, &str)]) -> String {
-    let mut out = String::new();
-    for (name, role, token) in of_tokens {
-        let digest: String = Sha256::digest(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-        writeln!(out, "[[client]]\nname = \"{name}\"\nrole = \"{role}\"\ntoken_sha256 = \"{digest}\"").unwrap();
-    }
-    for (name, role, subject) in of_certificates {
-        writeln!(out, "[[client]]\nname = \"{name}\"\nrole = \"{role}\"\ncertificate = \"{subject}\"").unwrap();
-    }
-    out
-}
 
 /// `message` with a token.
 pub fn bearing<T>(token: &str, message: T) -> Request<T> {

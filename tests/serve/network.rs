@@ -12,8 +12,9 @@ use tokio::net::TcpStream;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use crate::authority::Authority;
 use crate::harness::{Running, refused, start_with, text};
-use crate::identity::{Authority, channel, classify, start_trusting};
+use crate::identity::{channel, classify, start_trusting};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// An empty SETTINGS frame.

@@ -26,10 +26,21 @@ fn other(task: &str, seed: u64) -> Vec<u8> {
     common::artifact(task, &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
 }
 
-/// A server that serves food of its own and follows this registry, impatiently.
+/// Follows this registry, impatiently.
+fn following(registry: &str) -> [(&'static str, &str); 3] {
+    [("registry.manifest", registry), ("registry.poll_seconds", "0.05"), ("registry.fetch_timeout_seconds", "1.0")]
+}
+
+/// As [`following`], and keeps its catalogue in this directory.
+fn keeping<'a>(registry: &'a str, state: &'a Path) -> Vec<(&'static str, &'a str)> {
+    let mut changes = following(registry).to_vec();
+    changes.push(("catalogue.state_dir", state.to_str().unwrap()));
+    changes
+}
+
+/// A server that serves food of its own and follows this registry.
 async fn follow(registry: &str) -> Running {
-    let changes = [("registry.manifest", registry), ("registry.poll_seconds", "0.05"), ("registry.fetch_timeout_seconds", "1.0")];
-    start_with(&["food"], &changes).await
+    start_with(&["food"], &following(registry)).await
 }
 
 async fn status(server: &Running) -> RegistryStatus {
@@ -220,6 +231,46 @@ async fn an_older_or_damaged_manifest_is_ignored_and_told() {
     }
     std::fs::write(&manifest, new).unwrap();
     until_revision(&server, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_reach_its_registry_starts_on_what_it_kept() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    publish(dir.path(), artifact("travel")).await;
+    let web = Web::of(dir.path()).await;
+    let url = web.url("");
+    let changes = keeping(&url, state.path());
+    let server = start_with(&["food"], &changes).await;
+    until_revision(&server, 1).await;
+    let kept = checksums(&server).await;
+    web.set(Mode::Gone);
+    let server = server.restarted(&changes).await;
+    let told = until(&server, "the registry's error", |s| s.error.contains("503")).await;
+    assert!(!told.in_sync && told.revision == 0, "{told:?}");
+    assert_eq!(checksums(&server).await, kept, "an unreachable registry has withdrawn nothing");
+    server.assert_serving().await;
+    web.set(Mode::Honest);
+    until_revision(&server, 1).await;
+    assert_eq!(checksums(&server).await, kept);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_withdrawn_while_a_server_was_down_is_unloaded_once_it_is_back() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    publish(dir.path(), artifact("travel")).await;
+    publish(dir.path(), artifact("plants")).await;
+    let web = Web::of(dir.path()).await;
+    let url = web.url("");
+    let changes = keeping(&url, state.path());
+    let server = start_with(&["food"], &changes).await;
+    until_revision(&server, 2).await;
+    server.upload(artifact("animals")).await.unwrap();
+    web.set(Mode::Gone);
+    let server = server.restarted(&changes).await;
+    withdraw(&place(dir.path()), "travel").await.unwrap();
+    web.set(Mode::Honest);
+    until_revision(&server, 3).await;
+    assert_eq!(tasks(&server.live().await), ["animals", "food", "plants"], "what was loaded by hand stays");
 }
 
 #[tokio::test(flavor = "multi_thread")]

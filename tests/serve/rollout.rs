@@ -8,7 +8,6 @@ use delo::serve::pb::{
     ReportOutcomeRequest, RollbackPartitionRequest, TrialMode, UnloadPartitionRequest,
 };
 use tonic::{Code, Status};
-use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::harness::{Running, TASKS, artifact_of, refused, start, start_in, start_with, text};
 
@@ -55,16 +54,6 @@ impl Running {
 
     async fn notices(&self) -> Vec<String> {
         self.admin().await.get_status(GetStatusRequest {}).await.unwrap().into_inner().notices
-    }
-
-    /// Ends it and starts another on the same directories.
-    async fn restarted(mut self, changes: &[(&'static str, &str)]) -> Running {
-        self.ask_to_stop();
-        let partitions = std::mem::replace(&mut self.partitions, tempfile::tempdir().unwrap());
-        self.ended().await.unwrap();
-        let running = start_in(partitions, changes).await;
-        running.until_health(ServingStatus::Serving).await;
-        running
     }
 }
 

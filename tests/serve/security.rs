@@ -10,8 +10,9 @@ use tonic::{Code, Request};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_reflection::pb::v1;
 
+use crate::authority::{Authority, clients, replace};
 use crate::harness::{config, refused, start_with, text};
-use crate::identity::{Authority, bearing, channel, classify, clients, eventually, replace, start_trusting};
+use crate::identity::{bearing, channel, classify, eventually, start_trusting};
 
 const CLIENTS: &[(&str, &str, &str)] =
     &[("app", "classify", "app-token"), ("dashboard", "read_only", "dashboard-token"), ("ops", "admin", "ops-token")];
@@ -110,6 +111,29 @@ async fn clients_change_while_serving_and_a_broken_file_changes_nothing() {
     std::fs::remove_file(&file).unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     classifier.classify(bearing("new-token", text("soup"))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_exchanged_while_serving() {
+    let with = |tokens: &[&str]| clients(&tokens.iter().map(|token| ("app", "classify", *token)).collect::<Vec<_>>(), &[]);
+    let (dir, path) = clients_file(&with(&["old"]));
+    let server = start_with(&["food"], &[("auth.clients_file", &path), ("tls.reload_seconds", "0.1")]).await;
+    let classifier = server.classifier().await;
+    let classify = async |token| classifier.clone().classify(bearing(token, text("soup"))).await;
+    let file = dir.path().join("clients.toml");
+    replace(&file, &with(&["old", "new"]));
+    eventually(async || {
+        classify("old").await.expect("good until it is taken away");
+        classify("new").await
+    })
+    .await;
+    classify("old").await.unwrap();
+    replace(&file, &with(&["new"]));
+    eventually(async || {
+        classify("new").await.expect("good from then on");
+        classify("old").await.err().ok_or("still good")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
