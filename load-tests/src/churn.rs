@@ -130,7 +130,10 @@ impl Churn {
             if !self.rest.is_zero() && (finished || self.done.cycles == self.warm_up) {
                 self.restore(&mut unloaded).await;
                 pause(tokio::time::Instant::now() + self.rest, &stop).await;
-                self.done.rests.push(begin.elapsed());
+                // One that the run's end cut short says nothing.
+                if !stop.load(Ordering::Relaxed) {
+                    self.done.rests.push(begin.elapsed());
+                }
             }
             if finished || stop.load(Ordering::Relaxed) {
                 break;

@@ -13,7 +13,7 @@ use delo_load::plan::Plan;
 use delo_load::report::Report;
 use delo_load::run::{Against, run};
 use delo_load::samples;
-use delo_load::scenario::Scenario;
+use delo_load::scenario::{Churn, Scenario};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
@@ -129,6 +129,11 @@ impl Admin for Service {
 
 /// Ten cycles of two partitions under traffic.
 async fn churned(fault: Fault) -> (Report, Service) {
+    churned_with_rests(fault, 0, 0.0).await
+}
+
+/// With rests of some seconds, the first after so many cycles.
+async fn churned_with_rests(fault: Fault, warm_up_cycles: u64, rest_seconds: f64) -> (Report, Service) {
     let service = Service::new(fault);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -146,7 +151,9 @@ async fn churned(fault: Fault) -> (Report, Service) {
     );
     let file = dir.path().join("c.toml");
     std::fs::write(&file, text).unwrap();
-    let scenario = Scenario::read(&file).unwrap();
+    let mut scenario = Scenario::read(&file).unwrap();
+    // Shorter than one that memory is compared after may be.
+    scenario.churn = scenario.churn.map(|churn| Churn { warm_up_cycles, rest_seconds, ..churn });
     let plan = Arc::new(Plan::new(&scenario, samples::read(&scenario).unwrap()));
     let against = Against::Running { url: url.clone(), admin: Some(url), metrics: None };
     (run(&scenario, plan, &against).await.unwrap().0, service)
@@ -161,6 +168,17 @@ async fn a_service_that_swaps_whole_versions_passes_and_has_its_partitions_back(
     assert_eq!((churn.cycles, churn.changes, churn.failed), (10, 42, 0));
     assert!(report.seconds < 60.0, "the run ends with the last cycle");
     assert_eq!((churn.answers, churn.answers_of_no_live_version), (report.ok, 0));
+    assert!(service.tasks.lock().unwrap().values().all(|(_, live)| live.is_some()));
+}
+
+#[tokio::test]
+async fn a_churn_rests_with_everything_loaded_after_its_first_cycles_and_after_its_last() {
+    let (report, service) = churned_with_rests(Fault::None, 3, 0.4).await;
+    assert_eq!(report.failed, Vec::<String>::new());
+    // Four changes a cycle; what was unloaded by then is loaded before each rest: both partitions, twice.
+    let churn = report.churn.unwrap();
+    assert_eq!((churn.cycles, churn.changes, churn.rests.len()), (10, 44, 2));
+    assert!(churn.rests[0] >= 0.4 && churn.rests[1] - churn.rests[0] >= 0.4 && report.seconds >= 0.8, "{:?}", churn.rests);
     assert!(service.tasks.lock().unwrap().values().all(|(_, live)| live.is_some()));
 }
 

@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn churn_fails_a_run_by_a_failed_change_a_stray_answer_too_few_cycles_or_memory_that_its_rests_differ_by() {
-        let failed = report("[churn]\npartitions = ['p']\n[expect]\nmin_churn_cycles = 3\nmax_memory_change = 0.08").failed;
+        let failed =
+            report("[churn]\npartitions = ['p']\nrest_seconds = 8\n[expect]\nmin_churn_cycles = 3\nmax_memory_change = 0.08").failed;
         let says = [
             "the change of memory is 0.084",
             "1 changes of partitions failed: load: INTERNAL: no",

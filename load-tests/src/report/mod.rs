@@ -4,6 +4,7 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde::Serialize;
 use tonic::Code;
@@ -108,6 +109,8 @@ pub struct ChurnReport {
     pub failed: u64,
     pub failures: Vec<String>,
     pub took: Quantiles,
+    /// Seconds since the churn began at which its rests were over.
+    pub rests: Vec<f64>,
     /// Good answers that were checked, and those of a version that was not live between their sending and their receipt.
     pub answers: u64,
     pub answers_of_no_live_version: u64,
@@ -138,11 +141,12 @@ impl Report {
         let measured = seen.capacities.len();
         let capacity = (measured > 0).then(|| seen.capacities.iter().sum::<f64>() / measured as f64);
         let [from, to] = scenario.expect.memory_between_seconds.unwrap_or([0, scenario.duration_seconds]);
-        let memory_change =
-            seen.memory_series.as_ref().and_then(|series| match seen.churn.as_ref().map(|(churned, _)| &churned.rests[..]) {
-                Some([first, .., last]) => series.change_between_rests(*first, *last),
-                _ => series.change(from, to),
-            });
+        let rests = seen.churn.as_ref().filter(|_| scenario.churn.as_ref().is_some_and(|churn| churn.rest_seconds > 0.0));
+        let memory_change = seen.memory_series.as_ref().and_then(|series| match rests.map(|(churned, _)| &churned.rests[..]) {
+            Some([first, .., last]) => series.change_between_rests(*first, *last),
+            Some(_) => None,
+            None => series.change(from, to),
+        });
         let mut report = Self {
             scenario: scenario.name.clone(),
             capacity,
@@ -204,6 +208,7 @@ impl ChurnReport {
             changes: churned.changes,
             failed: churned.failed,
             took: (&churned.took).into(),
+            rests: churned.rests.iter().map(Duration::as_secs_f64).collect(),
             answers: answers.len() as u64,
             answers_of_no_live_version: answers.iter().filter(|answer| !churned.ledger.covers(answer)).count() as u64,
             failures: churned.failures,

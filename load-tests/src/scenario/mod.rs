@@ -229,6 +229,8 @@ impl Scenario {
             must((0.0..=MAX_SECONDS as f64).contains(&churn.every_seconds), "churn.every_seconds", format!("from 0 to {MAX_SECONDS}"))?;
             let rests = churn.rest_seconds == 0.0 || (MIN_REST..=MAX_SECONDS as f64).contains(&churn.rest_seconds);
             must(rests, "churn.rest_seconds", format!("0 or from {MIN_REST} to {MAX_SECONDS}"))?;
+            let last = churn.rest_seconds == 0.0 || churn.cycles.is_some();
+            must(last, "churn.cycles", "given where churn.rest_seconds is: the last rest comes after the last cycle".into())?;
             must(churn.cycles.is_none_or(|n| churn.warm_up_cycles < n), "churn.warm_up_cycles", "fewer than churn.cycles".into())?;
         }
         if let Some(c) = self.capacity {
@@ -334,6 +336,7 @@ mod tests {
             ("[churn]\npartitions = []", "churn.partitions"),
             ("[churn]\npartitions = ['a']\nevery_seconds = -1", "churn.every_seconds"),
             ("[churn]\npartitions = ['a']\nrest_seconds = 3", "churn.rest_seconds"),
+            ("[churn]\npartitions = ['a']\nrest_seconds = 30", "churn.cycles"),
             ("[churn]\npartitions = ['a']\ncycles = 9\nwarm_up_cycles = 9", "churn.warm_up_cycles"),
             ("[expect]\nmin_churn_cycles = 3", "expect.min_churn_cycles"),
             ("[expect]\nmemory_between_seconds = [3, 3]", "expect.memory_between_seconds"),
