@@ -15,15 +15,19 @@ const TRIMMED: libc::c_int = 8 << 20;
 
 /// Bounds the arenas, of which there would be eight for each core: what threads that come and go have freed stays in each of them. And keeps the two sizes fixed that grow
 /// to 32 and 64 MiB by themselves, since [`give_back`] does not reach the end of most arenas. To be called before there are threads.
-/// `MALLOC_ARENA_MAX` in the environment goes first.
+/// `MALLOC_ARENA_MAX`, `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` in the environment go first.
 pub fn bound_arenas(arenas: usize) {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt takes no pointers. Refused, it changes nothing.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIMMED);
-        if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
-            libc::mallopt(libc::M_ARENA_MAX, libc::c_int::try_from(arenas).unwrap_or(libc::c_int::MAX));
+    for (variable, parameter, value) in [
+        ("MALLOC_MMAP_THRESHOLD_", libc::M_MMAP_THRESHOLD, MAPPED),
+        ("MALLOC_TRIM_THRESHOLD_", libc::M_TRIM_THRESHOLD, TRIMMED),
+        ("MALLOC_ARENA_MAX", libc::M_ARENA_MAX, libc::c_int::try_from(arenas).unwrap_or(libc::c_int::MAX)),
+    ] {
+        if std::env::var_os(variable).is_none() {
+            // SAFETY: mallopt takes no pointers. Refused, it changes nothing.
+            unsafe {
+                libc::mallopt(parameter, value);
+            }
         }
     }
     #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
@@ -34,12 +38,18 @@ pub fn bound_arenas(arenas: usize) {
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Gives freed memory back to the system, and once more when this has not been called for a second: by then what was still in use by calls and batches under way is free too.
+/// Gives freed memory back to the system, and once more as [`give_back_when_quiet`] does: by then what was still in use by calls and batches under way is free too.
 /// Reading a partition takes several times the memory that stays in use, and glibc keeps what is freed in pieces until it is asked.
 pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    trim();
+    give_back_when_quiet();
+}
+
+/// Gives freed memory back to the system when neither this nor [`give_back`] has been called for a second. Returns at once.
+pub fn give_back_when_quiet() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        trim();
         let was_asked = asked().replace(Instant::now()).is_some();
         if !was_asked && std::thread::Builder::new().name("give-back".into()).spawn(trim_when_quiet).is_err() {
             *asked() = None;
@@ -57,13 +67,16 @@ fn asked() -> MutexGuard<'static, Option<Instant>> {
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn trim_when_quiet() {
     loop {
-        let wait = QUIET.saturating_sub(asked().map_or(QUIET, |at| at.elapsed()));
+        let mut asked = asked();
+        let wait = QUIET.saturating_sub(asked.map_or(QUIET, |at| at.elapsed()));
         if wait.is_zero() {
+            // Whoever asks from here on starts another thread.
+            *asked = None;
             break;
         }
+        drop(asked);
         std::thread::sleep(wait);
     }
-    *asked() = None;
     trim();
 }
 

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
 pub use super::queue::{Claim, Limits, Priority};
-use super::queue::{Key, Queue, Refusal, Waiting};
+use super::queue::{Key, Queue, Refusal, Taken, Waiting};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard, spawn};
+use crate::allocator::give_back_when_quiet;
 
 /// What the compute thread runs. Its jobs are single samples.
 pub trait Compute: Send + Sync + 'static {
@@ -61,6 +62,9 @@ impl BatchError {
     }
 }
 
+/// Of the queue's places, the part that must have been taken for its memory to be given back to the system once they are free again.
+const CROWD: usize = 4;
+
 /// A queue and the thread that works it off. Dropping it closes the queue; the thread ends when the queue is empty.
 pub struct Batcher<C: Compute> {
     shared: Arc<Shared<C>>,
@@ -100,22 +104,30 @@ impl<C: Compute> Shared<C> {
 
     /// Waits for work and takes it; `None` when the queue is closed and no slot is left.
     fn take(&self) -> Option<Vec<Waiting<Pending<C>>>> {
-        let mut state = self.state();
         loop {
-            let taken = state.queue.take(Instant::now(), |pending| pending.answer.is_closed());
-            Self::show_depth(&state);
+            let (taken, retry_after) = self.take_any()?;
+            // Outside of the lock: it wakes callers and frees their samples.
             for late in taken.late {
                 // Whoever waits for it knows by its own clock as well.
                 let _ = late.item.answer.send(Err(BatchError::DeadlineExceeded));
             }
-            if !taken.hopeless.is_empty() {
-                let retry_after = state.queue.retry_after(Instant::now());
-                for hopeless in taken.hopeless {
-                    let _ = hopeless.item.answer.send(Err(BatchError::WouldExpire { retry_after }));
-                }
+            for hopeless in taken.hopeless {
+                let _ = hopeless.item.answer.send(Err(BatchError::WouldExpire { retry_after }));
             }
             if !taken.batch.is_empty() {
                 return Some(taken.batch);
+            }
+        }
+    }
+
+    /// Waits until there is something to take, be it only to refuse it; with it, when to try that again.
+    fn take_any(&self) -> Option<(Taken<Pending<C>>, Duration)> {
+        let mut state = self.state();
+        loop {
+            let taken = state.queue.take(Instant::now(), |pending| pending.answer.is_closed());
+            Self::show_depth(&state);
+            if !taken.is_empty() {
+                return Some((taken, state.queue.retry_after(Instant::now())));
             }
             if state.closed && state.queue.reserved() == 0 {
                 return None;
@@ -126,6 +138,8 @@ impl<C: Compute> Shared<C> {
 
     /// The compute thread.
     fn work(&self) {
+        // The most that waited since nothing did.
+        let mut deepest = 0;
         while let Some(batch) = self.take() {
             let started = Instant::now();
             let tokens: usize = batch.iter().map(|w| w.tokens).sum();
@@ -141,12 +155,23 @@ impl<C: Compute> Shared<C> {
             let outcomes = self.compute_batch(&jobs);
             let took = started.elapsed();
             metrics::histogram!("delo_stage_duration_seconds", "stage" => "compute").record(took);
-            self.state().queue.computed(took);
+            let waiting = self.computed(took);
             for (answer, outcome) in answers.into_iter().zip(outcomes) {
                 // An error here only means that the caller has gone.
                 let _ = answer.send(outcome);
             }
+            deepest = deepest.max(waiting);
+            if waiting == 0 && std::mem::take(&mut deepest) >= self.limits.queue_samples / CROWD {
+                give_back_when_quiet();
+            }
         }
+    }
+
+    /// A batch took so long; how many jobs wait.
+    fn computed(&self, took: Duration) -> usize {
+        let mut state = self.state();
+        state.queue.computed(took);
+        state.queue.depth()
     }
 
     /// A panic while a batch computes is answered by computing its jobs one by one, so that only the job that causes it fails.
@@ -195,6 +220,10 @@ impl<C: Compute> Batcher<C> {
         let reserved = state.queue.reserve(&claim, bytes, deadline, now);
         reserved.map_err(|refusal| BatchError::refused(refusal, state.queue.retry_after(now)))?;
         Ok(Slot { shared: self.shared.clone(), claim: Some(claim), bytes, deadline, since: now })
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.shared.limits
     }
 
     /// Jobs that wait for compute.

@@ -56,8 +56,10 @@ impl AnswerMemory {
         let taken = capacity.min(TAKEN_AT_ONCE);
         // Written, since memory that was never written is not there yet.
         let ring = std::iter::repeat_with(|| None).take(taken).collect();
-        // A table that is more than half full grows, sooner or later, as entries come and go.
-        let places = HashMap::with_capacity(2 * (taken + 1));
+        // A table that is more than half full grows, sooner or later, as entries come and go. Written as well: its entries lie all over it.
+        let mut places = HashMap::with_capacity(2 * (taken + 1));
+        places.extend((0..taken).map(|i| ([i as u64; 2], i)));
+        places.clear();
         Self { capacity, ring, next: 0, places, tasks: HashSet::new(), hashers: [RandomState::new(), RandomState::new()] }
     }
 

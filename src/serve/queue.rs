@@ -22,13 +22,17 @@ pub const INTERACTIVE_WEIGHT: f64 = 4.0;
 const CLIENT_SHARE: f64 = 0.75;
 /// Of the queue's places, the part up to which bulk samples are let in; the rest is for interactive ones.
 const BULK_SHARE: f64 = 0.75;
-/// The part of the interactive backlog that a batch may be where that is more than the usual batch: it takes longer, but less a token, and adds little to a wait
-/// that is as long as the backlog. Bulk samples don't count: interactive ones go before them and wait for the end of the batch alone.
-const BACKLOG_SHARE: f64 = 1.0 / 12.0;
+/// A batch may be this part of the interactive backlog where that is more than the usual batch: it takes longer, but less a token, and adds little to a wait
+/// that is as long as the backlog. Each client counts as much as the one for which least waits, which need not wait for the rest and so would only wait for the end
+/// of the batch. Bulk samples don't count: interactive ones go before them.
+const BACKLOG_PARTS: usize = 12;
 /// How much the latest measurement counts in a moving average.
 const LATEST: f64 = 0.2;
-/// How many times longer than expected a measurement counts as: a batch during which the process was stopped says nothing of the next.
-const OUTLIER: f64 = 4.0;
+/// How many times longer than expected a batch counts as, unless the one before took longer than that too: a moment at which the process stood still says nothing of
+/// the next batch.
+const OUTLIER: f64 = 2.0;
+/// The part of the longest wait that filling a place counts as at most, for the same reason: all places that are being filled at such a moment measure it.
+const FILLING_SHARE: u32 = 4;
 /// How many times its usual deviation a batch may take longer than expected before its samples are late.
 const CAUTION: f64 = 2.0;
 
@@ -37,7 +41,7 @@ const CAUTION: f64 = 2.0;
 pub struct Limits {
     /// Tokens of one batch. A job that is larger runs alone.
     pub batch_tokens: usize,
-    /// Tokens of one batch while many interactive samples wait, see [`BACKLOG_SHARE`].
+    /// Tokens of one batch while many interactive samples wait, see [`BACKLOG_PARTS`].
     pub backlog_batch_tokens: usize,
     pub batch_samples: usize,
     /// Places that are reserved or wait for compute.
@@ -96,11 +100,20 @@ pub struct Taken<T> {
     pub hopeless: Vec<Waiting<T>>,
 }
 
+impl<T> Taken<T> {
+    /// Nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_empty() && self.late.is_empty() && self.hopeless.is_empty()
+    }
+}
+
 /// The jobs of one client, by deadline and arrival.
 #[derive(Debug)]
 struct Client<T> {
     /// Tokens computed for it, in its class's virtual time.
     served: f64,
+    /// Of its jobs that wait.
+    tokens: usize,
     waiting: BTreeMap<(Instant, u64), Waiting<T>>,
 }
 
@@ -137,17 +150,25 @@ impl<T> Class<T> {
     fn push(&mut self, client: Arc<str>, order: (Instant, u64), job: Waiting<T>) {
         let now = self.now;
         self.tokens += job.tokens;
-        self.clients.entry(client).or_insert_with(|| Client { served: now, waiting: BTreeMap::new() }).waiting.insert(order, job);
+        let client = self.clients.entry(client).or_insert_with(|| Client { served: now, tokens: 0, waiting: BTreeMap::new() });
+        client.tokens += job.tokens;
+        client.waiting.insert(order, job);
     }
 
     fn remove(&mut self, client: &Arc<str>, order: &(Instant, u64)) -> Option<Waiting<T>> {
         let entry = self.clients.get_mut(client)?;
         let job = entry.waiting.remove(order)?;
+        entry.tokens -= job.tokens;
         if entry.waiting.is_empty() {
             self.clients.remove(client);
         }
         self.tokens -= job.tokens;
         Some(job)
+    }
+
+    /// Tokens that wait, were there as few for each client as for the one with the fewest.
+    fn even_tokens(&self) -> usize {
+        self.clients.values().map(|client| client.tokens).min().unwrap_or(0) * self.clients.len()
     }
 }
 
@@ -177,6 +198,8 @@ struct Pace {
     tokens: f64,
     /// Seconds from the reservation to the filling of a place.
     filling: f64,
+    /// The latest batch took longer than [`OUTLIER`] times what was expected.
+    surprised: bool,
 }
 
 impl Pace {
@@ -184,7 +207,9 @@ impl Pace {
         let latest = took.as_secs_f64() / tokens.max(1) as f64;
         self.token = Some(match self.token {
             Some((mean, deviation)) if mean > 0.0 => {
-                let latest = latest.min(OUTLIER * mean);
+                let before = std::mem::replace(&mut self.surprised, latest > OUTLIER * mean);
+                // Two in a row are no accident.
+                let latest = if before { latest } else { latest.min(OUTLIER * mean) };
                 (average(mean, latest), average(deviation, (latest - mean).abs()))
             }
             _ => (latest, 0.0),
@@ -343,7 +368,8 @@ impl<T> Queue<T> {
         self.class(claim.priority).reserved -= 1;
         self.waiting += 1;
         self.arrivals += 1;
-        self.pace.filling = average(self.pace.filling, (job.since - reserved).as_secs_f64());
+        let filling = (job.since - reserved).min(self.limits.queue_wait / FILLING_SHARE);
+        self.pace.filling = average(self.pace.filling, filling.as_secs_f64());
         self.pace.tokens = if self.arrivals == 1 { job.tokens as f64 } else { average(self.pace.tokens, job.tokens as f64) };
         let order = (deadline, self.arrivals);
         let other = match claim.priority {
@@ -394,7 +420,7 @@ impl<T> Queue<T> {
 
     /// Tokens of the next batch.
     fn batch_tokens(&self) -> usize {
-        let of_backlog = (self.interactive.tokens as f64 * BACKLOG_SHARE) as usize;
+        let of_backlog = self.interactive.even_tokens() / BACKLOG_PARTS;
         of_backlog.min(self.limits.backlog_batch_tokens).max(self.limits.batch_tokens)
     }
 
@@ -510,10 +536,16 @@ mod tests {
 
     #[test]
     fn a_small_client_does_not_wait_behind_a_large_one() {
-        let mut f = fixture(LIMITS);
-        (0..50).for_each(|_| drop(f.push("large", Interactive, 10)));
+        let mut f = fixture(Limits { backlog_batch_tokens: 800, ..LIMITS });
+        (0..700).for_each(|_| drop(f.push("large", Interactive, 10)));
         f.push("small", Interactive, 10);
-        assert!(f.batch().contains(&"small".to_owned()), "it is in the first batch");
+        let first = f.batch();
+        assert!(
+            first.contains(&"small".to_owned()) && first.len() == 10,
+            "in the first batch, which is no larger than usual: {}",
+            first.len()
+        );
+        assert!(f.batch().len() > 50, "what is left waits for itself");
     }
 
     #[test]
@@ -529,22 +561,41 @@ mod tests {
         assert!((tokens["a"] - tokens["b"]).abs() <= 40, "{tokens:?}");
     }
 
-    #[test]
-    fn one_batch_during_which_everything_stood_still_turns_nobody_away_but_a_slower_machine_is_noticed() {
-        let mut f = fixture(LIMITS);
-        let a_batch_takes = |f: &mut Fixture, seconds: u64| {
-            f.push("a", Interactive, 100);
-            drop(f.queue.take(f.now, |_| false));
-            f.queue.computed(Duration::from_secs(seconds));
-        };
-        (0..20).for_each(|_| a_batch_takes(&mut f, 1));
-        a_batch_takes(&mut f, 600);
+    /// A batch of 100 tokens that takes so long.
+    fn a_batch_takes(f: &mut Fixture, seconds: f64) {
         f.push("a", Interactive, 100);
-        let (soon, bulk) = (f.now + Duration::from_secs(10), claim("b", Bulk));
-        assert_eq!(f.queue.reserve(&bulk, 0, soon, f.now), Ok(()));
-        f.queue.give_back(&bulk, 0);
-        (0..10).for_each(|_| a_batch_takes(&mut f, 60));
-        assert_eq!(f.queue.reserve(&bulk, 0, soon, f.now), Err(Refusal::Deadline));
+        f.queue.take(f.now, |_| false);
+        f.queue.computed(Duration::from_secs_f64(seconds));
+    }
+
+    #[test]
+    fn a_moment_at_which_everything_stood_still_spoils_no_estimate_but_a_slower_machine_is_noticed() {
+        let mut f = fixture(Limits { queue_wait: Duration::from_secs(4), ..LIMITS });
+        (0..20).for_each(|_| a_batch_takes(&mut f, 1.0));
+        // Places that were being filled, and the batch that ran, for ten minutes.
+        for _ in 0..20 {
+            let (people, reserved, deadline) = (claim("people", Interactive), f.now, f.now + Duration::from_secs(3600));
+            f.queue.reserve(&people, 1, deadline, reserved).unwrap();
+            let since = reserved + Duration::from_secs(600);
+            f.queue.fill(people, deadline, reserved, Waiting { item: String::new(), tokens: 1, bytes: 1, since });
+            f.queue.take(f.now, |_| false);
+        }
+        a_batch_takes(&mut f, 600.0);
+        f.push("a", Interactive, 100);
+        for claim in [claim("b", Interactive), claim("b", Bulk)] {
+            assert_eq!(f.queue.reserve(&claim, 0, f.now + Duration::from_secs(6), f.now), Ok(()));
+            f.queue.give_back(&claim, 0);
+        }
+        a_batch_takes(&mut f, 60.0);
+        assert_eq!(f.reserve("b", Interactive), Err(Refusal::Wait), "two in a row are no accident");
+    }
+
+    #[test]
+    fn batches_in_which_there_was_nothing_to_do_do_not_hide_for_long_what_batches_take() {
+        let mut f = fixture(Limits { queue_wait: Duration::from_secs(2), ..LIMITS });
+        (0..100).for_each(|_| a_batch_takes(&mut f, 1e-6));
+        (0..4).for_each(|_| a_batch_takes(&mut f, 1.0));
+        assert!(f.reserve_all("a", Interactive) < 10, "two would be right, and all places are 750");
     }
 
     #[test]
@@ -557,6 +608,9 @@ mod tests {
         };
         assert_eq!((first_of(Interactive, 60), first_of(Interactive, 240), first_of(Interactive, 700)), (10, 20, 30));
         assert_eq!(first_of(Bulk, 700), 10, "whoever comes next and is interactive would wait for it");
+        let mut f = fixture(limits);
+        (0..240).for_each(|i| drop(f.push(if i % 4 == 0 { "a" } else { "b" }, Interactive, 10)));
+        assert_eq!(f.batch().len(), 10, "as much as if b had no more than a");
     }
 
     #[test]
@@ -722,9 +776,10 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_is_lost_computed_twice_late_or_over_a_bound(steps in steps()) {
-            let limits = Limits { queue_samples: 20, queue_bytes: 15, batch_samples: 6, ..LIMITS };
+            let limits = Limits { batch_tokens: 20, queue_samples: 20, queue_bytes: 15, batch_samples: 6, ..LIMITS };
             let (mut queue, mut now) = (Queue::new(limits), Instant::now());
-            let (mut waiting, mut reserved): (HashMap<u64, (Key, Instant)>, Vec<Claim>) = Default::default();
+            let mut waiting: HashMap<u64, (Key, Instant, usize)> = HashMap::new();
+            let mut reserved: Vec<Claim> = Vec::new();
             let mut number = 0;
             for step in steps {
                 let priority = |bulk| if bulk { Bulk } else { Interactive };
@@ -734,7 +789,7 @@ mod tests {
                         if queue.reserve(&claim, 1, deadline, now).is_ok() {
                             number += 1;
                             let job = Waiting { item: number, tokens: tokens.into(), bytes: 1, since: now };
-                            waiting.insert(number, (queue.fill(claim, deadline, now, job), deadline));
+                            waiting.insert(number, (queue.fill(claim, deadline, now, job), deadline, tokens.into()));
                         }
                     }
                     Step::Reserve(client, bulk) => {
@@ -750,17 +805,23 @@ mod tests {
                     }
                     Step::Hangup(which) => {
                         let Some(&id) = waiting.keys().nth(usize::from(which) % waiting.len().max(1)) else { continue };
-                        let (key, _) = waiting.remove(&id).unwrap();
+                        let (key, ..) = waiting.remove(&id).unwrap();
                         prop_assert!(queue.remove(&key).is_some());
                         prop_assert!(queue.remove(&key).is_none());
                     }
                     Step::Batch => {
+                        let mut interactive: HashMap<Arc<str>, usize> = HashMap::new();
+                        for (key, _, tokens) in waiting.values().filter(|(key, ..)| key.claim.priority == Interactive) {
+                            *interactive.entry(key.claim.client.clone()).or_default() += tokens;
+                        }
+                        let of_backlog = interactive.values().min().unwrap_or(&0) * interactive.len() / BACKLOG_PARTS;
+                        let budget = of_backlog.clamp(limits.batch_tokens, limits.backlog_batch_tokens);
                         let Taken { batch, late, hopeless } = queue.take(now, |_| false);
                         let tokens: usize = batch.iter().map(|job| job.tokens).sum();
-                        prop_assert!(batch.len() <= 1 || (tokens <= limits.backlog_batch_tokens && batch.len() <= limits.batch_samples));
+                        prop_assert!(batch.len() <= 1 || (tokens <= budget && batch.len() <= limits.batch_samples));
                         prop_assert!(!(batch.is_empty() && queue.depth() > 0), "a free worker leaves nothing waiting");
                         for job in &batch {
-                            let (_, deadline) = waiting.remove(&job.item).expect("it waited, and was not taken before");
+                            let (_, deadline, _) = waiting.remove(&job.item).expect("it waited, and was not taken before");
                             prop_assert!(deadline > now);
                         }
                         for job in &hopeless {

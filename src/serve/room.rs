@@ -104,11 +104,11 @@ impl Room {
         Ok(Self { model, engine, registry, remote, intake, batcher, memory, rooms: Arc::downgrade(&rooms.0) })
     }
 
-    /// One sample through the whole way, so that the first request finds threads and memory ready and the queue knows its pace. Does nothing
-    /// where no partition is loaded.
+    /// One sample through the whole way, so that the first request finds threads ready and the queue knows its pace; then the largest batch that there can be, so that
+    /// a server takes its memory at the start and not under its first overload. Does nothing where no partition is loaded.
     ///
     /// # Errors
-    /// The sample fails.
+    /// A sample fails.
     pub async fn warm(&self, patience: Duration) -> Result<(), ServeError> {
         if self.registry.catalogue().is_empty() {
             return Ok(());
@@ -119,8 +119,15 @@ impl Room {
         let sample = Sample { text, image: Some(Pixels::dummy(height, width)) };
         let claim = Claim { client: "start".into(), priority: Priority::Interactive };
         let slot = self.batcher.reserve(claim, 0, std::time::Instant::now() + patience).map_err(|e| failed(&e))?;
-        slot.run(Query::open(sample), 0).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
-        Ok(())
+        slot.run(Query::open(sample.clone()), 0).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+
+        let side = self.engine.image_size();
+        let full = Sample { image: Some(Pixels::dummy(side, side)), ..sample };
+        let (catalogue, engine, limits) = (self.registry.catalogue(), self.engine.clone(), self.batcher.limits());
+        let tokens = engine.tokens(catalogue.dummy_image(), &full);
+        let queries = vec![Query::open(full); (limits.backlog_batch_tokens / tokens).clamp(1, limits.batch_samples)];
+        let answers = tokio::task::spawn_blocking(move || engine.classify(&catalogue, &queries)).await;
+        answers.map_err(|e| failed(&e))?.into_iter().try_for_each(|answer| answer.map(drop)).map_err(|e| failed(&e))
     }
 }
 
