@@ -133,7 +133,7 @@ pub struct Load {
     pub source: Source,
     /// On trial beside the live version; `None`: live at once.
     pub trial: Option<TrialMode>,
-    /// Where it is from, for people; what the source says of itself where it is `None`.
+    /// Where it is from, for people and to tell whether a request is the same again; what the source says of itself where it is `None`.
     pub origin: Option<String>,
     /// Empty, or the caller's id of this request: asked again with the same id, it is answered and not done again.
     pub request_id: String,
@@ -326,6 +326,15 @@ impl Registry {
         Ok(())
     }
 
+    /// What a load from this origin led to, where the request of this id was carried out before: what is asked before a fetch, which need not succeed again.
+    ///
+    /// # Errors
+    /// The id belongs to a request for something else.
+    pub async fn loaded_before(&self, origin: &str, trial: Option<TrialMode>, request_id: &str) -> Result<Option<Changed>, RegistryError> {
+        let done = self.books.lock().await.ledger.replay(request_id, &asked_to_load(origin, trial))?.cloned();
+        Ok(done.map(|done| self.changed(done.task, done.version, done.record)))
+    }
+
     /// Reads, checks and tries out a partition and makes it live, or puts it on trial. A name that is loaded already gets a new version. A failure
     /// changes nothing.
     ///
@@ -334,10 +343,11 @@ impl Registry {
     pub async fn load(&self, load: Load) -> Result<Changed, RegistryError> {
         let Load { source, trial, origin: said, request_id } = load;
         let started = Instant::now();
-        let asked = asked("load", &format!("{} {trial:?}", identity(&source)));
-        if let Some(done) = self.books.lock().await.ledger.replay(&request_id, &asked)?.cloned() {
-            return Ok(self.changed(done.task, done.version, done.record));
+        let what = said.clone().unwrap_or_else(|| identity(&source));
+        if let Some(done) = self.loaded_before(&what, trial, &request_id).await? {
+            return Ok(done);
         }
+        let asked = asked_to_load(&what, trial);
         let origin = said.unwrap_or_else(|| origin(&source));
         // Reading and checking is the long part: it goes on beside the serving and beside other loads.
         let fresh = self.read(source).await?;
@@ -570,6 +580,10 @@ fn identity(source: &Source) -> String {
         Source::Uri(uri) => uri.clone(),
         Source::Artifact(bytes) => digest(bytes),
     }
+}
+
+fn asked_to_load(what: &str, trial: Option<TrialMode>) -> String {
+    asked("load", &format!("{what} {trial:?}"))
 }
 
 fn asked(method: &str, what: &str) -> String {

@@ -25,10 +25,14 @@ impl pb::admin_server::Admin for Admin {
         let source = source.ok_or_else(|| invalid("source", "nothing to load: give uri or artifact"))?;
         check_request_id(&request_id)?;
         let trial = trial.map(trial_of).transpose()?;
-        let remote = &self.rooms.room()?.remote;
+        let room = self.rooms.room()?;
+        let remote = &room.remote;
         let (source, origin) = match source {
             load_partition_request::Source::Uri(uri) => {
                 let shown = without_query(&uri);
+                if let Some(done) = room.registry.loaded_before(&shown, trial, &request_id).await.map_err(from_registry)? {
+                    return Ok(Response::new(pb::LoadPartitionResponse { partition: Some(self.partition(done).await?) }));
+                }
                 (remote.named(uri, &signature).await?, Some(shown))
             }
             load_partition_request::Source::Artifact(bytes) => (remote.uploaded(bytes, &signature).await?, None),

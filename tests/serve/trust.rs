@@ -113,6 +113,27 @@ async fn a_server_does_not_start_with_unsigned_partitions_where_signatures_are_r
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_load_by_address_that_is_sent_again_is_answered_though_the_address_is_gone() {
+    let files = tempfile::tempdir().unwrap();
+    std::fs::write(files.path().join("travel.safetensors"), artifact("travel")).unwrap();
+    let web = Web::of(files.path()).await;
+    let server = start_with(&["food"], &[("registry.allowed_urls", &web.url("")), ("registry.fetch_timeout_seconds", "1.0")]).await;
+    let load = async |query: &str, request_id: &str| {
+        let source = Some(Source::Uri(web.url(&format!("travel.safetensors{query}"))));
+        let request = LoadPartitionRequest { source, request_id: request_id.to_owned(), ..Default::default() };
+        server.admin().await.load_partition(request).await.map(|answer| answer.into_inner().partition.unwrap().version)
+    };
+    // An address may be signed anew for each attempt.
+    assert_eq!(load("?signature=a", "one").await.unwrap(), 1);
+    web.set(Mode::Gone);
+    assert_eq!(load("?signature=b", "one").await.unwrap(), 1);
+    refused(load("", "two").await, Code::Unavailable, "503");
+    let other = Some(Source::Uri(web.url("other.safetensors")));
+    let request = LoadPartitionRequest { source: other, request_id: "one".to_owned(), ..Default::default() };
+    refused(server.admin().await.load_partition(request).await, Code::AlreadyExists, "request_id");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn addresses_are_read_only_where_the_operator_allows_them() {
     let files = tempfile::tempdir().unwrap();
     for dir in ["partitions", "partitions-secret"] {
