@@ -8,7 +8,7 @@ use super::pb::{self, get_status_response, load_partition_request, trial_mode};
 use super::room::Rooms;
 use super::status::{check_request_id, from_registry, invalid};
 use crate::engine::{Counted, Resident, Share, Trial, TrialMode};
-use crate::registry::remote::without_query;
+use crate::registry::remote::{AllowedUrls, without_query};
 use crate::registry::{Changed, Load, Registry, RegistryError};
 
 /// Changes the catalogue of the room, and lets health follow.
@@ -26,23 +26,25 @@ impl pb::admin_server::Admin for Admin {
         check_request_id(&request_id)?;
         let trial = trial.map(trial_of).transpose()?;
         let room = self.rooms.room()?;
-        let remote = &room.remote;
         let (source, origin) = match source {
             load_partition_request::Source::Uri(uri) => {
-                let shown = without_query(&uri);
-                if let Some(done) = room.registry.loaded_before(&shown, trial, &request_id).await.map_err(from_registry)? {
-                    return Ok(Response::new(pb::LoadPartitionResponse { partition: Some(self.partition(done).await?) }));
+                let origin = AllowedUrls::is_address(&uri).then(|| without_query(&uri));
+                // What is not fetched is found to be done before by the registry itself.
+                if let Some(address) = &origin
+                    && let Some(done) = room.registry.loaded_before(address, trial, &request_id).await.map_err(from_registry)?
+                {
+                    return self.loaded(done).await;
                 }
-                (remote.named(uri, &signature).await?, Some(shown))
+                (room.remote.named(uri, &signature).await?, origin)
             }
-            load_partition_request::Source::Artifact(bytes) => (remote.uploaded(bytes, &signature).await?, None),
+            load_partition_request::Source::Artifact(bytes) => (room.remote.uploaded(bytes, &signature).await?, None),
         };
         let load = Load { source, trial, origin, request_id };
         let changed = self.change(async move |registry| registry.load(load).await).await?;
-        if let Some(notice) = self.rooms.room()?.registry.catalogue().notice() {
+        if let Some(notice) = room.registry.catalogue().notice() {
             tracing::warn!(notice, "routing");
         }
-        Ok(Response::new(pb::LoadPartitionResponse { partition: Some(self.partition(changed).await?) }))
+        self.loaded(changed).await
     }
 
     async fn unload_partition(
@@ -156,6 +158,10 @@ impl Admin {
         let done = done.unwrap_or(Err(RegistryError::Panicked)).map_err(from_registry)?;
         self.lifecycle.follow(&room.registry).await;
         Ok(done)
+    }
+
+    async fn loaded(&self, changed: Changed) -> Result<Response<pb::LoadPartitionResponse>, Status> {
+        Ok(Response::new(pb::LoadPartitionResponse { partition: Some(self.partition(changed).await?) }))
     }
 
     async fn partition(&self, changed: Changed) -> Result<pb::Partition, Status> {

@@ -62,7 +62,7 @@ impl BatchError {
     }
 }
 
-/// Of the queue's places, the part that must have been taken for its memory to be given back to the system once they are free again.
+/// One in so many of the queue's places must have been taken for its memory to be given back to the system once all are free again.
 const CROWD: usize = 4;
 
 /// A queue and the thread that works it off. Dropping it closes the queue; the thread ends when the queue is empty.
@@ -161,7 +161,7 @@ impl<C: Compute> Shared<C> {
                 let _ = answer.send(outcome);
             }
             deepest = deepest.max(waiting);
-            if waiting == 0 && std::mem::take(&mut deepest) >= self.limits.queue_samples / CROWD {
+            if waiting == 0 && std::mem::take(&mut deepest) >= self.limits.queue_samples.div_ceil(CROWD) {
                 give_back_when_quiet();
             }
         }

@@ -22,7 +22,7 @@ pub const INTERACTIVE_WEIGHT: f64 = 4.0;
 const CLIENT_SHARE: f64 = 0.75;
 /// Of the queue's places, the part up to which bulk samples are let in; the rest is for interactive ones.
 const BULK_SHARE: f64 = 0.75;
-/// A batch may be this part of the interactive backlog where that is more than the usual batch: it takes longer, but less a token, and adds little to a wait
+/// A batch may be one of so many parts of the interactive backlog where that is more than the usual batch: it takes longer, but less a token, and adds little to a wait
 /// that is as long as the backlog. Each client counts as much as the one for which least waits, which need not wait for the rest and so would only wait for the end
 /// of the batch. Bulk samples don't count: interactive ones go before them.
 const BACKLOG_PARTS: usize = 12;

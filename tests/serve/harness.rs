@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use std::io::Cursor;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use delo::config::Config;
 use delo::delo::{KeySignal, Layout, Metric};
@@ -59,6 +59,11 @@ pub fn config(partitions: &Path, changes: &[(&'static str, &str)]) -> Config {
     );
     overrides.extend(changes.iter().map(|(key, value)| (*key, (*value).to_owned())));
     Config::layered(None, HashMap::new(), overrides).unwrap()
+}
+
+/// The setting by which a server keeps its catalogue in this directory.
+pub fn state_in(dir: &Path) -> [(&'static str, &str); 1] {
+    [("catalogue.state_dir", dir.to_str().unwrap())]
 }
 
 /// A server that serves [`TASKS`].
@@ -178,6 +183,18 @@ impl Running {
     pub async fn live(&self) -> Vec<(String, u64)> {
         let list = self.admin().await.list_partitions(delo::serve::pb::ListPartitionsRequest {}).await.unwrap().into_inner();
         list.partitions.into_iter().map(|p| (p.task, p.version)).collect()
+    }
+}
+
+/// Tries until it works.
+pub async fn eventually<T, E: std::fmt::Debug>(mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let began = Instant::now();
+    loop {
+        match attempt().await {
+            Ok(done) => return done,
+            Err(error) if began.elapsed() > Duration::from_secs(20) => panic!("never: {error:?}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
     }
 }
 

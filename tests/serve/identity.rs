@@ -48,15 +48,3 @@ pub async fn classify(channel: Channel, token: Option<&str>) -> Result<(), Statu
         }
     }
 }
-
-/// Tries until it works.
-pub async fn eventually<T, E: std::fmt::Debug>(mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
-    let began = Instant::now();
-    loop {
-        match attempt().await {
-            Ok(done) => return done,
-            Err(error) if began.elapsed() > Duration::from_secs(20) => panic!("never: {error:?}"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
-}

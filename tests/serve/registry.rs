@@ -8,7 +8,7 @@ use delo::serve::pb::{GetStatusRequest, ListPartitionsRequest, RegistryStatus, S
 use tonic::{Code, Status};
 
 use crate::common;
-use crate::harness::{Running, artifact, refused, start, start_with};
+use crate::harness::{Running, artifact, refused, start, start_with, state_in};
 use crate::web::{Mode, Web};
 
 fn place(dir: &Path) -> Place {
@@ -29,13 +29,6 @@ fn other(task: &str, seed: u64) -> Vec<u8> {
 /// Follows this registry, impatiently.
 fn following(registry: &str) -> [(&'static str, &str); 3] {
     [("registry.manifest", registry), ("registry.poll_seconds", "0.05"), ("registry.fetch_timeout_seconds", "1.0")]
-}
-
-/// As [`following`], and keeps its catalogue in this directory.
-fn keeping<'a>(registry: &'a str, state: &'a Path) -> Vec<(&'static str, &'a str)> {
-    let mut changes = following(registry).to_vec();
-    changes.push(("catalogue.state_dir", state.to_str().unwrap()));
-    changes
 }
 
 /// A server that serves food of its own and follows this registry.
@@ -239,7 +232,7 @@ async fn a_server_that_cannot_reach_its_registry_starts_on_what_it_kept() {
     publish(dir.path(), artifact("travel")).await;
     let web = Web::of(dir.path()).await;
     let url = web.url("");
-    let changes = keeping(&url, state.path());
+    let changes = [&following(&url)[..], &state_in(state.path())].concat();
     let server = start_with(&["food"], &changes).await;
     until_revision(&server, 1).await;
     let kept = checksums(&server).await;
@@ -261,7 +254,7 @@ async fn what_was_withdrawn_while_a_server_was_down_is_unloaded_once_it_is_back(
     publish(dir.path(), artifact("plants")).await;
     let web = Web::of(dir.path()).await;
     let url = web.url("");
-    let changes = keeping(&url, state.path());
+    let changes = [&following(&url)[..], &state_in(state.path())].concat();
     let server = start_with(&["food"], &changes).await;
     until_revision(&server, 2).await;
     server.upload(artifact("animals")).await.unwrap();

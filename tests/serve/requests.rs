@@ -4,8 +4,7 @@ use image::{DynamicImage, ImageFormat, RgbImage};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::harness::{Running, encoded, image, picture, refused, start, start_with, text};
-use crate::identity::eventually;
+use crate::harness::{Running, encoded, eventually, image, picture, refused, start, start_with, text};
 
 async fn classify(server: &Running, request: ClassifyRequest) -> Result<(), Status> {
     server.classifier().await.classify(request).await.map(drop)

@@ -1,5 +1,4 @@
 //! Versions: rolling back, trying out, and what outlives the server.
-use std::path::Path;
 
 use delo::serve::pb::load_partition_request::Source;
 use delo::serve::pb::trial_mode::Mode;
@@ -9,7 +8,7 @@ use delo::serve::pb::{
 };
 use tonic::{Code, Status};
 
-use crate::harness::{Running, TASKS, artifact_of, refused, start, start_in, start_with, text};
+use crate::harness::{Running, TASKS, artifact_of, refused, start, start_in, start_with, state_in, text};
 
 fn canary(share: f64) -> Option<TrialMode> {
     Some(TrialMode { mode: Some(Mode::CanaryShare(share)) })
@@ -179,19 +178,15 @@ async fn an_unload_answers_when_the_requests_that_it_was_serving_have_ended() {
     refused(server.rollback(None).await, Code::FailedPrecondition, "retained are none");
 }
 
-fn state(dir: &Path) -> [(&'static str, &str); 1] {
-    [("catalogue.state_dir", dir.to_str().unwrap())]
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_live_on_trial_and_retained_is_back_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let server = start_with(&TASKS, &state(dir.path())).await;
+    let server = start_with(&TASKS, &state_in(dir.path())).await;
     server.load_as(1, None, "one").await.unwrap();
     server.load_as(2, canary(0.25), "").await.unwrap();
     server.unload("travel").await.unwrap();
     let (live, food) = (server.live().await, server.food().await);
-    let server = server.restarted(&state(dir.path())).await;
+    let server = server.restarted(&state_in(dir.path())).await;
     assert_eq!(server.live().await, live, "an unloaded task stays so though its file lies in the partitions directory");
     let back = server.food().await;
     assert_eq!((back.digest, back.retained_versions, back.trial.unwrap().mode), (food.digest, food.retained_versions, canary(0.25)));
@@ -206,13 +201,13 @@ async fn what_was_live_on_trial_and_retained_is_back_after_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_to_the_state_falls_back_to_what_is_sound_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let server = start_with(&TASKS, &state(dir.path())).await;
+    let server = start_with(&TASKS, &state_in(dir.path())).await;
     let loaded = server.load_as(1, None, "").await.unwrap();
     let stored = dir.path().join("partitions").join(format!("{}.safetensors", loaded.digest));
     // The artifact of the live version is torn: the version before serves.
     let whole = std::fs::read(&stored).unwrap();
     std::fs::write(&stored, &whole[..whole.len() / 2]).unwrap();
-    let server = server.restarted(&state(dir.path())).await;
+    let server = server.restarted(&state_in(dir.path())).await;
     assert_eq!(server.version("a").await, 1);
     let notices = server.notices().await;
     assert!(notices.iter().any(|n| n.contains("version 2 of task \"food\"") && n.contains("fell back to version 1")), "{notices:?}");
@@ -223,7 +218,7 @@ async fn damage_to_the_state_falls_back_to_what_is_sound_and_says_so() {
     generations.retain(|p| p.extension().is_some_and(|e| e == "json"));
     generations.sort();
     std::fs::write(generations.last().unwrap(), "torn").unwrap();
-    let server = server.restarted(&state(dir.path())).await;
+    let server = server.restarted(&state_in(dir.path())).await;
     assert_eq!(server.version("a").await, 1);
     let notices = server.notices().await;
     assert!(notices.iter().any(|n| n.contains("fell back to the last good catalogue")), "{notices:?}");
@@ -232,8 +227,8 @@ async fn damage_to_the_state_falls_back_to_what_is_sound_and_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_servers_do_not_share_a_state_directory() {
     let dir = tempfile::tempdir().unwrap();
-    let _server = start_with(&["food"], &state(dir.path())).await;
-    let second = start_in(tempfile::tempdir().unwrap(), &state(dir.path())).await;
+    let _server = start_with(&["food"], &state_in(dir.path())).await;
+    let second = start_in(tempfile::tempdir().unwrap(), &state_in(dir.path())).await;
     let failure = second.ended().await.unwrap_err().to_string();
     assert!(failure.contains("catalogue.state_dir"), "{failure}");
 }

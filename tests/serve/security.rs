@@ -11,8 +11,8 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_reflection::pb::v1;
 
 use crate::authority::{Authority, clients, replace};
-use crate::harness::{config, refused, start_with, text};
-use crate::identity::{bearing, channel, classify, eventually, start_trusting};
+use crate::harness::{config, eventually, refused, start_with, text};
+use crate::identity::{bearing, channel, classify, start_trusting};
 
 const CLIENTS: &[(&str, &str, &str)] =
     &[("app", "classify", "app-token"), ("dashboard", "read_only", "dashboard-token"), ("ops", "admin", "ops-token")];
