@@ -21,7 +21,8 @@ fn compile_protos(protos: &Path, descriptors: &Path) -> Result<(), Box<dyn std::
     Ok(())
 }
 
-/// Writes two constants: the model's files and its partitions, each `&[(name, bytes)]` in order of name.
+/// Writes two statics: the model's files and its partitions, each `&[(name, bytes)]` in order of name. Constants would stand in the binary once for each part of the
+/// program that uses them.
 fn embed(model: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let mut code = String::new();
     for (constant, dir) in [("EMBEDDED_MODEL", model.to_owned()), ("EMBEDDED_PARTITIONS", model.join("partitions"))] {
@@ -29,7 +30,7 @@ fn embed(model: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> {
         let mut files: Vec<_> = std::fs::read_dir(&dir).into_iter().flatten().collect::<Result<_, _>>()?;
         files.retain(|f| f.path().is_file());
         files.sort_by_key(|f| f.file_name());
-        writeln!(code, "const {constant}: &[(&str, &[u8])] = &[")?;
+        writeln!(code, "static {constant}: &[(&str, &[u8])] = &[")?;
         for file in files {
             let name = file.file_name();
             writeln!(code, "    ({:?}, include_bytes!({:?})),", name.to_string_lossy(), file.path().display().to_string())?;
