@@ -49,6 +49,6 @@ impl Engine {
 }
 
 /// Runs `f` on a thread of the compute pool, so that the pieces of its work are handed out without waking anybody.
-pub(super) fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| f())
 }

@@ -24,6 +24,7 @@ pub use catalogue::{Catalogue, CatalogueError, RoutingRule, Share, Trial, TrialM
 use cpu::CpuBackbone;
 use device::DeviceBackbone;
 pub use device::DeviceChoice;
+pub use forward::in_pool;
 pub use packed::{Packed, Span};
 pub use resident::{Counted, Resident, VersionCounts};
 

@@ -25,6 +25,11 @@ pub trait Compute: Send + Sync + 'static {
 
     /// Computes a batch: one outcome for each job, in order. Blocking.
     fn run(&self, jobs: &[Self::Job]) -> Vec<Self::Outcome>;
+
+    /// Does `work`, which computes batches one after another, on a thread from which none of them begins by waking another.
+    fn stay(&self, work: impl FnOnce() + Send) {
+        work();
+    }
 }
 
 /// Why a job has no outcome.
@@ -62,8 +67,8 @@ impl BatchError {
     }
 }
 
-/// One in so many of the queue's places must have been taken for its memory to be given back to the system once all are free again.
-const CROWD: usize = 4;
+/// How long batches follow each other on the threads that compute before whoever else waits for those gets them: a partition that is tried before it is live, say.
+const STAY: Duration = Duration::from_millis(100);
 
 /// A queue and the thread that works it off. Dropping it closes the queue; the thread ends when the queue is empty.
 pub struct Batcher<C: Compute> {
@@ -102,10 +107,10 @@ impl<C: Compute> Shared<C> {
         metrics::gauge!("delo_queue_depth").set(state.queue.depth() as f64);
     }
 
-    /// Waits for work and takes it; `None` when the queue is closed and no slot is left.
-    fn take(&self) -> Option<Vec<Waiting<Pending<C>>>> {
+    /// Takes work. Where there is none: waits for it, `None` when the queue is closed and no slot is left; or else, `None` at once.
+    fn take(&self, wait: bool) -> Option<Vec<Waiting<Pending<C>>>> {
         loop {
-            let (taken, retry_after) = self.take_any()?;
+            let (taken, retry_after) = self.take_any(wait)?;
             // Outside of the lock: it wakes callers and frees their samples.
             for late in taken.late {
                 // Whoever waits for it knows by its own clock as well.
@@ -120,8 +125,8 @@ impl<C: Compute> Shared<C> {
         }
     }
 
-    /// Waits until there is something to take, be it only to refuse it; with it, when to try that again.
-    fn take_any(&self) -> Option<(Taken<Pending<C>>, Duration)> {
+    /// As [`Self::take`], be it only to refuse what is taken; with it, when to try that again.
+    fn take_any(&self, wait: bool) -> Option<(Taken<Pending<C>>, Duration)> {
         let mut state = self.state();
         loop {
             let taken = state.queue.take(Instant::now(), |pending| pending.answer.is_closed());
@@ -129,7 +134,7 @@ impl<C: Compute> Shared<C> {
             if !taken.is_empty() {
                 return Some((taken, state.queue.retry_after(Instant::now())));
             }
-            if state.closed && state.queue.reserved() == 0 {
+            if !wait || (state.closed && state.queue.reserved() == 0) {
                 return None;
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -140,31 +145,47 @@ impl<C: Compute> Shared<C> {
     fn work(&self) {
         // The most that waited since nothing did.
         let mut deepest = 0;
-        while let Some(batch) = self.take() {
-            let started = Instant::now();
-            let tokens: usize = batch.iter().map(|w| w.tokens).sum();
-            metrics::histogram!("delo_batch_samples").record(batch.len() as f64);
-            metrics::histogram!("delo_batch_tokens").record(tokens as f64);
-            let (jobs, answers): (Vec<_>, Vec<_>) = batch
-                .into_iter()
-                .map(|w| {
-                    metrics::histogram!("delo_stage_duration_seconds", "stage" => "queue").record(started - w.since);
-                    (w.item.job, w.item.answer)
-                })
-                .unzip();
-            let outcomes = self.compute_batch(&jobs);
-            let took = started.elapsed();
-            metrics::histogram!("delo_stage_duration_seconds", "stage" => "compute").record(took);
-            let waiting = self.computed(took);
-            for (answer, outcome) in answers.into_iter().zip(outcomes) {
-                // An error here only means that the caller has gone.
-                let _ = answer.send(outcome);
-            }
-            deepest = deepest.max(waiting);
-            if waiting == 0 && std::mem::take(&mut deepest) >= self.limits.queue_samples.div_ceil(CROWD) {
+        while let Some(first) = self.take(true) {
+            self.compute.stay(|| self.work_off(first, &mut deepest));
+        }
+    }
+
+    /// Computes a batch and those that are ready after it, for [`STAY`].
+    fn work_off(&self, first: Vec<Waiting<Pending<C>>>, deepest: &mut usize) {
+        let (begun, mut next) = (Instant::now(), Some(first));
+        while let Some(batch) = next {
+            let waiting = self.answer(batch);
+            *deepest = waiting.max(*deepest);
+            // What a crowd leaves behind goes back to the system.
+            if waiting == 0 && std::mem::take(deepest) >= self.limits.crowd() {
                 give_back_when_quiet();
             }
+            next = if begun.elapsed() < STAY { self.take(false) } else { None };
         }
+    }
+
+    /// Computes a batch and answers it; how many jobs wait.
+    fn answer(&self, batch: Vec<Waiting<Pending<C>>>) -> usize {
+        let started = Instant::now();
+        let tokens: usize = batch.iter().map(|w| w.tokens).sum();
+        metrics::histogram!("delo_batch_samples").record(batch.len() as f64);
+        metrics::histogram!("delo_batch_tokens").record(tokens as f64);
+        let (jobs, answers): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .map(|w| {
+                metrics::histogram!("delo_stage_duration_seconds", "stage" => "queue").record(started - w.since);
+                (w.item.job, w.item.answer)
+            })
+            .unzip();
+        let outcomes = self.compute_batch(&jobs);
+        let took = started.elapsed();
+        metrics::histogram!("delo_stage_duration_seconds", "stage" => "compute").record(took);
+        let waiting = self.computed(took);
+        for (answer, outcome) in answers.into_iter().zip(outcomes) {
+            // An error here only means that the caller has gone.
+            let _ = answer.send(outcome);
+        }
+        waiting
     }
 
     /// A batch took so long; how many jobs wait.
@@ -364,6 +385,7 @@ impl<C: Compute> Drop for Place<C> {
 
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
 
     use super::*;
@@ -372,6 +394,7 @@ mod tests {
     struct Gate {
         started: mpsc::Sender<Vec<usize>>,
         leave: Mutex<mpsc::Receiver<()>>,
+        stays: AtomicUsize,
     }
 
     impl Compute for Gate {
@@ -387,6 +410,11 @@ mod tests {
             self.leave.lock().unwrap_or_else(PoisonError::into_inner).recv().unwrap();
             assert!(!jobs.contains(&666), "the job of the beast");
             jobs.iter().map(|j| j + 1).collect()
+        }
+
+        fn stay(&self, work: impl FnOnce() + Send) {
+            self.stays.fetch_add(1, Ordering::Relaxed);
+            work();
         }
     }
 
@@ -412,7 +440,7 @@ mod tests {
     fn bench(limits: Limits) -> Bench {
         let (started, batches) = mpsc::channel();
         let (leave, leaves) = mpsc::channel();
-        let batcher = Arc::new(Batcher::start(Gate { started, leave: Mutex::new(leaves) }, limits).unwrap());
+        let batcher = Arc::new(Batcher::start(Gate { started, leave: Mutex::new(leaves), stays: AtomicUsize::new(0) }, limits).unwrap());
         Bench { batcher, started: batches, leave }
     }
 
@@ -570,6 +598,30 @@ mod tests {
         let after = bench.queue(7, soon()).await;
         bench.leave.send(()).unwrap();
         assert_eq!(after.await.unwrap(), Ok(8));
+    }
+
+    #[tokio::test]
+    async fn batches_follow_each_other_where_they_are_computed_until_others_may_want_to() {
+        let bench = bench(Limits { batch_samples: 1, ..LIMITS });
+        let stays = || bench.batcher.shared.compute.stays.load(Ordering::Relaxed);
+        let begun = Instant::now();
+        let running = bench.occupy().await;
+        let waiting = [bench.queue(2, soon()).await, bench.queue(3, soon()).await, bench.queue(4, soon()).await];
+        for job in [2, 3] {
+            bench.leave.send(()).unwrap();
+            assert_eq!(bench.started.recv().unwrap(), [job]);
+        }
+        assert!(stays() == 1 || begun.elapsed() >= STAY, "{} stays", stays());
+        tokio::time::sleep(STAY).await;
+        let before = stays();
+        bench.leave.send(()).unwrap();
+        assert_eq!(bench.started.recv().unwrap(), [4]);
+        assert_eq!(stays(), before + 1, "others were let in between");
+        bench.leave.send(()).unwrap();
+        assert_eq!(running.await.unwrap(), Ok(2));
+        for (answer, expected) in waiting.into_iter().zip(3..) {
+            assert_eq!(answer.await.unwrap(), Ok(expected));
+        }
     }
 
     #[tokio::test]

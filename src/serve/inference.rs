@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use super::batcher::Compute;
-use crate::engine::{Answer, Engine, EngineError, Query};
+use crate::engine::{Answer, Engine, EngineError, Query, in_pool};
 use crate::registry::Registry;
 
 /// The engine with the live catalogue.
@@ -24,5 +24,9 @@ impl Compute for Inference {
     fn run(&self, jobs: &[Query]) -> Vec<Self::Outcome> {
         let catalogue = self.registry.catalogue();
         self.engine.classify(&catalogue, jobs)
+    }
+
+    fn stay(&self, work: impl FnOnce() + Send) {
+        in_pool(work);
     }
 }

@@ -22,8 +22,10 @@ pub const INTERACTIVE_WEIGHT: f64 = 4.0;
 const CLIENT_SHARE: f64 = 0.75;
 /// Of the queue's places, the part up to which bulk samples are let in; the rest is for interactive ones.
 const BULK_SHARE: f64 = 0.75;
-/// A batch may be one of so many parts of the interactive backlog where that is more than the usual batch: it takes longer, but less a token, and adds little to a wait
-/// that is as long as the backlog. Each client counts as much as the one for which least waits, which need not wait for the rest and so would only wait for the end
+/// One in so many of the queue's places taken is a crowd. Less is what a moment of standing still leaves behind.
+const CROWD: usize = 4;
+/// While a crowd of interactive samples waits, a batch may be one of so many parts of them where that is more than the usual batch: it takes longer, but less a token, and
+/// adds little to a wait that is as long as the backlog. Each client counts as much as the one for which least waits, which need not wait for the rest and so would only wait for the end
 /// of the batch. Bulk samples don't count: interactive ones go before them.
 const BACKLOG_PARTS: usize = 12;
 /// How much the latest measurement counts in a moving average.
@@ -41,7 +43,7 @@ const CAUTION: f64 = 2.0;
 pub struct Limits {
     /// Tokens of one batch. A job that is larger runs alone.
     pub batch_tokens: usize,
-    /// Tokens of one batch while many interactive samples wait, see [`BACKLOG_PARTS`].
+    /// Tokens of one batch while a crowd of interactive samples waits, see [`BACKLOG_PARTS`].
     pub backlog_batch_tokens: usize,
     pub batch_samples: usize,
     /// Places that are reserved or wait for compute.
@@ -50,6 +52,13 @@ pub struct Limits {
     pub queue_bytes: usize,
     /// The longest that an interactive sample may wait for compute; bulk samples wait until their deadline.
     pub queue_wait: Duration,
+}
+
+impl Limits {
+    /// So many samples that wait are a crowd.
+    pub fn crowd(&self) -> usize {
+        self.queue_samples.div_ceil(CROWD)
+    }
 }
 
 /// Whose sample it is, and how urgent.
@@ -166,6 +175,11 @@ impl<T> Class<T> {
         Some(job)
     }
 
+    /// Jobs that wait.
+    fn waiting(&self) -> usize {
+        self.clients.values().map(|client| client.waiting.len()).sum()
+    }
+
     /// Tokens that wait, were there as few for each client as for the one with the fewest.
     fn even_tokens(&self) -> usize {
         self.clients.values().map(|client| client.tokens).min().unwrap_or(0) * self.clients.len()
@@ -268,7 +282,7 @@ impl<T> Queue<T> {
     }
 
     /// Jobs that were queued so far.
-    #[cfg(test)]
+    #[cfg(all(test, not(feature = "shuttle")))]
     pub fn arrivals(&self) -> u64 {
         self.arrivals
     }
@@ -420,6 +434,9 @@ impl<T> Queue<T> {
 
     /// Tokens of the next batch.
     fn batch_tokens(&self) -> usize {
+        if self.interactive.waiting() < self.limits.crowd() {
+            return self.limits.batch_tokens;
+        }
         let of_backlog = self.interactive.even_tokens() / BACKLOG_PARTS;
         of_backlog.min(self.limits.backlog_batch_tokens).max(self.limits.batch_tokens)
     }
@@ -599,17 +616,18 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_grows_with_the_interactive_backlog_within_its_bound() {
+    fn a_batch_grows_with_the_interactive_backlog_of_a_crowd_within_its_bound() {
         let limits = Limits { backlog_batch_tokens: 300, ..LIMITS };
         let first_of = |priority, samples: usize| {
             let mut f = fixture(limits);
             (0..samples).for_each(|_| drop(f.push("a", priority, 10)));
             f.batch().len()
         };
-        assert_eq!((first_of(Interactive, 60), first_of(Interactive, 240), first_of(Interactive, 700)), (10, 20, 30));
+        assert_eq!(limits.crowd(), 250);
+        assert_eq!((first_of(Interactive, 249), first_of(Interactive, 250), first_of(Interactive, 700)), (10, 20, 30));
         assert_eq!(first_of(Bulk, 700), 10, "whoever comes next and is interactive would wait for it");
         let mut f = fixture(limits);
-        (0..240).for_each(|i| drop(f.push(if i % 4 == 0 { "a" } else { "b" }, Interactive, 10)));
+        (0..360).for_each(|i| drop(f.push(if i % 6 == 0 { "a" } else { "b" }, Interactive, 10)));
         assert_eq!(f.batch().len(), 10, "as much as if b had no more than a");
     }
 
@@ -810,11 +828,13 @@ mod tests {
                         prop_assert!(queue.remove(&key).is_none());
                     }
                     Step::Batch => {
-                        let mut interactive: HashMap<Arc<str>, usize> = HashMap::new();
+                        let (mut interactive, mut samples): (HashMap<Arc<str>, usize>, _) = (HashMap::new(), 0);
                         for (key, _, tokens) in waiting.values().filter(|(key, ..)| key.claim.priority == Interactive) {
                             *interactive.entry(key.claim.client.clone()).or_default() += tokens;
+                            samples += 1;
                         }
-                        let of_backlog = interactive.values().min().unwrap_or(&0) * interactive.len() / BACKLOG_PARTS;
+                        let even = interactive.values().min().unwrap_or(&0) * interactive.len() / BACKLOG_PARTS;
+                        let of_backlog = if samples < limits.crowd() { 0 } else { even };
                         let budget = of_backlog.clamp(limits.batch_tokens, limits.backlog_batch_tokens);
                         let Taken { batch, late, hopeless } = queue.take(now, |_| false);
                         let tokens: usize = batch.iter().map(|job| job.tokens).sum();
