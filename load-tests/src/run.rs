@@ -100,11 +100,11 @@ async fn measure(scenario: &Scenario, plan: Arc<Plan>, place: &Place) -> Result<
 /// The deadline of calls by which capacity is measured: that of the scenario may be shorter than the closed loop's own queue.
 const PATIENT: Duration = Duration::from_secs(30);
 
-/// Goodput of a closed loop.
+/// Goodput of a closed loop, or of its slowest window.
 async fn capacity(scenario: &Scenario, probe: Capacity, plan: &Arc<Plan>, place: &Place) -> Result<f64, Box<dyn Error>> {
     let (warm_up, window) = (Duration::from_secs(probe.warm_up_seconds), Duration::from_secs(probe.seconds));
     eprintln!("measuring capacity: {} calls in flight for {} s", probe.in_flight, (warm_up + window).as_secs());
     let server = Server::connect(&place.url, scenario.connections, Arc::clone(plan), scenario.outcomes).await?.with_deadline(PATIENT);
     let tally = closed_loop::run(Arc::new(server), probe.in_flight, warm_up, window, scenario.duration()).await;
-    Ok(tally.goodput())
+    Ok(probe.slowest_window_seconds.map_or(tally.goodput(), |seconds| tally.slowest(seconds as usize)))
 }

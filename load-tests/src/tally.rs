@@ -133,6 +133,13 @@ impl Tally {
     pub fn goodput(&self) -> f64 {
         if self.elapsed.is_zero() { 0.0 } else { self.count(Code::Ok) as f64 / self.elapsed.as_secs_f64() }
     }
+
+    /// Good answers per second to what was due in the slowest whole window of so many seconds, the windows one after another; of all of it where there is no whole one.
+    pub fn slowest(&self, window: usize) -> f64 {
+        let whole = self.seconds.get(..self.elapsed.as_secs() as usize).unwrap_or(&self.seconds);
+        let of_window = |seconds: &[Second]| seconds.iter().map(|second| second.ok.len()).sum::<usize>() as f64 / window as f64;
+        whole.chunks_exact(window.max(1)).map(of_window).min_by(f64::total_cmp).unwrap_or_else(|| self.goodput())
+    }
 }
 
 /// A place in a list that grows to hold it.
@@ -169,6 +176,21 @@ pub fn code_name(code: i32) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_slowest_window_is_whole_and_the_one_with_the_fewest_good_answers() {
+        let mut tally = Tally { elapsed: Duration::from_secs(7), ..Tally::default() };
+        assert_eq!(tally.slowest(2), 0.0);
+        for (second, good) in [8, 4, 3, 5, 9, 2, 1].into_iter().enumerate() {
+            for call in 0..10 {
+                let code = if call < good { Code::Ok } else { Code::Unavailable };
+                let end = End { code, group: 0, overrun: None };
+                tally.record(Call { end, due: Duration::from_secs(second as u64), latency: Duration::ZERO, lag: Duration::ZERO });
+            }
+        }
+        assert_eq!((tally.slowest(2), tally.slowest(3), tally.slowest(7)), (4.0, 5.0, 32.0 / 7.0));
+        assert_eq!(tally.slowest(8), tally.goodput());
+    }
 
     #[test]
     fn quantiles_are_within_a_thousandth() {

@@ -169,6 +169,8 @@ pub struct Capacity {
     pub warm_up_seconds: u64,
     /// Seconds that do.
     pub seconds: u64,
+    /// Capacity is that of the slowest window of so many seconds instead of their mean: what a machine whose speed changes can be asked for at any time.
+    pub slowest_window_seconds: Option<u64>,
     /// Measure again after the run; capacity is the mean of the two.
     #[serde(default)]
     pub after: bool,
@@ -237,6 +239,8 @@ impl Scenario {
             must((1..=10_000).contains(&c.in_flight), "capacity.in_flight", "from 1 to 10000".into())?;
             must((1..=MAX_SECONDS).contains(&c.seconds), "capacity.seconds", format!("from 1 to {MAX_SECONDS}"))?;
             must(c.warm_up_seconds <= MAX_SECONDS, "capacity.warm_up_seconds", format!("at most {MAX_SECONDS}"))?;
+            let window = c.slowest_window_seconds.unwrap_or(1);
+            must((1..=c.seconds).contains(&window), "capacity.slowest_window_seconds", "from 1 to capacity.seconds".into())?;
         }
         let relative = |rate: Rate| matches!(rate, Rate::OfCapacity(_));
         let needs_capacity =
