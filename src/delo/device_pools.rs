@@ -13,6 +13,12 @@ pub struct DevicePools {
     factors: Tensor,
     /// W_A, then W_B, in f32: `[2 · p · E, d]`.
     routers: Tensor,
+    /// The biases of W_A, then of W_B: `[2 · p · E]`.
+    #[cfg(feature = "cuda")]
+    biases: Tensor,
+    /// What A's factors add to the scores of B, see [`ServingPools`]: `[p, r, E, E]`.
+    #[cfg(feature = "cuda")]
+    table: Tensor,
 }
 
 impl DevicePools {
@@ -25,7 +31,17 @@ impl DevicePools {
         Ok(Self {
             factors: Tensor::from_vec(factors, ((), d), device)?.to_dtype(dtype)?,
             routers: Tensor::from_vec(routers, (2 * POOLS * pools.experts(), d), device)?,
+            #[cfg(feature = "cuda")]
+            biases: Tensor::new(pools.router_biases().concat(), device)?,
+            #[cfg(feature = "cuda")]
+            table: Tensor::new(pools.table(), device)?,
         })
+    }
+
+    /// Factors, routers, their biases and the table of A's factors, each in one piece.
+    #[cfg(feature = "cuda")]
+    pub fn tensors(&self) -> [&Tensor; 4] {
+        [&self.factors, &self.routers, &self.biases, &self.table]
     }
 
     /// W_A q, then W_B q, of every pool: `[queries, d]` → `[queries, 2 · p · E]`.

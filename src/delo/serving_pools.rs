@@ -164,6 +164,24 @@ impl ServingPools {
         [&self.router_a.0, &self.router_b.0]
     }
 
+    /// The biases of W_A and W_B, `[p, E]` each.
+    #[cfg(feature = "cuda")]
+    pub fn router_biases(&self) -> [&[f32]; 2] {
+        [&self.router_a.1, &self.router_b.1]
+    }
+
+    /// What A's factors add to the scores of B, `[p, r, E, E]`.
+    #[cfg(feature = "cuda")]
+    pub fn table(&self) -> &[f32] {
+        &self.table
+    }
+
+    /// Slots of an expert.
+    #[cfg(feature = "cuda")]
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
     /// The same pools on a device, in its number format: copied at the first call, freed with these.
     ///
     /// # Errors

@@ -4,6 +4,8 @@ pub mod bench;
 pub mod catalogue;
 mod classify;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod forward;
 mod learn;
@@ -22,6 +24,8 @@ use crate::model_dir::ModelDir;
 use crate::vilt::{Description, Loader, ViltError};
 pub use catalogue::{Catalogue, CatalogueError, RoutingRule, Share, Trial, TrialMode};
 use cpu::CpuBackbone;
+#[cfg(feature = "cuda")]
+use cuda::CudaBackbone;
 use device::DeviceBackbone;
 pub use device::DeviceChoice;
 pub use forward::in_pool;
@@ -136,6 +140,8 @@ pub struct Engine {
 enum Compute {
     F32(CpuBackbone<f32>),
     Bf16(CpuBackbone<bf16>),
+    #[cfg(feature = "cuda")]
+    Cuda(CudaBackbone),
     Device(DeviceBackbone),
 }
 
@@ -145,6 +151,8 @@ macro_rules! with_backbone {
         match $compute {
             Compute::F32($backbone) => $body,
             Compute::Bf16($backbone) => $body,
+            #[cfg(feature = "cuda")]
+            Compute::Cuda($backbone) => $body,
             Compute::Device($backbone) => $body,
         }
     };
@@ -169,6 +177,11 @@ impl Engine {
     pub fn of(loader: Loader, dummy_text: Vec<u32>, options: Options) -> Result<Self, ViltError> {
         if let Some(open) = options.device.open()? {
             let precision = options.precision.unwrap_or(open.fastest());
+            #[cfg(feature = "cuda")]
+            if open.device.is_cuda() && CudaBackbone::fits(loader.config()) {
+                let (cuda, backbone) = CudaBackbone::load(loader, open, precision)?;
+                return Ok(Self { compute: Compute::Cuda(cuda), backbone, dummy_text });
+            }
             let (device, backbone) = DeviceBackbone::load(loader, open, precision)?;
             return Ok(Self { compute: Compute::Device(device), backbone, dummy_text });
         }
@@ -195,6 +208,8 @@ impl Engine {
         match &self.compute {
             Compute::F32(_) => Precision::F32,
             Compute::Bf16(_) => Precision::Bf16,
+            #[cfg(feature = "cuda")]
+            Compute::Cuda(backbone) => backbone.precision(),
             Compute::Device(backbone) => backbone.precision(),
         }
     }
@@ -204,6 +219,8 @@ impl Engine {
         match &self.compute {
             Compute::F32(backbone) => backbone.kernel().name,
             Compute::Bf16(backbone) => backbone.kernel().name,
+            #[cfg(feature = "cuda")]
+            Compute::Cuda(backbone) => backbone.kernel(),
             Compute::Device(backbone) => backbone.kernel(),
         }
     }
@@ -220,7 +237,7 @@ impl Engine {
         let config = &self.backbone.config;
         match &self.compute {
             Compute::F32(_) | Compute::Bf16(_) => config.sample_tokens() * self.threads().max(2) * 3 / 4,
-            Compute::Device(_) => DEVICE_BATCH_TOKENS,
+            _ => DEVICE_BATCH_TOKENS,
         }
     }
 
@@ -229,7 +246,7 @@ impl Engine {
     pub fn backlog_batch_tokens(&self) -> usize {
         match &self.compute {
             Compute::F32(_) | Compute::Bf16(_) => 8 * self.batch_tokens(),
-            Compute::Device(_) => DEVICE_BATCH_TOKENS,
+            _ => DEVICE_BATCH_TOKENS,
         }
     }
 

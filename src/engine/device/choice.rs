@@ -67,10 +67,30 @@ fn open_cuda(number: usize) -> Result<Device> {
     let device = Device::new_cuda_with_stream(number)?;
     #[cfg(feature = "cuda")]
     {
+        let cuda = device.as_cuda_device()?;
         // SAFETY: every tensor of this device is made, used and freed on its one stream, in the order of the calls: nothing is left to track.
-        unsafe { device.as_cuda_device()?.disable_event_tracking() };
+        unsafe { cuda.disable_event_tracking() };
+        keep_memory(cuda)?;
     }
     Ok(device)
+}
+
+/// Memory that a batch frees stays with the process for the next one: by default it goes back to the driver whenever the CPU waits for the device.
+#[cfg(feature = "cuda")]
+fn keep_memory(device: &candle_core::CudaDevice) -> Result<()> {
+    use candle_core::cuda_backend::WrapErr;
+    use candle_core::cuda_backend::cudarc::driver::sys;
+    let stream = device.cuda_stream();
+    if !stream.context().has_async_alloc() {
+        return Ok(());
+    }
+    let (mut pool, mut most) = (std::ptr::null_mut(), u64::MAX);
+    let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device is open, and the attribute is a number of 64 bits, which the call reads before it returns.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&raw mut pool, stream.context().cu_device()).result().w()?;
+        sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut most).cast()).result().w()
+    }
 }
 
 impl OpenDevice {

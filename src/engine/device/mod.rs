@@ -1,4 +1,4 @@
-//! The backbone on a device of candle's: a GPU by CUDA or Metal, or the CPU as their stand-in in tests.
+//! The backbone on a device of candle's: a GPU by Metal, one by CUDA whose shape our kernels do not compute, or the CPU as their stand-in in tests.
 //!
 //! Linear maps and norms run once over all tokens of all samples; attention and the low-rank update run once for each number of tokens that some
 //! samples share. The residual stream, norms, softmax and routing are in f32, the products' operands in the chosen format.
@@ -19,7 +19,9 @@ use crate::input::Sample;
 use crate::kernels::Precision;
 use crate::vilt::{Description, EncoderLayer, LayerNorm, Linear, Loader, Pooler, ViltError};
 pub use choice::{DeviceChoice, OpenDevice};
-use embed::Embeddings;
+pub(super) use embed::Embeddings;
+#[cfg(feature = "cuda")]
+pub(super) use embed::Patches;
 use groups::{Group, merge, pick};
 use low_rank::{Averages, Factors, LayerUpdate};
 
@@ -208,7 +210,7 @@ impl Backbone for DeviceBackbone {
     type Hidden = Tensor;
 
     fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Tensor, Vec<Span>)> {
-        self.embeddings.embed(samples, dummy)
+        self.embeddings.embed(samples, dummy, |patches| self.embeddings.upload(patches))
     }
 
     fn run(&self, hidden: &mut Tensor, spans: &[Span], layers: Range<usize>, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
