@@ -1,33 +1,16 @@
-//! Compiles the protos (with protox: no `protoc` needed) and lists the files of the embedded default model.
+//! Compiles the protos (with protox: no `protoc` needed), lists the files of the embedded default model and, for NVIDIA GPUs, compiles the kernels to PTX for the
+//! generation that candle's are compiled for.
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
     compile_protos(&root.join("proto"), &out.join("descriptors.bin"))?;
     embed(&root.join("models/emoji-mini"), &out.join("embedded.rs"))?;
-    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        compile_kernels(&root.join("src/engine/cuda/kernels.cu"), &out.join("kernels.ptx"))?;
-    }
+    #[cfg(feature = "cuda")]
+    cudaforge::KernelBuilder::new().source_files([root.join("src/engine/cuda/kernels.cu")]).out_dir(&out).args(["-O3", "-std=c++17"]).build_ptx()?;
     Ok(())
-}
-
-/// Compiles the kernels for NVIDIA's GPUs to PTX of the oldest generation that CUDA 13 knows; the driver makes the code of the GPU that it finds from that.
-fn compile_kernels(source: &Path, ptx: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo::rerun-if-changed={}", source.display());
-    let homes = ["CUDA_HOME", "CUDA_PATH"];
-    homes.iter().for_each(|home| println!("cargo::rerun-if-env-changed={home}"));
-    let home = homes.iter().find_map(std::env::var_os);
-    let nvcc = home.map_or_else(|| PathBuf::from("nvcc"), |home| Path::new(&home).join("bin/nvcc"));
-    let arguments = ["-ptx", "-O3", "-std=c++17", "-arch=compute_75", "-o"];
-    let status = Command::new(&nvcc).args(arguments).arg(ptx).arg(source).status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{} did not compile {}: {status}", nvcc.display(), source.display()).into()),
-        Err(e) => Err(format!("{} does not start: install the CUDA toolkit, or set CUDA_HOME to where it is ({e})", nvcc.display()).into()),
-    }
 }
 
 /// Generates the messages, clients and servers of `delo.v1`, and writes the descriptor set that reflection serves.

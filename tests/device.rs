@@ -1,5 +1,4 @@
-//! A device of candle's computes what the CPU's own kernels compute. Where there is no GPU, candle's CPU stands in for one: the same code, other
-//! arithmetic behind it.
+//! A GPU computes what the CPU's own kernels compute, and so does candle's CPU, on which the way of the GPUs that candle computes on runs without one.
 mod common;
 
 use std::sync::{Arc, OnceLock};
@@ -101,6 +100,27 @@ fn samples_of_one_size_are_answered_as_on_the_cpu_wherever_they_stand() {
             agree(device, catalogue, &queries(catalogue, seeds.into_iter().zip(tasks.map(Some))));
         }
         agree(device, catalogue, &queries(catalogue, [0; 4].map(|seed| (seed, Some(1)))));
+    }
+}
+
+/// A load tries its partition while batches run: none waits for another, and their numbers do not mix.
+#[test]
+fn callers_at_once_are_answered_as_one_after_another() {
+    let [catalogue, _] = catalogues();
+    let batches: Vec<Vec<Query>> = (0..4).map(|caller| queries(catalogue, (0..6).map(|i| (100 * caller + i, None)))).collect();
+    let expected: Vec<Vec<Answer>> = batches.iter().map(|batch| answers(engine(), catalogue, batch)).collect();
+    for device in devices() {
+        std::thread::scope(|scope| {
+            for (batch, expected) in batches.iter().zip(&expected) {
+                scope.spawn(move || {
+                    for _ in 0..5 {
+                        for (found, expected) in answers(device, catalogue, batch).iter().zip(expected) {
+                            assert_eq!((found.resident.task(), &found.factors), (expected.resident.task(), &expected.factors));
+                        }
+                    }
+                });
+            }
+        });
     }
 }
 

@@ -25,8 +25,10 @@ pub async fn run<T: Target>(target: Arc<T>, in_flight: usize, warm_up: Duration,
                 let sent = Instant::now();
                 let due = sent.saturating_duration_since(from);
                 let end = target.call(next.fetch_add(1, Ordering::Relaxed), due.mul_f64(faster)).await;
-                if (from..to).contains(&Instant::now()) {
-                    calls.push(Call { end, due, latency: sent.elapsed(), lag: Duration::ZERO });
+                let now = Instant::now();
+                if (from..to).contains(&now) {
+                    // By its end: what is counted is what is done within each second.
+                    calls.push(Call { end, due: now - from, latency: now - sent, lag: Duration::ZERO });
                 }
             }
             calls

@@ -1,4 +1,4 @@
-//! One layer's factor pools on a device: factors and routers stay there; only the choice among them is made on the CPU.
+//! One layer's factor pools on a device, where factors and routers stay.
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -66,7 +66,7 @@ impl DevicePools {
     }
 }
 
-/// The copies of some pools on devices. They belong to the pools: the memory of a device is free when the last batch has let go of the partition.
+/// The copies of some pools on devices. They belong to the pools: the memory of a device is free for other use by this process when the last batch has let go of the partition.
 #[derive(Debug, Default)]
 pub(super) struct DeviceCopies(Mutex<Vec<Copied>>);
 

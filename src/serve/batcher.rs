@@ -67,8 +67,9 @@ impl BatchError {
     }
 }
 
-/// How long batches follow each other on the threads that compute before whoever else waits for those gets them: a partition that is tried before it is live, say.
-const STAY: Duration = Duration::from_millis(100);
+/// How long batches follow each other on a thread of the pool before they queue for one again, with whoever else computes: a partition that is tried before it is live, say. A few batches:
+/// a thread that waits for others within such work may take them up and goes on with it only after them.
+const STAY: Duration = Duration::from_millis(20);
 
 /// A queue and the thread that works it off. Dropping it closes the queue; the thread ends when the queue is empty.
 pub struct Batcher<C: Compute> {

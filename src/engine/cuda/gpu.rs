@@ -55,7 +55,11 @@ macro_rules! launch {
 }
 
 fn int(number: usize) -> Result<i32> {
-    i32::try_from(number).map_err(|_| Error::Msg(format!("{number} is more than a batch on a GPU may have")))
+    i32::try_from(number).map_err(|_| too_many(number))
+}
+
+fn too_many(number: usize) -> Error {
+    Error::Msg(format!("{number} is more than one batch on a GPU may have: send fewer samples at once"))
 }
 
 fn grid(x: usize, y: usize, z: usize, threads: (usize, usize), shared: usize) -> Result<LaunchConfig> {

@@ -1,4 +1,5 @@
-//! The backbone on an NVIDIA GPU: products by cuBLAS, everything else by kernels of our own (`kernels.cu`), and nothing waits for the CPU before the answers.
+//! The backbone on an NVIDIA GPU: products by cuBLAS, everything else by kernels of our own (`kernels.cu`), and
+//! nothing waits for the CPU between the decision of the tasks and the answers.
 //!
 //! Linear maps and norms run once over all tokens of all samples; attention runs once for each size of sample, padded to the longest of it. Each sample's
 //! experts are chosen on the device and its factors are read where they stand. The residual stream, norms, softmax and routing are in f32, the products' operands

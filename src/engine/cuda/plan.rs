@@ -12,7 +12,7 @@ use crate::delo::device_pools::DevicePools;
 use crate::delo::serving_pools::{Choice, ServingPools};
 use crate::delo::task_model::{MODALITIES, POOLS};
 
-/// Samples whose numbers of tokens differ by less attend as one batch, padded to the longest of them.
+/// Samples whose numbers of tokens round up to one multiple of this attend as one batch, padded to the longest of them.
 const ALIKE: usize = 64;
 /// Rows are padded to a multiple of so many, which cuBLAS multiplies on tensor cores of any generation at their full speed.
 const ALIGNED: usize = 8;
