@@ -9,7 +9,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     compile_protos(&root.join("proto"), &out.join("descriptors.bin"))?;
     embed(&root.join("models/emoji-mini"), &out.join("embedded.rs"))?;
     #[cfg(feature = "cuda")]
-    cudaforge::KernelBuilder::new().source_files([root.join("src/engine/cuda/kernels.cu")]).out_dir(&out).args(["-O3", "-std=c++17"]).build_ptx()?;
+    cudaforge::KernelBuilder::new()
+        .source_files([root.join("src/engine/cuda/kernels.cu")])
+        .out_dir(&out)
+        .args(["-O3", "-std=c++17"])
+        .build_ptx()?;
     Ok(())
 }
 
