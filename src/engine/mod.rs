@@ -35,9 +35,8 @@ pub use resident::{Counted, Resident, VersionCounts};
 /// Tokens of a batch on a GPU. On an H200, ViLT-B/32 in bf16 (`delo bench engine --batch 1 8 32 64`), 5,920 tokens take 8.6 ms; each costs 1.6 times less than of 1,480, and of 11,840 a tenth
 /// less again.
 const DEVICE_BATCH_TOKENS: usize = 4096;
-/// Tokens of a batch on a CPU at least: with the embedded backbone on two threads (`delo bench engine --samples mixed`), each of 271 costs a tenth less than of 147 to 214, and of
-/// 1,116 three hundredths less again.
-const LEAST_BATCH_TOKENS: usize = 288;
+/// The same while a crowd waits.
+const DEVICE_BACKLOG_BATCH_TOKENS: usize = 3 * DEVICE_BATCH_TOKENS;
 
 /// One sample to classify.
 #[derive(Clone, Debug)]
@@ -235,19 +234,22 @@ impl Engine {
     }
 
     /// Tokens of a batch that is large enough for this machine: a larger one takes longer and is hardly faster a token, and whoever comes next waits
-    /// for its end. On a CPU, that is three quarters of a full sample for each thread, of two threads at least, or a few hundred tokens where that is less.
+    /// for its end. On a CPU, that is three quarters of a full sample for each thread, of two threads at least: the tail of a batch's
+    /// time then stays near three times its median at eight tenths of capacity (`load-tests/`, `soak`).
     pub fn batch_tokens(&self) -> usize {
         let config = &self.backbone.config;
         match &self.compute {
-            Compute::F32(_) | Compute::Bf16(_) => (config.sample_tokens() * self.threads().max(2) * 3 / 4).max(LEAST_BATCH_TOKENS),
+            Compute::F32(_) | Compute::Bf16(_) => config.sample_tokens() * self.threads().max(2) * 3 / 4,
             _ => DEVICE_BATCH_TOKENS,
         }
     }
 
-    /// Tokens of a batch while a crowd waits: a token costs a little less, and fewer ends of batches wake callers, who take their processors from the threads that compute where they
-    /// share them.
+    /// Tokens of a batch while a crowd waits: on a CPU, a token of eight usual batches in one costs less, about an eighth with the embedded backbone on two threads.
     pub fn backlog_batch_tokens(&self) -> usize {
-        self.batch_tokens() * 5 / 2
+        match &self.compute {
+            Compute::F32(_) | Compute::Bf16(_) => 8 * self.batch_tokens(),
+            _ => DEVICE_BACKLOG_BATCH_TOKENS,
+        }
     }
 
     /// Height and width in pixels of the images on which the backbone's position embeddings were trained.
