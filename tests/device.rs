@@ -103,6 +103,13 @@ fn samples_of_one_size_are_answered_as_on_the_cpu_wherever_they_stand() {
     }
 }
 
+#[test]
+fn a_large_mixed_batch_is_answered_as_on_the_cpu() {
+    for (device, catalogue) in devices().iter().flat_map(|device| catalogues().iter().map(move |catalogue| (device, catalogue))) {
+        agree(device, catalogue, &queries(catalogue, (0..24).map(|seed| (seed, (seed % 3 == 2).then_some(seed as usize % 5)))));
+    }
+}
+
 /// A load tries its partition while batches run: none waits for another, and their numbers do not mix.
 #[test]
 fn callers_at_once_are_answered_as_one_after_another() {
@@ -168,6 +175,9 @@ fn a_device_keeps_one_copy_of_a_partition_and_frees_it_with_the_partition() {
 #[test]
 fn an_engine_names_its_device() {
     assert_eq!((stand_in().kernel(), stand_in().precision()), ("f32 candle", Precision::F32));
+    for (gpu, choice) in devices()[1..].iter().zip(DeviceChoice::gpus().filter(|choice| choice.open().is_ok())) {
+        assert_eq!((gpu.kernel(), gpu.precision()), (format!("f32 {choice}").as_str(), Precision::F32));
+    }
 }
 
 #[test]

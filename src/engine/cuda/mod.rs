@@ -13,12 +13,12 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::backbone::{Adapters, Backbone, Dummy};
-use super::device::{Embeddings, OpenDevice};
+use super::device::{Embeddings, Layer, OpenDevice, cls};
 use super::packed::Span;
 use crate::delo::task_model::{MODALITIES, TARGETS};
 use crate::input::Sample;
 use crate::kernels::Precision;
-use crate::vilt::{Description, EncoderLayer, LayerNorm, Linear, Loader, Pooler, ViltConfig, ViltError};
+use crate::vilt::{Description, Linear, Loader, Pooler, ViltConfig, ViltError};
 use gpu::{Gpu, Part};
 use plan::{Plan, Routing, range_words};
 use staging::Staging;
@@ -41,18 +41,6 @@ pub(super) struct CudaBackbone {
     pooler: Pooler,
 }
 
-/// Weights in the products' format, norms and biases in f32.
-#[derive(Debug)]
-struct Layer {
-    norm_before: LayerNorm,
-    /// Query, key and value under each other, `[3 d, d]`.
-    qkv: Linear,
-    attention_output: Linear,
-    norm_after: LayerNorm,
-    intermediate: Linear,
-    output: Linear,
-}
-
 impl CudaBackbone {
     /// Whether the kernels compute a backbone of this shape.
     pub fn fits(config: &ViltConfig) -> bool {
@@ -66,11 +54,9 @@ impl CudaBackbone {
         let gpu = Gpu::new(open.device.as_cuda_device()?.clone(), dtype)?;
         let mut loader = loader.onto(&open.device);
         let embeddings = Embeddings::new(loader.embeddings()?, dtype)?;
-        let layers = (0..loader.config().num_hidden_layers)
-            .map(|index| Ok(Layer::new(loader.layer(index)?, dtype)?))
-            .collect::<std::result::Result<Vec<_>, ViltError>>()?;
+        let layers = Layer::all(&mut loader, |map| ready(map, dtype))?;
         let Pooler { layernorm, dense } = loader.pooler()?;
-        let pooler = Pooler { layernorm, dense: ready(dense, dtype)? };
+        let pooler = Pooler { layernorm, dense: ready(&dense, dtype)? };
         let (kernel, heads) = (format!("{precision} {}", open.name), loader.config().num_attention_heads);
         let staging = Staging::new(dtype);
         Ok((Self { gpu, precision, dtype, kernel, heads, embeddings, staging, layers, pooler }, loader.finish()))
@@ -118,11 +104,9 @@ impl CudaBackbone {
         let x = gpu.norm(hidden, &layer.norm_before)?;
         let projections = self.projections(index, hidden, &x, plan)?;
         let update = projections.as_ref().map(|(u, routing)| (u, *routing, index));
-        let d = hidden.dim(1)?;
-        let weights = |targets: Range<usize>| layer.qkv.weight.narrow(0, targets.start * d, targets.len() * d);
-        let (x_cls, hidden) = (self.cls(&x, plan.spans)?, self.cls(hidden, plan.spans)?);
-        let q = x_cls.matmul(&weights(0..1)?.t()?)?;
-        let kv = x.matmul(&weights(1..TARGETS.len())?.t()?)?;
+        let (x_cls, hidden) = (cls(&x, plan.spans)?, cls(hidden, plan.spans)?);
+        let q = product(&x_cls, &layer.part(0..1)?)?;
+        let kv = product(&x, &layer.part(1..TARGETS.len())?)?;
         let contexts = gpu.empty(self.dtype, hidden.dims())?;
         for group in &plan.groups {
             let whole = Part::whole(&kv, &layer.qkv.bias, update, group);
@@ -142,12 +126,6 @@ impl CudaBackbone {
         self.gpu.residual(&hidden, &product(&inner, &layer.output)?, &layer.output.bias)
     }
 
-    /// The rows of the text CLS, `[samples, width]`.
-    fn cls(&self, stream: &Tensor, spans: &[Span]) -> Result<Tensor> {
-        let rows: Vec<u32> = spans.iter().map(|span| span.start as u32).collect();
-        stream.index_select(&Tensor::new(rows, &self.gpu.device())?, 0)
-    }
-
     /// tanh(pooler · layernorm(h)) of each row.
     fn pool(&self, cls: &Tensor) -> Result<Vec<Vec<f32>>> {
         let Pooler { layernorm, dense } = &self.pooler;
@@ -163,24 +141,9 @@ impl CudaBackbone {
     }
 }
 
-impl Layer {
-    fn new(from: EncoderLayer, dtype: DType) -> Result<Self> {
-        let maps = [&from.query, &from.key, &from.value];
-        let qkv = Linear { weight: Tensor::cat(&maps.map(|map| &map.weight), 0)?, bias: Tensor::cat(&maps.map(|map| &map.bias), 0)? };
-        Ok(Self {
-            norm_before: from.layernorm_before,
-            qkv: ready(qkv, dtype)?,
-            attention_output: ready(from.attention_output, dtype)?,
-            norm_after: from.layernorm_after,
-            intermediate: ready(from.intermediate, dtype)?,
-            output: ready(from.output, dtype)?,
-        })
-    }
-}
-
 /// The weight in the products' format; biases are added in f32.
-fn ready(map: Linear, dtype: DType) -> Result<Linear> {
-    Ok(Linear { weight: map.weight.to_dtype(dtype)?, ..map })
+fn ready(map: &Linear, dtype: DType) -> Result<Linear> {
+    Ok(Linear { weight: map.weight.to_dtype(dtype)?, bias: map.bias.clone() })
 }
 
 /// x Wᵀ
@@ -217,7 +180,7 @@ impl Backbone for CudaBackbone {
     }
 
     fn pooled(&self, hidden: &Tensor, spans: &[Span]) -> Result<Vec<Vec<f32>>> {
-        self.pool(&self.cls(hidden, spans)?)
+        self.pool(&cls(hidden, spans)?)
     }
 
     fn means(&self, hidden: &Tensor, ranges: &[Range<usize>]) -> Result<Vec<Vec<f32>>> {

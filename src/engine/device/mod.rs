@@ -5,6 +5,7 @@
 mod choice;
 mod embed;
 mod groups;
+mod layer;
 mod low_rank;
 
 use std::ops::Range;
@@ -17,12 +18,13 @@ use super::packed::Span;
 use crate::delo::task_model::TARGETS;
 use crate::input::Sample;
 use crate::kernels::Precision;
-use crate::vilt::{Description, EncoderLayer, LayerNorm, Linear, Loader, Pooler, ViltError};
+use crate::vilt::{Description, LayerNorm, Linear, Loader, Pooler, ViltError};
 pub use choice::{DeviceChoice, OpenDevice};
 pub(super) use embed::Embeddings;
 #[cfg(feature = "cuda")]
 pub(super) use embed::Patches;
 use groups::{Group, merge, pick};
+pub(super) use layer::{Layer, cls};
 use low_rank::{Averages, Factors, LayerUpdate};
 
 /// A frozen ViLT on a device.
@@ -39,18 +41,6 @@ pub(super) struct DeviceBackbone {
     pooler: Pooler,
 }
 
-/// Norms in f32, maps in the products' format.
-#[derive(Debug)]
-struct Layer {
-    norm_before: LayerNorm,
-    /// Query, key and value under each other, `[3 d, d]`.
-    qkv: Linear,
-    attention_output: Linear,
-    norm_after: LayerNorm,
-    intermediate: Linear,
-    output: Linear,
-}
-
 /// How the samples of a stream stand in it.
 struct Stream<'a> {
     spans: &'a [Span],
@@ -65,9 +55,7 @@ impl DeviceBackbone {
         let dtype = open.dtype(precision)?;
         let mut loader = loader.onto(&open.device);
         let embeddings = Embeddings::new(loader.embeddings()?, dtype)?;
-        let layers = (0..loader.config().num_hidden_layers)
-            .map(|index| Ok(Layer::new(loader.layer(index)?, dtype)?))
-            .collect::<std::result::Result<Vec<_>, ViltError>>()?;
+        let layers = Layer::all(&mut loader, |map| cast(map, dtype))?;
         let Pooler { layernorm, dense } = loader.pooler()?;
         let backbone = Self {
             precision,
@@ -111,9 +99,9 @@ impl DeviceBackbone {
     /// A layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample, `[samples, d]`.
     fn layer_of_cls(&self, layer: &Layer, hidden: &Tensor, stream: &Stream<'_>, update: Option<&LayerUpdate>) -> Result<Tensor> {
         let x = self.normalised(&layer.norm_before, hidden)?;
-        let kv = part(&layer.qkv, 1..TARGETS.len())?.forward(&x)?;
-        let (x_cls, hidden) = (self.cls(&x, stream.spans)?, self.cls(hidden, stream.spans)?);
-        let q = part(&layer.qkv, 0..1)?.forward(&x_cls)?;
+        let kv = layer.part(1..TARGETS.len())?.forward(&x)?;
+        let (x_cls, hidden) = (cls(&x, stream.spans)?, cls(hidden, stream.spans)?);
+        let q = layer.part(0..1)?.forward(&x_cls)?;
         let cls_groups: Vec<Group> = stream.groups.iter().map(Group::of_one_row).collect();
         let of_group = |index: usize| {
             let factors = update.and_then(|update| update.groups[index].as_ref());
@@ -140,12 +128,6 @@ impl DeviceBackbone {
         let Some(factors) = factors else { return frozen.contiguous() };
         let update = factors.apply(&group.take(x)?, targets)?;
         frozen + update.reshape((samples, count, rows, heads, ()))?.permute((1, 0, 3, 2, 4))?
-    }
-
-    /// The rows of the text CLS, `[samples, width]`.
-    fn cls(&self, stream: &Tensor, spans: &[Span]) -> Result<Tensor> {
-        let rows: Vec<u32> = spans.iter().map(|span| span.start as u32).collect();
-        stream.index_select(&Tensor::new(rows, &self.device)?, 0)
     }
 
     /// tanh(pooler · layernorm(h)) of each row.
@@ -191,21 +173,6 @@ impl DeviceBackbone {
     }
 }
 
-impl Layer {
-    fn new(from: EncoderLayer, dtype: DType) -> Result<Self> {
-        let maps = [&from.query, &from.key, &from.value];
-        let qkv = Linear { weight: Tensor::cat(&maps.map(|map| &map.weight), 0)?, bias: Tensor::cat(&maps.map(|map| &map.bias), 0)? };
-        Ok(Self {
-            norm_before: from.layernorm_before,
-            qkv: cast(&qkv, dtype)?,
-            attention_output: cast(&from.attention_output, dtype)?,
-            norm_after: from.layernorm_after,
-            intermediate: cast(&from.intermediate, dtype)?,
-            output: cast(&from.output, dtype)?,
-        })
-    }
-}
-
 impl Backbone for DeviceBackbone {
     type Hidden = Tensor;
 
@@ -237,7 +204,7 @@ impl Backbone for DeviceBackbone {
     }
 
     fn pooled(&self, hidden: &Tensor, spans: &[Span]) -> Result<Vec<Vec<f32>>> {
-        self.pool(&self.cls(hidden, spans)?)
+        self.pool(&cls(hidden, spans)?)
     }
 
     fn means(&self, hidden: &Tensor, ranges: &[Range<usize>]) -> Result<Vec<Vec<f32>>> {
@@ -263,13 +230,6 @@ impl Backbone for DeviceBackbone {
 
 fn cast(map: &Linear, dtype: DType) -> Result<Linear> {
     Ok(Linear { weight: map.weight.to_dtype(dtype)?, bias: map.bias.to_dtype(dtype)? })
-}
-
-/// Some targets of query, key and value; shares the storage.
-fn part(qkv: &Linear, targets: Range<usize>) -> Result<Linear> {
-    let d = qkv.weight.dim(1)?;
-    let rows = |t: &Tensor| t.narrow(0, targets.start * d, targets.len() * d);
-    Ok(Linear { weight: rows(&qkv.weight)?, bias: rows(&qkv.bias)? })
 }
 
 /// Layer normalisation of each row, `[rows, d]`. The rows lose their mean before candle's fused operation, whose variance E[x²] − E[x]² is then
