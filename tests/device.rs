@@ -5,11 +5,13 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device};
 use common::{difference, engine, engine_with, key_rule, random_model, random_sample, resident, spec};
-use delo::delo::{KeySignal, Layout, Metric, PoolSpec};
-use delo::engine::{Answer, Catalogue, DeviceChoice, Engine, Options, Query, RoutingRule};
+use delo::delo::partition::{BackboneRecord, PartitionMeta, to_bytes};
+use delo::delo::{KeySignal, Layout, Metric, Partition, PoolSpec, SessionKeys};
+use delo::engine::{Answer, Catalogue, DeviceChoice, Engine, Options, Query, Resident, RoutingRule};
 use delo::input::Sample;
 use delo::kernels::Precision;
 use delo::model_dir::ModelDir;
+use delo::vilt::{Loader, ViltConfig};
 use proptest::prelude::*;
 
 fn options(device: DeviceChoice, precision: Precision) -> Options {
@@ -23,10 +25,15 @@ fn stand_in() -> &'static Engine {
 /// The stand-in, then every GPU of this build; where none is built or none opens, the stand-in alone, and the output says so.
 fn devices() -> &'static [Engine] {
     static ENGINES: OnceLock<Vec<Engine>> = OnceLock::new();
-    ENGINES.get_or_init(|| {
-        let gpus = DeviceChoice::gpus().filter(|choice| choice.open().inspect_err(|e| eprintln!("skipped: {e}")).is_ok());
-        [DeviceChoice::Candle].into_iter().chain(gpus).map(|choice| engine_with(options(choice, Precision::F32))).collect()
-    })
+    ENGINES.get_or_init(|| choices().map(|choice| engine_with(options(choice, Precision::F32))).collect())
+}
+
+fn choices() -> impl Iterator<Item = DeviceChoice> {
+    [DeviceChoice::Candle].into_iter().chain(gpus())
+}
+
+fn gpus() -> impl Iterator<Item = DeviceChoice> {
+    DeviceChoice::gpus().filter(|choice| choice.open().inspect_err(|e| eprintln!("skipped: {e}")).is_ok())
 }
 
 /// Tasks of different layouts, depths, ranks, pool sizes and class counts; the last adapts no layer.
@@ -65,9 +72,13 @@ fn answers(engine: &Engine, catalogue: &Catalogue, queries: &[Query]) -> Vec<Ans
     engine.classify(catalogue, queries).into_iter().map(Result::unwrap).collect()
 }
 
-/// The same tasks, the same factors, and scores and cosines that differ by rounding alone.
 fn agree(device: &Engine, catalogue: &Catalogue, queries: &[Query]) {
-    for (found, expected) in answers(device, catalogue, queries).iter().zip(&answers(engine(), catalogue, queries)) {
+    alike(&answers(device, catalogue, queries), &answers(engine(), catalogue, queries));
+}
+
+/// The same tasks, the same factors, and scores and cosines that differ by rounding alone.
+fn alike(found: &[Answer], expected: &[Answer]) {
+    for (found, expected) in found.iter().zip(expected) {
         assert_eq!(found.resident.task(), expected.resident.task());
         assert_eq!(found.factors, expected.factors);
         assert_eq!(found.factors_selected, expected.factors_selected);
@@ -107,6 +118,41 @@ fn samples_of_one_size_are_answered_as_on_the_cpu_wherever_they_stand() {
 fn a_large_mixed_batch_is_answered_as_on_the_cpu() {
     for (device, catalogue) in devices().iter().flat_map(|device| catalogues().iter().map(move |catalogue| (device, catalogue))) {
         agree(device, catalogue, &queries(catalogue, (0..24).map(|seed| (seed, (seed % 3 == 2).then_some(seed as usize % 5)))));
+    }
+}
+
+/// Heads of a width that no kernel of `engine/cuda` computes: candle does it there too.
+#[test]
+fn a_backbone_of_unusual_widths_is_answered_as_on_the_cpu() {
+    let patch_size = engine().backbone().config.patch_size;
+    let config = ViltConfig {
+        hidden_size: 30,
+        num_attention_heads: 3,
+        intermediate_size: 58,
+        num_hidden_layers: 3,
+        patch_size,
+        image_size: 4 * patch_size,
+        ..ViltConfig::default()
+    };
+    let load = |choice| {
+        let loader = Loader::random(config.clone(), 0, &Device::Cpu);
+        Engine::of(loader, common::EMPTY_TEXT.to_vec(), options(choice, Precision::F32)).unwrap()
+    };
+    let cpu = load(DeviceChoice::Cpu);
+    let samples: Vec<Sample> = (0..12).map(random_sample).collect();
+    let residents = [Layout::RankOne, Layout::Slotted].into_iter().enumerate().map(|(i, layout)| {
+        let spec = PoolSpec { layers: config.num_hidden_layers, hidden: config.hidden_size, ..spec(layout, i) };
+        let (model, key) = (random_model(spec, 4, i as u64), key_rule(Metric::Plain, KeySignal::Pooled));
+        let packed = cpu.embed(&samples[6 * i..][..6], cpu.default_dummy_image()).unwrap();
+        let keys = SessionKeys::of(&cpu.signals(&packed, &KeySignal::plain(config.num_hidden_layers)).unwrap(), &[]).unwrap();
+        let backbone = BackboneRecord { fingerprint: cpu.backbone().fingerprint.clone(), name: "random".to_owned() };
+        let meta = PartitionMeta { backbone, dummy_image: cpu.default_dummy_image(), ..common::meta(&format!("task-{i}"), &model, key) };
+        Resident::new(Partition::read(&to_bytes(&meta, &model, &keys).unwrap(), cpu.backbone()).unwrap(), 1)
+    });
+    let catalogue = Catalogue::empty(cpu.backbone(), RoutingRule::default()).with_all(residents).unwrap();
+    let batch = queries(&catalogue, (0..9).map(|seed| (seed, (seed % 3 == 2).then_some(seed as usize % 2))));
+    for choice in choices() {
+        alike(&answers(&load(choice), &catalogue, &batch), &answers(&cpu, &catalogue, &batch));
     }
 }
 
@@ -175,7 +221,7 @@ fn a_device_keeps_one_copy_of_a_partition_and_frees_it_with_the_partition() {
 #[test]
 fn an_engine_names_its_device() {
     assert_eq!((stand_in().kernel(), stand_in().precision()), ("f32 candle", Precision::F32));
-    for (gpu, choice) in devices()[1..].iter().zip(DeviceChoice::gpus().filter(|choice| choice.open().is_ok())) {
+    for (gpu, choice) in devices()[1..].iter().zip(gpus()) {
         assert_eq!((gpu.kernel(), gpu.precision()), (format!("f32 {choice}").as_str(), Precision::F32));
     }
 }
@@ -189,7 +235,7 @@ fn a_number_format_that_a_device_lacks_is_refused() {
 /// In the number format that is fastest there.
 #[test]
 fn a_gpu_rounds_no_more_than_its_number_format() {
-    for choice in DeviceChoice::gpus().filter(|choice| choice.open().is_ok()) {
+    for choice in gpus() {
         let rounded = engine_with(options(choice, Precision::Bf16));
         assert_eq!(rounded.kernel(), format!("bf16 {choice}"));
         let ([_, catalogue], batch) = (catalogues(), queries(&catalogues()[1], (0..12).map(|seed| (seed, Some(0)))));
