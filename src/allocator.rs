@@ -3,7 +3,7 @@
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// From this size on, in bytes, an allocation is a mapping of its own, which goes back to the system when it is freed.
@@ -34,50 +34,57 @@ pub fn bound_arenas(arenas: usize) {
     let _ = arenas;
 }
 
-/// How long nothing more must be freed before it is given back once more.
+/// From a wish to give memory back to its being done.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-const QUIET: Duration = Duration::from_secs(1);
+const DELAY: Duration = Duration::from_secs(1);
 
-/// Gives freed memory back to the system, and once more as [`give_back_when_quiet`] does: by then what was still in use by calls and batches under way is free too.
+/// Gives freed memory back to the system, and once more as [`give_back_soon`] does: by then what was still in use by calls and batches under way is free too.
 /// Reading a partition takes several times the memory that stays in use, and glibc keeps what is freed in pieces until it is asked.
 pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     trim();
-    give_back_when_quiet();
+    give_back_soon();
 }
 
-/// Gives freed memory back to the system when neither this nor [`give_back`] has been called for a second. Returns at once.
-pub fn give_back_when_quiet() {
+/// Gives freed memory back to the system one to two seconds from now, and once a second however often it is called. Returns at once.
+pub fn give_back_soon() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        let was_asked = asked().replace(Instant::now()).is_some();
-        if !was_asked && std::thread::Builder::new().name("give-back".into()).spawn(trim_when_quiet).is_err() {
-            *asked() = None;
+        let before = std::mem::replace(&mut *wish(), Wish::New);
+        if before == Wish::None && std::thread::Builder::new().name("give-back".into()).spawn(fulfil).is_err() {
+            *wish() = Wish::None;
         }
     }
 }
 
-/// When freed memory was last asked to be given back, while a thread waits to do it once more.
+/// Whether memory is to be given back. A thread sees to it unless there is no wish.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn asked() -> MutexGuard<'static, Option<Instant>> {
-    static ASKED: Mutex<Option<Instant>> = Mutex::new(None);
-    ASKED.lock().unwrap_or_else(PoisonError::into_inner)
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    None,
+    /// Since the thread last looked.
+    New,
+    Seen,
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn trim_when_quiet() {
-    loop {
-        let mut asked = asked();
-        let wait = QUIET.saturating_sub(asked.map_or(QUIET, |at| at.elapsed()));
-        if wait.is_zero() {
-            // Whoever asks from here on starts another thread.
-            *asked = None;
-            break;
-        }
-        drop(asked);
-        std::thread::sleep(wait);
+fn wish() -> MutexGuard<'static, Wish> {
+    static WISH: Mutex<Wish> = Mutex::new(Wish::None);
+    WISH.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Until no new wish came while the last was fulfilled.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn fulfil() {
+    let is_new = || {
+        let mut wish = wish();
+        *wish = if *wish == Wish::New { Wish::Seen } else { Wish::None };
+        *wish == Wish::Seen
+    };
+    while is_new() {
+        std::thread::sleep(DELAY);
+        trim();
     }
-    trim();
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 pub use super::queue::{Claim, Limits, Priority};
 use super::queue::{Key, Queue, Refusal, Taken, Waiting};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard, spawn};
-use crate::allocator::give_back_when_quiet;
+use crate::allocator::give_back_soon;
 
 /// What the compute thread runs. Its jobs are single samples.
 pub trait Compute: Send + Sync + 'static {
@@ -157,9 +157,9 @@ impl<C: Compute> Shared<C> {
         while let Some(batch) = next {
             let waiting = self.answer(batch);
             *deepest = waiting.max(*deepest);
-            // What a crowd leaves behind goes back to the system.
-            if waiting == 0 && std::mem::take(deepest) >= self.limits.crowd() {
-                give_back_when_quiet();
+            // What a crowd leaves behind goes back to the system, and what it frees while it stays.
+            if waiting >= self.limits.crowd() || (waiting == 0 && std::mem::take(deepest) >= self.limits.crowd()) {
+                give_back_soon();
             }
             next = if begun.elapsed() < STAY { self.take(false) } else { None };
         }
