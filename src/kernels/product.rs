@@ -6,6 +6,8 @@ use super::{Isa, PANEL, PackedMatrix, RowsMut, RowsRef, parallel, threads};
 
 /// Bytes of rows that a thread walks over again and again while panels pass by: half of a small second-level cache.
 const ROWS_IN_CACHE: usize = 384 << 10;
+/// Rows of its own that a thread has at least: with fewer, what it saves on rows is lost on weights, which each thread then reads whole.
+const OWN_ROWS: usize = 32;
 /// Rows of one block of results, at most: they stay in the first-level cache.
 const BLOCK: usize = 128;
 
@@ -113,10 +115,12 @@ pub fn product_panels<E: Element>(
     if rows == 0 || panels == 0 {
         return;
     }
-    let block = block_rows(kernel.rows, rows);
+    // Threads that have rows of their own.
+    let owners = threads().min(rows / OWN_ROWS).max(1);
+    let block = block_rows(kernel.rows, rows, owners);
     let blocks = rows.div_ceil(block);
     // Row blocks that stay in the cache together.
-    let group = (ROWS_IN_CACHE / (block * x.stride() * size_of::<E>())).clamp(1, blocks);
+    let group = (ROWS_IN_CACHE / (block * x.stride() * size_of::<E>())).clamp(1, blocks.div_ceil(owners));
     let groups = blocks.div_ceil(group);
     // Enough pieces that the last one does not make the other threads wait, few enough to keep rows in the cache.
     let wanted = (8 * threads()).div_ceil(groups);
@@ -157,9 +161,9 @@ pub fn product_panels<E: Element>(
 #[repr(align(64))]
 struct Results([f32; BLOCK * PANEL]);
 
-/// Rows of a block: a multiple of what the kernel does at once, and blocks about equally long.
-fn block_rows(step: usize, rows: usize) -> usize {
+/// Rows of a block: a multiple of what the kernel does at once, and blocks about equally long, as many for each owner.
+fn block_rows(step: usize, rows: usize, owners: usize) -> usize {
     let most = (BLOCK / step).max(1) * step;
-    let blocks = rows.div_ceil(most);
+    let blocks = rows.div_ceil(most).next_multiple_of(owners);
     rows.div_ceil(blocks).next_multiple_of(step).min(most)
 }
