@@ -1,4 +1,6 @@
 //! Every kernel against its portable twin and the definition, over odd shapes; and rows that do not depend on their neighbours.
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use proptest::prelude::*;
 
 use super::attention::{Attended, attention};
@@ -147,7 +149,7 @@ fn independent<E: Element>() {
     let x = stream::<E>(61, k, 8);
     for isa in Isa::available() {
         let together = multiplied(isa, &x, &weights);
-        let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let alone = pool(1);
         let mut one = Stream::<E>::zeros(1, k);
         for row in 0..x.rows() {
             one.row_mut(0).copy_from_slice(x.row(row));
@@ -161,6 +163,32 @@ fn independent<E: Element>() {
 fn a_row_does_not_depend_on_its_neighbours() {
     independent::<f32>();
     independent::<bf16>();
+}
+
+fn pool(threads: usize) -> rayon::ThreadPool {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+}
+
+/// With rows enough for each of some threads, for some of many, and for none of them to have rows of their own.
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let (k, n) = (70, 200);
+    let weights = PackedMatrix::<f32>::new(&[&random(n * k, 9)], k);
+    for rows in [20, 70, 301, 1030] {
+        let x = stream::<f32>(rows, k, 10);
+        let of = |threads| pool(threads).install(|| multiplied(Isa::detect(), &x, &weights).to_vec());
+        let expected = of(1);
+        assert!([2, 3, 7, 16].into_iter().all(|threads| of(threads) == expected), "{rows} rows");
+    }
+}
+
+#[test]
+fn each_task_is_done_once_however_many_threads_share_them() {
+    for (threads, tasks) in [1, 2, 3, 8].into_iter().flat_map(|threads| [0, 1, 2, 7, 1000].map(|tasks| (threads, tasks))) {
+        let done: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+        pool(threads).install(|| parallel(tasks, |task| _ = done[task].fetch_add(1, Ordering::Relaxed)));
+        assert!(done.iter().all(|times| times.load(Ordering::Relaxed) == 1), "{tasks} tasks on {threads} threads");
+    }
 }
 
 #[test]
