@@ -78,6 +78,7 @@ fn agree(device: &Engine, catalogue: &Catalogue, queries: &[Query]) {
 
 /// The same tasks, the same factors, and scores and cosines that differ by rounding alone.
 fn alike(found: &[Answer], expected: &[Answer]) {
+    assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(expected) {
         assert_eq!(found.resident.task(), expected.resident.task());
         assert_eq!(found.factors, expected.factors);
