@@ -12,8 +12,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
 
 use super::certificate;
 use super::tls::Tls;
@@ -50,19 +48,19 @@ pub struct Peer {
     pub names: Option<Arc<[String]>>,
 }
 
-/// The connections of `listener` that have begun as they must. Dropping the stream closes the listener and what has not begun.
-pub fn incoming(listener: TcpListener, beginning: Beginning) -> ReceiverStream<io::Result<Connection>> {
-    let (begun, stream) = mpsc::channel(MAX_BEGUN);
+/// The connections of `listener` that have begun as they must. Dropping the receiver closes the listener and what has not begun.
+pub fn incoming(listener: TcpListener, beginning: Beginning) -> mpsc::Receiver<Connection> {
+    let (begun, connections) = mpsc::channel(MAX_BEGUN);
     tokio::spawn(async move {
         tokio::select! {
             () = begun.closed() => {}
             () = accept(listener, beginning, &begun) => {}
         }
     });
-    ReceiverStream::new(stream)
+    connections
 }
 
-async fn accept(listener: TcpListener, beginning: Beginning, begun: &mpsc::Sender<io::Result<Connection>>) {
+async fn accept(listener: TcpListener, beginning: Beginning, begun: &mpsc::Sender<Connection>) {
     // A permit is a connection, from when it is accepted to when it is closed.
     let permits = Arc::new(Semaphore::new(beginning.most.min(Semaphore::MAX_PERMITS)));
     let mut tasks = Tasks::default();
@@ -88,7 +86,7 @@ async fn accept(listener: TcpListener, beginning: Beginning, begun: &mpsc::Sende
                 Ok(connection) => {
                     unbegun.begun();
                     // An error means that the port is closed.
-                    let _ = begun.send(Ok(connection)).await;
+                    let _ = begun.send(connection).await;
                 }
                 Err(error) => tracing::debug!(%error, "a connection did not begin"),
             }
@@ -202,11 +200,10 @@ pub struct Connection {
     _open: Open,
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+impl Connection {
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
     }
 }
 

@@ -39,6 +39,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding::{Gzip, Zstd};
+use tonic::service::Routes;
 
 use self::metrics::{keep_up, recorder, render};
 use admin::Admin;
@@ -87,8 +88,8 @@ pub enum ServeError {
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-    #[error("the server ended by itself: {0}")]
-    Transport(#[from] tonic::transport::Error),
+    #[error("the port for requests closed by itself, a fault of the program: the log says more; start it again")]
+    Ended,
 }
 
 /// Where a server listens. `None`: switched off.
@@ -166,13 +167,11 @@ impl Server {
             .accept_compressed(Zstd)
             .send_compressed(Gzip)
             .send_compressed(Zstd);
-        let serving = port
-            .transport()
-            .add_service(service)
+        let services = Routes::new(service)
             .add_service(health_service)
             .add_service(reflection(CLASSIFIER)?.build_v1()?)
-            .add_service(reflection(CLASSIFIER)?.build_v1alpha()?)
-            .serve_with_incoming_shutdown(connections::incoming(classifier, port.beginning), goodbye.clone().cancelled_owned());
+            .add_service(reflection(CLASSIFIER)?.build_v1alpha()?);
+        let serving = port.serve(classifier, services, goodbye.clone());
         let mut serving = AbortOnDrop(tokio::spawn(serving));
 
         let administering = admin.map(|listener| -> Result<_, ServeError> {
@@ -182,12 +181,9 @@ impl Server {
                 .accept_compressed(Zstd)
                 .send_compressed(Gzip)
                 .send_compressed(Zstd);
-            let serving = admin_port
-                .transport()
-                .add_service(service)
-                .add_service(reflection(ADMIN)?.build_v1()?)
-                .add_service(reflection(ADMIN)?.build_v1alpha()?)
-                .serve_with_incoming_shutdown(connections::incoming(listener, admin_port.beginning), goodbye.clone().cancelled_owned());
+            let services =
+                Routes::new(service).add_service(reflection(ADMIN)?.build_v1()?).add_service(reflection(ADMIN)?.build_v1alpha()?);
+            let serving = admin_port.serve(listener, services, goodbye.clone());
             Ok(AbortOnDrop(tokio::spawn(serving)))
         });
         let administering = administering.transpose()?;
@@ -215,10 +211,7 @@ impl Server {
             // Until draining: what is served then only finishes.
             let _following = AbortOnDrop(tokio::spawn(remote::follow(rooms.clone(), lifecycle.clone())));
             tokio::select! {
-                ended = &mut serving.0 => {
-                    ended.map_err(|_| ServeError::Panicked)??;
-                    return Ok(());
-                }
+                _ = &mut serving.0 => return Err(ServeError::Ended),
                 () = &mut shutdown => {}
             }
         }

@@ -2,8 +2,17 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tonic::transport::Server;
-use tower::layer::util::{Identity, Stack as Tower};
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::{Layer, ServiceExt};
 
 use super::auth::Clients;
 use super::connections::{self, Beginning};
@@ -96,17 +105,46 @@ impl Port {
         }
     }
 
-    /// HTTP/2 with its bounds, around [`Stack`].
-    pub fn transport(&self) -> Server<Tower<Stack, Identity>> {
-        Server::builder()
+    /// Serves the connections of `listener` until `goodbye`; then the port is closed, and this is done when the calls of every connection are.
+    ///
+    /// Not by tonic's own server: that ends a call by a clock outside of all layers, with the code CANCELLED, and neither the metrics nor the log
+    /// know of it.
+    pub async fn serve(self, listener: TcpListener, services: Routes, goodbye: CancellationToken) {
+        let http2 = self.http2();
+        let services = self.stack.layer(services.prepare());
+        let graceful = GracefulShutdown::new();
+        let mut connections = connections::incoming(listener, self.beginning);
+        while let Some(Some(connection)) = goodbye.run_until_cancelled(connections.recv()).await {
+            let (peer, services) = (connection.peer().clone(), services.clone());
+            let service = service_fn(move |request: Request<Incoming>| {
+                let mut request = request.map(Body::new);
+                request.extensions_mut().insert(peer.clone());
+                services.clone().oneshot(request)
+            });
+            let serving = graceful.watch(http2.serve_connection(TokioIo::new(connection), service));
+            tokio::spawn(async move {
+                if let Err(error) = serving.await {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+            });
+        }
+        drop(connections);
+        graceful.shutdown().await;
+    }
+
+    /// HTTP/2 with its bounds.
+    fn http2(&self) -> http2::Builder<TokioExecutor> {
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
             // So that connections of vanished clients, and of those who never read, end.
-            .http2_keepalive_interval(Some(self.server.keepalive))
-            .http2_keepalive_timeout(Some(self.server.keepalive_timeout))
+            .keep_alive_interval(self.server.keepalive)
+            .keep_alive_timeout(self.server.keepalive_timeout)
             .max_concurrent_streams(self.server.max_streams_per_connection)
-            .http2_max_header_list_size(MAX_HEADER_BYTES)
-            .http2_max_pending_accept_reset_streams(Some(MAX_RESET_STREAMS))
-            .http2_max_local_error_reset_streams(Some(MAX_BROKEN_STREAMS))
-            .layer(self.stack.clone())
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+            .max_local_error_reset_streams(MAX_BROKEN_STREAMS);
+        http2
     }
 }
 
@@ -124,5 +162,68 @@ pub fn warn_of_open_doors(config: &Config) {
         && (open(config.server.listen) || matches!(config.admin.listen, config::Listen::At(a) if open(a)))
     {
         tracing::warn!("tokens cross the network in plaintext: set tls.certificate and tls.key, or let a proxy in front speak TLS");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::task::{Context, Poll};
+
+    use futures::future::BoxFuture;
+    use http::Response;
+    use http_body_util::BodyExt;
+    use hyper_util::client::legacy::Client;
+    use tonic::server::NamedService;
+    use tonic::{Code, Request as Call};
+    use tower::Service;
+
+    use super::*;
+    use crate::serve::pb::ClassifyRequest;
+    use crate::serve::pb::classifier_client::ClassifierClient;
+
+    /// Reads a call's message and answers nothing, ever.
+    #[derive(Clone)]
+    struct Silent;
+
+    impl NamedService for Silent {
+        const NAME: &'static str = "delo.v1.Classifier";
+    }
+
+    impl Service<Request<Body>> for Silent {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, call: Request<Body>) -> Self::Future {
+            Box::pin(async move {
+                call.into_body().collect().await.unwrap();
+                std::future::pending().await
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_nothing_answers_ends_by_the_deadline_s_own_code() {
+        let config = Config::layered(None, std::collections::HashMap::new(), Vec::new()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let goodbye = CancellationToken::new();
+        let port = Port::classifier(&config, Trusted { tls: None, clients: None });
+        let serving = tokio::spawn(port.serve(listener, Routes::new(Silent), goodbye.clone()));
+
+        // A `Channel` would end the call by a clock of its own.
+        let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+        let mut call = Call::new(ClassifyRequest::default());
+        call.set_timeout(std::time::Duration::from_millis(50));
+        let status = ClassifierClient::with_origin(client, origin).classify(call).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+
+        goodbye.cancel();
+        serving.await.unwrap();
     }
 }

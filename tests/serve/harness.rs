@@ -13,12 +13,16 @@ use delo::serve::pb::{
     ClassifyRequest, ClassifyResponse, LoadPartitionRequest, Partition, UnloadPartitionRequest, load_partition_request::Source,
 };
 use delo::serve::{Addresses, ServeError, Server};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tonic::body::Body;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -101,6 +105,12 @@ impl Running {
 
     pub async fn classifier(&self) -> ClassifierClient<Channel> {
         ClassifierClient::new(Self::channel(self.addresses.classifier).await).max_encoding_message_size(1 << 30)
+    }
+
+    /// Leaves a call's deadline to the server: a `Channel` would end it by a clock of its own.
+    pub fn classifier_without_a_clock(&self) -> ClassifierClient<Client<HttpConnector, Body>> {
+        let origin = format!("http://{}", self.addresses.classifier).parse().unwrap();
+        ClassifierClient::with_origin(Client::builder(TokioExecutor::new()).http2_only(true).build_http(), origin)
     }
 
     pub async fn admin(&self) -> AdminClient<Channel> {
