@@ -94,6 +94,9 @@ enum AdminCommand {
     /// Makes the server read the manifest of its registry now, and load and unload what differs.
     #[command(after_help = "Example:\n  delo admin sync")]
     Sync {
+        /// Take the manifest though it is older than the last one seen: the registry was put back from a copy, or made anew, on purpose.
+        #[arg(long)]
+        accept_older: bool,
         #[command(flatten)]
         connection: Connection,
     },
@@ -125,7 +128,7 @@ pub fn run(args: AdminArgs) -> Result<(), Failure> {
         AdminCommand::Promote { task, canary, connection } => promote(task, trial(canary, false), &connection),
         AdminCommand::Abort { task, connection } => abort(task, &connection),
         AdminCommand::Unload { task, connection } => unload(task, &connection),
-        AdminCommand::Sync { connection } => sync(&connection),
+        AdminCommand::Sync { accept_older, connection } => sync(accept_older, &connection),
         AdminCommand::Status { connection } => status(&connection),
     }
 }
@@ -233,8 +236,8 @@ fn counts(c: VersionCounts) -> Value {
     json!({"answers": c.answers, "right": c.right, "wrong": c.wrong, "agreed": c.agreed, "differed": c.differed})
 }
 
-fn sync(connection: &Connection) -> Result<(), Failure> {
-    let answer = ask(connection, async |mut client| client.sync_registry(SyncRegistryRequest {}).await)?;
+fn sync(accept_older: bool, connection: &Connection) -> Result<(), Failure> {
+    let answer = ask(connection, async |mut client| client.sync_registry(SyncRegistryRequest { accept_older }).await)?;
     let registry = answer.registry.unwrap_or_default();
     if connection.json {
         return print_json(&json!({"registry": registry_json(&registry), "loaded": answer.loaded, "unloaded": answer.unloaded}));

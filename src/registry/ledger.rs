@@ -53,6 +53,14 @@ pub struct Done {
     pub record: VersionRecord,
 }
 
+/// The newest manifest that was followed of a registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Where it lies.
+    pub manifest: String,
+    pub revision: u64,
+}
+
 /// Every task that was ever loaded, by name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
@@ -61,6 +69,9 @@ pub struct Ledger {
     /// Fingerprint of the backbone that the partitions belong to.
     pub backbone: String,
     pub tasks: BTreeMap<String, TaskRecord>,
+    /// Of the registry that is followed, so that it can't go back unnoticed while the server is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Seen>,
     /// The latest requests, oldest first.
     requests: VecDeque<Done>,
 }

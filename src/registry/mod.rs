@@ -30,7 +30,7 @@ use crate::input::{Pixels, Sample};
 use crate::model_dir::safetensors_files;
 use folder::Folder;
 pub use folder::FolderError;
-use ledger::{Done, Ledger, LedgerError, TaskRecord, VersionRecord};
+use ledger::{Done, Ledger, LedgerError, Seen, TaskRecord, VersionRecord};
 use signature::Trust;
 pub use source::{Root, Source, SourceError};
 use state::{StateDir, StateError};
@@ -201,6 +201,30 @@ impl Registry {
             notices: books.notices.clone(),
             tasks: books.ledger.tasks.clone(),
         }
+    }
+
+    /// The revision of the newest manifest at this address that was followed; 0 before the first, or where another was followed since.
+    pub async fn seen(&self, manifest: &str) -> u64 {
+        let books = self.books.lock().await;
+        books.ledger.seen.as_ref().filter(|seen| seen.manifest == manifest).map_or(0, |seen| seen.revision)
+    }
+
+    /// Remembers that the manifest at this address is followed at this revision.
+    ///
+    /// # Errors
+    /// The state can't be written.
+    pub async fn see(&self, manifest: &str, revision: u64) -> Result<(), RegistryError> {
+        let seen = Some(Seen { manifest: manifest.to_owned(), revision });
+        let mut books = self.books.lock().await;
+        if books.ledger.seen == seen {
+            return Ok(());
+        }
+        let mut ledger = books.ledger.clone();
+        ledger.revision += 1;
+        ledger.seen = seen;
+        books.commit(&ledger, &[])?;
+        books.ledger = ledger;
+        Ok(())
     }
 
     /// Puts back what the ledger says. An artifact that is lost or damaged falls back to the newest sound version that is retained before it, or leaves

@@ -132,12 +132,13 @@ impl pb::admin_server::Admin for Admin {
         Ok(Response::new(answer))
     }
 
-    async fn sync_registry(&self, _: Request<pb::SyncRegistryRequest>) -> Result<Response<pb::SyncRegistryResponse>, Status> {
+    async fn sync_registry(&self, request: Request<pb::SyncRegistryRequest>) -> Result<Response<pb::SyncRegistryResponse>, Status> {
         let (rooms, lifecycle) = (self.rooms.clone(), self.lifecycle.clone());
+        let pb::SyncRegistryRequest { accept_older } = request.into_inner();
         // In a task of its own, as every change: what was begun is told to health, whether or not the caller waits.
         let synced = tokio::spawn(async move {
             let room = rooms.room()?;
-            let synced = room.remote.sync().await?;
+            let synced = room.remote.sync(accept_older).await?;
             lifecycle.follow(&room.registry).await;
             Ok::<_, Status>(synced)
         });

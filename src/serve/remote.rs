@@ -12,7 +12,7 @@ use super::pb;
 use super::room::Rooms;
 use super::status::{from_remote, invalid};
 use crate::config::Config;
-use crate::registry::remote::{AllowedUrls, Changes, Follower, Limits, Place, Report, check_signature, fetch_url};
+use crate::registry::remote::{AllowedUrls, Changes, Follower, Limits, Occasion, Place, Report, check_signature, fetch_url};
 use crate::registry::signature::Trust;
 use crate::registry::{Registry, Source};
 
@@ -73,14 +73,14 @@ impl Remote {
         Some(status(self.follower.as_ref()?.report()))
     }
 
-    /// Synchronises now, giving what was refused another chance.
+    /// Synchronises now, giving what was refused another chance; by an older manifest than the last one seen too where that is wanted.
     ///
     /// # Errors
     /// FAILED_PRECONDITION where no registry is followed.
-    pub async fn sync(&self) -> Result<(pb::RegistryStatus, Changes), Status> {
+    pub async fn sync(&self, accept_older: bool) -> Result<(pb::RegistryStatus, Changes), Status> {
         let none = || Status::failed_precondition("this server follows no registry: set registry.manifest and start it again");
         let follower = self.follower.as_ref().ok_or_else(none)?;
-        let changes = follower.sync(true).await;
+        let changes = follower.sync(Occasion::Asked { accept_older }).await;
         Ok((status(follower.report()), changes))
     }
 }
@@ -100,7 +100,7 @@ pub async fn follow(rooms: Rooms, lifecycle: Arc<Lifecycle>) {
     let Some(room) = rooms.get() else { return };
     let Some(follower) = &room.remote.follower else { return };
     loop {
-        let changes = follower.sync(false).await;
+        let changes = follower.sync(Occasion::Poll).await;
         if changes != Changes::default() {
             tracing::info!(loaded = ?changes.loaded, unloaded = ?changes.unloaded, "the registry's manifest was followed");
             lifecycle.follow(&room.registry).await;

@@ -41,7 +41,7 @@ async fn status(server: &Running) -> RegistryStatus {
 }
 
 async fn sync(server: &Running) -> Result<SyncRegistryResponse, Status> {
-    Ok(server.admin().await.sync_registry(SyncRegistryRequest {}).await?.into_inner())
+    Ok(server.admin().await.sync_registry(SyncRegistryRequest::default()).await?.into_inner())
 }
 
 async fn until(server: &Running, what: &str, holds: impl Fn(&RegistryStatus) -> bool) -> RegistryStatus {
@@ -224,6 +224,33 @@ async fn an_older_or_damaged_manifest_is_ignored_and_told() {
     }
     std::fs::write(&manifest, new).unwrap();
     until_revision(&server, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_manifest_is_ignored_after_a_restart_too_until_an_operator_takes_it() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    publish(dir.path(), artifact("travel")).await;
+    let manifest = dir.path().join("manifest.json");
+    let old = std::fs::read(&manifest).unwrap();
+    publish(dir.path(), other("travel", 5)).await;
+    let changes = [&following(dir.path().to_str().unwrap())[..], &state_in(state.path())].concat();
+    let server = start_with(&["food"], &changes).await;
+    until_revision(&server, 2).await;
+    let kept = checksums(&server).await;
+    std::fs::write(&manifest, old).unwrap();
+    let server = server.restarted(&changes).await;
+    until(&server, "an older manifest", |s| s.error.contains("older")).await;
+    assert_eq!(checksums(&server).await, kept);
+    let asked = sync(&server).await.unwrap().registry.unwrap();
+    assert!(asked.error.contains("--accept-older") && checksums(&server).await == kept, "{asked:?}");
+
+    let accepting = SyncRegistryRequest { accept_older: true };
+    let taken = server.admin().await.sync_registry(accepting).await.unwrap().into_inner();
+    assert_eq!(taken.loaded, ["travel"]);
+    until_revision(&server, 1).await;
+    assert_ne!(checksums(&server).await, kept);
+    let server = server.restarted(&changes).await;
+    until_revision(&server, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -78,7 +78,7 @@ async fn where_signatures_are_required_only_what_is_signed_is_served() {
     std::fs::write(signature::signature_path(&file), keys.sign(&artifact("travel"))).unwrap();
     by_path().await.unwrap();
 
-    let sync = async || server.admin().await.sync_registry(SyncRegistryRequest {}).await.unwrap().into_inner();
+    let sync = async || server.admin().await.sync_registry(SyncRegistryRequest::default()).await.unwrap().into_inner();
     push(&place, artifact("animals").into(), None, true).await.unwrap();
     let answer = sync().await;
     assert!(answer.loaded.is_empty() && answer.registry.unwrap().error.contains("registry.require_signature"));

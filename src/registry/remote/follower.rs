@@ -23,6 +23,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Follower {
     place: Place,
+    /// Where the manifest lies, as it is told to people and remembered.
+    address: String,
     registry: Arc<Registry>,
     trust: Arc<Trust>,
     limits: Limits,
@@ -37,9 +39,11 @@ pub struct Follower {
 
 #[derive(Debug, Default)]
 struct Progress {
-    /// The newest manifest seen and its state.
+    /// The newest manifest read and its state.
     manifest: Manifest,
     tag: Tag,
+    /// The newest revision that the registry remembers over a restart; `None` before it was asked.
+    seen: Option<u64>,
     /// By task, the digest that the manifest made live here.
     followed: BTreeMap<String, String>,
     /// Whether `followed` holds what this server kept over a restart.
@@ -48,6 +52,15 @@ struct Progress {
     refused: HashMap<String, String>,
     /// Synchronisations in a row after which another may go better.
     failures: u32,
+}
+
+/// Why a synchronisation happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// It was time to look.
+    Poll,
+    /// Somebody asked. What was refused gets another chance, and an older manifest than the last one seen is taken where that is wanted.
+    Asked { accept_older: bool },
 }
 
 /// How far this server is with its manifest.
@@ -96,8 +109,8 @@ impl Refusal {
 impl Follower {
     /// Follows the manifest of `place` every `poll`.
     pub fn new(place: Place, registry: Arc<Registry>, trust: Arc<Trust>, limits: Limits, poll: Duration, max_fetches: usize) -> Self {
-        let manifest = place.shown(super::publish::MANIFEST);
-        let report = Mutex::new(Report { manifest, ..Report::default() });
+        let address = place.shown(super::publish::MANIFEST);
+        let report = Mutex::new(Report { manifest: address.clone(), ..Report::default() });
         metrics::gauge!("delo_registry_in_sync").set(0.0);
         metrics::gauge!("delo_registry_revision").set(0.0);
         // Present from the first scrape on.
@@ -105,7 +118,7 @@ impl Follower {
             metrics::counter!("delo_registry_syncs_total", "outcome" => outcome).increment(0);
         }
         metrics::counter!("delo_registry_fetched_bytes_total").increment(0);
-        Self { place, registry, trust, limits, poll, max_fetches, progress: tokio::sync::Mutex::default(), report }
+        Self { place, address, registry, trust, limits, poll, max_fetches, progress: tokio::sync::Mutex::default(), report }
     }
 
     pub fn report(&self) -> Report {
@@ -118,17 +131,20 @@ impl Follower {
     }
 
     /// Compares the manifest with what is live, and loads and unloads what differs. A failure is told in the report and changes nothing of what is served.
-    /// `again`: artifacts that were refused get another chance.
-    pub async fn sync(&self, again: bool) -> Changes {
+    pub async fn sync(&self, occasion: Occasion) -> Changes {
         let mut progress = self.progress.lock().await;
-        if again {
+        if occasion != Occasion::Poll {
             progress.refused.clear();
         }
         let mut changes = Changes::default();
         let mut failures: Vec<Refusal> = Vec::new();
-        match self.refresh(&mut progress).await {
+        match self.refresh(&mut progress, occasion == Occasion::Asked { accept_older: true }).await {
             Ok(()) => self.adopt(&mut progress).await,
             Err(error) => failures.push(error.into()),
+        }
+        // Written down before anything follows from it.
+        if let Err(error) = self.remember(&mut progress).await {
+            failures.push(error.into());
         }
         // An old manifest is still worth following: what failed to load may load now.
         self.load(&mut progress, &mut changes, &mut failures).await;
@@ -139,20 +155,36 @@ impl Follower {
         changes
     }
 
-    /// Takes a newer manifest, if there is one.
-    async fn refresh(&self, progress: &mut Progress) -> Result<(), RemoteError> {
+    /// Takes a newer manifest, if there is one; an older one too where that is wanted.
+    async fn refresh(&self, progress: &mut Progress, accept_older: bool) -> Result<(), RemoteError> {
+        let kept = match progress.seen {
+            Some(kept) => kept,
+            None => self.registry.seen(&self.address).await,
+        };
+        progress.seen = Some(kept);
         let Some((manifest, tag)) = fetch_manifest(&self.place, &progress.tag, self.limits.timeout).await? else { return Ok(()) };
-        let seen = progress.manifest.revision;
-        if manifest.revision < seen {
+        let seen = kept.max(progress.manifest.revision);
+        if manifest.revision < seen && !accept_older {
             let error = RemoteError::Older { found: manifest.revision, seen };
             tracing::warn!(%error, "registry");
             return Err(error);
         }
         progress.tag = tag;
         if manifest != progress.manifest {
-            tracing::info!(revision = manifest.revision, live = manifest.live.len(), "a newer manifest of the registry");
+            tracing::info!(revision = manifest.revision, live = manifest.live.len(), "another manifest of the registry is followed");
             progress.refused.clear();
             progress.manifest = manifest;
+        }
+        Ok(())
+    }
+
+    /// Lets the registry remember which revision is followed, where it does not yet.
+    async fn remember(&self, progress: &mut Progress) -> Result<(), RegistryError> {
+        let revision = progress.manifest.revision;
+        // Adopted: a manifest was read.
+        if progress.adopted && progress.seen != Some(revision) {
+            self.registry.see(&self.address, revision).await?;
+            progress.seen = Some(revision);
         }
         Ok(())
     }

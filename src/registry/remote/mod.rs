@@ -15,7 +15,7 @@ use std::time::Duration;
 
 pub use allowed::{AllowedUrls, without_query};
 pub use fetch::{Limits, check_signature, fetch_url};
-pub use follower::{Changes, Follower, Report};
+pub use follower::{Changes, Follower, Occasion, Report};
 pub use manifest::{Entry, Manifest};
 pub use place::Place;
 pub use publish::{Pushed, list, promote, push, withdraw};
@@ -57,7 +57,7 @@ pub enum RemoteError {
     #[error("the registry's manifest is of version {found}, newer than this program reads ({known}): upgrade delo")]
     NewerManifest { found: u32, known: u32 },
     #[error(
-        "the manifest at revision {found} is older than the last one seen, {seen}: it is ignored; push or promote again to go on from here"
+        "the manifest at revision {found} is older than the last one seen, {seen}: it is ignored; push or promote again, or, where the registry was put back on purpose, take it by `delo admin sync --accept-older`"
     )]
     Older { found: u64, seen: u64 },
     #[error("{place} is read only: push to the directory or the object store behind it")]
