@@ -2,6 +2,7 @@
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 use super::lifecycle::{Lifecycle, State};
 use super::pb::{self, get_status_response, load_partition_request, trial_mode};
@@ -136,12 +137,13 @@ impl pb::admin_server::Admin for Admin {
         let (rooms, lifecycle) = (self.rooms.clone(), self.lifecycle.clone());
         let pb::SyncRegistryRequest { accept_older } = request.into_inner();
         // In a task of its own, as every change: what was begun is told to health, whether or not the caller waits.
-        let synced = tokio::spawn(async move {
+        let syncing = async move {
             let room = rooms.room()?;
             let synced = room.remote.sync(accept_older).await?;
             lifecycle.follow(&room.registry).await;
             Ok::<_, Status>(synced)
-        });
+        };
+        let synced = tokio::spawn(syncing.in_current_span());
         let (registry, changes) = synced.await.unwrap_or_else(|_| Err(from_registry(RegistryError::Panicked)))?;
         Ok(Response::new(pb::SyncRegistryResponse { registry: Some(registry), loaded: changes.loaded, unloaded: changes.unloaded }))
     }
@@ -153,12 +155,16 @@ impl Admin {
         &self,
         work: impl FnOnce(Arc<Registry>) -> F,
     ) -> Result<T, Status> {
-        let room = self.rooms.room()?;
+        let (registry, lifecycle) = (self.rooms.room()?.registry.clone(), self.lifecycle.clone());
+        let work = work(registry.clone());
+        let changing = async move {
+            let done = work.await?;
+            lifecycle.follow(&registry).await;
+            Ok(done)
+        };
         // In a task of its own: a caller who hangs up in the middle leaves no half of a change.
-        let done = tokio::spawn(work(room.registry.clone())).await;
-        let done = done.unwrap_or(Err(RegistryError::Panicked)).map_err(from_registry)?;
-        self.lifecycle.follow(&room.registry).await;
-        Ok(done)
+        let done = tokio::spawn(changing.in_current_span()).await;
+        done.unwrap_or(Err(RegistryError::Panicked)).map_err(from_registry)
     }
 
     async fn loaded(&self, changed: Changed) -> Result<Response<pb::LoadPartitionResponse>, Status> {

@@ -73,7 +73,10 @@ fn describe() {
     describe_counter!("delo_label_outcomes_total", "Reported outcomes by the task that answered and whether its best label was true.");
     describe_counter!("delo_factor_selected_total", "Low-rank factors applied, by modality of their pool.");
     describe_histogram!("delo_partition_load_seconds", "Time from a load's start until the partition is live.");
-    describe_gauge!("delo_registry_revision", "Revision of the newest manifest seen of the registry that is followed.");
+    describe_gauge!(
+        "delo_registry_revision",
+        "Revision of the registry's manifest that is followed; 0 before one was read since the start."
+    );
     describe_gauge!("delo_registry_in_sync", "1 where what the registry's manifest makes live is live here, else 0.");
     describe_counter!("delo_registry_syncs_total", "Comparisons with the registry's manifest, by whether all was live after.");
     describe_counter!("delo_registry_fetched_bytes_total", "Bytes of partitions received from registries and addresses.");

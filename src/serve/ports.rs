@@ -123,8 +123,9 @@ impl Port {
             });
             let serving = graceful.watch(http2.serve_connection(TokioIo::new(connection), service));
             tokio::spawn(async move {
+                // What caused it is in its Debug alone.
                 if let Err(error) = serving.await {
-                    tracing::debug!(%error, "a connection ended early");
+                    tracing::debug!(?error, "a connection ended early");
                 }
             });
         }
@@ -169,6 +170,7 @@ pub fn warn_of_open_doors(config: &Config) {
 mod tests {
     use std::convert::Infallible;
     use std::task::{Context, Poll};
+    use std::time::Duration;
 
     use futures::future::BoxFuture;
     use http::Response;
@@ -219,11 +221,13 @@ mod tests {
         // A `Channel` would end the call by a clock of its own.
         let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
         let mut call = Call::new(ClassifyRequest::default());
-        call.set_timeout(std::time::Duration::from_millis(50));
-        let status = ClassifierClient::with_origin(client, origin).classify(call).await.unwrap_err();
+        call.set_timeout(Duration::from_millis(50));
+        // The default deadline is half a minute.
+        let answer = tokio::time::timeout(Duration::from_secs(10), ClassifierClient::with_origin(client, origin).classify(call)).await;
+        let status = answer.expect("the call's own deadline counts").unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
 
         goodbye.cancel();
-        serving.await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), serving).await.expect("its connections end").unwrap();
     }
 }

@@ -110,7 +110,9 @@ impl Running {
     /// Leaves a call's deadline to the server: a `Channel` would end it by a clock of its own.
     pub fn classifier_without_a_clock(&self) -> ClassifierClient<Client<HttpConnector, Body>> {
         let origin = format!("http://{}", self.addresses.classifier).parse().unwrap();
-        ClassifierClient::with_origin(Client::builder(TokioExecutor::new()).http2_only(true).build_http(), origin)
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        ClassifierClient::with_origin(Client::builder(TokioExecutor::new()).http2_only(true).build(connector), origin)
     }
 
     pub async fn admin(&self) -> AdminClient<Channel> {

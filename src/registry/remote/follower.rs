@@ -142,13 +142,15 @@ impl Follower {
             Ok(()) => self.adopt(&mut progress).await,
             Err(error) => failures.push(error.into()),
         }
-        // Written down before anything follows from it.
-        if let Err(error) = self.remember(&mut progress).await {
-            failures.push(error.into());
+        match self.remember(&mut progress).await {
+            // An old manifest is still worth following: what failed to load may load now.
+            Ok(()) => {
+                self.load(&mut progress, &mut changes, &mut failures).await;
+                self.unload(&mut progress, &mut changes, &mut failures).await;
+            }
+            // Nothing follows from a manifest that a restart would not know.
+            Err(error) => failures.push(error.into()),
         }
-        // An old manifest is still worth following: what failed to load may load now.
-        self.load(&mut progress, &mut changes, &mut failures).await;
-        self.unload(&mut progress, &mut changes, &mut failures).await;
         let retry = failures.iter().any(Refusal::passes);
         progress.failures = if retry { progress.failures.saturating_add(1) } else { 0 };
         self.tell(progress.manifest.revision, &failures);
@@ -163,11 +165,15 @@ impl Follower {
         };
         progress.seen = Some(kept);
         let Some((manifest, tag)) = fetch_manifest(&self.place, &progress.tag, self.limits.timeout).await? else { return Ok(()) };
-        let seen = kept.max(progress.manifest.revision);
-        if manifest.revision < seen && !accept_older {
-            let error = RemoteError::Older { found: manifest.revision, seen };
-            tracing::warn!(%error, "registry");
-            return Err(error);
+        // Once one was read it counts alone: it may be an older one that was accepted.
+        let seen = if progress.adopted { progress.manifest.revision } else { kept };
+        if manifest.revision < seen {
+            if !accept_older {
+                let error = RemoteError::Older { found: manifest.revision, seen };
+                tracing::warn!(%error, "registry");
+                return Err(error);
+            }
+            tracing::warn!(revision = manifest.revision, seen, "an older manifest of the registry is taken, as asked");
         }
         progress.tag = tag;
         if manifest != progress.manifest {

@@ -17,6 +17,8 @@ const MAX_ARTIFACTS: usize = 10_000;
 const MAX_NAME: usize = 256;
 /// Longest of the other texts: times and fingerprints.
 const MAX_TEXT: usize = 128;
+/// The largest revision: a gauge shows it exactly, and the next one is a number too.
+const MAX_REVISION: u64 = (1 << 53) - 1;
 
 /// `manifest.json`. A manifest that was read or made by [`Manifest::parse`] holds the limits above, and every live digest is that of an artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +109,9 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), RemoteError> {
+        if self.revision > MAX_REVISION {
+            return Err(bad(format!("its revision is beyond {MAX_REVISION}: begin another registry")));
+        }
         if self.artifacts.len() > MAX_ARTIFACTS {
             return Err(bad(format!("it would hold more than {MAX_ARTIFACTS} artifacts: begin another registry")));
         }
@@ -273,9 +278,10 @@ mod tests {
         let newer = changed(|json| (json["version"], json["artifacts"]) = (2.into(), "moved".into())).unwrap_err();
         assert!(newer.to_string().contains("upgrade"), "{newer}");
         type Change = fn(&mut serde_json::Value);
-        let changes: [Change; 9] = [
+        let changes: [Change; 10] = [
             |json| json["format"] = "another".into(),
             |json| json["revision"] = (-1).into(),
+            |json| json["revision"] = u64::MAX.into(),
             |json| json["artifacts"][0]["sha256"] = "../../etc/passwd".into(),
             |json| json["artifacts"][0]["sha256"] = "A".repeat(64).into(),
             |json| json["artifacts"][0]["task"] = "x".repeat(257).into(),
