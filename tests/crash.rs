@@ -201,6 +201,9 @@ async fn a_disk_that_is_full_refuses_loads_loses_nothing_and_serves_on() {
 
 #[cfg(feature = "failpoints")]
 mod steps {
+    use delo::registry::remote::{Place, push};
+    use delo::serve::pb::RegistryStatus;
+
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
@@ -239,5 +242,35 @@ mod steps {
             server.kill();
             assert_eq!(Serving::start(state.path(), "").await.sound_version().await, live);
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_follows_from_a_manifest_that_cannot_be_written_down() {
+        let (state, registry) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let live = Serving::start(state.path(), "").await.sound_version().await;
+        push(&Place::Directory(registry.path().to_owned()), artifact(1).into(), None, true).await.unwrap();
+        let following = async |failpoints: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_delo"));
+            command.env("DELO_REGISTRY__MANIFEST", registry.path()).env("DELO_REGISTRY__POLL_SECONDS", "0.05");
+            Serving::start_by(command, state.path(), failpoints).await
+        };
+        let told = async |server: &mut Serving, wanted: fn(&RegistryStatus) -> bool| {
+            for _ in 0..600 {
+                let status = server.admin.get_status(GetStatusRequest {}).await.unwrap().into_inner().registry.unwrap();
+                if wanted(&status) {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            panic!("never told: {:?}", server.admin.get_status(GetStatusRequest {}).await);
+        };
+        let mut server = following("state.write=return").await;
+        let status = told(&mut server, |status| !status.error.is_empty()).await;
+        assert!(status.error.contains("state directory") && !status.in_sync, "{status:?}");
+        assert_eq!(server.sound_version().await, live);
+        server.kill();
+        let mut server = following("").await;
+        told(&mut server, |status| status.in_sync && status.revision == 1).await;
+        assert_eq!(server.sound_version().await, live + 1);
     }
 }
