@@ -66,6 +66,7 @@ pub(super) fn method(path: &str) -> &'static str {
         "/delo.v1.Admin/AbortTrial" => "AbortTrial",
         "/delo.v1.Admin/ListPartitions" => "ListPartitions",
         "/delo.v1.Admin/GetStatus" => "GetStatus",
+        "/delo.v1.Admin/SyncRegistry" => "SyncRegistry",
         "/grpc.health.v1.Health/Check" => "HealthCheck",
         "/grpc.health.v1.Health/Watch" => "HealthWatch",
         _ if path.starts_with("/grpc.reflection.") => "Reflection",
@@ -126,11 +127,22 @@ impl http_body::Body for MeasuredBody {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+    use prost_types::FileDescriptorSet;
+
     use super::*;
 
     #[test]
-    fn paths_that_do_not_exist_share_one_label() {
-        assert_eq!(method("/delo.v1.Classifier/Classify"), "Classify");
+    fn every_method_has_a_label_and_paths_that_do_not_exist_share_one() {
+        let files = FileDescriptorSet::decode(crate::serve::pb::DESCRIPTORS).unwrap().file;
+        let mut known = 0;
+        for (package, service) in files.iter().flat_map(|file| file.service.iter().map(|service| (file.package(), service))) {
+            for rpc in &service.method {
+                assert_eq!(method(&format!("/{package}.{}/{}", service.name(), rpc.name())), rpc.name());
+                known += 1;
+            }
+        }
+        assert!(known >= 12, "{known}");
         assert_eq!(method("/anything/else"), "other");
     }
 }
