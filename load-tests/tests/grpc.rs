@@ -14,12 +14,13 @@ use delo_load::pb::{
 use delo_load::plan::Plan;
 use delo_load::samples::{self, Sample};
 use delo_load::scenario::{Mix, Scenario};
+use delo_load::tally::Tally;
 use delo_load::target::{Server, TargetError};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status};
 
-/// Calls every sample an animal; refuses every fourth call, and says of a text `late` that its deadline has passed.
+/// Calls every sample an animal; refuses every fourth call, says of a text `late` that its deadline has passed, and never answers a text `never`.
 #[derive(Clone, Default)]
 struct Animals {
     calls: Arc<AtomicU64>,
@@ -36,6 +37,9 @@ impl Classifier for Animals {
         let n = self.calls.fetch_add(1, Ordering::Relaxed);
         if request.text.as_deref() == Some("late") {
             return Err(Status::deadline_exceeded("late"));
+        }
+        if request.text.as_deref() == Some("never") {
+            std::future::pending::<()>().await;
         }
         if n % 4 == 3 {
             return Err(Status::resource_exhausted("full"));
@@ -120,14 +124,25 @@ async fn truth_is_reported_for_answered_requests() {
     assert!(outcomes.iter().all(|o| o.true_labels.is_empty() == (o.true_task != "animals-nature")));
 }
 
+/// Five calls with this text and deadline.
+async fn five(text: &str, deadline_seconds: f64) -> Tally {
+    let url = listen(Animals::default()).await;
+    let sample = Sample { image: Vec::new().into(), text: text.into(), task: "objects".into(), labels: Vec::new() };
+    let mix = Mix { both: 0.0, image: 0.0, text: 1.0 };
+    let plan = Plan::new(&Scenario { deadline_seconds, mix, ..scenario() }, vec![sample]);
+    let server = Arc::new(Server::connect(&url, 1, Arc::new(plan), 0.0).await.unwrap());
+    open_loop::run(server, (0..5).map(Duration::from_millis), 10).await
+}
+
+#[tokio::test]
+async fn a_call_without_an_answer_ends_when_and_as_its_server_says() {
+    // tonic's server ends it at its deadline by this code; the generator would wait much longer, and call it DEADLINE_EXCEEDED.
+    assert_eq!(five("never", 0.05).await.count(Code::Cancelled), 5);
+}
+
 #[tokio::test]
 async fn what_the_server_lets_expire_is_counted_so() {
-    let url = listen(Animals::default()).await;
-    let late = Sample { image: Vec::new().into(), text: "late".into(), task: "objects".into(), labels: Vec::new() };
-    let text = Mix { both: 0.0, image: 0.0, text: 1.0 };
-    let plan = Plan::new(&Scenario { deadline_seconds: 30.0, mix: text, ..scenario() }, vec![late]);
-    let server = Arc::new(Server::connect(&url, 1, Arc::new(plan), 0.0).await.unwrap());
-    let tally = open_loop::run(server, (0..5).map(Duration::from_millis), 10).await;
+    let tally = five("late", 30.0).await;
     assert_eq!(tally.count(Code::DeadlineExceeded), 5);
     // Answered before its deadline, none was late; the histogram's least value is a microsecond.
     assert_eq!((tally.overrun.count(), tally.overrun.quantile(1.0)), (5, Some(1e-6)));

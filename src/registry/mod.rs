@@ -220,11 +220,8 @@ impl Registry {
             return Ok(());
         }
         let mut ledger = books.ledger.clone();
-        ledger.revision += 1;
         ledger.seen = seen;
-        books.commit(&ledger, &[])?;
-        books.ledger = ledger;
-        Ok(())
+        books.turn_to(ledger, &[])
     }
 
     /// Puts back what the ledger says. An artifact that is lost or damaged falls back to the newest sound version that is retained before it, or leaves
@@ -274,9 +271,7 @@ impl Registry {
         };
         let catalogue = blocking(rebuilt).await??;
         if ledger != books.ledger {
-            ledger.revision += 1;
-            books.commit(&ledger, &[])?;
-            books.ledger = ledger;
+            books.turn_to(ledger, &[])?;
         }
         notices.iter().chain(&books.notices).for_each(|notice| tracing::error!(notice, "state directory"));
         books.notices.extend(notices);
@@ -342,9 +337,7 @@ impl Registry {
             Ok::<_, RegistryError>(catalogue)
         };
         let catalogue = blocking(added).await??;
-        ledger.revision += 1;
-        books.commit(&ledger, &artifacts)?;
-        books.ledger = ledger;
+        books.turn_to(ledger, &artifacts)?;
         self.live.store(Arc::new(catalogue));
         allocator::give_back();
         Ok(())
@@ -557,6 +550,14 @@ pub struct Report {
 }
 
 impl Books {
+    /// Makes this ledger, a later state of the one here, the next revision, with the artifacts that it names for the first time.
+    fn turn_to(&mut self, mut ledger: Ledger, new: &[(String, Bytes)]) -> Result<(), RegistryError> {
+        ledger.revision += 1;
+        self.commit(&ledger, new)?;
+        self.ledger = ledger;
+        Ok(())
+    }
+
     fn commit(&mut self, ledger: &Ledger, new: &[(String, Bytes)]) -> Result<(), RegistryError> {
         match &mut self.store {
             Store::Memory(_) => Ok(()),

@@ -42,8 +42,6 @@ struct Progress {
     /// The newest manifest read and its state.
     manifest: Manifest,
     tag: Tag,
-    /// The newest revision that the registry remembers over a restart; `None` before it was asked.
-    seen: Option<u64>,
     /// By task, the digest that the manifest made live here.
     followed: BTreeMap<String, String>,
     /// Whether `followed` holds what this server kept over a restart.
@@ -142,7 +140,7 @@ impl Follower {
             Ok(()) => self.adopt(&mut progress).await,
             Err(error) => failures.push(error.into()),
         }
-        match self.remember(&mut progress).await {
+        match self.remember(&progress).await {
             // An old manifest is still worth following: what failed to load may load now.
             Ok(()) => {
                 self.load(&mut progress, &mut changes, &mut failures).await;
@@ -159,14 +157,9 @@ impl Follower {
 
     /// Takes a newer manifest, if there is one; an older one too where that is wanted.
     async fn refresh(&self, progress: &mut Progress, accept_older: bool) -> Result<(), RemoteError> {
-        let kept = match progress.seen {
-            Some(kept) => kept,
-            None => self.registry.seen(&self.address).await,
-        };
-        progress.seen = Some(kept);
         let Some((manifest, tag)) = fetch_manifest(&self.place, &progress.tag, self.limits.timeout).await? else { return Ok(()) };
         // Once one was read it counts alone: it may be an older one that was accepted.
-        let seen = if progress.adopted { progress.manifest.revision } else { kept };
+        let seen = if progress.adopted { progress.manifest.revision } else { self.registry.seen(&self.address).await };
         if manifest.revision < seen {
             if !accept_older {
                 let error = RemoteError::Older { found: manifest.revision, seen };
@@ -184,15 +177,9 @@ impl Follower {
         Ok(())
     }
 
-    /// Lets the registry remember which revision is followed, where it does not yet.
-    async fn remember(&self, progress: &mut Progress) -> Result<(), RegistryError> {
-        let revision = progress.manifest.revision;
-        // Adopted: a manifest was read.
-        if progress.adopted && progress.seen != Some(revision) {
-            self.registry.see(&self.address, revision).await?;
-            progress.seen = Some(revision);
-        }
-        Ok(())
+    /// Lets the registry remember which revision is followed, once a manifest was read.
+    async fn remember(&self, progress: &Progress) -> Result<(), RegistryError> {
+        if progress.adopted { self.registry.see(&self.address, progress.manifest.revision).await } else { Ok(()) }
     }
 
     /// Counts what this server kept over a restart, and had from this registry, as followed: it may have been withdrawn meanwhile. Only once a manifest was
