@@ -1,42 +1,18 @@
 //! What the trainer promises of a session: the same artifact for the same seed, also when it is interrupted, and figures that follow it into `eval`.
+#[path = "common/colours.rs"]
+mod colours;
 mod common;
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
+use colours::write_data;
 use common::{engine, key_rule};
 use delo::delo::{KeySignal, Metric, Partition};
 use delo::engine::{Catalogue, Resident, RoutingRule};
-use delo::eval::{EvalError, Evaluation, evaluate};
+use delo::eval::{EvalError, Evaluation, SampleRecord, evaluate};
 use delo::input::{InputProcessor, Limits};
 use delo::model_dir::ModelDir;
 use delo::train::{Dataset, Event, MissingKind, MissingTable, Outputs, Session, Settings, Split, TrainError, Trained, train};
-
-/// Two tasks, "warm" and "cool", of two classes each: plain pictures of a colour, and its name. `multi_label` gives a list in place of a class.
-fn write_data(dir: &Path, multi_label: bool) {
-    std::fs::create_dir(dir.join("images")).unwrap();
-    let colours = [[("red", [220, 20, 20]), ("orange", [250, 150, 0])], [("blue", [20, 20, 220]), ("green", [0, 160, 40])]];
-    let mut items = Vec::new();
-    for (task, classes) in colours.iter().enumerate() {
-        for (class, (name, rgb)) in classes.iter().enumerate() {
-            for i in 0..6 {
-                let file = format!("{name}-{i}.png");
-                let shade = |x: u8| x.saturating_sub(i * 12);
-                image::RgbImage::from_pixel(16, 16, image::Rgb(rgb.map(shade))).save(dir.join("images").join(&file)).unwrap();
-                let split = ["train", "train", "train", "train", "val", "test"][usize::from(i)];
-                let label = if multi_label { serde_json::json!([1, class]) } else { serde_json::json!(class) };
-                items.push(serde_json::json!({
-                    "task_id": task, "split": split, "image": file, "text": [format!("something {name}"), "colour"], "label": label,
-                }));
-            }
-        }
-    }
-    std::fs::write(dir.join("COLOURS.json"), serde_json::to_vec(&items).unwrap()).unwrap();
-    let names = serde_json::json!([
-        {"task_id": 0, "name": "warm", "labels": ["red", "orange"]}, {"task_id": 1, "name": "cool", "labels": ["blue", "green"]},
-    ]);
-    std::fs::write(dir.join("labels.json"), serde_json::to_vec(&names).unwrap()).unwrap();
-}
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -197,7 +173,8 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
             partitions: &residents,
             rules: &rules,
         };
-        let report = evaluate(&evaluation, &mut |_, _| ()).unwrap();
+        let evaluated = evaluate(&evaluation, &mut |_, _| ()).unwrap();
+        let report = &evaluated.report;
         assert_eq!(report.samples, 4);
         // The data set's order, not the folder's.
         let tasks: Vec<_> = report.oracle.tasks.iter().map(|t| t.task.as_str()).collect();
@@ -205,6 +182,16 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
         let name = if multi_label { "val_f1_macro" } else { "val_accuracy" };
         for (row, resident) in report.oracle.tasks.iter().zip(residents.iter().rev()) {
             assert_eq!(row.scores.last(), Some(&resident.partition.meta.metrics[name]), "{name}");
+        }
+        // The samples that the figures are drawn from.
+        let rows: Vec<usize> = (0..2).flat_map(|task| f.data.rows(task, Split::Val)).collect();
+        assert_eq!(evaluated.samples.iter().map(|s| s.item).collect::<Vec<_>>(), rows);
+        let share = |right: fn(&SampleRecord) -> bool| {
+            Some(100.0 * evaluated.samples.iter().filter(|s| right(s)).count() as f64 / evaluated.samples.len() as f64)
+        };
+        assert_eq!(share(|s| s.routed[1].as_ref() == Some(&s.task)), report.agnostic[1].routing.unwrap().all);
+        if !multi_label {
+            assert_eq!(share(|s| s.truth == s.prediction), report.oracle.score.all);
         }
         assert_eq!(report.oracle.fg, Some(0.0));
         assert_eq!(report.agnostic.len(), 2);
@@ -224,7 +211,7 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
         assert_eq!(report.agnostic[0].routing.unwrap().all, Some(25.0 * hits as f64));
 
         let alone = Evaluation { partitions: &residents[..1], ..evaluation };
-        assert!(evaluate(&alone, &mut |_, _| ()).unwrap().notes[0].contains("no partition for warm"));
+        assert!(evaluate(&alone, &mut |_, _| ()).unwrap().report.notes[0].contains("no partition for warm"));
         let none = Evaluation { partitions: &[], ..alone };
         assert!(matches!(evaluate(&none, &mut |_, _| ()), Err(EvalError::NoTask(_))));
     }

@@ -1,6 +1,7 @@
 //! `delo eval`: AP, FG and routing accuracy of partitions.
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget};
@@ -13,7 +14,7 @@ use super::data::DataArgs;
 use super::output::{print, print_json};
 use crate::delo::keys::{KeyAverage, KeySignal, Metric};
 use crate::engine::RoutingRule;
-use crate::eval::{Evaluation, evaluate, read_directory, read_embedded};
+use crate::eval::{Evaluated, Evaluation, SampleRecord, evaluate, read_directory, read_embedded};
 use crate::train::Split;
 
 /// Prints AP, FG and routing accuracy of partitions on a data set, task-agnostic and task-oracle, by modality pattern.
@@ -46,6 +47,9 @@ pub struct EvalArgs {
     /// Key of the plain metric [default: what the partitions say]
     #[arg(long, value_enum, help_heading = "Routing")]
     average: Option<KeyAverage>,
+    /// Also write one JSON line for each sample: its true task and labels, the labels answered, the task chosen
+    #[arg(long, value_name = "FILE")]
+    samples: Option<PathBuf>,
     /// Print JSON, with the score of every task after every session
     #[arg(long)]
     json: bool,
@@ -94,16 +98,29 @@ pub fn run(args: EvalArgs) -> Result<(), Failure> {
         partitions: &partitions,
         rules: &rules,
     };
-    let report = evaluate(&evaluation, &mut |done, total| {
+    let evaluated = evaluate(&evaluation, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
-    let report = report?;
+    let Evaluated { report, samples } = evaluated?;
+    if let Some(path) = &args.samples {
+        write_lines(path, &samples).map_err(|e| format!("can't write {}: {e}; name a file in a folder that exists", path.display()))?;
+    }
     if args.json {
         let mut value = serde_json::to_value(&report)?;
         value["backbone"] = json!(name);
         return print_json(&value);
     }
     print(&report.table())
+}
+
+/// One JSON object a line.
+fn write_lines(path: &Path, samples: &[SampleRecord]) -> std::io::Result<()> {
+    let mut file = BufWriter::new(File::create(path)?);
+    for sample in samples {
+        serde_json::to_writer(&mut file, sample)?;
+        file.write_all(b"\n")?;
+    }
+    file.flush()
 }

@@ -5,5 +5,5 @@ pub mod protocol;
 pub mod report;
 
 pub use partitions::{PartitionsError, read_directory, read_embedded};
-pub use protocol::{EvalError, Evaluation, evaluate};
-pub use report::{Column, Report, TaskRow};
+pub use protocol::{EvalError, Evaluated, Evaluation, evaluate};
+pub use report::{Column, Report, SampleRecord, TaskRow};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::metrics::ScoreMatrix;
-use super::report::{Column, Report, TaskRow};
+use super::report::{Column, Report, SampleRecord, TaskRow};
 use crate::delo::keys::{KeySignal, Signals};
 use crate::engine::{Catalogue, CatalogueError, Engine, EngineError, Query, Resident, RoutingRule};
 use crate::input::{InputProcessor, Presence, Sample};
@@ -52,6 +52,8 @@ pub enum EvalError {
 
 /// One evaluated sample.
 struct Scored {
+    /// Index in the data set's list.
+    item: usize,
     /// Position among the evaluated tasks.
     task: usize,
     presence: Presence,
@@ -71,7 +73,7 @@ struct Stages {
 ///
 /// # Errors
 /// See [`EvalError`].
-pub fn evaluate(evaluation: &Evaluation<'_>, done: &mut dyn FnMut(usize, usize)) -> Result<Report, EvalError> {
+pub fn evaluate(evaluation: &Evaluation<'_>, done: &mut dyn FnMut(usize, usize)) -> Result<Evaluated, EvalError> {
     let (engine, data) = (evaluation.engine, evaluation.data);
     let tasks = evaluation.tasks()?;
     let rules = evaluation.rules.iter().map(|&rule| Stages::build(engine, rule, &tasks)).collect::<Result<Vec<_>, _>>()?;
@@ -94,6 +96,7 @@ pub fn evaluate(evaluation: &Evaluation<'_>, done: &mut dyn FnMut(usize, usize))
             let answers = engine.classify(&everything, &samples.iter().map(query).collect::<Vec<_>>());
             for (i, answer) in answers.into_iter().enumerate() {
                 scored.push(Scored {
+                    item: chunk[i],
                     task: *place,
                     presence: samples[i].presence(),
                     truth: data.items[chunk[i]].label.clone(),
@@ -104,7 +107,37 @@ pub fn evaluate(evaluation: &Evaluation<'_>, done: &mut dyn FnMut(usize, usize))
             done(scored.len(), total);
         }
     }
-    Ok(report(evaluation, &tasks, &rules, &scored))
+    let samples = scored.iter().map(|sample| record(data, &tasks, sample)).collect();
+    Ok(Evaluated { report: report(evaluation, &tasks, &rules, &scored), samples })
+}
+
+/// What an evaluation yields: the figures, and the samples that they are drawn from.
+#[derive(Debug)]
+pub struct Evaluated {
+    pub report: Report,
+    /// In the order of the tasks, then of the data set's list.
+    pub samples: Vec<SampleRecord>,
+}
+
+fn record(data: &Dataset, tasks: &[(usize, Arc<Resident>)], sample: &Scored) -> SampleRecord {
+    let (task, resident) = &tasks[sample.task];
+    let labels = &resident.partition.meta.labels;
+    let named = |label: &Label| -> Vec<String> {
+        match label {
+            Label::Class(class) => vec![labels[*class].clone()],
+            Label::Classes(flags) => labels.iter().zip(flags).filter(|(_, flag)| **flag).map(|(label, _)| label.clone()).collect(),
+        }
+    };
+    let routed = |stages: &Vec<Option<usize>>| stages.last().copied().flatten().map(|place| tasks[place].1.task().to_owned());
+    SampleRecord {
+        item: sample.item,
+        image: data.items[sample.item].image.clone(),
+        task: data.tasks[*task].name.clone(),
+        pattern: sample.presence,
+        truth: named(&sample.truth),
+        prediction: named(&sample.prediction),
+        routed: sample.routes.iter().map(routed).collect(),
+    }
 }
 
 impl Evaluation<'_> {

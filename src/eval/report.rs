@@ -3,6 +3,7 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+use crate::input::Presence;
 use crate::train::dataset::Split;
 use crate::train::missing::MissingKind;
 use crate::train::score::ByPattern;
@@ -29,6 +30,25 @@ pub struct Column {
     /// Share of the samples that go to their true task once every task is learnt; null for the oracle.
     pub routing: Option<ByPattern>,
     pub tasks: Vec<TaskRow>,
+}
+
+/// One evaluated sample, once every task is learnt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleRecord {
+    /// Index in the data set's list.
+    pub item: usize,
+    /// The picture's file, as the list names it.
+    pub image: String,
+    /// The true task.
+    pub task: String,
+    /// The modalities that the sample kept.
+    pub pattern: Presence,
+    /// True labels.
+    pub truth: Vec<String>,
+    /// Labels that the true task's partition answers.
+    pub prediction: Vec<String>,
+    /// The task that each routing rule chooses, in the order of the report's task-agnostic columns.
+    pub routed: Vec<Option<String>>,
 }
 
 /// The figures of METHOD.md 6: the task-oracle column never comes without its task-agnostic ones.
