@@ -1,6 +1,8 @@
 //! The real program: its commands against a server of its own, its exit codes, its one line on stderr.
 #[path = "common/authority.rs"]
 mod authority;
+#[path = "common/colours.rs"]
+mod colours;
 mod common;
 
 use std::io::{BufRead, BufReader};
@@ -306,6 +308,36 @@ fn pushes_at_the_same_time_all_survive() {
     }
     let manifest = json(&["registry", "list", "--json", "--registry", registry.to_str().unwrap()]);
     assert_eq!((manifest["live"].as_object().unwrap().len(), &manifest["revision"]), (4, &4.into()));
+}
+
+#[test]
+fn trains_every_session_into_a_folder_and_leaves_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    colours::write_data(dir.path(), false);
+    let (data, out) = (dir.path().to_str().unwrap(), dir.path().join("out"));
+    let train =
+        ["train", "--data", data, "--all", "--out", out.to_str().unwrap(), "--epochs", "1", "--first-adapted-layer", "6", "--resume"];
+    assert!(delo(&train).status.success());
+    let written = ["warm", "cool"].map(|task| out.join(task).with_extension("safetensors"));
+    assert_eq!(
+        written.each_ref().map(|file| json(&["partition", "inspect", "--json", file.to_str().unwrap()])["task"].clone()),
+        ["warm", "cool"]
+    );
+
+    let kept = std::fs::read(&written[0]).unwrap();
+    std::fs::remove_file(&written[1]).unwrap();
+    assert!(delo(&train).status.success());
+    assert!(written[1].exists());
+    assert_eq!(std::fs::read(&written[0]).unwrap(), kept);
+
+    let samples = dir.path().join("samples.jsonl");
+    let report = json(&["eval", "--data", data, "--partitions", out.to_str().unwrap(), "--samples", samples.to_str().unwrap(), "--json"]);
+    assert_eq!(report["samples"], std::fs::read_to_string(samples).unwrap().lines().count());
+    for wrong in [&["train", "--data", data, "--out", "x"][..], &["train", "--data", data, "--task", "warm", "--all", "--out", "x"]] {
+        failure(wrong, 2);
+    }
+    let file = written[0].to_str().unwrap();
+    assert!(failure(&["train", "--data", data, "--all", "--out", file], 2).contains("folder"));
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! `delo train`: one session becomes a partition.
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -16,9 +17,10 @@ use crate::delo::keys::{KeyAverage, KeySignal, Metric};
 use crate::delo::partition::KeyRule;
 use crate::engine::DeviceChoice;
 use crate::kernels::Precision;
-use crate::train::{Event, Outputs, Session, Settings, TrainError, Trained, train};
+use crate::train::dataset::Task;
+use crate::train::{Dataset, Event, Outputs, Session, Settings, TrainError, Trained, train};
 
-/// Trains one session of a data set and writes its partition.
+/// Trains one session of a data set, or all of them one after another, and writes their partitions.
 ///
 /// Only the session's factor pools, routers and head learn; the backbone stays frozen, and no other session's data is needed. The same command
 /// gives the same partition. A log with every step's losses and the missing table are written beside it. A run that was interrupted goes on with
@@ -27,13 +29,17 @@ use crate::train::{Event, Outputs, Session, Settings, TrainError, Trained, train
 #[command(after_help = "Examples:\n  \
     delo train --data data/emoji-cmml --task 7 --out symbols.safetensors --lr 1e-3\n  \
     delo train --data data/emoji-cmml --task symbols --out linear.safetensors --first-adapted-layer 6 --lr 1e-3\n  \
+    delo train --data data/emoji-cmml --all --out runs/emoji --lr 1e-3 --resume\n  \
     delo train --data UPMC-Food101-CMML --task 0 --backbone vilt-b32-mlm --out food-0.safetensors --resume")]
 pub struct TrainArgs {
     #[command(flatten)]
     data: DataArgs,
     /// The session: its task_id or its name
-    #[arg(long, value_name = "N", help_heading = "Data")]
-    task: String,
+    #[arg(long, value_name = "N", required_unless_present = "all", help_heading = "Data")]
+    task: Option<String>,
+    /// Every session, in the data set's order; --out then names a folder, and --resume leaves the partitions that are in it
+    #[arg(long, conflicts_with_all = ["task", "log"], help_heading = "Data")]
+    all: bool,
     /// A Hugging Face ViLT checkpoint directory; the one in the program if left out
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     backbone: Option<PathBuf>,
@@ -51,7 +57,7 @@ pub struct TrainArgs {
     /// Key of the plain metric: the mean over the session, or the paper's moving average
     #[arg(long, value_enum, default_value_t = KeyAverage::Mean, help_heading = "Task key")]
     plain_average: KeyAverage,
-    /// The partition to write
+    /// The partition to write; with --all the folder for NAME.safetensors of every session
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     out: PathBuf,
     /// The log, a JSON object for each step [default: FILE with .jsonl]
@@ -75,7 +81,7 @@ pub struct TrainArgs {
 
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let (data, missing) = args.data.open()?;
-    let task = data.task(&args.task).map_err(Failure::usage)?;
+    let runs = runs(&args, &data)?;
     let backbone = Backbone::load(args.backbone.as_deref(), args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?)?;
     let layers = backbone.engine.backbone().config.num_hidden_layers;
     let key =
@@ -89,24 +95,61 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         }
     }
     let settings = Settings { seed: args.data.seed, ..args.settings };
-    let outputs = Outputs {
-        log: args.log.unwrap_or_else(|| args.out.with_extension("jsonl")),
-        artifact: args.out,
-        force: args.force,
-        resume: args.resume,
-        checkpoint_every: args.checkpoint_every,
-        cache_bytes: args.cache_mib << 20,
-        created: created()?,
-    };
     let Backbone { engine, processor, name } = &backbone;
-    let session = Session { engine, processor, backbone: name.clone(), data: &data, missing: &missing, task, settings: &settings, key };
-    let bar = Bar::new(&data.tasks[task].name);
-    let trained = train(&session, &outputs, &mut |event| bar.show(&event));
-    bar.0.finish_and_clear();
-    let trained = trained.map_err(|e| if matches!(e, TrainError::Settings(_)) { Failure::usage(e) } else { e.into() })?;
-    let table = outputs.artifact.with_extension("missing.json");
-    missing.write(&table)?;
-    print(&summary(&trained, &data.tasks[task].name, data.multi_label, &outputs.log, &table))
+    for (task, artifact) in runs {
+        if args.all && args.resume && artifact.exists() {
+            print(&format!("{}: there already", artifact.display()))?;
+            continue;
+        }
+        let outputs = Outputs {
+            log: args.log.clone().unwrap_or_else(|| artifact.with_extension("jsonl")),
+            artifact,
+            force: args.force,
+            resume: args.resume,
+            checkpoint_every: args.checkpoint_every,
+            cache_bytes: args.cache_mib << 20,
+            created: created()?,
+        };
+        let session = Session {
+            engine,
+            processor,
+            backbone: name.clone(),
+            data: &data,
+            missing: &missing,
+            task,
+            settings: &settings,
+            key: key.clone(),
+        };
+        let bar = Bar::new(&data.tasks[task].name);
+        let trained = train(&session, &outputs, &mut |event| bar.show(&event));
+        bar.0.finish_and_clear();
+        let trained = trained.map_err(|e| if matches!(e, TrainError::Settings(_)) { Failure::usage(e) } else { e.into() })?;
+        let table = outputs.artifact.with_extension("missing.json");
+        missing.write(&table)?;
+        print(&summary(&trained, &data.tasks[task].name, data.multi_label, &outputs.log, &table))?;
+    }
+    Ok(())
+}
+
+/// The sessions to train, each with the file that its partition goes to.
+fn runs(args: &TrainArgs, data: &Dataset) -> Result<Vec<(usize, PathBuf)>, Failure> {
+    if let Some(task) = &args.task {
+        return Ok(vec![(data.task(task).map_err(Failure::usage)?, args.out.clone())]);
+    }
+    if args.out.is_file() {
+        return Err(Failure::usage(format!("--out {} is a file: with --all, name a folder", args.out.display())));
+    }
+    let mut names = BTreeSet::new();
+    let mut file = |task: &Task| {
+        let plain = |c: char| if c.is_alphanumeric() || "-_".contains(c) { c } else { '-' };
+        let mut name: String = task.name.chars().map(plain).collect();
+        if !names.insert(name.clone()) {
+            name = format!("{name}-{}", task.id);
+            names.insert(name.clone());
+        }
+        args.out.join(name).with_extension("safetensors")
+    };
+    Ok(data.tasks.iter().map(&mut file).enumerate().collect())
 }
 
 fn summary(trained: &Trained, task: &str, multi_label: bool, log: &Path, table: &Path) -> String {
