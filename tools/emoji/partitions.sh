@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Trains the partitions that the program embeds: sessions 0 to 6 of data/emoji-cmml (the README trains session 7).
+#
+#     bash tools/emoji/partitions.sh [RUNS]        RUNS: where all sessions, logs and missing tables go, runs/emoji if left out
+#
+# The same build on the same kind of processor gives the same tensors; an interrupted run goes on. About a quarter of an hour on two cores.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+runs=${1:-runs/emoji}
+
+cargo run --release --locked -- train --data data/emoji-cmml --all --out "$runs" --lr 1e-3 --resume
+mkdir -p models/emoji-mini/partitions
+for partition in "$runs"/*.safetensors; do
+    [[ $partition == */symbols.safetensors ]] || cp "$partition" models/emoji-mini/partitions/
+done
+cargo run --release --locked -- eval --data data/emoji-cmml
