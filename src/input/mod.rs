@@ -177,6 +177,9 @@ pub enum InputError {
     ImageMemory { limit: u64 },
     #[error("the image cannot be read as {format}: {reason}; send an undamaged file")]
     Undecodable { format: &'static str, reason: String },
+    /// The file is sound, but of a kind that is not read.
+    #[error("{format} with {feature} is not read; save it as a baseline JPEG or PNG")]
+    Unsupported { format: &'static str, feature: String },
     #[error("the image is {width} x {height} pixels, smaller than one patch of {patch} x {patch}; send a larger one")]
     ImageTooSmall { width: usize, height: usize, patch: usize },
     #[error("the image has {patches} patches, more than the {limit} allowed; send a smaller one")]
@@ -202,6 +205,7 @@ impl InputError {
             | Self::ImageSize { .. }
             | Self::ImageMemory { .. }
             | Self::Undecodable { .. }
+            | Self::Unsupported { .. }
             | Self::ImageTooSmall { .. }
             | Self::ImagePatches { .. } => "image",
         }
