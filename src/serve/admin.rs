@@ -140,7 +140,7 @@ impl pb::admin_server::Admin for Admin {
         let syncing = async move {
             let room = rooms.room()?;
             let synced = room.remote.sync(accept_older).await?;
-            lifecycle.follow(&room.registry).await;
+            lifecycle.follow(&room.registry);
             Ok::<_, Status>(synced)
         };
         let synced = tokio::spawn(syncing.in_current_span());
@@ -159,7 +159,7 @@ impl Admin {
         let work = work(registry.clone());
         let changing = async move {
             let done = work.await?;
-            lifecycle.follow(&registry).await;
+            lifecycle.follow(&registry);
             Ok(done)
         };
         // In a task of its own: a caller who hangs up in the middle leaves no half of a change.

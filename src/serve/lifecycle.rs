@@ -1,13 +1,8 @@
-//! The server's state, and how `grpc.health.v1` shows it: NOT_SERVING until warmed, without a partition, and while draining.
-use std::sync::{Mutex, PoisonError};
+//! The server's state: starting, serving, empty or draining. [`health`](super::health) shows it.
 use std::time::{Duration, Instant};
 
-use tonic::server::NamedService;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tokio::sync::watch;
 
-use super::classifier::Classifier;
-use super::pb::classifier_server::ClassifierServer;
 use crate::registry::Registry;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,29 +16,33 @@ pub enum State {
     Draining,
 }
 
+/// What those who watch the server see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    pub state: State,
+    /// Nothing follows: who watches may go.
+    pub over: bool,
+}
+
 /// One server's state.
 #[derive(Debug)]
 pub struct Lifecycle {
     started: Instant,
-    state: Mutex<State>,
-    health: HealthReporter,
-    /// Held while health follows a change, so that two changes can't overtake each other.
-    following: tokio::sync::Mutex<()>,
+    moment: watch::Sender<Moment>,
 }
 
-/// The names that health can be asked for: the server as a whole, and the classifier.
-const NAMES: [&str; 2] = ["", <ClassifierServer<Classifier> as NamedService>::NAME];
-
 impl Lifecycle {
-    pub async fn start(health: HealthReporter) -> Self {
-        let lifecycle =
-            Self { started: Instant::now(), state: Mutex::new(State::Starting), health, following: tokio::sync::Mutex::default() };
-        lifecycle.show(ServingStatus::NotServing).await;
-        lifecycle
+    pub fn start() -> Self {
+        Self { started: Instant::now(), moment: watch::Sender::new(Moment { state: State::Starting, over: false }) }
     }
 
     pub fn state(&self) -> State {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.moment.borrow().state
+    }
+
+    /// The state at every moment from here on.
+    pub fn watch(&self) -> watch::Receiver<Moment> {
+        self.moment.subscribe()
     }
 
     pub fn uptime(&self) -> Duration {
@@ -51,41 +50,24 @@ impl Lifecycle {
     }
 
     /// Serving or empty, as the catalogue is at this moment. A server that drains stays so.
-    pub async fn follow(&self, registry: &Registry) {
-        let _one_at_a_time = self.following.lock().await;
-        let state = if registry.catalogue().is_empty() { State::Empty } else { State::Serving };
-        if self.enter(state) {
-            self.show(if state == State::Serving { ServingStatus::Serving } else { ServingStatus::NotServing }).await;
-        }
+    pub fn follow(&self, registry: &Registry) {
+        // The catalogue is looked at under the lock, so that two changes can't overtake each other.
+        self.moment.send_if_modified(|moment| {
+            let state = if registry.catalogue().is_empty() { State::Empty } else { State::Serving };
+            let changes = moment.state != State::Draining && moment.state != state;
+            if changes {
+                moment.state = state;
+            }
+            changes
+        });
     }
 
-    pub async fn drain(&self) {
-        let _one_at_a_time = self.following.lock().await;
-        self.enter(State::Draining);
-        self.show(ServingStatus::NotServing).await;
+    pub fn drain(&self) {
+        self.moment.send_modify(|moment| moment.state = State::Draining);
     }
 
     /// Ends the streams of those who watch health, which would hold their connections open.
-    pub async fn stop_watches(&self) {
-        let mut health = self.health.clone();
-        for name in NAMES {
-            health.clear_service_status(name).await;
-        }
-    }
-
-    /// Whether the state changed its owner: nothing follows draining.
-    fn enter(&self, state: State) -> bool {
-        let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if *current == State::Draining {
-            return false;
-        }
-        *current = state;
-        true
-    }
-
-    async fn show(&self, status: ServingStatus) {
-        for name in NAMES {
-            self.health.set_service_status(name, status).await;
-        }
+    pub fn stop_watches(&self) {
+        self.moment.send_modify(|moment| moment.over = true);
     }
 }

@@ -13,6 +13,7 @@ pub mod deadline;
 mod descriptors;
 mod feedback;
 mod files;
+mod health;
 mod inference;
 mod intake;
 mod layers;
@@ -40,10 +41,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding::{Gzip, Zstd};
 use tonic::service::Routes;
+use tonic_health::pb::health_server::HealthServer;
 
 use self::metrics::{keep_up, recorder, render};
 use admin::Admin;
 use classifier::Classifier;
+use health::Health;
 use lifecycle::Lifecycle;
 use pb::admin_server::AdminServer;
 use pb::classifier_server::ClassifierServer;
@@ -141,6 +144,7 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self { config, classifier, admin, metrics, addresses } = self;
         let recorder = recorder()?;
+        let rooms = Rooms::default();
         let _keeping_up = AbortOnDrop(tokio::spawn(keep_up(recorder.clone())));
         warn_of_open_doors(&config);
         if let Some(files) = descriptors::raise_limit().filter(|files| *files < config.server.max_connections as u64) {
@@ -152,9 +156,8 @@ impl Server {
         let trust = Trust::read(&config)?;
         let trusted = Trusted { tls: trust.tls(), clients: trust.clients() };
         let _following = AbortOnDrop(tokio::spawn(trust.follow()));
-        let (health, health_service) = tonic_health::server::health_reporter();
-        let lifecycle = Arc::new(Lifecycle::start(health).await);
-        let rooms = Rooms::default();
+        let lifecycle = Arc::new(Lifecycle::start());
+        let health = HealthServer::new(Health(lifecycle.clone()));
         let (port, admin_port) = (Port::classifier(&config, trusted.clone()), Port::admin(&config, trusted));
         let admit = port.stack.admit.clone();
         // Cancelled when no call is in flight any more: connections are then asked to go.
@@ -168,7 +171,7 @@ impl Server {
             .send_compressed(Gzip)
             .send_compressed(Zstd);
         let services = Routes::new(service)
-            .add_service(health_service)
+            .add_service(health.clone())
             .add_service(reflection(CLASSIFIER)?.build_v1()?)
             .add_service(reflection(CLASSIFIER)?.build_v1alpha()?);
         let serving = port.serve(classifier, services, goodbye.clone());
@@ -181,8 +184,10 @@ impl Server {
                 .accept_compressed(Zstd)
                 .send_compressed(Gzip)
                 .send_compressed(Zstd);
-            let services =
-                Routes::new(service).add_service(reflection(ADMIN)?.build_v1()?).add_service(reflection(ADMIN)?.build_v1alpha()?);
+            let services = Routes::new(service)
+                .add_service(health)
+                .add_service(reflection(ADMIN)?.build_v1()?)
+                .add_service(reflection(ADMIN)?.build_v1alpha()?);
             let serving = admin_port.serve(listener, services, goodbye.clone());
             Ok(AbortOnDrop(tokio::spawn(serving)))
         });
@@ -218,7 +223,7 @@ impl Server {
 
         let deadline = tokio::time::Instant::now() + config.shutdown.drain;
         tracing::info!(seconds = config.shutdown.drain.as_secs_f64(), "draining");
-        lifecycle.drain().await;
+        lifecycle.drain();
         admit.drain();
         let finished = tokio::time::timeout_at(deadline, async {
             admit.idle().await;
@@ -230,7 +235,7 @@ impl Server {
         if finished.await.is_err() {
             tracing::warn!("calls in flight did not finish in time and are cut off");
         }
-        lifecycle.stop_watches().await;
+        lifecycle.stop_watches();
         goodbye.cancel();
         let goodbyes = async {
             let _ = (&mut serving.0).await;
@@ -268,7 +273,7 @@ async fn open(config: &Config, rooms: &Rooms, lifecycle: &Lifecycle) -> Result<(
     }
     ::metrics::gauge!("delo_engine_info", "kernel" => room.engine.kernel().to_owned(), "threads" => room.engine.threads().to_string())
         .set(1.0);
-    lifecycle.follow(&room.registry).await;
+    lifecycle.follow(&room.registry);
     Ok(())
 }
 
@@ -289,7 +294,7 @@ fn shown(address: Option<SocketAddr>) -> String {
 
 /// What reflection shows on each port.
 const CLASSIFIER: &[&str] = &["delo.v1.Classifier", "grpc.health.v1.Health"];
-const ADMIN: &[&str] = &["delo.v1.Admin"];
+const ADMIN: &[&str] = &["delo.v1.Admin", "grpc.health.v1.Health"];
 
 fn reflection(services: &[&str]) -> Result<tonic_reflection::server::Builder<'static>, ServeError> {
     let builder = tonic_reflection::server::Builder::configure()

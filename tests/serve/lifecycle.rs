@@ -6,9 +6,11 @@ use delo::serve::pb::{ClassifyBatchRequest, GetStatusRequest};
 use delo::serve::{ServeError, Server};
 use image::ImageFormat;
 use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
-use crate::harness::{TASKS, artifact, config, image, picture, refused, start, start_with, text};
+use crate::harness::{TASKS, artifact, config, eventually, image, picture, refused, start, start_with, text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_follows_what_is_loaded_and_knows_its_services() {
@@ -34,6 +36,56 @@ async fn health_follows_what_is_loaded_and_knows_its_services() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_process_lives_on_both_ports_whether_or_not_it_is_ready() {
+    let mut server = start_with(&[], &[]).await;
+    let live = ["liveness", "delo.v1.Admin"];
+    let ready = ["", "delo.v1.Classifier"];
+    let mut watches = Vec::new();
+    for channel in [server.classifier_channel().await, server.admin_channel().await] {
+        let mut health = HealthClient::new(channel);
+        for (services, status) in [(live, ServingStatus::Serving), (ready, ServingStatus::NotServing)] {
+            for service in services {
+                let request = HealthCheckRequest { service: service.to_owned() };
+                assert_eq!(health.check(request).await.unwrap().into_inner().status(), status, "{service}");
+            }
+        }
+        refused(health.check(HealthCheckRequest { service: "nope".to_owned() }).await, Code::NotFound, "liveness");
+        let mut watch = health.watch(HealthCheckRequest { service: "liveness".to_owned() }).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+        watches.push(watch);
+    }
+    eventually(async || server.upload(artifact("food")).await).await;
+    server.until_health(ServingStatus::Serving).await;
+    server.ask_to_stop();
+    for mut watch in watches {
+        // Draining is no reason to be restarted: nothing is said until the end.
+        assert!(watch.message().await.is_ok_and(|message| message.is_none()));
+    }
+    server.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_watches_a_service_that_is_not_known_is_told_so_and_may_stay() {
+    let mut server = start_with(&[], &[]).await;
+    let mut health = HealthClient::new(server.classifier_channel().await);
+    let watch = async |health: &mut HealthClient<_>, service: &str| {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        health.watch(request).await.unwrap().into_inner()
+    };
+    let mut unknown = watch(&mut health, "nope").await;
+    assert_eq!(unknown.message().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);
+    let mut known = watch(&mut health, "delo.v1.Classifier").await;
+    assert_eq!(known.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    eventually(async || server.upload(artifact("food")).await).await;
+    assert_eq!(known.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    server.ask_to_stop();
+    assert_eq!(known.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    // It stayed open all the while, without a word.
+    assert!(unknown.message().await.is_ok_and(|message| message.is_none()));
+    server.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn draining_finishes_calls_in_flight_then_ends_without_error() {
     let mut server = start().await;
     let mut client = server.classifier().await;
@@ -55,7 +107,6 @@ async fn draining_finishes_calls_in_flight_then_ends_without_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stops_in_time_though_clients_stay_connected_and_watch() {
-    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
     let mut server = start_with(&["food"], &[("shutdown.drain_seconds", "5.0")]).await;
     let mut health = HealthClient::new(server.classifier_channel().await);
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
