@@ -89,7 +89,7 @@ impl pb::classifier_server::Classifier for Classifier {
         let request = request.into_inner();
         let true_task = Some(request.true_task.as_str()).filter(|t| !t.is_empty());
         let verdict = judge(room, &request, true_task)?;
-        record_outcome(&verdict, true_task, &room.registry.catalogue());
+        record_outcome(&room.series, &verdict, true_task, &room.registry.catalogue());
         Ok(Response::new(pb::ReportOutcomeResponse {
             counted: verdict.count_task || verdict.count_label,
             routed_task: verdict.routed_task,
@@ -175,7 +175,7 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Resu
     let kept = shadow::any(room).then(|| sample.clone());
     let query = Query { sample, given, ticket, explain };
     let answer = slot.run(query, bytes).await.map_err(from_batch)?.map_err(from_engine)?;
-    record_answer(&answer, presence);
+    record_answer(&room.series, &answer, presence);
     if let Some((sample, tried)) = kept.zip(shadow::of(room, answer.resident.task())) {
         let (rooms, answered) = (room.handle(), answer.clone());
         tokio::spawn(async move {

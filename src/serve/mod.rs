@@ -29,6 +29,7 @@ mod scrape;
 mod shadow;
 mod status;
 mod sync;
+mod task_series;
 mod tls;
 
 use std::future::Future;
@@ -145,7 +146,7 @@ impl Server {
         let Self { config, classifier, admin, metrics, addresses } = self;
         let recorder = recorder()?;
         let rooms = Rooms::default();
-        let _keeping_up = AbortOnDrop(tokio::spawn(keep_up(recorder.clone())));
+        let _keeping_up = AbortOnDrop(tokio::spawn(keep_up(recorder.clone(), rooms.clone())));
         warn_of_open_doors(&config);
         if let Some(files) = descriptors::raise_limit().filter(|files| *files < config.server.max_connections as u64) {
             tracing::warn!(
@@ -194,7 +195,7 @@ impl Server {
         let administering = administering.transpose()?;
 
         let page_rooms = rooms.clone();
-        let page = move || page_rooms.get().map(|room| render(&recorder, &room.registry.catalogue())).unwrap_or_default();
+        let page = move || page_rooms.get().map(|room| render(&recorder, room)).unwrap_or_default();
         let _scraping = metrics.map(|listener| AbortOnDrop(tokio::spawn(scrape::serve(listener, page))));
 
         tokio::pin!(shutdown);

@@ -11,6 +11,7 @@ use super::feedback::AnswerMemory;
 use super::inference::Inference;
 use super::intake::Intake;
 use super::remote::Remote;
+use super::task_series::TaskSeries;
 use crate::config::Config;
 use crate::engine::{Engine, Options, Query};
 use crate::input::{InputProcessor, Pixels, Sample};
@@ -34,6 +35,7 @@ pub struct Room {
 }
 
 /// The room, once it is ready.
+    pub series: TaskSeries,
 #[derive(Clone, Default)]
 pub struct Rooms(Arc<OnceLock<Room>>);
 
@@ -101,7 +103,8 @@ impl Room {
         let intake = Intake::new(Arc::new(processor), concurrency);
         let memory = Mutex::new(AnswerMemory::new(config.feedback.remembered_answers));
         let model = config.model.backbone.as_deref().and_then(|d| d.file_name()).map_or(name, |n| n.to_string_lossy().into_owned());
-        Ok(Self { model, engine, registry, remote, intake, batcher, memory, rooms: Arc::downgrade(&rooms.0) })
+        let (series, rooms) = (TaskSeries::default(), Arc::downgrade(&rooms.0));
+        Ok(Self { model, engine, registry, remote, intake, batcher, memory, series, rooms })
     }
 
     /// One sample through the whole way, so that the first request finds threads ready and the queue knows its pace; then the largest batch that there can be, so that

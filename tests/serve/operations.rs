@@ -1,13 +1,86 @@
 //! What an operator sees: metrics, outcomes, reflection.
-use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest, ReportOutcomeRequest};
+use std::collections::{BTreeMap, BTreeSet};
+
+use delo::serve::pb::load_partition_request::Source;
+use delo::serve::pb::trial_mode::Mode;
+use delo::serve::pb::{AbortTrialRequest, ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest, TrialMode};
 use tonic::Code;
 use tonic_reflection::pb::{v1, v1alpha};
 
-use crate::harness::{TASKS, artifact, mixed_requests, refused, start, start_with, text};
+use crate::harness::{Running, TASKS, artifact, artifact_of, eventually, mixed_requests, refused, start, start_with, text};
 
 /// The value of a series that starts so; 0 where there is none.
 fn value(page: &str, series: &str) -> f64 {
     page.lines().find(|l| l.starts_with(series)).map_or(0.0, |l| l.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+/// One series of a page: its name, its labels as Prometheus reads them, and its value.
+#[derive(Debug, PartialEq)]
+struct Series {
+    name: String,
+    labels: BTreeMap<String, String>,
+    value: f64,
+}
+
+impl Series {
+    /// By the grammar of the text format: in a label's value, \\, \" and \n are escapes.
+    fn parse(line: &str) -> Self {
+        let Some((name, mut rest)) = line.split_once('{') else {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            return Self { name: name.to_owned(), labels: BTreeMap::new(), value: value.parse().unwrap() };
+        };
+        let mut labels = BTreeMap::new();
+        while !rest.starts_with('}') {
+            let (label, value) = rest.trim_start_matches(',').split_once("=\"").unwrap();
+            let (mut text, mut chars) = (String::new(), value.chars());
+            loop {
+                match chars.next().expect("the value ends") {
+                    '"' => break,
+                    '\\' => text.push(match chars.next().unwrap() {
+                        'n' => '\n',
+                        escaped @ ('\\' | '"') => escaped,
+                        other => panic!("\\{other} is no escape: {line}"),
+                    }),
+                    plain => text.push(plain),
+                }
+            }
+            assert!(labels.insert(label.to_owned(), text).is_none(), "{label} twice: {line}");
+            rest = chars.as_str();
+        }
+        Self { name: name.to_owned(), labels, value: rest[1..].trim().parse().unwrap() }
+    }
+
+    /// Every series of a page.
+    fn all(page: &str) -> Vec<Self> {
+        let (_, body) = page.split_once("\r\n\r\n").unwrap();
+        body.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(Self::parse).collect()
+    }
+
+    fn label(&self, label: &str) -> &str {
+        self.labels.get(label).map_or("", String::as_str)
+    }
+
+    /// The tasks that its labels name.
+    fn tasks(&self) -> impl Iterator<Item = &str> {
+        ["task", "true_task", "routed_task"].into_iter().filter_map(|label| self.labels.get(label)).map(String::as_str)
+    }
+}
+
+impl Running {
+    async fn series(&self) -> Vec<Series> {
+        Series::all(&self.metrics().await)
+    }
+
+    /// The value of the series of this name with exactly these labels.
+    async fn counted(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let labels: BTreeMap<String, String> = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        self.series().await.into_iter().find(|series| series.name == name && series.labels == labels).map(|series| series.value)
+    }
+
+    async fn report(&self, task: &str, true_task: &str) {
+        let report = ReportOutcomeRequest { task: task.to_owned(), true_task: true_task.to_owned(), ..Default::default() };
+        self.classifier().await.report_outcome(report).await.unwrap();
+    }
 }
 
 /// Names and types of the table in deploy/METRICS.md, which the rules and the dashboard are held to.
@@ -113,8 +186,136 @@ async fn distinct_task_names_in_requests_add_no_series() {
     }
     let page = server.metrics().await;
     assert!(!page.contains("task-") && !page.contains("routed-") && !page.contains("true-"), "{page}");
-    assert!(value(&page, "delo_routing_outcomes_total{true_task=\"other\",routed_task=\"other\"}") >= 500.0);
+    assert!(value(&page, "delo_routing_outcomes_total{true_task=\"other\",routed_task=\"other\",") >= 500.0);
     assert!(page.len() < 200_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_series_of_a_task_and_of_a_version_end_when_it_is_gone() {
+    let server = start().await;
+    // A task's labels, the versions' numbers left out: those of food rise.
+    let of_tasks = |series: Vec<Series>| -> BTreeSet<String> {
+        let of_a_task = series.into_iter().filter(|series| series.tasks().next().is_some());
+        let shown = of_a_task.map(|mut series| {
+            series.labels.remove("version");
+            format!("{} {:?}", series.name, series.labels)
+        });
+        shown.collect()
+    };
+    for task in TASKS {
+        // Each is routed to once, so that all its series are there.
+        let known = |page: &[Series]| page.iter().any(|s| s.name == "delo_routing_margin_count" && s.label("task") == task);
+        for i in 0.. {
+            if known(&server.series().await) {
+                break;
+            }
+            assert!(i < 200, "nothing is routed to {task}");
+            server.classifier().await.classify(text(&format!("{task} {i}"))).await.unwrap();
+        }
+    }
+    let at_first = of_tasks(server.series().await);
+    let mut client = server.classifier().await;
+    for i in 0..12 {
+        let (task, request_id) = (format!("fleeting-{i}"), format!("outcome-{i}"));
+        server.upload(artifact(&task)).await.unwrap();
+        let given = ClassifyRequest { task: task.clone(), request_id: request_id.clone(), ..text("soup") };
+        let label = client.classify(given).await.unwrap().into_inner().scores[0].label.clone();
+        client.classify(text("a dog")).await.unwrap();
+        server.report(&task, "food").await;
+        let outcome = ReportOutcomeRequest { request_id, true_task: task.clone(), true_labels: vec![label], ..Default::default() };
+        let again = client.report_outcome(outcome.clone()).await.unwrap().into_inner();
+        assert!(again.counted);
+        let series = server.series().await;
+        for name in ["delo_partition_info", "delo_version_answers_total", "delo_label_outcomes_total", "delo_routing_outcomes_total"] {
+            assert!(series.iter().any(|s| s.name == name && s.tasks().any(|t| t == task)), "{name} of {task}");
+        }
+        server.unload(&task).await.unwrap();
+        // Reported when the task is gone already.
+        server.report(&task, &task).await;
+        // A version more of a task that stays, and one that was tried.
+        server.upload(artifact_of("food", i)).await.unwrap();
+        let trial = Some(TrialMode { mode: Some(Mode::Shadow(true)) });
+        let source = Some(Source::Artifact(artifact_of("travel", i).into()));
+        let mut admin = server.admin().await.max_encoding_message_size(1 << 30);
+        admin.load_partition(LoadPartitionRequest { source, trial, ..Default::default() }).await.unwrap();
+        client.classify(ClassifyRequest { task: "travel".to_owned(), ..text("a train") }).await.unwrap();
+        admin.abort_trial(AbortTrialRequest { task: "travel".to_owned(), ..Default::default() }).await.unwrap();
+    }
+    let series = server.series().await;
+    let versions = series.iter().filter(|s| s.name == "delo_version_answers_total").count();
+    assert_eq!(versions, TASKS.len());
+    // The counter of outcomes of which both tasks are gone is one, whatever they were called.
+    let gone = "delo_routing_outcomes_total {\"routed_task\": \"other\", \"routed_task_loaded\": \"false\", \"true_task\": \"other\", \"true_task_loaded\": \"false\"}";
+    let mut in_the_end = of_tasks(series);
+    assert!(in_the_end.remove(gone), "{in_the_end:?}");
+    assert_eq!(in_the_end, at_first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_has_one_label_value_in_every_metric_whatever_its_name() {
+    let long = "é".repeat(128);
+    let names = [
+        r"C:\models\food",
+        r"C:\\models\\food",
+        r#"say \"hi\""#,
+        r#"say "hi""#,
+        r"ends with \",
+        r"\n is no line",
+        "{a=\"b\"} 1",
+        "食べ物, 旅",
+        " ",
+        "other",
+        &long,
+    ];
+    let server = start_with(&[], &[]).await;
+    for name in names {
+        // It may still be starting.
+        eventually(async || server.upload(artifact(name)).await).await;
+        let given = ClassifyRequest { task: name.to_owned(), ..text("soup") };
+        assert_eq!(server.classifier().await.classify(given).await.unwrap().into_inner().task, name);
+        server.report(name, name).await;
+    }
+    for i in 0..20 {
+        server.classifier().await.classify(text(&format!("soup {i}"))).await.unwrap();
+    }
+    let series = server.series().await;
+    let all: BTreeSet<&str> = names.into_iter().collect();
+    let of = |name: &str, label: &str| -> BTreeSet<&str> { series.iter().filter(|s| s.name == name).map(|s| s.label(label)).collect() };
+    for name in ["delo_partition_info", "delo_version_answers_total", "delo_version_outcomes_total", "delo_label_outcomes_total"] {
+        assert_eq!(of(name, "task"), all, "{name}");
+    }
+    for label in ["true_task", "routed_task"] {
+        assert_eq!(of("delo_routing_outcomes_total", label), all);
+    }
+    for name in ["delo_routed_total", "delo_routing_cosine_bucket", "delo_routing_margin_count"] {
+        let routed = of(name, "task");
+        assert!(!routed.is_empty() && routed.is_subset(&all), "{name}: {routed:?}");
+    }
+    for name in names {
+        assert_eq!(server.counted("delo_routing_outcomes_total", &[("true_task", name), ("routed_task", name)]).await, Some(1.0), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_is_called_other_is_told_from_those_that_are_not_loaded() {
+    let server = start_with(&["food", "other"], &[]).await;
+    for (routed, true_task, times) in
+        [("other", "other", 3), ("food", "other", 2), ("other", "space", 4), ("space", "other", 5), ("space", "time", 6)]
+    {
+        for _ in 0..times {
+            server.report(routed, true_task).await;
+        }
+    }
+    let (unknown_true, unknown_routed) = (("true_task_loaded", "false"), ("routed_task_loaded", "false"));
+    for (labels, value) in [
+        (vec![("true_task", "other"), ("routed_task", "other")], 3.0),
+        (vec![("true_task", "other"), ("routed_task", "food")], 2.0),
+        (vec![("true_task", "other"), ("routed_task", "other"), unknown_true], 4.0),
+        (vec![("true_task", "other"), ("routed_task", "other"), unknown_routed], 5.0),
+        (vec![("true_task", "other"), ("routed_task", "other"), unknown_true, unknown_routed], 6.0),
+    ] {
+        assert_eq!(server.counted("delo_routing_outcomes_total", &labels).await, Some(value), "{labels:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
