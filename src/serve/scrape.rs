@@ -1,6 +1,11 @@
 //! `GET /metrics` for Prometheus, on a port of its own.
 use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -8,42 +13,146 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, Sleep};
 
-/// Connections at once; a scraper needs one.
+/// Connections at once; a scraper needs one. One more ends the one in which nothing has moved for longest, so
+/// that clients who hold connections keep no scraper out.
 const MAX_CONNECTIONS: usize = 64;
 /// Until a connection's request head must be there.
-const HEAD_SECONDS: u64 = 10;
+const HEAD: Duration = Duration::from_secs(10);
+/// How long an answer waits for its reader to take more of it.
+const STALL: Duration = Duration::from_secs(10);
 
 /// Answers until the future is dropped. `page` makes the answer of each scrape.
 pub async fn serve(listener: TcpListener, page: impl Fn() -> String + Clone + Send + 'static) {
-    // A permit is taken before a connection is accepted and given back when it ends.
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = Connections::default();
     loop {
-        let Ok(permit) = connections.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "a connection to the metrics port failed");
                 // Out of file descriptors, most likely: accepting again at once would spin.
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
         let page = page.clone();
-        tokio::spawn(async move {
+        connections.start(stream, async move |stream| {
             let service = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(answer(&request, &page))));
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(std::time::Duration::from_secs(HEAD_SECONDS))
+                .header_read_timeout(HEAD)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
             if let Err(error) = served {
                 tracing::debug!(%error, "a connection to the metrics port ended early");
             }
-            drop(permit);
         });
+    }
+}
+
+/// The open connections, each in a task that ends with this.
+struct Connections {
+    tasks: JoinSet<()>,
+    open: Vec<(Arc<Moved>, AbortHandle)>,
+    began: Instant,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self { tasks: JoinSet::new(), open: Vec::new(), began: Instant::now() }
+    }
+}
+
+impl Connections {
+    fn start<F: Future<Output = ()> + Send + 'static>(&mut self, stream: TcpStream, serve: impl FnOnce(Moving<TcpStream>) -> F) {
+        while self.tasks.try_join_next().is_some() {}
+        self.open.retain(|(_, task)| !task.is_finished());
+        if self.open.len() >= MAX_CONNECTIONS
+            && let Some(stillest) = (0..self.open.len()).min_by_key(|&i| self.open[i].0.at.load(Ordering::Relaxed))
+        {
+            self.open.remove(stillest).1.abort();
+        }
+        let moved = Arc::new(Moved { began: self.began, at: AtomicU64::new(0) });
+        let stream = Moving::new(stream, moved.clone(), STALL);
+        self.open.push((moved, self.tasks.spawn(serve(stream))));
+    }
+}
+
+/// When bytes last moved in a connection.
+#[derive(Debug)]
+struct Moved {
+    began: Instant,
+    /// Milliseconds since then.
+    at: AtomicU64,
+}
+
+impl Moved {
+    fn touch(&self) {
+        self.at.store(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// A connection that says when bytes move in it, and fails where its reader takes nothing for too long.
+struct Moving<S> {
+    stream: S,
+    moved: Arc<Moved>,
+    /// How long bytes may wait to be taken.
+    patience: Duration,
+    /// Runs while bytes wait to be taken.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Moving<S> {
+    fn new(stream: S, moved: Arc<Moved>, patience: Duration) -> Self {
+        moved.touch();
+        Self { stream, moved, patience, stalled: None }
+    }
+
+    /// What became of a write: bytes moved, or it waits, so long from one move to the next.
+    fn written<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.stalled = None;
+            self.moved.touch();
+            return outcome;
+        }
+        ready!(self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.patience))).as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the reader takes nothing")))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Moving<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        self.moved.touch();
+        Poll::Ready(read)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Moving<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.written(cx, outcome)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.written(cx, outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -57,4 +166,26 @@ fn answer(request: &Request<Incoming>, page: impl Fn() -> String) -> Response<Fu
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn pipe(patience: Duration) -> (Moving<tokio::io::DuplexStream>, tokio::io::DuplexStream) {
+        let (server, client) = tokio::io::duplex(10);
+        (Moving::new(server, Arc::new(Moved { began: Instant::now(), at: AtomicU64::new(0) }), patience), client)
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_takes_ends_its_connection_and_one_that_is_taken_in_pieces_does_not() {
+        let (mut server, _client) = pipe(Duration::ZERO);
+        assert_eq!(server.write_all(&[0; 40]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let (mut server, mut client) = pipe(Duration::from_secs(3600));
+        let writing = tokio::spawn(async move { server.write_all(&[0; 40]).await });
+        client.read_exact(&mut [0; 40]).await.unwrap();
+        writing.await.unwrap().unwrap();
+    }
 }

@@ -318,3 +318,20 @@ async fn answers_that_are_never_read_hold_nothing_of_the_budget_for_requests() {
     }
     answers_soon(&server).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_take_nothing_keep_no_scraper_out() {
+    let server = start(&[]).await;
+    let request = b"GET /metrics HTTP/1.1\r\nHost: delo\r\n\r\n".repeat(200);
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(server.addresses.metrics.unwrap()).await.unwrap();
+        // The server closes those that are too many, and reads no more of the others while they don't read.
+        let _ = tokio::time::timeout(Duration::from_millis(20), stream.write_all(&request)).await;
+        held.push(stream);
+        if held.len() % 25 == 0 {
+            let page = tokio::time::timeout(Duration::from_secs(8), server.metrics()).await.expect("before any of them is given up");
+            assert!(page.contains("delo_build_info"));
+        }
+    }
+}
