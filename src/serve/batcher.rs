@@ -244,6 +244,11 @@ impl<C: Compute> Batcher<C> {
         Ok(Slot { shared: self.shared.clone(), claim: Some(claim), bytes, deadline, since: now })
     }
 
+    /// Says how long a batch of so many tokens takes, as measured before the first one comes from the queue.
+    pub fn expect(&self, tokens: usize, takes: Duration) {
+        self.shared.state().queue.expect(tokens, takes);
+    }
+
     pub fn limits(&self) -> Limits {
         self.shared.limits
     }
@@ -431,6 +436,7 @@ mod tests {
         batch_samples: 4,
         queue_samples: 8,
         queue_bytes: 1000,
+        batch_overhead: 0,
         queue_wait: Duration::from_secs(600),
     };
 
@@ -683,6 +689,7 @@ mod schedules {
             batch_samples: 4,
             queue_samples: 8,
             queue_bytes: 100,
+            batch_overhead: 0,
             queue_wait: Duration::from_secs(600),
         }
     }

@@ -50,6 +50,11 @@ pub struct Limits {
     pub queue_samples: usize,
     /// Memory that those hold.
     pub queue_bytes: usize,
+    /// What every batch takes beside its own tokens, in tokens of a usual batch: the weights are read for it
+    /// whatever is in it. Rather too much than too little: small batches then make large ones look somewhat
+    /// cheaper than they are, and what is let in beyond [`Self::queue_wait`] ends by the clock. The other way
+    /// round, the first crowd after a calm would be refused though there is time for it.
+    pub batch_overhead: usize,
     /// The longest that an interactive sample may wait for compute; bulk samples wait until their deadline.
     pub queue_wait: Duration,
 }
@@ -206,7 +211,10 @@ pub struct Queue<T> {
 /// Moving averages of what was measured so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pace {
-    /// Seconds of compute a token, and how far a batch is from that; `None` before the first batch.
+    /// [`Limits::batch_overhead`]
+    overhead: f64,
+    /// Seconds of compute a token, those of the overhead included, and how far a batch is from that; `None`
+    /// before the first batch.
     token: Option<(f64, f64)>,
     /// Tokens of a sample.
     tokens: f64,
@@ -217,8 +225,18 @@ struct Pace {
 }
 
 impl Pace {
+    /// A batch of so many tokens would take so long, though none was taken from the queue.
+    fn expect(&mut self, tokens: usize, takes: Duration) {
+        self.token = Some((takes.as_secs_f64() / self.cost(tokens as f64), 0.0));
+    }
+
+    /// What a batch of so many tokens costs, in tokens.
+    fn cost(&self, tokens: f64) -> f64 {
+        (tokens + self.overhead).max(1.0)
+    }
+
     fn computed(&mut self, tokens: usize, took: Duration) {
-        let latest = took.as_secs_f64() / tokens.max(1) as f64;
+        let latest = took.as_secs_f64() / self.cost(tokens as f64);
         self.token = Some(match self.token {
             Some((mean, deviation)) if mean > 0.0 => {
                 let before = std::mem::replace(&mut self.surprised, latest > OUTLIER * mean);
@@ -261,7 +279,7 @@ impl<T> Queue<T> {
             waiting: 0,
             bytes: 0,
             running: None,
-            pace: Pace::default(),
+            pace: Pace { overhead: limits.batch_overhead as f64, ..Pace::default() },
         }
     }
 
@@ -310,8 +328,23 @@ impl<T> Queue<T> {
             Priority::Interactive => interactive + bulk.min(interactive / INTERACTIVE_WEIGHT),
             Priority::Bulk => interactive + bulk,
         };
-        let running = self.running.map_or(0.0, |(tokens, since)| (tokens as f64 * token - (now - since).as_secs_f64()).max(0.0));
-        bounded(running + ahead * token + self.pace.filling)
+        let running = self.running.map_or(0.0, |(tokens, since)| {
+            let takes = self.pace.cost(tokens as f64) * token;
+            (takes - (now - since).as_secs_f64()).max(0.0)
+        });
+        let overheads = (ahead / self.expected_batch()).ceil() * self.pace.overhead;
+        bounded(running + (ahead + overheads) * token + self.pace.filling)
+    }
+
+    /// Tokens of the batches in which what waits will be computed.
+    fn expected_batch(&self) -> f64 {
+        let samples = self.limits.batch_samples as f64 * self.pace.tokens;
+        (self.batch_tokens() as f64).min(samples).max(1.0)
+    }
+
+    /// Before the first batch: a batch of so many tokens takes so long, as measured elsewhere.
+    pub fn expect(&mut self, tokens: usize, takes: Duration) {
+        self.pace.expect(tokens, takes);
     }
 
     /// When a caller who is refused should try again: when half of what is ahead will be done.
@@ -348,7 +381,7 @@ impl<T> Queue<T> {
                 return Err(Refusal::Wait);
             }
             let token = self.pace.cautious();
-            if now + self.wait(claim.priority, now, token) + bounded(self.pace.tokens * token) > deadline {
+            if now + self.wait(claim.priority, now, token) + bounded(self.pace.cost(self.pace.tokens) * token) > deadline {
                 return Err(Refusal::Deadline);
             }
         }
@@ -453,7 +486,7 @@ impl<T> Queue<T> {
             let class = self.class(key.claim.priority);
             let Some(client) = class.clients.get_mut(&key.claim.client) else { break };
             let Some(job) = client.waiting.get(&key.order) else { break };
-            let in_time = |tokens: usize, deadline: Instant| now + bounded(tokens as f64 * pace.cautious()) <= deadline;
+            let in_time = |tokens: usize, deadline: Instant| now + bounded(pace.cost(tokens as f64) * pace.cautious()) <= deadline;
             let late = deadline <= now || gone(&job.item);
             let hopeless = !late && !in_time(job.tokens, deadline);
             let until = tightest.map_or(deadline, |tightest: Instant| tightest.min(deadline));
@@ -509,6 +542,7 @@ mod tests {
         batch_samples: 1000,
         queue_samples: 1000,
         queue_bytes: 1 << 20,
+        batch_overhead: 0,
         queue_wait: Duration::from_secs(3600),
     };
 
@@ -613,6 +647,67 @@ mod tests {
         (0..100).for_each(|_| a_batch_takes(&mut f, 1e-6));
         (0..4).for_each(|_| a_batch_takes(&mut f, 1.0));
         assert!(f.reserve_all("a", Interactive) < 10, "two would be right, and all places are 750");
+    }
+
+    /// A machine that takes 20 ms for any batch and 1 ms more for each token.
+    fn compute_all(f: &mut Fixture) -> Instant {
+        let mut last_begins = f.now;
+        while f.queue.depth() > 0 {
+            last_begins = f.now;
+            let tokens: usize = f.queue.take(f.now, |_| false).batch.iter().map(|job| job.tokens).sum();
+            let took = Duration::from_millis(20 + tokens as u64);
+            f.now += took;
+            f.queue.computed(took);
+        }
+        last_begins
+    }
+
+    /// So many samples of 100 tokens come at once, each of another client: how many are let in, and how long
+    /// the last of them waits.
+    fn crowd(f: &mut Fixture, samples: usize) -> (usize, Duration) {
+        let (began, deadline) = (f.now, f.now + Duration::from_secs(30));
+        let mut let_in = 0;
+        for claim in (0..samples).map(|i| claim(&i.to_string(), Interactive)) {
+            if f.queue.reserve(&claim, 1, deadline, f.now).is_ok() {
+                f.queue.fill(claim, deadline, f.now, Waiting { item: String::new(), tokens: 100, bytes: 1, since: f.now });
+                let_in += 1;
+            }
+        }
+        (let_in, compute_all(f) - began)
+    }
+
+    /// A queue that has seen batches of 10 tokens alone. A crowd of 18 samples takes 9 batches of 0.22 s.
+    fn after_a_calm(batch_overhead: usize) -> Fixture {
+        let limits = Limits { batch_tokens: 200, backlog_batch_tokens: 200, batch_overhead, queue_wait: Duration::from_secs(2), ..LIMITS };
+        let mut f = fixture(limits);
+        for _ in 0..20 {
+            f.push("calm", Interactive, 10);
+            compute_all(&mut f);
+        }
+        f
+    }
+
+    #[test]
+    fn a_crowd_that_can_be_computed_in_time_is_let_in_though_only_small_batches_were_measured() {
+        let (let_in, waited) = crowd(&mut after_a_calm(200), 18);
+        assert!(let_in == 18 && waited <= Duration::from_secs(2), "{let_in}, {waited:?}");
+        assert!(crowd(&mut after_a_calm(0), 18).0 < 10, "by the time of small batches alone, large ones look dear");
+    }
+
+    #[test]
+    fn too_large_a_crowd_is_refused_in_part_at_once_and_exactly_when_it_was_measured() {
+        let mut f = after_a_calm(200);
+        assert!(crowd(&mut f, 500).0 < 80, "four times what is right, and what waits too long ends by the clock");
+        let (let_in, waited) = crowd(&mut f, 500);
+        assert!((16..=20).contains(&let_in) && waited <= Duration::from_millis(2200), "{let_in}, {waited:?}");
+    }
+
+    #[test]
+    fn the_first_crowd_is_judged_by_what_was_measured_before() {
+        let mut f = fixture(Limits { queue_wait: Duration::from_secs(2), ..LIMITS });
+        f.queue.expect(100, Duration::from_millis(500));
+        f.push("a", Interactive, 100);
+        assert!((3..=4).contains(&f.reserve_all("b", Interactive)), "each takes half a second of two");
     }
 
     #[test]
