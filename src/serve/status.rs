@@ -18,7 +18,7 @@ use crate::registry::{RegistryError, SourceError};
 const MAX_MESSAGE: usize = 1000;
 
 /// A message without the backtrace that candle appends where RUST_BACKTRACE is set, and without its end where it is too long to send.
-fn clipped(message: impl Into<String>) -> String {
+pub fn clipped(message: impl Into<String>) -> String {
     let mut message = message.into();
     message.truncate(message.find('\n').unwrap_or(message.len()));
     if message.len() > MAX_MESSAGE {

@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::authority::Authority;
-use crate::harness::{Running, refused, start_with, text};
+use crate::harness::{Running, eventually, refused, start_with, text};
 use crate::identity::{channel, classify, start_trusting};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -317,6 +317,98 @@ async fn answers_that_are_never_read_hold_nothing_of_the_budget_for_requests() {
         unread.push(answer);
     }
     answers_soon(&server).await;
+}
+
+/// A call of `path` with this body and, where there is one, this `grpc-encoding`.
+async fn call(client: &SendRequest<Bytes>, path: &str, body: &[u8], encoding: Option<&'static str>) -> Status {
+    let mut head = head(path);
+    if let Some(encoding) = encoding {
+        head.headers_mut().insert("grpc-encoding", encoding.parse().unwrap());
+    }
+    let (answer, mut stream) = client.clone().ready().await.unwrap().send_request(head, false).unwrap();
+    stream.send_data(Bytes::copy_from_slice(body), true).unwrap();
+    tokio::time::timeout(Duration::from_secs(20), status(answer)).await.expect("answered")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_no_message_are_the_client_s_fault_on_every_method() {
+    let server = start(&[]).await;
+    let classifier = raw(server.addresses.classifier, 65_535).await;
+    let admin = raw(server.addresses.admin.unwrap(), 65_535).await;
+    let frame = |flag: u8, length: u8, message: &[u8]| [&[flag, 0, 0, 0, length], message].concat();
+    let garbage = [0xff; 4];
+    let empty = frame(0, 0, &[]);
+    let bad: [(&str, Vec<u8>, Option<&str>); 6] = [
+        ("failed to decode Protobuf message", frame(0, 4, &garbage), None),
+        ("invalid compression flag", b"{\"text\":\"pizza\"}".to_vec(), None),
+        ("grpc-encoding", frame(1, 4, &garbage), None),
+        ("in the middle of a message", frame(0, 100, &garbage), None),
+        ("in the middle of a message", vec![0, 0], None),
+        ("Error decompressing", frame(1, 4, &garbage), Some("gzip")),
+    ];
+    let of_one_message = [("send one message", Vec::new()), ("more than one message", [empty.clone(), empty.clone()].concat())];
+    for (client, path, streams) in [
+        (&classifier, CLASSIFY, false),
+        (&classifier, "/delo.v1.Classifier/ClassifyBatch", false),
+        (&classifier, "/delo.v1.Classifier/ClassifyStream", true),
+        (&classifier, "/delo.v1.Classifier/ReportOutcome", false),
+        (&classifier, "/grpc.health.v1.Health/Check", false),
+        (&classifier, "/grpc.health.v1.Health/Watch", false),
+        (&admin, "/delo.v1.Admin/LoadPartition", false),
+        (&admin, "/delo.v1.Admin/ListPartitions", false),
+        (&admin, "/delo.v1.Admin/SyncRegistry", false),
+        (&admin, "/grpc.health.v1.Health/Check", false),
+    ] {
+        for (words, body, encoding) in &bad {
+            // Health reads no compressed messages at all.
+            if path.starts_with("/grpc.") && encoding.is_some() {
+                continue;
+            }
+            let status = call(client, path, body, *encoding).await;
+            assert!(status.code() == Code::InvalidArgument && status.message().contains(words), "{path}, {words}: {status:?}");
+        }
+        for (words, body) in of_one_message.iter().filter(|_| !streams) {
+            let status = call(client, path, body, None).await;
+            assert!(status.code() == Code::InvalidArgument && status.message().contains(words), "{path}, {words}: {status:?}");
+        }
+        let status = call(client, path, &empty, Some("rot13")).await;
+        assert_eq!(status.code(), Code::Unimplemented, "{path}: {status:?}");
+    }
+    // Reflection ends its stream without a word.
+    for client in [&classifier, &admin] {
+        let status = call(client, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", &frame(0, 4, &garbage), None).await;
+        assert!(matches!(status.code(), Code::Ok | Code::InvalidArgument), "{status:?}");
+    }
+    answers_soon(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_breaks_off_is_no_fault_of_the_server_however_it_does() {
+    let server = start(&[]).await;
+    let path = "/delo.v1.Admin/RollbackPartition";
+    let address = server.addresses.admin.unwrap();
+    for reason in [h2::Reason::CANCEL, h2::Reason::INTERNAL_ERROR, h2::Reason::PROTOCOL_ERROR, h2::Reason::NO_ERROR] {
+        let mut client = raw(address, 65_535).await;
+        let (_answer, mut stream) = half_sent(&mut client, path, 10);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stream.send_reset(reason);
+    }
+    // And one whose connection ends.
+    let mut client = raw(address, 65_535).await;
+    let held = half_sent(&mut client, path, 10);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop((held, client));
+    let counted = eventually(async || {
+        let page = server.metrics().await;
+        let lines = page.lines().filter(|line| line.starts_with("delo_requests_total{method=\"RollbackPartition\""));
+        let counted: Vec<String> = lines.map(str::to_owned).collect();
+        let calls: f64 = counted.iter().map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum();
+        if calls >= 5.0 { Ok(counted) } else { Err(counted) }
+    });
+    let counted = counted.await;
+    // Other tests of this process may have rolled back, well or badly, but for no fault of a server.
+    assert!(!counted.iter().any(|line| line.contains("INTERNAL") || line.contains("UNKNOWN")), "{counted:?}");
+    assert!(counted.iter().any(|line| line.contains("CANCELLED")), "{counted:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

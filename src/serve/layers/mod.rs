@@ -1,6 +1,7 @@
 //! Policies around every call, one layer each; [`Stack`] says in which order.
 mod admit;
 mod authenticate;
+mod client_fault;
 mod deadline;
 mod isolate_panics;
 mod measure;
@@ -21,6 +22,7 @@ use tower::{Layer, Service};
 
 pub use admit::{Admission, Admit};
 pub use authenticate::{Authenticate, Caller};
+pub use client_fault::ClientFault;
 pub use deadline::{Bounds, Deadline, Expiry};
 pub use isolate_panics::{IsolatePanics, internal};
 pub use measure::Measure;
@@ -37,8 +39,13 @@ pub struct Stack {
 }
 
 impl<S: Inner> Layer<S> for Stack {
-    type Service =
-        Around<Measure, Around<Authenticate, Around<Trace, Around<Deadline, Around<Admit, Around<Receive, Around<IsolatePanics, S>>>>>>>;
+    type Service = Around<
+        Measure,
+        Around<
+            Authenticate,
+            Around<Trace, Around<Deadline, Around<Admit, Around<ClientFault, Around<Receive, Around<IsolatePanics, S>>>>>>,
+        >,
+    >;
 
     fn layer(&self, services: S) -> Self::Service {
         // From the inside out: a call meets them from the last to the first.
@@ -46,8 +53,11 @@ impl<S: Inner> Layer<S> for Stack {
         let isolated = IsolatePanics.layer(services);
         // Only the messages of calls that were admitted take from the budget.
         let received = self.receive.layer(isolated);
+        // What is wrong with the request is told here, whoever found it; it is broken off by nobody but the
+        // client.
+        let attributed = ClientFault.layer(received);
         // Who calls is known here, and until when; a permit goes back when either the answer or the time ends.
-        let admitted = self.admit.layer(received);
+        let admitted = self.admit.layer(attributed);
         // The clock starts before anything waits.
         let expiring = self.deadline.layer(admitted);
         // The log names callers that are known, and nobody else writes to it.
