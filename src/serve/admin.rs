@@ -140,7 +140,7 @@ impl pb::admin_server::Admin for Admin {
         let syncing = async move {
             let room = rooms.room()?;
             let synced = room.remote.sync(accept_older).await?;
-            lifecycle.follow(&room.registry);
+            room.follow(&lifecycle).await;
             Ok::<_, Status>(synced)
         };
         let synced = tokio::spawn(syncing.in_current_span());
@@ -155,11 +155,13 @@ impl Admin {
         &self,
         work: impl FnOnce(Arc<Registry>) -> F,
     ) -> Result<T, Status> {
-        let (registry, lifecycle) = (self.rooms.room()?.registry.clone(), self.lifecycle.clone());
-        let work = work(registry.clone());
+        let (rooms, lifecycle) = (self.rooms.clone(), self.lifecycle.clone());
+        let work = work(self.rooms.room()?.registry.clone());
         let changing = async move {
             let done = work.await?;
-            lifecycle.follow(&registry);
+            if let Some(room) = rooms.get() {
+                room.follow(&lifecycle).await;
+            }
             Ok(done)
         };
         // In a task of its own: a caller who hangs up in the middle leaves no half of a change.

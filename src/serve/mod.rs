@@ -254,7 +254,7 @@ impl Server {
 /// Loads and warms the room, opens it, and lets health say so.
 async fn open(config: &Config, rooms: &Rooms, lifecycle: &Lifecycle) -> Result<(), ServeError> {
     let room = Room::load(config, rooms).await?;
-    room.warm(config.deadline.max).await?;
+    room.warm().await?;
     let room = rooms.open(room);
     let catalogue = room.registry.catalogue();
     tracing::info!(

@@ -103,7 +103,7 @@ pub async fn follow(rooms: Rooms, lifecycle: Arc<Lifecycle>) {
         let changes = follower.sync(Occasion::Poll).await;
         if changes != Changes::default() {
             tracing::info!(loaded = ?changes.loaded, unloaded = ?changes.unloaded, "the registry's manifest was followed");
-            lifecycle.follow(&room.registry);
+            room.follow(&lifecycle).await;
         }
         let pause: Duration = follower.pause().await;
         tokio::time::sleep(pause).await;

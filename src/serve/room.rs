@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
+use tokio::sync::OnceCell;
 use tonic::Status;
 
 use super::ServeError;
@@ -10,6 +11,7 @@ use super::batcher::{self, Batcher, Claim, Priority};
 use super::feedback::AnswerMemory;
 use super::inference::Inference;
 use super::intake::Intake;
+use super::lifecycle::Lifecycle;
 use super::remote::Remote;
 use super::task_series::TaskSeries;
 use crate::config::Config;
@@ -20,7 +22,8 @@ use crate::registry::signature::Trust;
 use crate::registry::{self, Registry, Source};
 use crate::vilt::Loader;
 
-/// One in so many of the tokens of a usual batch are what any batch costs beside its own. With the embedded backbone on two threads, 6 tokens took a sixth of the time of 157.
+/// One in so many of the tokens of a usual batch are what any batch costs beside its own. With the embedded
+/// backbone on two threads, 6 tokens took a sixth of the time of 157.
 const BATCH_OVERHEAD: usize = 4;
 /// Batches by which the queue's pace is measured at the start.
 const MEASURED_BATCHES: usize = 3;
@@ -36,6 +39,10 @@ pub struct Room {
     pub batcher: Batcher<Inference>,
     pub memory: Mutex<AnswerMemory>,
     pub series: TaskSeries,
+    /// How long the one sample of [`Self::warm`] may wait.
+    patience: Duration,
+    /// Set when the room is warm.
+    warm: OnceCell<()>,
     /// Weak, or the room would keep itself.
     rooms: Weak<OnceLock<Room>>,
 }
@@ -110,19 +117,34 @@ impl Room {
         let memory = Mutex::new(AnswerMemory::new(config.feedback.remembered_answers));
         let model = config.model.backbone.as_deref().and_then(|d| d.file_name()).map_or(name, |n| n.to_string_lossy().into_owned());
         let (series, rooms) = (TaskSeries::default(), Arc::downgrade(&rooms.0));
-        Ok(Self { model, engine, registry, remote, intake, batcher, memory, series, rooms })
+        let (patience, warm) = (config.deadline.max, OnceCell::new());
+        Ok(Self { model, engine, registry, remote, intake, batcher, memory, series, patience, warm, rooms })
     }
 
-    /// The largest batch that there can be, so that a server takes its memory at the start and not under its first overload; batches of the usual size, so that the queue
-    /// knows their pace before the first crowd; then one sample through the whole way, so that the first request finds threads ready. Does nothing where no partition is
-    /// loaded.
+    /// Lets health follow a change of the catalogue, when the room is warm: the first partition of a server
+    /// that had none warms it.
+    pub async fn follow(&self, lifecycle: &Lifecycle) {
+        if let Err(error) = self.warm().await {
+            tracing::warn!(%error, "the first batches are computed without a measurement of their pace");
+        }
+        lifecycle.follow(&self.registry);
+    }
+
+    /// Computes once, as soon as a partition is loaded: the largest batch that there can be, so that a server
+    /// takes its memory at the start and not under its first overload; batches of the usual size, so that the
+    /// queue knows their pace before the first crowd; then one sample through the whole way, so that the
+    /// first request finds threads ready.
     ///
     /// # Errors
     /// A sample fails.
-    pub async fn warm(&self, patience: Duration) -> Result<(), ServeError> {
+    pub async fn warm(&self) -> Result<(), ServeError> {
         if self.registry.catalogue().is_empty() {
             return Ok(());
         }
+        self.warm.get_or_try_init(|| self.compute_first()).await.map(drop)
+    }
+
+    async fn compute_first(&self) -> Result<(), ServeError> {
         let failed = |e: &dyn std::fmt::Display| ServeError::Warm(e.to_string());
         let text = self.intake.sample(None, Some("warm".to_owned())).await.map_err(|e| failed(&e))?.text;
         let [height, width] = self.registry.catalogue().dummy_image();
@@ -148,7 +170,7 @@ impl Room {
         self.batcher.expect(usual_tokens, takes);
 
         let claim = Claim { client: "start".into(), priority: Priority::Interactive };
-        let slot = self.batcher.reserve(claim, 0, Instant::now() + patience).map_err(|e| failed(&e))?;
+        let slot = self.batcher.reserve(claim, 0, Instant::now() + self.patience).map_err(|e| failed(&e))?;
         slot.run(Query::open(sample), 0).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         Ok(())
     }
