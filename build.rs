@@ -35,7 +35,8 @@ fn embed(model: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> {
     for (constant, dir) in [("EMBEDDED_MODEL", model.to_owned()), ("EMBEDDED_PARTITIONS", model.join("partitions"))] {
         println!("cargo::rerun-if-changed={}", dir.display());
         let mut files: Vec<_> = std::fs::read_dir(&dir).into_iter().flatten().collect::<Result<_, _>>()?;
-        files.retain(|f| f.path().is_file());
+        // Systems and editors leave dot files.
+        files.retain(|f| f.path().is_file() && !f.file_name().as_encoded_bytes().starts_with(b"."));
         files.sort_by_key(|f| f.file_name());
         writeln!(code, "static {constant}: &[(&str, &[u8])] = &[")?;
         for file in files {

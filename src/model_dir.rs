@@ -49,18 +49,68 @@ pub fn embedded_partitions() -> &'static [(&'static str, &'static [u8])] {
     EMBEDDED_PARTITIONS
 }
 
-/// The `*.safetensors` of a folder, in order of name.
+/// The partitions of a folder, in order of name: its files `*.safetensors`. Passed over are dot files (macOS and editors leave them), what is no file, and
+/// other names (`x.safetensors.tmp`, `x.safetensors~`).
 ///
 /// # Errors
-/// The folder can't be listed.
-pub fn safetensors_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+/// The folder can't be listed; a symbolic link leads nowhere, by name.
+pub fn partition_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|e| e == "safetensors") && is_file(&path)? {
             files.push(path);
         }
     }
     files.sort();
     Ok(files)
+}
+
+/// Whether a path is a file, or a symbolic link to one. Opens nothing: opening a pipe would wait for its writer.
+fn is_file(path: &Path) -> std::io::Result<bool> {
+    std::fs::metadata(path).map(|metadata| metadata.is_file()).map_err(|error| {
+        let problem = match std::fs::read_link(path) {
+            Ok(target) => format!(
+                "{} is a symbolic link to {}, which leads to no file ({error}): mend or remove it",
+                path.display(),
+                target.display()
+            ),
+            Err(_) => format!("{}: {error}", path.display()),
+        };
+        std::io::Error::new(error.kind(), problem)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_s_partitions_are_its_files_of_that_name() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let passed_over = ["._food.safetensors", ".hidden.safetensors", ".DS_Store", ".food.safetensors.swp", ".#food.safetensors"];
+        let passed_over =
+            passed_over.into_iter().chain(["food.safetensors.tmp", "food.safetensors~", "#food.safetensors#", "food.safetensors.sig"]);
+        for name in passed_over.chain(["food.safetensors", "..data_of_no_one", "notes.txt"]) {
+            std::fs::write(at(name), "x").unwrap();
+        }
+        std::fs::create_dir_all(at("dir.safetensors/inner.safetensors")).unwrap();
+        std::fs::create_dir_all(at("..2026_01_01")).unwrap();
+        std::fs::write(at("..2026_01_01/linked.safetensors"), "x").unwrap();
+        symlink("..2026_01_01", at("..data")).unwrap();
+        symlink("..data/linked.safetensors", at("linked.safetensors")).unwrap();
+        symlink("dir.safetensors", at("linked-dir.safetensors")).unwrap();
+        symlink("nowhere", at(".dangling.safetensors")).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(at("pipe.safetensors")).status().unwrap().success());
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket.safetensors")).unwrap();
+        assert_eq!(partition_files(dir.path()).unwrap(), ["food.safetensors", "linked.safetensors"].map(at));
+
+        symlink("gone/nowhere.safetensors", at("dangling.safetensors")).unwrap();
+        let told = partition_files(dir.path()).unwrap_err().to_string();
+        assert!(told.contains("dangling.safetensors") && told.contains("gone/nowhere.safetensors"), "{told}");
+    }
 }

@@ -259,7 +259,9 @@ fn a_registry_from_the_first_push_to_the_last_withdrawal() {
     };
     let list = || json(&[&["registry", "list", "--json"], &at[..]].concat());
 
-    assert!(run(&["registry", "push", &file("food"), &file("travel"), "--key", &private]).contains("pushed: task food"));
+    let pushed = run(&["registry", "push", &file("food"), &file("travel"), "--key", &private]);
+    assert!(pushed.contains("pushed: task food") && pushed.contains(&format!("(revision 1) to the new registry {registry}\n")), "{pushed}");
+    assert!(pushed.contains(&format!("(revision 2) in {registry}\n")), "{pushed}");
     let manifest = list();
     let sha256 = manifest["artifacts"][0]["sha256"].as_str().unwrap().to_owned();
     assert_eq!((&manifest["revision"], manifest["live"].as_object().unwrap().len()), (&2.into(), 0));
@@ -286,6 +288,28 @@ fn a_registry_from_the_first_push_to_the_last_withdrawal() {
     assert_eq!(list()["revision"], 5);
     let line = failure(&["registry", "withdraw", "food", "--registry", "https://user:word@host/"], 2);
     assert!(line.contains("credentials") && !line.contains("word"), "{line}");
+}
+
+#[test]
+fn a_push_to_a_misspelt_address_is_refused_and_makes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("food.safetensors"), artifact("food")).unwrap();
+    let push = |registry: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_delo"));
+        command.args(["registry", "push", "food.safetensors", "--registry", registry]).current_dir(dir.path()).output().unwrap()
+    };
+    for registry in
+        ["s3:/bucket/delo", "http:/host/x", "az:b", "file:reg", "~/reg", "", "gcs://b/x", "htp://h/x", " reg", "h:80/x", "no/reg"]
+    {
+        let output = push(registry);
+        let line = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && line.starts_with("delo: ") && line.lines().count() == 1, "{registry}: {line}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{registry} made something");
+    }
+    let output = push("reg");
+    let line = String::from_utf8_lossy(&output.stdout).into_owned();
+    let shown = dir.path().canonicalize().unwrap().join("reg").display().to_string();
+    assert!(output.status.success() && line.trim_end().ends_with(&format!("to the new registry {shown}")), "{line}");
 }
 
 #[test]

@@ -66,8 +66,8 @@ impl Serving {
         Ok(self.admin.clone().load_partition(request).await?.into_inner().partition.unwrap().version)
     }
 
-    /// The live version of food (0 before the first load), after it was seen to answer, and to have come back without damage.
-    async fn sound_version(&mut self) -> u64 {
+    /// The live version of food (0 before the first load), after it was seen to answer.
+    async fn live(&mut self) -> u64 {
         let partitions = self.admin.list_partitions(ListPartitionsRequest {}).await.unwrap().into_inner().partitions;
         assert!(partitions.len() >= 7, "tasks were lost: {partitions:?}");
         let live = partitions.iter().find(|p| p.task == "food").map_or(0, |p| p.version);
@@ -75,6 +75,12 @@ impl Serving {
             let request = ClassifyRequest { task: "food".to_owned(), text: Some("soup".to_owned()), ..Default::default() };
             assert_eq!(self.classifier.classify(request).await.unwrap().into_inner().partition_version, live);
         }
+        live
+    }
+
+    /// As [`Self::live`], of a server that has come back without damage.
+    async fn sound_version(&mut self) -> u64 {
+        let live = self.live().await;
         let status = self.admin.get_status(GetStatusRequest {}).await.unwrap().into_inner();
         assert!(status.notices.is_empty(), "{:?}", status.notices);
         live
@@ -199,6 +205,26 @@ async fn a_disk_that_is_full_refuses_loads_loses_nothing_and_serves_on() {
     assert_eq!(server.sound_version().await, after);
 }
 
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_the_size_of_a_file_refuses_loads_loses_nothing_and_serves_on() {
+    let state = tempfile::tempdir().unwrap();
+    let live = Serving::start(state.path(), "").await.sound_version().await;
+    let mut shell = Command::new("sh");
+    // In blocks of 512 or 1,024 bytes: less than an artifact.
+    shell.args(["-c", "ulimit -f 1000 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_delo")]);
+    let mut server = Serving::start_by(shell, state.path(), "").await;
+    for _ in 0..2 {
+        let status = server.load(artifact(1)).await.unwrap_err();
+        assert!(status.code() == tonic::Code::Unavailable && status.message().contains("state directory"), "{status:?}");
+        assert_eq!(server.sound_version().await, live);
+    }
+    server.kill();
+    let mut server = Serving::start(state.path(), "").await;
+    assert_eq!(server.sound_version().await, live);
+    assert_eq!(server.load(artifact(1)).await.unwrap(), live + 1);
+}
+
 #[cfg(feature = "failpoints")]
 mod steps {
     use delo::registry::remote::{Place, push};
@@ -226,6 +252,36 @@ mod steps {
             let expected = live + u64::from(survives);
             live = Serving::start(state.path(), "").await.sound_version().await;
             assert_eq!(live, expected, "after a crash at {step}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn killed_at_every_step_of_taking_over_a_former_layout_it_comes_back_with_all_of_it() {
+        let state = tempfile::tempdir().unwrap();
+        let mut server = Serving::start(state.path(), "").await;
+        let live = server.load(artifact(1)).await.unwrap();
+        server.kill();
+        let own = state.path().join("delo-state");
+        for name in ["partitions", "lock"] {
+            std::fs::rename(own.join(name), state.path().join(name)).unwrap();
+        }
+        for file in std::fs::read_dir(&own).unwrap().map(|entry| entry.unwrap()) {
+            if file.file_name().to_string_lossy().starts_with("catalogue-") {
+                std::fs::rename(file.path(), state.path().join(file.file_name())).unwrap();
+            }
+        }
+        for step in
+            ["state.adopted.written", "state.adopted.renamed", "state.catalogue.written", "state.catalogue.renamed", "state.committed"]
+        {
+            std::fs::remove_dir_all(&own).unwrap();
+            let command = Command::new(env!("CARGO_BIN_EXE_delo"))
+                .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off", "--metrics-listen", "off"])
+                .env("DELO_CATALOGUE__STATE_DIR", state.path())
+                .env("FAILPOINTS", format!("{step}=return"))
+                .stderr(Stdio::null())
+                .status();
+            assert!(!command.unwrap().success(), "{step} was not met");
+            assert_eq!(Serving::start(state.path(), "").await.live().await, live, "after a crash at {step}");
         }
     }
 

@@ -76,19 +76,31 @@ pub fn run(args: RegistryArgs) -> Result<(), Failure> {
         RegistryCommand::List { at, json } => list(&at, json),
         RegistryCommand::Promote { what, at } => {
             let (entry, revision) = at.ask(async |place| remote::promote(&place, &what).await)?;
-            print(&format!("live: task {}, {} (revision {revision})", entry.task, short(&entry.sha256)))
+            print(&format!("live: task {}, {} (revision {revision}) in {}", entry.task, short(&entry.sha256), at.shown()?))
         }
         RegistryCommand::Withdraw { task, at } => {
             let revision = at.ask(async |place| remote::withdraw(&place, &task).await)?;
-            print(&format!("withdrawn: task {task} (revision {revision})"))
+            print(&format!("withdrawn: task {task} (revision {revision}) in {}", at.shown()?))
         }
     }
 }
 
 impl At {
+    fn place(&self) -> Result<Place, Failure> {
+        Place::of_registry(&self.registry).map_err(|e| Failure::usage(format!("--registry: {e}")))
+    }
+
+    /// Where the registry is: its address, or its directory from the root on.
+    fn shown(&self) -> Result<String, Failure> {
+        Ok(match self.place()? {
+            Place::Directory(dir) => std::path::absolute(&dir).unwrap_or(dir).display().to_string(),
+            place => place.shown(""),
+        })
+    }
+
     /// Runs one exchange with the registry.
     fn ask<T, F: Future<Output = Result<T, RemoteError>>>(&self, talk: impl FnOnce(Place) -> F) -> Result<T, Failure> {
-        let place = Place::of_registry(&self.registry).map_err(|e| Failure::usage(format!("--registry: {e}")))?;
+        let place = self.place()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(runtime.block_on(talk(place))?)
     }
@@ -111,7 +123,9 @@ fn push(files: &[PathBuf], at: &At, key: Option<PathBuf>, live: bool) -> Result<
             (false, false) => "there already",
         };
         let signed = if entry.signature.is_some() { ", signed" } else { "" };
-        print(&format!("{done}: task {}, {}{signed} (revision {})", entry.task, short(&entry.sha256), pushed.revision))?;
+        let to = if pushed.new_registry { "to the new registry" } else { "in" };
+        let shown = at.shown()?;
+        print(&format!("{done}: task {}, {}{signed} (revision {}) {to} {shown}", entry.task, short(&entry.sha256), pushed.revision))?;
     }
     Ok(())
 }

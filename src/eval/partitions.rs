@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::delo::{Partition, PartitionError};
 use crate::engine::Resident;
-use crate::model_dir::{embedded_partitions, safetensors_files};
+use crate::model_dir::{embedded_partitions, partition_files};
 use crate::vilt::Description;
 
 /// Why partitions cannot be read.
@@ -20,7 +20,7 @@ pub enum PartitionsError {
     Refused { name: String, source: PartitionError },
 }
 
-/// Every `*.safetensors` of a folder, in order of name.
+/// The partitions of a folder ([`partition_files`]), in order of name.
 ///
 /// # Errors
 /// [`PartitionsError`] names the file that is refused.
@@ -29,7 +29,7 @@ pub fn read_directory(dir: &Path, backbone: &Description) -> Result<Vec<Arc<Resi
         let path = path.to_owned();
         move |source| PartitionsError::Unreadable { path, source }
     };
-    let paths = safetensors_files(dir).map_err(unreadable(dir))?;
+    let paths = partition_files(dir).map_err(unreadable(dir))?;
     if paths.is_empty() {
         return Err(PartitionsError::Empty(dir.to_owned()));
     }

@@ -1,16 +1,25 @@
-//! A directory of the file system that one server owns.
+//! The folder in a state directory that one server owns. It has a name that nobody gives to a folder of theirs, and a file that says whose it is: what else lies
+//! in the state directory is not the server's, and stays as it is.
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::state::Files;
+use super::state::{Files, PARTITIONS, named_digest, revision};
+
+/// The folder's name in the state directory.
+const NAME: &str = "delo-state";
+/// Marks the folder as a server's own.
+const MARK: &str = "README.txt";
+/// The first line of that file, by which it is recognised.
+const MARK_LINE: &str = "This folder belongs to a delo server (its setting catalogue.state_dir).";
+const LOCK: &str = "lock";
 
 /// A directory, locked for as long as this lives.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    /// The lock goes with the file handle, also when the process is killed.
-    _lock: File,
+    /// The lock goes with the file handle, also when the process is killed. `None` where there is nothing to lock: a directory that is only read.
+    _lock: Option<File>,
 }
 
 /// Why a directory can't be had.
@@ -20,29 +29,132 @@ pub enum FolderError {
     InUse(PathBuf),
     #[error("can't use the state directory {path} (catalogue.state_dir): {source}")]
     Unusable { path: PathBuf, source: io::Error },
+    #[error("{path} holds {name:?}, which no delo server wrote: move it elsewhere, or name another directory in catalogue.state_dir")]
+    Foreign { path: PathBuf, name: String },
+    #[error("{path} lies inside {state}, which belongs to a server: name another directory in catalogue.state_dir, or {} to go on with what that server kept", .state.parent().unwrap_or(.state).display())]
+    Inside { path: PathBuf, state: PathBuf },
+    #[error(
+        "the partitions directory {partitions} lies inside {state}, where the server keeps what is live: put your partitions in a directory of their own and name it in model.partitions"
+    )]
+    Overlap { partitions: PathBuf, state: PathBuf },
 }
 
 impl Folder {
-    /// Makes the directory and its `partitions` where they are missing, readable by this user alone, and locks it.
+    /// Makes the server's own folder in a state directory where it is missing, readable by this user alone, marks it and locks it.
     ///
     /// # Errors
     /// [`FolderError`]
-    pub fn open(path: &Path) -> Result<Self, FolderError> {
-        let unusable = |source| FolderError::Unusable { path: path.to_owned(), source };
+    pub fn open(state_dir: &Path) -> Result<Self, FolderError> {
+        let unusable = |source| FolderError::Unusable { path: state_dir.to_owned(), source };
+        if let Some(state) = state_around(state_dir) {
+            return Err(FolderError::Inside { path: state_dir.to_owned(), state });
+        }
+        let path = state_dir.join(NAME);
+        let marked = is_marked(&path);
+        if !marked && let Some(name) = foreign_name(&path).map_err(unusable)? {
+            return Err(FolderError::Foreign { path, name });
+        }
         let mut builder = DirBuilder::new();
         builder.recursive(true);
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(path.join("partitions")).map_err(unusable)?;
-        let lock = OpenOptions::new().create(true).write(true).truncate(false).open(path.join("lock")).map_err(unusable)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(FolderError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(unusable(source)),
+        builder.create(path.join(PARTITIONS)).map_err(unusable)?;
+        let lock = OpenOptions::new().create(true).write(true).truncate(false).open(path.join(LOCK)).map_err(unusable)?;
+        let folder = Self { _lock: Some(locked(lock, state_dir)?), path };
+        if !marked {
+            let beside = format!("{MARK}.new");
+            let written = folder.write_synced(&beside, mark().as_bytes());
+            written.and_then(|()| folder.rename(&beside, MARK)).map_err(unusable)?;
         }
-        let folder = Self { path: path.to_owned(), _lock: lock };
         folder.sync_dir("").map_err(unusable)?;
+        // The folder's own name is durable too.
+        Self { path: state_dir.to_owned(), _lock: None }.sync_dir("").map_err(unusable)?;
         Ok(folder)
+    }
+
+    /// What delo 0.1.0 kept, in the state directory itself; `None` where it kept nothing there. It is only read, and locked so that no such server changes it
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// [`FolderError::InUse`]; a directory that can't be read.
+    pub fn former(state_dir: &Path) -> Result<Option<Self>, FolderError> {
+        let unusable = |source| FolderError::Unusable { path: state_dir.to_owned(), source };
+        let mut folder = Self { path: state_dir.to_owned(), _lock: None };
+        if !folder.list("").map_err(unusable)?.iter().any(|name| revision(name).is_some()) {
+            return Ok(None);
+        }
+        let lock = state_dir.join(LOCK);
+        if lock.is_file() {
+            let file = OpenOptions::new().write(true).open(lock).map_err(unusable)?;
+            folder._lock = Some(locked(file, state_dir)?);
+        }
+        Ok(Some(folder))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Refuses a partitions directory that lies inside this folder: what a server keeps would be read as what a user put there.
+    ///
+    /// # Errors
+    /// [`FolderError::Overlap`]
+    pub fn check_apart(&self, partitions: &Path) -> Result<(), FolderError> {
+        let inside = match (partitions.canonicalize(), self.path.canonicalize()) {
+            (Ok(partitions), Ok(state)) => partitions.starts_with(state),
+            _ => false,
+        };
+        if inside { Err(FolderError::Overlap { partitions: partitions.to_owned(), state: self.path.clone() }) } else { Ok(()) }
+    }
+}
+
+/// The server's own folder that a path is or lies in, if any. What of the path isn't there yet counts as it is written.
+pub fn state_around(path: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(path).ok()?;
+    let there = absolute.ancestors().find_map(|ancestor| ancestor.canonicalize().ok())?;
+    there.ancestors().find(|ancestor| is_marked(ancestor)).map(Path::to_owned)
+}
+
+fn is_marked(dir: &Path) -> bool {
+    let mut line = vec![0; MARK_LINE.len()];
+    let mark = dir.join(MARK);
+    // Asked before it is opened: opening a pipe would wait for its writer.
+    mark.is_file() && File::open(mark).is_ok_and(|mut file| file.read_exact(&mut line).is_ok()) && line == MARK_LINE.as_bytes()
+}
+
+/// A name in a folder without a mark that no server writes; `None` where all are a server's, or the folder isn't there.
+fn foreign_name(dir: &Path) -> io::Result<Option<String>> {
+    let names = |dir: &Path| match std::fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<io::Result<Vec<_>>>(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    };
+    let own = |name: &String| {
+        let whole = name.strip_suffix(".new").unwrap_or(name);
+        [LOCK, MARK, PARTITIONS].contains(&whole) || revision(whole).is_some()
+    };
+    let foreign = names(dir)?.into_iter().find(|name| !own(name));
+    if foreign.is_some() {
+        return Ok(foreign);
+    }
+    let partition = names(&dir.join(PARTITIONS))?.into_iter().find(|name| named_digest(name).is_none());
+    Ok(partition.map(|name| format!("{PARTITIONS}/{name}")))
+}
+
+fn mark() -> String {
+    format!(
+        "{MARK_LINE}\n\
+         It holds which partitions are live, and their files. The server writes and removes files here by itself:\n\
+         put nothing here and change nothing. Partitions of your own go to the directory that --partitions names.\n\
+         To move or copy it, stop the server and take the whole folder.\n"
+    )
+}
+
+fn locked(file: File, state_dir: &Path) -> Result<File, FolderError> {
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(FolderError::InUse(state_dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(FolderError::Unusable { path: state_dir.to_owned(), source }),
     }
 }
 
@@ -110,7 +222,64 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        let _folder = Folder::open(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0);
+        let folder = Folder::open(&path).unwrap();
+        for made in [&path, folder.path()] {
+            assert_eq!(std::fs::metadata(made).unwrap().permissions().mode() & 0o077, 0);
+        }
+    }
+
+    #[test]
+    fn a_folder_with_files_of_others_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["delo-state/notes.txt", "delo-state/partitions/food.safetensors", "delo-state/README.txt/x"] {
+            let file = dir.path().join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, "somebody's").unwrap();
+            let refusal = Folder::open(dir.path());
+            if name.contains("README") {
+                assert!(matches!(refusal, Err(FolderError::Unusable { .. })), "{refusal:?}");
+            } else {
+                let told = refusal.unwrap_err().to_string();
+                assert!(told.contains("catalogue.state_dir") && told.contains(name.rsplit('/').next().unwrap()), "{told}");
+            }
+            assert_eq!(std::fs::read(&file).unwrap(), b"somebody's");
+            std::fs::remove_dir_all(dir.path().join("delo-state")).unwrap();
+        }
+        // What a crash left between the folder and its mark is the server's own.
+        std::fs::create_dir_all(dir.path().join("delo-state/partitions")).unwrap();
+        std::fs::write(dir.path().join("delo-state/README.txt.new"), "This").unwrap();
+        assert!(Folder::open(dir.path()).is_ok());
+        // Once it is marked, files of others in it are left alone.
+        std::fs::write(dir.path().join("delo-state/notes.txt"), "somebody's").unwrap();
+        assert!(Folder::open(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_state_directory_inside_the_folder_of_another_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        for inside in [folder.path().to_owned(), folder.path().join("partitions"), folder.path().join("new/deep")] {
+            let told = Folder::open(&inside).unwrap_err();
+            assert!(matches!(told, FolderError::Inside { .. }) && told.to_string().contains("catalogue.state_dir"), "{told}");
+        }
+        assert!(!folder.path().join("new").exists());
+        assert!(state_around(dir.path()).is_none() && state_around(&dir.path().join("partitions/x")).is_none());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn partitions_lie_beside_the_folder_and_not_inside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(&dir.path().join("state")).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(folder.path().join("partitions"), &link).unwrap();
+        for inside in [folder.path(), &folder.path().join("partitions"), &link] {
+            let told = folder.check_apart(inside).unwrap_err().to_string();
+            assert!(told.contains("model.partitions"), "{told}");
+        }
+        std::fs::create_dir(dir.path().join("state/partitions")).unwrap();
+        for beside in ["", "state", "state/partitions"] {
+            folder.check_apart(&dir.path().join(beside)).unwrap();
+        }
     }
 }

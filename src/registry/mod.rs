@@ -3,6 +3,7 @@
 //! [`ledger`] says what a change means, [`state`] makes it outlive the process, and this module makes it happen: read and check beside the serving, try
 //! out, write down, swap.
 mod crash;
+mod file_address;
 mod folder;
 pub mod ledger;
 pub mod remote;
@@ -10,8 +11,9 @@ pub mod signature;
 mod source;
 pub mod state;
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,13 +29,13 @@ use crate::delo::partition::digest;
 use crate::delo::{Partition, PartitionError};
 use crate::engine::{Catalogue, CatalogueError, Engine, EngineError, Query, Resident, RoutingRule, Trial, TrialMode};
 use crate::input::{Pixels, Sample};
-use crate::model_dir::safetensors_files;
+use crate::model_dir::partition_files;
 use folder::Folder;
 pub use folder::FolderError;
 use ledger::{Done, Ledger, LedgerError, Seen, TaskRecord, VersionRecord};
 use signature::Trust;
 pub use source::{Root, Source, SourceError};
-use state::{StateDir, StateError};
+use state::{Found, StateDir, StateError};
 
 /// How long an unload waits for the requests that the partition is serving.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -61,10 +63,67 @@ pub struct Registry {
     engine: Arc<Engine>,
     settings: Settings,
     root: Root,
+    /// `None` where no earlier delo kept anything in the state directory.
+    former: Option<Former>,
     /// Replaced as a whole: whoever holds a snapshot keeps a consistent catalogue, whatever is loaded meanwhile.
     live: ArcSwap<Catalogue>,
     /// Held through a change, so that changes happen one after another and in the order of their calls.
     books: Mutex<Books>,
+}
+
+/// Files that delo 0.1.0 left in its state directory. They are read once, when their state is taken over, and stay as they are.
+#[derive(Debug)]
+struct Former {
+    /// Where its artifacts lie: in `partitions`, a folder that users may have put their own into.
+    partitions: PathBuf,
+    /// The artifacts that it named.
+    digests: BTreeSet<String>,
+}
+
+impl Former {
+    /// Whether a file is one of its artifacts.
+    fn wrote(&self, file: &Path) -> bool {
+        let named = file.file_name().and_then(OsStr::to_str).and_then(state::named_digest);
+        named.is_some_and(|digest| self.digests.contains(digest))
+            && file.parent().and_then(|dir| dir.canonicalize().ok()) == self.partitions.canonicalize().ok()
+    }
+}
+
+/// What a state directory holds.
+struct Kept {
+    state: StateDir<Folder>,
+    found: Found,
+    former: Option<Former>,
+    /// What the operator should know besides.
+    notice: Option<String>,
+}
+
+impl Kept {
+    /// Opens a state directory; what delo 0.1.0 kept in it is taken over where nothing is kept yet.
+    fn open(dir: &Path, partitions: Option<&Path>) -> Result<Self, RegistryError> {
+        let folder = Folder::open(dir)?;
+        if let Some(partitions) = partitions {
+            folder.check_apart(partitions)?;
+        }
+        let own = folder.path().to_owned();
+        let (mut state, mut found) = StateDir::open(folder)?;
+        let Some(former) = Folder::former(dir)? else { return Ok(Self { state, found, former: None, notice: None }) };
+        let (old, old_found) = StateDir::open(former)?;
+        let former = Former { partitions: dir.join(state::PARTITIONS), digests: old.digests() };
+        let mut notice = None;
+        if let (true, Some(ledger)) = (found.is_empty(), &old_found.ledger) {
+            state.adopt(&old, ledger)?;
+            let text = format!(
+                "what an earlier delo kept in {} was copied to {}; its files stay, and are not read any more: catalogue-*.json, lock, and in partitions those named by a SHA-256",
+                dir.display(),
+                own.display()
+            );
+            tracing::info!(notice = text, "state directory");
+            notice = Some(text);
+            found = old_found;
+        }
+        Ok(Self { state, found, former: Some(former), notice })
+    }
 }
 
 /// What is known beyond the catalogue.
@@ -174,16 +233,18 @@ impl Registry {
         let blank = Ledger::of(fingerprint.clone());
         let Some(dir) = settings.state_dir.clone() else {
             let books = Books { ledger: blank, store: Store::Memory(HashMap::new()), notices: Vec::new() };
-            return Ok(Arc::new(Self { engine, settings, root, live, books: Mutex::new(books) }));
+            return Ok(Arc::new(Self { engine, settings, root, former: None, live, books: Mutex::new(books) }));
         };
-        let (state, found) = blocking(move || Ok::<_, RegistryError>(StateDir::open(Folder::open(&dir)?)?)).await??;
+        let partitions = settings.root.clone();
+        let Kept { state, found, former, notice } = blocking(move || Kept::open(&dir, partitions.as_deref())).await??;
         let ledger = found.ledger.unwrap_or(blank);
         if ledger.backbone != fingerprint {
             return Err(RegistryError::OtherBackbone { found: ledger.backbone, expected: fingerprint });
         }
         let books = Books { ledger, store: Store::Disk(state), notices: found.notices };
-        let registry = Arc::new(Self { engine, settings, root, live, books: Mutex::new(books) });
+        let registry = Arc::new(Self { engine, settings, root, former, live, books: Mutex::new(books) });
         registry.restore().await?;
+        registry.books.lock().await.notices.extend(notice);
         Ok(registry)
     }
 
@@ -280,15 +341,16 @@ impl Registry {
         Ok(())
     }
 
-    /// Loads every `*.safetensors` of the root directory, or nothing where there is none.
+    /// Loads the partitions that lie in the root directory ([`partition_files`]), or nothing where there is none.
     ///
     /// # Errors
     /// The first file that is refused, by name; nothing of them is live then.
     pub async fn load_directory(&self) -> Result<(), RegistryError> {
         let Some(dir) = self.root.dir() else { return Ok(()) };
-        let files = safetensors_files(dir).map_err(|source| RegistryError::Directory { dir: dir.to_owned(), source })?;
-        let name = |file: PathBuf| file.to_string_lossy().into_owned();
-        self.load_at_start(files.into_iter().map(name).map(|file| (file.clone(), Source::Uri(file))).collect()).await
+        let mut files = partition_files(dir).map_err(|source| RegistryError::Directory { dir: dir.to_owned(), source })?;
+        files.retain(|file| !self.former.as_ref().is_some_and(|former| former.wrote(file)));
+        let named = |file: PathBuf| (file.to_string_lossy().into_owned(), Source::File(file));
+        self.load_at_start(files.into_iter().map(named).collect()).await
     }
 
     /// Loads the first partitions, all of them or none, solving the router once. A task that the ledger knows is left as the ledger has it: what an
@@ -595,6 +657,7 @@ fn record(partition: &Partition, origin: String) -> VersionRecord {
 fn origin(source: &Source) -> String {
     match source {
         Source::Uri(uri) => uri.clone(),
+        Source::File(path) => path.display().to_string(),
         Source::Artifact(_) => "upload".to_owned(),
     }
 }
@@ -603,6 +666,7 @@ fn origin(source: &Source) -> String {
 fn identity(source: &Source) -> String {
     match source {
         Source::Uri(uri) => uri.clone(),
+        Source::File(path) => path.display().to_string(),
         Source::Artifact(bytes) => digest(bytes),
     }
 }

@@ -1,5 +1,4 @@
 //! Where an artifact's bytes come from, and which files may be read for it.
-use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
@@ -7,13 +6,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::file_address::{self, Named};
 use super::signature::{self, SignatureError, Trust};
 
 /// An artifact to load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A path, or `file://` and an absolute path; relative ones start at the root.
+    /// A path, relative ones from the root on, or a `file:` URI.
     Uri(String),
+    /// A path, as [`Root::dir`] lists it.
+    File(PathBuf),
     /// The artifact itself, from someone who has checked its signature where one is required.
     Artifact(Bytes),
 }
@@ -24,6 +26,8 @@ pub enum SourceError {
         "{uri:?} is no path and no file:// address: give a path inside {root}, an address that registry.allowed_urls allows, or upload the file"
     )]
     Scheme { uri: String, root: PathBuf },
+    #[error("{uri:?} {reason}")]
+    Address { uri: String, reason: String },
     #[error("this server reads no partition by path: start it with --partitions DIR, or upload the file")]
     NoRoot,
     #[error("{uri:?} is not inside {root}: copy the partition there, or upload it")]
@@ -43,7 +47,7 @@ pub enum SourceError {
 /// The only directory that partitions are read from, and how large they may be.
 #[derive(Clone, Debug)]
 pub struct Root {
-    /// Without symbolic links.
+    /// Absolute, and as it was given: a symbolic link in it is followed at each read, to what it names then.
     dir: Option<PathBuf>,
     max_bytes: usize,
     /// Whose signature a file needs.
@@ -54,7 +58,8 @@ impl Root {
     /// # Errors
     /// A directory that isn't there.
     pub fn new(dir: Option<&Path>, max_bytes: usize, trust: Arc<Trust>) -> std::io::Result<Self> {
-        Ok(Self { dir: dir.map(Path::canonicalize).transpose()?, max_bytes, trust })
+        let absolute = |dir: &Path| dir.canonicalize().and_then(|_| std::path::absolute(dir));
+        Ok(Self { dir: dir.map(absolute).transpose()?, max_bytes, trust })
     }
 
     pub fn dir(&self) -> Option<&Path> {
@@ -71,29 +76,38 @@ impl Root {
                 self.check_size(bytes.len() as u64)?;
                 Ok(bytes)
             }
-            Source::Uri(uri) => {
-                let path = self.locate(&uri)?;
-                let bytes = self.read_file(&path)?;
-                let signature = if self.trust.wants_signatures() { signature::beside(&path)? } else { None };
-                self.trust.check(&bytes, signature.as_deref())?;
-                Ok(bytes)
-            }
+            Source::Uri(uri) => self.read_signed(&self.locate(&uri)?),
+            Source::File(path) => self.read_signed(&self.inside(&path)?),
         }
     }
 
+    fn read_signed(&self, path: &Path) -> Result<Bytes, SourceError> {
+        let bytes = self.read_file(path)?;
+        let signature = if self.trust.wants_signatures() { signature::beside(path)? } else { None };
+        self.trust.check(&bytes, signature.as_deref())?;
+        Ok(bytes)
+    }
+
     fn locate(&self, uri: &str) -> Result<PathBuf, SourceError> {
-        let root = self.dir.as_ref().ok_or(SourceError::NoRoot)?;
-        let path = match uri.split_once("://") {
-            None => Cow::Borrowed(Path::new(uri)),
-            Some(("file", path)) if path.starts_with('/') => Cow::Borrowed(Path::new(path)),
-            Some(_) => return Err(SourceError::Scheme { uri: uri.to_owned(), root: root.clone() }),
-        };
-        let outside = || SourceError::Outside { uri: uri.to_owned(), root: root.clone() };
-        if path.components().any(|part| part == Component::ParentDir) {
+        match file_address::parse(uri).map_err(|reason| SourceError::Address { uri: uri.to_owned(), reason })? {
+            Named::Path(path) => self.inside(path),
+            Named::File(path) => self.inside(&path),
+            Named::Address => Err(SourceError::Scheme { uri: uri.to_owned(), root: self.dir.clone().ok_or(SourceError::NoRoot)? }),
+        }
+    }
+
+    /// The file that a path names, without symbolic links.
+    fn inside(&self, path: &Path) -> Result<PathBuf, SourceError> {
+        let dir = self.dir.as_ref().ok_or(SourceError::NoRoot)?;
+        let outside = || SourceError::Outside { uri: path.display().to_string(), root: dir.clone() };
+        // Below the directory's own name, the path goes on from what that name means at this moment, even if a link in it is switched meanwhile.
+        let below = path.strip_prefix(dir).unwrap_or(path);
+        if below.components().any(|part| part == Component::ParentDir) {
             return Err(outside());
         }
-        let path = resolve(&root.join(&path))?;
-        if path.starts_with(root) { Ok(path) } else { Err(outside()) }
+        let root = resolve(dir)?;
+        let file = resolve(&root.join(below))?;
+        if file.starts_with(&root) { Ok(file) } else { Err(outside()) }
     }
 
     fn read_file(&self, path: &Path) -> Result<Bytes, SourceError> {
@@ -184,7 +198,84 @@ mod tests {
         assert!(matches!(read(&root, "nothing"), Err(SourceError::Missing { .. })));
         assert!(matches!(read(&root, "inner"), Err(SourceError::NotAFile { .. })));
         assert!(matches!(read(&root, "https://example.org/a"), Err(SourceError::Scheme { .. })));
+        assert!(matches!(read(&root, "file://nas/a"), Err(SourceError::Address { .. })));
         assert!(matches!(read(&Root::new(None, 10, Arc::default()).unwrap(), "a"), Err(SourceError::NoRoot)));
+    }
+
+    #[test]
+    fn reads_file_addresses_decoded_and_checks_them_after_that() {
+        let (dir, root) = folder();
+        let base = dir.path().canonicalize().unwrap().display().to_string();
+        std::fs::create_dir(dir.path().join("root/sub dir é")).unwrap();
+        std::fs::write(dir.path().join("root/sub dir é/o b"), "decoded").unwrap();
+        std::fs::write(dir.path().join("root/o%20b"), "raw").unwrap();
+        for uri in ["file://", "file:", "FILE://", "file://localhost"].map(|head| format!("{head}{base}/root/sub%20dir%20%C3%A9/o%20b")) {
+            assert_eq!(read(&root, &uri).unwrap(), "decoded", "{uri}");
+        }
+        assert_eq!(read(&root, "o%20b").unwrap(), "raw");
+        assert_eq!(read(&root, format!("{base}/root/o%20b")).unwrap(), "raw");
+        for path in ["%2e%2e/secret", "%2E%2e%2Fsecret", "inner/%2e./%2e%2e/secret", "../secret"] {
+            let read = read(&root, format!("file://{base}/root/{path}"));
+            assert!(matches!(read, Err(SourceError::Outside { .. })), "{path}: {read:?}");
+        }
+        assert!(matches!(read(&root, format!("file://{base}/root/a%00")), Err(SourceError::Address { .. })));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn reads_what_a_link_to_the_root_names_at_that_moment() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        for version in ["v1", "v2"] {
+            std::fs::create_dir_all(dir.path().join(version).join("parts")).unwrap();
+            std::fs::write(dir.path().join(version).join("parts/a"), version).unwrap();
+        }
+        let switch = |version: &str| {
+            symlink(version, dir.path().join("next")).unwrap();
+            std::fs::rename(dir.path().join("next"), dir.path().join("cur")).unwrap();
+        };
+        switch("v1");
+        // The link is the last part of the root's path, or one before it.
+        symlink("cur/parts", dir.path().join("link")).unwrap();
+        let roots = ["link", "cur/parts"].map(|name| dir.path().join(name));
+        let opened = roots.clone().map(|path| Root::new(Some(&path), 10, Arc::default()).unwrap());
+        let check = |expected: &str| {
+            for (path, root) in roots.iter().zip(&opened) {
+                for uri in ["a".to_owned(), path.join("a").display().to_string(), format!("file://{}", path.join("a").display())] {
+                    assert_eq!(read(root, &uri).unwrap(), expected, "{uri}");
+                }
+                assert_eq!(root.read(Source::File(path.join("a"))).unwrap(), expected);
+            }
+        };
+        check("v1");
+        switch("v2");
+        check("v2");
+        let left = dir.path().canonicalize().unwrap().join("v1/parts/a").display().to_string();
+        assert!(matches!(read(&opened[0], left), Err(SourceError::Outside { .. })));
+        std::fs::remove_dir_all(dir.path().join("v1")).unwrap();
+        check("v2");
+        // Removed and made again, as a deployment does.
+        std::fs::remove_dir_all(dir.path().join("v2")).unwrap();
+        assert!(matches!(read(&opened[0], "a"), Err(SourceError::Missing { .. })));
+        std::fs::create_dir_all(dir.path().join("v2/parts")).unwrap();
+        std::fs::write(dir.path().join("v2/parts/a"), "again").unwrap();
+        check("again");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn reads_a_folder_that_kubernetes_switches() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(Some(dir.path()), 10, Arc::default()).unwrap();
+        symlink("..data/a", dir.path().join("a")).unwrap();
+        for version in ["..2026_01_01", "..2026_01_02"] {
+            std::fs::create_dir(dir.path().join(version)).unwrap();
+            std::fs::write(dir.path().join(version).join("a"), &version[10..]).unwrap();
+            symlink(version, dir.path().join("..data_tmp")).unwrap();
+            std::fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
+            assert_eq!(read(&root, "a").unwrap(), &version[10..]);
+        }
     }
 
     #[test]

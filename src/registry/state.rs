@@ -1,10 +1,12 @@
 //! The ledger and the artifacts it names, on disk: after a crash or a power loss at any moment, what is found is the old state or the new one.
 //!
 //! ```text
-//! DIR/lock                               held by the server that uses the directory
-//! DIR/catalogue-00000000000000000012.json    the latest generations of the ledger: a line with the SHA-256 of what follows, then JSON
-//! DIR/partitions/<SHA-256>.safetensors   the artifacts that these generations name
+//! STATE_DIR/delo-state/README.txt        marks the folder as a server's own (`folder.rs`)
+//!                      lock              held by the server that uses the folder
+//!                      catalogue-00000000000000000012.json    the latest generations of the ledger: a line with the SHA-256 of what follows, then JSON
+//!                      partitions/<SHA-256>.safetensors       the artifacts that these generations name
 //! ```
+//! Nothing is removed but generations that were read here and files in `partitions/` that are named by a SHA-256.
 //! An artifact is written under another name, synced, renamed, and its folder synced, before a generation that names it is written the same way. A
 //! generation is never changed; the one before stays until two later ones are there.
 use std::collections::{BTreeSet, VecDeque};
@@ -21,7 +23,9 @@ use crate::delo::partition::digest;
 const GENERATIONS: usize = 3;
 /// The longest generation that is read, in bytes.
 const MAX_LEDGER_BYTES: u64 = 256 << 20;
-const PARTITIONS: &str = "partitions";
+/// The longest artifact that is taken over from another directory, in bytes: more than any setting allows.
+const MAX_ADOPTED_BYTES: u64 = 1 << 40;
+pub const PARTITIONS: &str = "partitions";
 
 /// A directory's files, as far as the state needs them. Names are relative to it.
 pub trait Files: Debug + Send + Sync {
@@ -58,6 +62,13 @@ pub struct Found {
     pub notices: Vec<String>,
 }
 
+impl Found {
+    /// Whether there was no generation at all, not even a damaged one.
+    pub fn is_empty(&self) -> bool {
+        self.ledger.is_none() && self.notices.is_empty()
+    }
+}
+
 /// The state in a directory. One change at a time: its owner holds it by `&mut`.
 #[derive(Debug)]
 pub struct StateDir<F> {
@@ -70,8 +81,17 @@ fn generation(revision: u64) -> String {
     format!("catalogue-{revision:020}.json")
 }
 
-fn revision(name: &str) -> Option<u64> {
-    name.strip_prefix("catalogue-")?.strip_suffix(".json")?.parse().ok()
+/// The revision in the name of a generation; `None` for every other name.
+pub fn revision(name: &str) -> Option<u64> {
+    let revision = name.strip_prefix("catalogue-")?.strip_suffix(".json")?.parse().ok()?;
+    (generation(revision) == name).then_some(revision)
+}
+
+/// The digest in the name of an artifact, or of one that is half written; `None` for every other name.
+pub fn named_digest(name: &str) -> Option<&str> {
+    let digest = name.strip_suffix(".new").unwrap_or(name).strip_suffix(".safetensors")?;
+    let hexadecimal = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+    (digest.len() == 64 && digest.bytes().all(hexadecimal)).then_some(digest)
 }
 
 fn artifact(digest: &str) -> String {
@@ -141,6 +161,26 @@ impl<F: Files> StateDir<F> {
         Ok(())
     }
 
+    /// Makes the ledger that was found in another directory this one's, with its artifacts. The other directory stays as it is; until the ledger is written
+    /// here, last of all, this one holds none.
+    ///
+    /// # Errors
+    /// [`StateError::Write`]
+    pub fn adopt(&mut self, other: &Self, ledger: &Ledger) -> Result<(), StateError> {
+        for digest in ledger.digests() {
+            // What is missing or damaged there is missing here: the version that needs it is told of when it is restored.
+            if let Ok(bytes) = other.artifact(digest, MAX_ADOPTED_BYTES) {
+                self.write(&artifact(digest), PARTITIONS, &bytes, ["state.adopted.written", "state.adopted.renamed"])?;
+            }
+        }
+        self.commit(ledger, &[])
+    }
+
+    /// The digests of all artifacts that the generations in this directory name.
+    pub fn digests(&self) -> BTreeSet<String> {
+        self.generations.iter().flat_map(|(_, digests)| digests).cloned().collect()
+    }
+
     fn write(&self, name: &str, dir: &str, bytes: &[u8], points: [&str; 2]) -> Result<(), StateError> {
         fail::fail_point!("state.write", |_| Err(StateError::Write(io::Error::from_raw_os_error(libc::ENOSPC))));
         let beside = format!("{name}.new");
@@ -170,7 +210,8 @@ impl<F: Files> StateDir<F> {
         Ok(bytes.into())
     }
 
-    /// Removes what no kept generation needs. A failure only leaves it there.
+    /// Removes what no kept generation needs, of the files that this type writes: a file of another name stays, whoever put it there. A failure only leaves
+    /// it there.
     fn tidy(&mut self) {
         while self.generations.len() > GENERATIONS {
             if let Some((revision, _)) = self.generations.pop_front() {
@@ -179,8 +220,9 @@ impl<F: Files> StateDir<F> {
         }
         let needed: BTreeSet<&String> = self.generations.iter().flat_map(|(_, digests)| digests).collect();
         for name in self.files.list(PARTITIONS).unwrap_or_default() {
-            let known = name.strip_suffix(".safetensors").is_some_and(|digest| needed.contains(&digest.to_owned()));
-            if !known {
+            let Some(digest) = named_digest(&name) else { continue };
+            let half_written = name.ends_with(".new");
+            if half_written || !needed.contains(&digest.to_owned()) {
                 let _ = self.files.remove(&format!("{PARTITIONS}/{name}"));
             }
         }
@@ -384,6 +426,65 @@ mod tests {
                 prop_assert!(state.artifact(&record.digest, 1 << 20).is_ok());
             }
         }
+    }
+
+    proptest! {
+        #[test]
+        fn a_crash_while_another_directory_is_taken_over_loses_nothing_of_it(
+            kill in 0usize..40,
+            power in any::<bool>(),
+            survives in prop::collection::vec(any::<bool>(), 1..40),
+        ) {
+            let former = Simulated::default();
+            let (mut state, _) = StateDir::open(former.clone()).unwrap();
+            let (one, written) = commit(&mut state, &Ledger::default(), 1);
+            written.unwrap();
+            let (two, written) = commit(&mut state, &one, 2);
+            written.unwrap();
+            former.write_synced("partitions/food.safetensors", b"somebody's").unwrap();
+            let (before, former_names) = (state, former.0.lock().unwrap().names.clone());
+
+            let disk = Simulated::default();
+            disk.0.lock().unwrap().left = Some(kill);
+            let (mut state, found) = StateDir::open(disk.clone()).unwrap();
+            prop_assert!(found.is_empty());
+            let adopted = state.adopt(&before, &two);
+            let (mut state, found) = StateDir::open(disk.after(power, &survives)).unwrap();
+            prop_assert!(found.ledger == Some(two.clone()) || (found.is_empty() && adopted.is_err()), "{found:?}");
+            if found.is_empty() {
+                state.adopt(&before, &two).unwrap();
+            }
+            for digest in two.digests() {
+                prop_assert!(state.artifact(digest, 1 << 20).is_ok());
+            }
+            prop_assert_eq!(&former.0.lock().unwrap().names, &former_names);
+        }
+    }
+
+    #[test]
+    fn what_it_did_not_write_stays() {
+        let disk = Simulated::default();
+        let (mut state, _) = StateDir::open(disk.clone()).unwrap();
+        let upper = format!("{}.safetensors", "A".repeat(64));
+        let foreign = ["food.safetensors", "food.safetensors.sig", "README.txt", "0123abcd.safetensors", ".DS_Store", "x.new", &upper];
+        for name in foreign {
+            disk.write_synced(&format!("{PARTITIONS}/{name}"), b"somebody's").unwrap();
+        }
+        for name in ["catalogue-1.json", "catalogue-+0000000000000000001.json", "notes.json"] {
+            disk.write_synced(name, b"somebody's").unwrap();
+        }
+        let half_written = format!("{}.safetensors.new", digest(b"half"));
+        disk.write_synced(&format!("{PARTITIONS}/{half_written}"), b"ha").unwrap();
+        let mut ledger = Ledger::default();
+        for version in 1..=6 {
+            let (next, written) = commit(&mut state, &ledger, version);
+            written.unwrap();
+            ledger = next;
+        }
+        let left = disk.list(PARTITIONS).unwrap();
+        assert!(foreign.iter().all(|name| left.contains(&(*name).to_owned())), "{left:?}");
+        assert!(!left.contains(&half_written), "{left:?}");
+        assert_eq!(disk.list("").unwrap().iter().filter(|name| revision(name).is_none()).count(), 3);
     }
 
     #[test]

@@ -36,7 +36,11 @@ impl Remote {
         let follow = |place| Follower::new(place, registry.clone(), trust.clone(), limits, settings.poll, settings.max_fetches);
         let follower = match settings.manifest.as_str() {
             "" => None,
-            given => Some(follow(Place::of_registry(given)?)),
+            given => {
+                let place = Place::of_registry(given)?;
+                place.check_apart(config.model.partitions.as_deref())?;
+                Some(follow(place))
+            }
         };
         Ok(Self { allowed: settings.allowed_urls.clone(), limits, fetches: Semaphore::new(settings.max_fetches), follower, trust })
     }

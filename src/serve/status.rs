@@ -115,7 +115,7 @@ pub fn from_registry(error: RegistryError) -> Status {
     let message = clipped(error.to_string());
     match error {
         RegistryError::Source(source) => match source {
-            SourceError::Scheme { .. } => invalid("uri", message),
+            SourceError::Scheme { .. } | SourceError::Address { .. } => invalid("uri", message),
             SourceError::NoRoot => Status::failed_precondition(message),
             SourceError::Outside { .. } => Status::permission_denied(message),
             SourceError::Missing { .. } => Status::not_found(message),

@@ -5,9 +5,10 @@ use delo::serve::pb::{LoadPartitionRequest, UnloadPartitionResponse};
 use serde_json::Value;
 use tonic::Code;
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::common;
-use crate::harness::{Running, TASKS, artifact, refused, start, start_with};
+use crate::harness::{Running, TASKS, artifact, artifact_of, refused, start, start_at, start_with};
 
 /// A request with anything at all for a name.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -75,6 +76,8 @@ async fn refuses_hostile_and_damaged_artifacts() {
             Code::FailedPrecondition,
             "upgrade",
         ),
+        ("equal labels", with_meta(&good, |m| m["labels"][5] = m["labels"][1].clone()), Code::InvalidArgument, "\"food-1\""),
+        ("an empty label", with_meta(&good, |m| m["labels"][5] = "".into()), Code::InvalidArgument, "labels[5]"),
         ("label of 1 MB", with_meta(&good, |m| m["labels"][2] = long.clone().into()), Code::InvalidArgument, "labels[2]"),
         ("task name of 1 MB", with_meta(&good, |m| m["task"] = long.clone().into()), Code::InvalidArgument, "task"),
         ("empty task name", with_meta(&good, |m| m["task"] = "".into()), Code::InvalidArgument, "task"),
@@ -106,6 +109,9 @@ async fn loads_by_path_from_inside_the_partitions_directory_only() {
         (format!("file://{outside}"), Code::PermissionDenied),
         ("../symbols.safetensors".to_owned(), Code::PermissionDenied),
         ("nothing.safetensors".to_owned(), Code::NotFound),
+        (format!("file://{}/%2e%2e/symbols.safetensors", dir.display()), Code::PermissionDenied),
+        ("file://nas/symbols.safetensors".to_owned(), Code::InvalidArgument),
+        ("file:symbols.safetensors".to_owned(), Code::InvalidArgument),
         (".".to_owned(), Code::InvalidArgument),
         ("https://example.org/symbols.safetensors".to_owned(), Code::PermissionDenied),
         ("ftp://example.org/symbols.safetensors".to_owned(), Code::InvalidArgument),
@@ -119,9 +125,14 @@ async fn loads_by_path_from_inside_the_partitions_directory_only() {
     }
     assert_unchanged(&server).await;
     std::fs::write(dir.join("symbols.safetensors"), artifact("symbols")).unwrap();
+    std::fs::create_dir(dir.join("sub dir é")).unwrap();
+    std::fs::write(dir.join("sub dir é/o b.safetensors"), artifact("symbols")).unwrap();
+    let base = dir.canonicalize().unwrap().display().to_string();
     for (version, uri) in [
         (1, "symbols.safetensors".to_owned()),
-        (2, format!("file://{}", dir.canonicalize().unwrap().join("symbols.safetensors").display())),
+        (2, format!("file://{base}/symbols.safetensors")),
+        (3, format!("file://{base}/sub%20dir%20%C3%A9/o%20b.safetensors")),
+        (4, "sub dir é/o b.safetensors".to_owned()),
     ] {
         let loaded = server.load(Source::Uri(uri)).await.unwrap();
         assert_eq!((loaded.task.as_str(), loaded.version), ("symbols", version));
@@ -143,4 +154,43 @@ async fn refuses_requests_that_name_nothing_or_no_utf8() {
     // gRPC's own code for a message that isn't one.
     refused(answer, Code::Internal, "UTF-8");
     assert_unchanged(&server).await;
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_no_partitions_do_not_stop_a_start_and_a_link_to_nothing_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("food.safetensors"), artifact("food")).unwrap();
+    for name in ["._food.safetensors", ".hidden.safetensors", ".DS_Store", "travel.safetensors.tmp", "food.safetensors~"] {
+        std::fs::write(dir.path().join(name), "Mac OS X").unwrap();
+    }
+    std::fs::create_dir(dir.path().join("dir.safetensors")).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(dir.path().join("pipe.safetensors")).status().unwrap().success());
+    let server = start_at(dir.path(), &[]).await;
+    server.until_health(ServingStatus::Serving).await;
+    assert_eq!(server.live().await, [("food".to_owned(), 1)]);
+    std::os::unix::fs::symlink("nowhere", dir.path().join("travel.safetensors")).unwrap();
+    let refusal = start_at(dir.path(), &[]).await.ended().await.unwrap_err().to_string();
+    assert!(refusal.contains("travel.safetensors"), "{refusal}");
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_is_switched_is_read_as_it_stands_at_each_load() {
+    let dir = tempfile::tempdir().unwrap();
+    for (version, variant) in [("v1", 0), ("v2", 1)] {
+        std::fs::create_dir(dir.path().join(version)).unwrap();
+        std::fs::write(dir.path().join(version).join("food.safetensors"), artifact_of("food", variant)).unwrap();
+    }
+    let link = dir.path().join("cur");
+    std::os::unix::fs::symlink("v1", &link).unwrap();
+    let server = start_at(&link, &[]).await;
+    server.until_health(ServingStatus::Serving).await;
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("v2", &link).unwrap();
+    std::fs::remove_dir_all(dir.path().join("v1")).unwrap();
+    let expected = delo::registry::signature::digest(&artifact_of("food", 1));
+    for uri in ["food.safetensors".to_owned(), link.join("food.safetensors").display().to_string()] {
+        assert_eq!(server.load(Source::Uri(uri)).await.unwrap().digest, expected);
+    }
 }

@@ -89,13 +89,19 @@ pub async fn start_with(tasks: &[&str], changes: &[(&'static str, &str)]) -> Run
 
 /// A server on what lies in a directory; it may still be starting.
 pub async fn start_in(partitions: tempfile::TempDir, changes: &[(&'static str, &str)]) -> Running {
-    let server = Server::bind(config(partitions.path(), changes)).await.unwrap();
+    let started = start_at(partitions.path(), changes).await;
+    Running { partitions, ..started }
+}
+
+/// As [`start_in`], on a directory that outlives the server.
+pub async fn start_at(partitions: &Path, changes: &[(&'static str, &str)]) -> Running {
+    let server = Server::bind(config(partitions, changes)).await.unwrap();
     let addresses = server.addresses();
     let (stop, stopped) = oneshot::channel::<()>();
     let ended = tokio::spawn(server.run(async {
         let _ = stopped.await;
     }));
-    Running { addresses, partitions, stop: Some(stop), ended }
+    Running { addresses, partitions: tempfile::tempdir().unwrap(), stop: Some(stop), ended }
 }
 
 impl Running {

@@ -1,4 +1,6 @@
 //! Versions: rolling back, trying out, and what outlives the server.
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use delo::serve::pb::load_partition_request::Source;
 use delo::serve::pb::trial_mode::Mode;
@@ -7,8 +9,9 @@ use delo::serve::pb::{
     ReportOutcomeRequest, RollbackPartitionRequest, TrialMode, UnloadPartitionRequest,
 };
 use tonic::{Code, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
 
-use crate::harness::{Running, TASKS, artifact_of, refused, start, start_in, start_with, state_in, text};
+use crate::harness::{Running, TASKS, artifact_of, refused, start, start_at, start_in, start_with, state_in, text};
 
 fn canary(share: f64) -> Option<TrialMode> {
     Some(TrialMode { mode: Some(Mode::CanaryShare(share)) })
@@ -203,7 +206,7 @@ async fn damage_to_the_state_falls_back_to_what_is_sound_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let server = start_with(&TASKS, &state_in(dir.path())).await;
     let loaded = server.load_as(1, None, "").await.unwrap();
-    let stored = dir.path().join("partitions").join(format!("{}.safetensors", loaded.digest));
+    let stored = dir.path().join("delo-state/partitions").join(format!("{}.safetensors", loaded.digest));
     // The artifact of the live version is torn: the version before serves.
     let whole = std::fs::read(&stored).unwrap();
     std::fs::write(&stored, &whole[..whole.len() / 2]).unwrap();
@@ -214,7 +217,7 @@ async fn damage_to_the_state_falls_back_to_what_is_sound_and_says_so() {
     assert_eq!(server.load_as(1, None, "").await.unwrap().version, 3);
 
     // The newest catalogue is torn: the one before counts.
-    let mut generations: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut generations: Vec<_> = std::fs::read_dir(dir.path().join("delo-state")).unwrap().map(|e| e.unwrap().path()).collect();
     generations.retain(|p| p.extension().is_some_and(|e| e == "json"));
     generations.sort();
     std::fs::write(generations.last().unwrap(), "torn").unwrap();
@@ -231,4 +234,118 @@ async fn two_servers_do_not_share_a_state_directory() {
     let second = start_in(tempfile::tempdir().unwrap(), &state_in(dir.path())).await;
     let failure = second.ended().await.unwrap_err().to_string();
     assert!(failure.contains("catalogue.state_dir"), "{failure}");
+}
+
+/// Names and contents of all that lies in a directory itself.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .filter(|path| path.is_file())
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_the_user_s_is_removed_though_partitions_lie_in_the_state_directory() {
+    let var = tempfile::tempdir().unwrap();
+    // As deploy/systemd/delo.service and README.md lead to: STATE and STATE/partitions; then both the same; then the state below the partitions.
+    for (state, partitions) in [("delo", "delo/partitions"), ("same", "same"), ("outer/inner", "outer")] {
+        let (state, partitions) = (var.path().join(state), var.path().join(partitions));
+        std::fs::create_dir_all(&partitions).unwrap();
+        for (name, content) in [
+            ("food.safetensors", artifact_of("food", 0)),
+            ("travel.safetensors", artifact_of("travel", 0)),
+            ("food.safetensors.sig", b"signature".to_vec()),
+            ("README.txt", b"mine".to_vec()),
+            ("manifest.json", b"{}".to_vec()),
+            ("lock", b"mine".to_vec()),
+        ] {
+            std::fs::write(partitions.join(name), content).unwrap();
+        }
+        let before = files(&partitions);
+        let mut server = start_at(&partitions, &state_in(&state)).await;
+        server.until_health(ServingStatus::Serving).await;
+        for variant in 1..6 {
+            assert_eq!(server.load_as(variant, None, "").await.unwrap().version, variant + 1);
+        }
+        for _ in 0..2 {
+            server.ask_to_stop();
+            server.ended().await.unwrap();
+            server = start_at(&partitions, &state_in(&state)).await;
+            server.until_health(ServingStatus::Serving).await;
+            assert_eq!(server.live().await, [("food".to_owned(), 6), ("travel".to_owned(), 1)]);
+        }
+        assert_eq!(files(&partitions), before, "{}", partitions.display());
+        server.ask_to_stop();
+        server.ended().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_server_kept_in_the_state_directory_itself_is_taken_over_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let partitions = dir.path().join("partitions");
+    let mut server = start_with(&TASKS, &state_in(dir.path())).await;
+    server.load_as(1, None, "one").await.unwrap();
+    server.load_as(2, canary(0.25), "").await.unwrap();
+    server.unload("travel").await.unwrap();
+    let (live, food) = (server.live().await, server.food().await);
+    server.ask_to_stop();
+    server.ended().await.unwrap();
+    // The former layout: the same files, without a folder of their own. A user's file lies among them.
+    let own = dir.path().join("delo-state");
+    for name in std::fs::read_dir(&own).unwrap().map(|entry| entry.unwrap().file_name()) {
+        std::fs::rename(own.join(&name), dir.path().join(&name)).unwrap();
+    }
+    std::fs::remove_file(dir.path().join("README.txt")).unwrap();
+    std::fs::remove_dir(&own).unwrap();
+    std::fs::write(partitions.join("symbols.safetensors"), artifact_of("symbols", 0)).unwrap();
+    let before = [files(dir.path()), files(&partitions)];
+
+    // A server of that layout is still at work.
+    let lock = std::fs::File::open(dir.path().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let refusal = start_at(&partitions, &state_in(dir.path())).await.ended().await.unwrap_err().to_string();
+    assert!(refusal.contains("another server"), "{refusal}");
+    drop(lock);
+
+    for start in 0..2 {
+        let mut server = start_at(&partitions, &state_in(dir.path())).await;
+        server.until_health(ServingStatus::Serving).await;
+        let now: Vec<_> = server.live().await.into_iter().filter(|(task, _)| task != "symbols").collect();
+        assert_eq!(now, live, "travel was unloaded and stays so");
+        let back = server.food().await;
+        assert_eq!((back.digest, back.retained_versions, back.trial.unwrap().mode), (food.digest.clone(), vec![1], canary(0.25)));
+        let notices = server.notices().await;
+        assert_eq!(notices.iter().filter(|n| n.contains("was copied to")).count(), usize::from(start == 0), "{notices:?}");
+        if start == 0 {
+            assert_eq!(server.load_as(1, None, "one").await.unwrap().version, 2, "a request that was answered before is not done again");
+        }
+        server.ask_to_stop();
+        server.ended().await.unwrap();
+        assert_eq!([files(dir.path()), files(&partitions)], before);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_that_would_mix_are_refused_and_say_what_to_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let mut server = start_with(&["food"], &state_in(&state)).await;
+    server.ask_to_stop();
+    server.ended().await.unwrap();
+    let own = state.join("delo-state");
+    let outside = tempfile::tempdir().unwrap();
+    for (partitions, state, words) in [
+        (own.join("partitions"), state.clone(), "model.partitions"),
+        (own.clone(), state.clone(), "model.partitions"),
+        (outside.path().to_owned(), own.clone(), "catalogue.state_dir"),
+    ] {
+        let refusal = start_at(&partitions, &state_in(&state)).await.ended().await.unwrap_err().to_string();
+        assert!(refusal.contains(words), "{refusal}");
+    }
+    std::fs::create_dir(outside.path().join("partitions")).unwrap();
+    let manifest = [("registry.manifest", outside.path().to_str().unwrap())];
+    let refusal = start_at(&outside.path().join("partitions"), &manifest).await.ended().await.unwrap_err().to_string();
+    assert!(refusal.contains("model.partitions"), "{refusal}");
 }

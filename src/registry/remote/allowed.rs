@@ -4,7 +4,7 @@ use reqwest::Url;
 use super::RemoteError;
 
 /// The schemes that a server reads partitions from.
-const SCHEMES: [&str; 5] = ["http", "https", "s3", "gs", "az"];
+pub const SCHEMES: [&str; 5] = ["http", "https", "s3", "gs", "az"];
 
 /// Prefixes of addresses, `https://models.example.com/delo/`. None: nothing is allowed.
 #[derive(Clone, Debug, Default)]

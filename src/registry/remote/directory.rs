@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::RemoteError;
 use super::manifest::MAX_BYTES;
 use super::place::{Opened, Tag};
+use crate::registry::folder::state_around;
 
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
@@ -49,6 +50,37 @@ pub async fn put(path: PathBuf, bytes: Bytes) -> Result<(), RemoteError> {
     blocking(move || replace(&path, &bytes)).await
 }
 
+/// Makes the directory of a registry where it is missing, in one that is there; says whether it did.
+///
+/// # Errors
+/// A path that is a file, lies in a server's state, or has no directory to lie in: then it is more likely misspelt than meant.
+pub async fn make(dir: &Path) -> Result<bool, RemoteError> {
+    let dir = dir.to_owned();
+    blocking(move || {
+        let wrong = |reason: String| RemoteError::Location { given: dir.display().to_string(), reason };
+        if let Some(state) = state_around(&dir) {
+            return Err(wrong(format!("it lies in {}, where a server keeps what is live: name a directory of its own", state.display())));
+        }
+        let shown = std::path::absolute(&dir).unwrap_or_else(|_| dir.clone());
+        match std::fs::metadata(&dir) {
+            Ok(found) if found.is_dir() => Ok(false),
+            Ok(_) => Err(wrong("it is no directory".to_owned())),
+            Err(error) if error.kind() == ErrorKind::NotFound => match std::fs::create_dir(&dir) {
+                Ok(()) => Ok(true),
+                // Another push was faster.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let parent = shown.parent().unwrap_or(&shown).display().to_string();
+                    Err(wrong(format!("there is no directory {parent} to make it in: check the spelling, or make that one first")))
+                }
+                Err(error) => Err(from_io(&dir, &error)),
+            },
+            Err(error) => Err(from_io(&dir, &error)),
+        }
+    })
+    .await
+}
+
 /// Holds the right to change a manifest: a file beside it that only one can make. Gone when this is.
 #[derive(Debug)]
 pub struct Lock(PathBuf);
@@ -60,9 +92,6 @@ impl Lock {
         let mut path = manifest.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);
-        if let Some(dir) = path.parent() {
-            tokio::fs::create_dir_all(dir).await.map_err(|e| from_io(dir, &e))?;
-        }
         let began = Instant::now();
         loop {
             match OpenOptions::new().write(true).create_new(true).open(&path) {

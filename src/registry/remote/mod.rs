@@ -13,7 +13,7 @@ mod publish;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use allowed::{AllowedUrls, without_query};
+pub use allowed::{AllowedUrls, SCHEMES, without_query};
 pub use fetch::{Limits, check_signature, fetch_url};
 pub use follower::{Changes, Follower, Occasion, Report};
 pub use manifest::{Entry, Manifest};
@@ -26,7 +26,7 @@ use crate::delo::PartitionError;
 /// Why something remote can't be read or changed. No message holds credentials or the query of an address.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    #[error("{given} is no registry: {reason}")]
+    #[error("{given} can't be used as a registry: {reason}")]
     Location { given: String, reason: String },
     #[error("{url} is not below one of the addresses in registry.allowed_urls: add its prefix to that setting, or upload the file")]
     NotAllowed { url: String },

@@ -8,7 +8,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::sleep;
 
 use super::RemoteError;
-use super::directory::Lock;
+use super::directory::{self, Lock};
 use super::fetch::{fetch_manifest, jittered};
 use super::manifest::{Entry, Manifest};
 use super::place::{Place, Tag};
@@ -31,6 +31,8 @@ pub struct Pushed {
     pub entry: Entry,
     /// Whether the artifact was sent: not where the registry had it.
     pub uploaded: bool,
+    /// Whether this is the registry's first change.
+    pub new_registry: bool,
     /// Of the manifest that holds it.
     pub revision: u64,
 }
@@ -38,9 +40,18 @@ pub struct Pushed {
 /// The manifest as it is; that of an empty registry where there is none.
 ///
 /// # Errors
-/// A manifest that can't be read.
+/// A manifest that can't be read; a directory that isn't there.
 pub async fn list(place: &Place) -> Result<Manifest, RemoteError> {
+    check_there(place)?;
     Ok(current(place).await?.0)
+}
+
+/// A directory that isn't there is more likely misspelt than a registry without any artifact.
+fn check_there(place: &Place) -> Result<(), RemoteError> {
+    match place {
+        Place::Directory(dir) if !dir.is_dir() => Err(RemoteError::NotThere { object: place.shown("") }),
+        _ => Ok(()),
+    }
 }
 
 /// Adds an artifact, signed where a key is given, and makes it its task's live one where `live`.
@@ -59,6 +70,9 @@ pub async fn push(place: &Place, bytes: Bytes, key: Option<&SigningKey>, live: b
         pushed: now(),
         signature: key.map(|key| signature::sign(key, &bytes)),
     };
+    if let Place::Directory(dir) = place {
+        directory::make(dir).await?;
+    }
     // A size that differs is of a damaged copy.
     let uploaded = place.size(&entry.object()).await? != Some(entry.bytes);
     if uploaded {
@@ -67,13 +81,15 @@ pub async fn push(place: &Place, bytes: Bytes, key: Option<&SigningKey>, live: b
     if let Some(signature) = &entry.signature {
         place.put(&entry.signature_object(), format!("{signature}\n").into()).await?;
     }
+    let mut new_registry = false;
     let change = |manifest: &mut Manifest| {
+        new_registry = manifest.revision == 0;
         let added = manifest.add(entry.clone());
         let what = format!("{}@{}", entry.task, entry.sha256);
         Ok(if live { manifest.promote(&what)?.1 || added } else { added })
     };
     let revision = changed(place, change).await?;
-    Ok(Pushed { uploaded, revision, entry })
+    Ok(Pushed { uploaded, new_registry, revision, entry })
 }
 
 /// See [`Manifest::promote`]. Returns the artifact and the manifest's revision.
@@ -81,6 +97,7 @@ pub async fn push(place: &Place, bytes: Bytes, key: Option<&SigningKey>, live: b
 /// # Errors
 /// No such artifact, or a registry that can't be written.
 pub async fn promote(place: &Place, what: &str) -> Result<(Entry, u64), RemoteError> {
+    check_there(place)?;
     let mut promoted = None;
     let revision = changed(place, |manifest| {
         let (entry, changed) = manifest.promote(what)?;
@@ -97,6 +114,7 @@ pub async fn promote(place: &Place, what: &str) -> Result<(Entry, u64), RemoteEr
 /// # Errors
 /// Nothing of the task is live, or a registry that can't be written.
 pub async fn withdraw(place: &Place, task: &str) -> Result<u64, RemoteError> {
+    check_there(place)?;
     changed(place, |manifest| manifest.withdraw(task).map(|()| true)).await
 }
 
@@ -157,6 +175,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::registry::folder::Folder;
 
     fn entry(i: usize) -> Entry {
         Entry {
@@ -194,6 +213,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn concurrent_changes_of_a_directory_all_survive() {
         let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("registry")).unwrap();
         many_at_once(Place::Directory(dir.path().join("registry"))).await;
         let mut left: Vec<_> = std::fs::read_dir(dir.path().join("registry")).unwrap().map(|f| f.unwrap().file_name()).collect();
         left.sort();
@@ -221,6 +241,36 @@ mod tests {
         let place = Place::Directory(dir.path().join("registry"));
         assert!(matches!(push(&place, Bytes::from_static(b"no partition"), None, true).await, Err(RemoteError::Partition(_))));
         assert!(!dir.path().join("registry").exists());
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_not_there_is_made_by_a_push_alone_and_in_one_that_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| Place::Directory(dir.path().join(name));
+        assert!(matches!(list(&at("registry")).await, Err(RemoteError::NotThere { .. })));
+        assert!(matches!(withdraw(&at("registry"), "food").await, Err(RemoteError::NotThere { .. })));
+        assert!(matches!(promote(&at("registry"), "food").await, Err(RemoteError::NotThere { .. })));
+        assert!(!dir.path().join("registry").exists());
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        for (name, words) in [("missing/registry", "missing"), ("file", "no directory"), ("file/registry", "")] {
+            let told = directory::make(&dir.path().join(name)).await.unwrap_err().to_string();
+            assert!(told.contains(words), "{told}");
+        }
+        assert!(!dir.path().join("missing").exists());
+        assert!(directory::make(&dir.path().join("registry")).await.unwrap());
+        assert!(!directory::make(&dir.path().join("registry")).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_pushed_into_what_a_server_keeps() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = Folder::open(dir.path()).unwrap();
+        for inside in [state.path().to_owned(), state.path().join("partitions"), state.path().join("registry")] {
+            let told = directory::make(&inside).await.unwrap_err().to_string();
+            assert!(told.contains("a server keeps what is live"), "{told}");
+        }
+        // Beside it there is room.
+        assert!(!directory::make(dir.path()).await.unwrap());
     }
 
     #[tokio::test]
