@@ -2,6 +2,7 @@
 //!
 //! The house, in the order of its one-way dependencies:
 //! - [`allocator`]: how glibc's allocator is kept from holding freed memory.
+//! - [`file_size`]: what happens at the process's limit of the size of a file.
 //! - [`model_dir`]: a Hugging Face checkpoint directory, on disk or embedded in the binary.
 //! - [`input`]: an image or a text from outside becomes a [`input::Sample`].
 //! - [`kernels`]: the arithmetic of a forward on a CPU, per set of vector instructions.
@@ -21,6 +22,7 @@ pub mod config;
 pub mod delo;
 pub mod engine;
 pub mod eval;
+pub mod file_size;
 pub mod input;
 pub mod kernels;
 pub mod model_dir;

@@ -21,6 +21,8 @@ use clap::{Parser, Subcommand};
 
 pub use failure::Failure;
 
+use crate::file_size;
+
 /// Classifies images and texts of many tasks over one frozen ViLT, without being told which task a sample belongs to.
 #[derive(Debug, Parser)]
 #[command(name = "delo", version, propagate_version = true, arg_required_else_help = true)]
@@ -44,6 +46,7 @@ enum Command {
 
 /// Parses the command line, runs one command and returns its exit code: 0 done, 2 wrong usage, 1 anything else. A failure is one line on stderr.
 pub fn main() -> ExitCode {
+    file_size::fail_beyond_limit();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
