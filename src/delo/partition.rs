@@ -304,8 +304,15 @@ fn check_names(meta: &PartitionMeta) -> Result<(), PartitionError> {
     if meta.labels.is_empty() || meta.labels.len() > MAX_CLASSES {
         return Err(field("labels", format!("a task has 1 to {MAX_CLASSES} labels, not {}", meta.labels.len())));
     }
+    let mut places = HashMap::new();
     for (i, label) in meta.labels.iter().enumerate() {
         check_name(label).map_err(|reason| field(format!("labels[{i}]"), reason))?;
+        if let Some(first) = places.insert(label, i) {
+            return Err(field(
+                format!("labels[{i}]"),
+                format!("{label:?} is labels[{first}] already: give each class a name of its own and train again"),
+            ));
+        }
     }
     if meta.targets != super::task_model::TARGETS {
         return Err(field("targets", format!("this program adapts query, key and value, not {:?}", meta.targets)));

@@ -5,6 +5,8 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::delo::partition::check_name;
+
 /// Why a data set cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
@@ -242,8 +244,25 @@ fn read_names(dir: &Path) -> Result<Option<Vec<TaskNames>>, DatasetError> {
         if !seen.insert(task.name.clone()) {
             return Err(DatasetError::Labels { path, problem: format!("two tasks are named {:?}; names must be unique", task.name) });
         }
+        task.check().map_err(|problem| DatasetError::Labels { path: path.clone(), problem })?;
     }
     Ok(Some(names))
+}
+
+impl TaskNames {
+    /// Refuses names that an artifact could not hold, or that could not be told apart in an answer.
+    fn check(&self) -> Result<(), String> {
+        let blank = |name: &str| if name.trim().is_empty() { Err("a name is not blank".to_owned()) } else { check_name(name) };
+        blank(&self.name).map_err(|reason| format!("task_id {}: name {:?}: {reason}", self.task_id, self.name))?;
+        let mut seen = BTreeSet::new();
+        for (class, label) in self.labels.iter().enumerate() {
+            blank(label).map_err(|reason| format!("task {:?}: label {class}, {label:?}: {reason}", self.name))?;
+            if !seen.insert(label) {
+                return Err(format!("task {:?}: two labels are {label:?}; labels of a task must be unique", self.name));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn raw_item(value: &Value, index: usize, list: &str) -> Result<RawItem, DatasetError> {
@@ -390,6 +409,23 @@ mod tests {
         assert_eq!(data.items[0].label, Label::Class(2));
         assert_eq!((data.task("soups").unwrap(), data.task("0").unwrap()), (0, 0));
         assert!(data.task("pies").unwrap_err().to_string().contains("0 (soups)"));
+    }
+
+    #[test]
+    fn names_that_no_artifact_could_hold_or_no_answer_tell_apart_are_refused() {
+        let list = r#"[{"task_id": 0, "split": "train", "image": "a.png", "text": "", "label": 0}]"#;
+        for (name, labels, words) in [
+            ("soups", r#"["red", "hot", "red"]"#, r#"task "soups": two labels are "red""#),
+            ("soups", r#"["red", ""]"#, "label 1"),
+            ("soups", r#"["red", " \t"]"#, "blank"),
+            ("soups", r#"["red", "a\nb"]"#, "control"),
+            ("", r#"["red"]"#, "blank"),
+        ] {
+            let names = format!(r#"[{{"task_id": 0, "name": "{name}", "labels": {labels}}}]"#);
+            let dir = folder(&[("ANY.json", list), ("labels.json", &names)]);
+            let error = Dataset::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("labels.json") && error.contains(words), "{error}");
+        }
     }
 
     #[test]
