@@ -7,7 +7,8 @@ use std::ops::ControlFlow;
 
 use colours::write_data;
 use common::{engine, key_rule};
-use delo::delo::{KeySignal, Metric, Partition};
+use delo::delo::partition::KeyRule;
+use delo::delo::{KeyAverage, KeySignal, Metric, Partition};
 use delo::engine::{Catalogue, Resident, RoutingRule};
 use delo::eval::{EvalError, Evaluation, SampleRecord, evaluate};
 use delo::input::{InputProcessor, Limits};
@@ -50,6 +51,17 @@ impl Fixture {
 
     /// Trains a task; stops after `steps` steps where given.
     fn train(&self, task: usize, settings: &Settings, outputs: &Outputs, steps: Option<usize>) -> Result<Trained, TrainError> {
+        self.train_with_key(task, settings, outputs, steps, key_rule(Metric::Whitened, KeySignal::Parts { layer: 2 }))
+    }
+
+    fn train_with_key(
+        &self,
+        task: usize,
+        settings: &Settings,
+        outputs: &Outputs,
+        steps: Option<usize>,
+        key: KeyRule,
+    ) -> Result<Trained, TrainError> {
         let session = Session {
             engine: engine(),
             processor: &self.processor,
@@ -58,7 +70,7 @@ impl Fixture {
             missing: &self.missing,
             task,
             settings,
-            key: key_rule(Metric::Whitened, KeySignal::Parts { layer: 2 }),
+            key,
         };
         train(&session, outputs, &mut |event| match (event, steps) {
             (Event::Step { record, .. }, Some(last)) if record.step + 1 == last => ControlFlow::Break(()),
@@ -215,4 +227,44 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
         let none = Evaluation { partitions: &[], ..alone };
         assert!(matches!(evaluate(&none, &mut |_, _| ()), Err(EvalError::NoTask(_))));
     }
+}
+
+#[test]
+fn an_artifact_holds_the_keys_of_its_two_rules_and_no_others() {
+    let f = Fixture::new(false);
+    let settings = Settings { epochs: 1, first_adapted_layer: 6, ..f.settings.clone() };
+    let (parts, mean) = (KeySignal::Parts { layer: 2 }, KeySignal::MeanQuery { layer: 0 });
+    let names = |keys: &std::collections::BTreeMap<String, Vec<f32>>| keys.keys().cloned().collect::<Vec<_>>();
+    for (i, (metric, signal, plain_signal, plain_average, means, emas)) in [
+        (Metric::Whitened, parts, KeySignal::Pooled, KeyAverage::Mean, &["parts@2", "pooled"][..], &[][..]),
+        (Metric::Plain, parts, mean, KeyAverage::Ema, &["parts@2"], &["mean@0"]),
+        (Metric::Whitened, mean, mean, KeyAverage::Ema, &["mean@0"], &["mean@0"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (name, key) = (format!("p{i}"), KeyRule { metric, signal, plain_signal, plain_average });
+        f.train_with_key(0, &settings, &f.outputs(&name), None, key).unwrap();
+        let keys = f.partition(&name).keys;
+        assert_eq!(
+            (names(&keys.mean), names(&keys.ema)),
+            (means.to_vec().into_iter().map(String::from).collect(), emas.to_vec().into_iter().map(String::from).collect())
+        );
+        assert_eq!(names(&keys.moments), [signal.to_string()]);
+    }
+
+    // Who wants another signal is told what there is, and how to get it.
+    let rule = RoutingRule { metric: Some(Metric::Plain), signal: Some(mean), average: Some(KeyAverage::Ema) };
+    let told = Catalogue::empty(engine().backbone(), rule).with(Resident::new(f.partition("p0"), 1)).unwrap_err().to_string();
+    for words in [
+        "no ema key of the signal mean@0",
+        "mean keys of parts@2, pooled; second moment of parts@2",
+        "--plain-signal mean@0 --plain-average ema",
+    ] {
+        assert!(told.contains(words), "{told}");
+    }
+    let rule = RoutingRule { metric: Some(Metric::Whitened), signal: Some(KeySignal::Summary), average: None };
+    let catalogue = Catalogue::empty(engine().backbone(), rule).with(Resident::new(f.partition("p0"), 1)).unwrap();
+    let notice = catalogue.notice().unwrap();
+    assert!(notice.contains("second moment of parts@2") && notice.contains("--key-signal summary"), "{notice}");
 }

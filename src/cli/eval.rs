@@ -41,7 +41,7 @@ pub struct EvalArgs {
     /// Metric of the task key; both prints a column for each [default: what the partitions say]
     #[arg(long, value_enum, help_heading = "Routing")]
     metric: Option<MetricChoice>,
-    /// Signal of the task key, as summary, pooled, mean@LAYER, cls@LAYER or parts@LAYER; the partitions must hold its keys [default: what they say]
+    /// Signal of the task key, as summary, pooled, mean@LAYER, cls@LAYER or parts@LAYER; the partitions must hold its key, as those of their own two signals [default: what they say]
     #[arg(long, value_name = "SIGNAL", help_heading = "Routing", requires = "metric")]
     signal: Option<KeySignal>,
     /// Key of the plain metric [default: what the partitions say]

@@ -51,7 +51,7 @@ pub struct TrainArgs {
     /// Signal of the whitened metric: summary, pooled, or parts@LAYER, mean@LAYER, cls@LAYER; partitions that serve together need the same
     #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Summary, help_heading = "Task key")]
     key_signal: KeySignal,
-    /// Signal of the plain metric
+    /// Signal of the plain metric; the partition holds the keys of these two signals alone, so that no other can be chosen later
     #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Pooled, help_heading = "Task key")]
     plain_signal: KeySignal,
     /// Key of the plain metric: the mean over the session, or the paper's moving average

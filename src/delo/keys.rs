@@ -43,7 +43,7 @@ impl KeySignal {
         }
     }
 
-    /// The signals whose keys every artifact holds, so that an operator may choose: `[mean@0 … mean@L, cls@1 … cls@L, pooled]`.
+    /// The signals that are as wide as the backbone: `[mean@0 … mean@L, cls@1 … cls@L, pooled]`.
     pub fn plain(layers: usize) -> Vec<Self> {
         let means = (0..=layers).map(|layer| Self::MeanQuery { layer });
         means.chain((1..=layers).map(|layer| Self::TextCls { layer })).chain([Self::Pooled]).collect()
@@ -179,6 +179,14 @@ impl SessionKeys {
             }
         }
         Ok(())
+    }
+
+    /// What is stored, for people: `mean keys of pooled, summary; second moment of summary`.
+    pub fn held(&self) -> String {
+        let kinds = [("mean keys", &self.mean), ("ema keys", &self.ema), ("second moment", &self.moments)];
+        let names = |map: &BTreeMap<String, Vec<f32>>| map.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let held = kinds.iter().filter(|(_, map)| !map.is_empty()).map(|(kind, map)| format!("{kind} of {}", names(map)));
+        held.collect::<Vec<_>>().join("; ")
     }
 
     /// The key drawn from a signal in one of the two ways, where the session has it.

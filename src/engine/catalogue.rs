@@ -202,7 +202,11 @@ impl Catalogue {
             let average = if decision.metric == Metric::Whitened { KeyAverage::Mean } else { decision.average };
             r.partition.keys.key(decision.signal, average).map(<[f32]>::to_vec).ok_or_else(|| CatalogueError::Incompatible {
                 task: r.task().to_owned(),
-                reason: format!("it has no {average} key of the signal {}", decision.signal),
+                reason: format!(
+                    "it has no {average} key of the signal {signal}; it holds {held}: choose one of these, or train it with --plain-signal {signal} --plain-average {average}",
+                    signal = decision.signal,
+                    held = r.partition.keys.held()
+                ),
             })
         };
         let keys: Vec<_> = residents.values().map(key).collect::<Result<_, _>>()?;
@@ -252,8 +256,9 @@ impl Catalogue {
         });
         Ok(match lacking {
             Some(r) => plain(Some(format!(
-                "task {:?} has no second moment of {signal}: tasks are told by the plain cosine of {plain_signal} until it is retrained or unloaded",
-                r.task()
+                "task {:?} has no second moment of {signal} (it holds {}): tasks are told by the plain cosine of {plain_signal} until it is trained with --key-signal {signal} or unloaded",
+                r.task(),
+                r.partition.keys.held()
             ))),
             None => Decision { metric, signal, average: KeyAverage::Mean, notice: None },
         })

@@ -1,5 +1,5 @@
 //! Trains one session: samples, frozen prefix, steps, keys, validation, artifact (METHOD.md 5).
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -22,7 +22,7 @@ use super::schedule::Schedule;
 use super::score::{ByPattern, predict, score};
 use super::settings::{Settings, SettingsError};
 use super::step_log::{StepLog, StepRecord};
-use crate::delo::keys::{KeySignal, SessionKeys, Signals};
+use crate::delo::keys::{KeyAverage, KeySignal, SessionKeys, Signals};
 use crate::delo::partition::{self, BackboneRecord, KeyRule, PartitionError, PartitionMeta};
 use crate::delo::task_model::{TARGETS, TaskModel};
 use crate::engine::{Engine, Packed};
@@ -300,22 +300,26 @@ impl Session<'_> {
         identity
     }
 
-    /// Keys and second moments, from the signals of the frozen backbone; the moving average follows the batches in training order.
+    /// What the artifact's two rules compare, from the signals of the frozen backbone: key and second moment of the whitened one, the key of the plain one. A
+    /// moving average follows the batches in training order.
     fn keys(&self, samples: &[Sample], batches: &[Vec<usize>]) -> Result<SessionKeys, TrainError> {
-        let plain = KeySignal::plain(self.engine.backbone().config.num_hidden_layers);
-        let whitened = [self.key.signal];
-        let wanted: Vec<KeySignal> = plain.iter().chain(&whitened).copied().collect();
+        let KeyRule { signal, plain_signal, plain_average, .. } = self.key;
+        let wanted: Vec<KeySignal> = BTreeSet::from([signal, plain_signal]).into_iter().collect();
         let mut chunks: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
         for chunk in samples.chunks(CHUNK) {
             for (name, values) in self.engine.signals(&self.engine.embed(chunk, self.dummy_image())?, &wanted)? {
                 chunks.entry(name).or_default().push(values);
             }
         }
-        let signals =
+        let mut signals =
             chunks.into_iter().map(|(name, values)| Ok((name, Tensor::cat(&values, 0)?))).collect::<candle_core::Result<Signals>>()?;
-        let mut keys = SessionKeys::of(&signals, &whitened)?;
-        for batch in batches {
-            keys.moving_average_step(&signals, batch, self.settings.key_beta as f32)?;
+        let mut keys = SessionKeys::of(&signals, &[signal])?;
+        if plain_average == KeyAverage::Ema {
+            keys.mean.retain(|name, _| *name == signal.to_string());
+            signals.retain(|name, _| *name == plain_signal.to_string());
+            for batch in batches {
+                keys.moving_average_step(&signals, batch, self.settings.key_beta as f32)?;
+            }
         }
         Ok(keys)
     }
