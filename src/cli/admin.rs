@@ -41,7 +41,7 @@ enum AdminCommand {
         /// A partition file on this machine; its bytes are sent to the server, with the signature in FILE.sig where there is one.
         #[arg(value_name = "FILE", required_unless_present = "uri", conflicts_with = "uri")]
         file: Option<PathBuf>,
-        /// A file on the server, inside its --partitions directory: a path, or file:// and an absolute path. Or an address that the server allows.
+        /// A file on the server, inside its --partitions directory: a path, or a file:// address of an absolute one. Or an address that the server allows.
         #[arg(long, value_name = "PATH|URL")]
         uri: Option<String>,
         /// Not live but on trial: it answers this share of its task's traffic, above 0 and at most 1.
