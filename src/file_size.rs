@@ -1,6 +1,7 @@
 //! The process's limit of the size of a file (`ulimit -f`, `LimitFSIZE`).
 
-/// Lets a write beyond the limit fail with an error, as one to a full disk does. By default the system ends the process by SIGXFSZ.
+/// Lets a write beyond the limit fail with an error, as one to a full disk does. By default the system ends
+/// the process by SIGXFSZ.
 pub fn fail_beyond_limit() {
     #[cfg(unix)]
     // SAFETY: ignoring a signal installs no handler, and `signal` takes no pointer then.

@@ -49,8 +49,8 @@ pub fn embedded_partitions() -> &'static [(&'static str, &'static [u8])] {
     EMBEDDED_PARTITIONS
 }
 
-/// The partitions of a folder, in order of name: its files `*.safetensors`. Passed over are dot files (macOS and editors leave them), what is no file, and
-/// other names (`x.safetensors.tmp`, `x.safetensors~`).
+/// The partitions of a folder, in order of name: its files `*.safetensors`. Passed over are dot files (macOS
+/// and editors leave them), what is no file, and other names (`x.safetensors.tmp`, `x.safetensors~`).
 ///
 /// # Errors
 /// The folder can't be listed; a symbolic link leads nowhere, by name.
@@ -67,7 +67,8 @@ pub fn partition_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Whether a path is a file, or a symbolic link to one. Opens nothing: opening a pipe would wait for its writer.
+/// Whether a path is a file, or a symbolic link to one. Opens nothing: opening a pipe would wait for its
+/// writer.
 fn is_file(path: &Path) -> std::io::Result<bool> {
     std::fs::metadata(path).map(|metadata| metadata.is_file()).map_err(|error| {
         let problem = match std::fs::read_link(path) {

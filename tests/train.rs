@@ -253,7 +253,8 @@ fn an_artifact_holds_the_keys_of_its_two_rules_and_no_others() {
         assert_eq!(names(&keys.moments), [signal.to_string()]);
     }
 
-    // Who wants another signal is told what there is, and how to get it.
+    // A rule with another signal is refused with the signals that the artifact holds, and how to train with
+    // another.
     let rule = RoutingRule { metric: Some(Metric::Plain), signal: Some(mean), average: Some(KeyAverage::Ema) };
     let told = Catalogue::empty(engine().backbone(), rule).with(Resident::new(f.partition("p0"), 1)).unwrap_err().to_string();
     for words in [

@@ -61,7 +61,6 @@ fn file(rest: &str) -> Result<PathBuf, String> {
 }
 
 #[cfg(unix)]
-#[expect(clippy::unnecessary_wraps, reason = "elsewhere a path is not any bytes")]
 fn from_bytes(bytes: Vec<u8>) -> Result<PathBuf, String> {
     Ok(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(bytes).into())
 }
@@ -77,7 +76,8 @@ mod tests {
 
     #[test]
     fn file_addresses_are_decoded_and_plain_paths_are_not() {
-        // The first four are what Python's `pathlib.Path.as_uri` writes, and the forms of RFC 8089, appendix B.
+        // The first four are what Python's `pathlib.Path.as_uri` writes, and the forms of RFC 8089, appendix
+        // B.
         for (text, path) in [
             ("file:///srv/sub%20dir%20%C3%A9/o%20b.safetensors", "/srv/sub dir é/o b.safetensors"),
             ("file:///srv/a%23b%3Fc%25d", "/srv/a#b?c%d"),

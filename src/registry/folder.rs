@@ -1,5 +1,6 @@
-//! The folder in a state directory that one server owns. It has a name that nobody gives to a folder of theirs, and a file that says whose it is: what else lies
-//! in the state directory is not the server's, and stays as it is.
+//! The folder in a state directory that one server owns. It has a name that no user gives to a folder, and a
+//! file that says who owns it. All other files in the state directory are not the server's, and stay as they
+//! are.
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ const LOCK: &str = "lock";
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    /// The lock goes with the file handle, also when the process is killed. `None` where there is nothing to lock: a directory that is only read.
+    /// The lock goes with the file handle, also when the process is killed. `None` where there is nothing to
+    /// lock: a directory that is only read.
     _lock: Option<File>,
 }
 
@@ -40,7 +42,8 @@ pub enum FolderError {
 }
 
 impl Folder {
-    /// Makes the server's own folder in a state directory where it is missing, readable by this user alone, marks it and locks it.
+    /// Makes the server's own folder in a state directory where it is missing, readable by this user alone,
+    /// marks it and locks it.
     ///
     /// # Errors
     /// [`FolderError`]
@@ -72,8 +75,8 @@ impl Folder {
         Ok(folder)
     }
 
-    /// What delo 0.1.0 kept, in the state directory itself; `None` where it kept nothing there. It is only read, and locked so that no such server changes it
-    /// meanwhile.
+    /// A state in the former layout: the same files in the state directory itself. `None` where there is
+    /// none. It is only read, and locked so that no server of that layout changes it meanwhile.
     ///
     /// # Errors
     /// [`FolderError::InUse`]; a directory that can't be read.
@@ -95,7 +98,8 @@ impl Folder {
         &self.path
     }
 
-    /// Refuses a partitions directory that lies inside this folder: what a server keeps would be read as what a user put there.
+    /// Refuses a partitions directory that lies inside this folder: what a server keeps would be read as what
+    /// a user put there.
     ///
     /// # Errors
     /// [`FolderError::Overlap`]
@@ -108,7 +112,7 @@ impl Folder {
     }
 }
 
-/// The server's own folder that a path is or lies in, if any. What of the path isn't there yet counts as it is written.
+/// The folder of a server that a path is or lies in, if any. The path need not exist.
 pub fn state_around(path: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).ok()?;
     let there = absolute.ancestors().find_map(|ancestor| ancestor.canonicalize().ok())?;
@@ -122,7 +126,8 @@ fn is_marked(dir: &Path) -> bool {
     mark.is_file() && File::open(mark).is_ok_and(|mut file| file.read_exact(&mut line).is_ok()) && line == MARK_LINE.as_bytes()
 }
 
-/// A name in a folder without a mark that no server writes; `None` where all are a server's, or the folder isn't there.
+/// A name in a folder without a mark that no server writes; `None` where all are a server's, or the folder
+/// isn't there.
 fn foreign_name(dir: &Path) -> io::Result<Option<String>> {
     let names = |dir: &Path| match std::fs::read_dir(dir) {
         Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<io::Result<Vec<_>>>(),

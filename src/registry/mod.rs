@@ -63,7 +63,7 @@ pub struct Registry {
     engine: Arc<Engine>,
     settings: Settings,
     root: Root,
-    /// `None` where no earlier delo kept anything in the state directory.
+    /// `None` where the state directory holds no state in the former layout.
     former: Option<Former>,
     /// Replaced as a whole: whoever holds a snapshot keeps a consistent catalogue, whatever is loaded meanwhile.
     live: ArcSwap<Catalogue>,
@@ -71,10 +71,11 @@ pub struct Registry {
     books: Mutex<Books>,
 }
 
-/// Files that delo 0.1.0 left in its state directory. They are read once, when their state is taken over, and stay as they are.
+/// Files of a state in the former layout ([`Folder::former`]). They are read once, when the state is taken
+/// over, and stay as they are.
 #[derive(Debug)]
 struct Former {
-    /// Where its artifacts lie: in `partitions`, a folder that users may have put their own into.
+    /// The folder of its artifacts, in which partitions of a user may lie too.
     partitions: PathBuf,
     /// The artifacts that it named.
     digests: BTreeSet<String>,
@@ -99,7 +100,8 @@ struct Kept {
 }
 
 impl Kept {
-    /// Opens a state directory; what delo 0.1.0 kept in it is taken over where nothing is kept yet.
+    /// Opens a state directory; a state in the former layout is taken over where there is none in the present
+    /// one.
     fn open(dir: &Path, partitions: Option<&Path>) -> Result<Self, RegistryError> {
         let folder = Folder::open(dir)?;
         if let Some(partitions) = partitions {
@@ -341,7 +343,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Loads the partitions that lie in the root directory ([`partition_files`]), or nothing where there is none.
+    /// Loads the partitions that lie in the root directory ([`partition_files`]), or nothing where there is
+    /// none.
     ///
     /// # Errors
     /// The first file that is refused, by name; nothing of them is live then.

@@ -100,7 +100,8 @@ impl Root {
     fn inside(&self, path: &Path) -> Result<PathBuf, SourceError> {
         let dir = self.dir.as_ref().ok_or(SourceError::NoRoot)?;
         let outside = || SourceError::Outside { uri: path.display().to_string(), root: dir.clone() };
-        // Below the directory's own name, the path goes on from what that name means at this moment, even if a link in it is switched meanwhile.
+        // Below the directory's own name, the path goes on from what that name means at this moment, even if
+        // a link in it is switched meanwhile.
         let below = path.strip_prefix(dir).unwrap_or(path);
         if below.components().any(|part| part == Component::ParentDir) {
             return Err(outside());

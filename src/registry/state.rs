@@ -3,10 +3,12 @@
 //! ```text
 //! STATE_DIR/delo-state/README.txt        marks the folder as a server's own (`folder.rs`)
 //!                      lock              held by the server that uses the folder
-//!                      catalogue-00000000000000000012.json    the latest generations of the ledger: a line with the SHA-256 of what follows, then JSON
+//!                      catalogue-00000000000000000012.json    the latest generations of the ledger:
+//!                                        a line with the SHA-256 of what follows, then JSON
 //!                      partitions/<SHA-256>.safetensors       the artifacts that these generations name
 //! ```
-//! Nothing is removed but generations that were read here and files in `partitions/` that are named by a SHA-256.
+//! Nothing is removed but generations that were read here and files in `partitions/` that are named by a
+//! SHA-256.
 //! An artifact is written under another name, synced, renamed, and its folder synced, before a generation that names it is written the same way. A
 //! generation is never changed; the one before stays until two later ones are there.
 use std::collections::{BTreeSet, VecDeque};
@@ -161,14 +163,15 @@ impl<F: Files> StateDir<F> {
         Ok(())
     }
 
-    /// Makes the ledger that was found in another directory this one's, with its artifacts. The other directory stays as it is; until the ledger is written
-    /// here, last of all, this one holds none.
+    /// Makes the ledger that was found in another directory this one's, with its artifacts. The other
+    /// directory stays as it is; until the ledger is written here, last of all, this one holds none.
     ///
     /// # Errors
     /// [`StateError::Write`]
     pub fn adopt(&mut self, other: &Self, ledger: &Ledger) -> Result<(), StateError> {
         for digest in ledger.digests() {
-            // What is missing or damaged there is missing here: the version that needs it is told of when it is restored.
+            // What is missing or damaged there is missing here: the version that needs it is told of when it
+            // is restored.
             if let Ok(bytes) = other.artifact(digest, MAX_ADOPTED_BYTES) {
                 self.write(&artifact(digest), PARTITIONS, &bytes, ["state.adopted.written", "state.adopted.renamed"])?;
             }
@@ -210,8 +213,8 @@ impl<F: Files> StateDir<F> {
         Ok(bytes.into())
     }
 
-    /// Removes what no kept generation needs, of the files that this type writes: a file of another name stays, whoever put it there. A failure only leaves
-    /// it there.
+    /// Removes the files written here that no kept generation needs; a file of another name stays. A failure
+    /// only leaves a file there.
     fn tidy(&mut self) {
         while self.generations.len() > GENERATIONS {
             if let Some((revision, _)) = self.generations.pop_front() {

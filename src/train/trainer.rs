@@ -300,8 +300,8 @@ impl Session<'_> {
         identity
     }
 
-    /// What the artifact's two rules compare, from the signals of the frozen backbone: key and second moment of the whitened one, the key of the plain one. A
-    /// moving average follows the batches in training order.
+    /// What the artifact's two rules compare, from the signals of the frozen backbone: key and second moment
+    /// of the whitened one, the key of the plain one. A moving average follows the batches in training order.
     fn keys(&self, samples: &[Sample], batches: &[Vec<usize>]) -> Result<SessionKeys, TrainError> {
         let KeyRule { signal, plain_signal, plain_average, .. } = self.key;
         let wanted: Vec<KeySignal> = BTreeSet::from([signal, plain_signal]).into_iter().collect();

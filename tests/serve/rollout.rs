@@ -248,7 +248,8 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_of_the_user_s_is_removed_though_partitions_lie_in_the_state_directory() {
     let var = tempfile::tempdir().unwrap();
-    // As deploy/systemd/delo.service and README.md lead to: STATE and STATE/partitions; then both the same; then the state below the partitions.
+    // As deploy/systemd/delo.service and README.md lead to: STATE and STATE/partitions; then both the same;
+    // then the state below the partitions.
     for (state, partitions) in [("delo", "delo/partitions"), ("same", "same"), ("outer/inner", "outer")] {
         let (state, partitions) = (var.path().join(state), var.path().join(partitions));
         std::fs::create_dir_all(&partitions).unwrap();

@@ -53,7 +53,8 @@ pub async fn put(path: PathBuf, bytes: Bytes) -> Result<(), RemoteError> {
 /// Makes the directory of a registry where it is missing, in one that is there; says whether it did.
 ///
 /// # Errors
-/// A path that is a file, lies in a server's state, or has no directory to lie in: then it is more likely misspelt than meant.
+/// A path that is a file, lies in a server's state, or has no directory to lie in: then it is more likely
+/// misspelt than meant.
 pub async fn make(dir: &Path) -> Result<bool, RemoteError> {
     let dir = dir.to_owned();
     blocking(move || {

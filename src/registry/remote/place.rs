@@ -58,7 +58,8 @@ impl Place {
     /// A registry by its address or directory, or those of its `manifest.json`. Nothing is made.
     ///
     /// # Errors
-    /// [`RemoteError::Location`], also for what may be a directory's name and is more likely an address that was misspelt.
+    /// [`RemoteError::Location`], also for what may be a directory's name and is more likely an address that
+    /// was misspelt.
     pub fn of_registry(given: &str) -> Result<Self, RemoteError> {
         let wrong = |reason: String| RemoteError::Location { given: without_query(given), reason };
         if given.is_empty() {
@@ -112,7 +113,8 @@ impl Place {
         Ok(Self::Store { store, base: url })
     }
 
-    /// Refuses a partitions directory that is the registry's own folder of artifacts: at each start all that was ever pushed would be served, withdrawn or not.
+    /// Refuses a partitions directory that is the registry's own folder of artifacts: at each start all that
+    /// was ever pushed would be served, withdrawn or not.
     ///
     /// # Errors
     /// [`RemoteError::Location`]
@@ -213,7 +215,8 @@ impl Place {
     }
 }
 
-/// Whether a text means a directory. Its first part tells whether it is an address that was misspelt, or was meant for a shell.
+/// Whether a text means a directory. Its first part tells whether it is an address that was misspelt, or was
+/// meant for a shell.
 fn check_directory(given: &str) -> Result<(), String> {
     let (first, rest) = given.split_once('/').unwrap_or((given, ""));
     let instead = format!("; a directory of that name is ./{given}");
