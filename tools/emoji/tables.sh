@@ -24,7 +24,7 @@ evaluate() { # NAME SPLIT FLAGS…: prints the tables, writes NAME-SPLIT.jsonl
 train adapters --lr 1e-3
 train paper --lr 1e-3 --key-metric plain --plain-signal mean@0 --plain-average ema --dummy-image 64 64
 best=
-for lr in 1e-3 3e-3 1e-2 3e-2; do
+for lr in 1e-4 3e-4 1e-3 3e-3 1e-2; do
     train "linear-$lr" --first-adapted-layer 6 --lr "$lr" --epochs 50 > "$runs/linear-$lr.txt"
     ap=$("$delo" eval --data $data --partitions "$runs/linear-$lr" --split val --json |
         python3 -c 'import json, sys; print(json.load(sys.stdin)["oracle"]["ap"])')
