@@ -125,7 +125,8 @@ impl Room {
         let full = Sample { image: Some(Pixels::dummy(side, side)), ..sample };
         let (catalogue, engine, limits) = (self.registry.catalogue(), self.engine.clone(), self.batcher.limits());
         let tokens = engine.tokens(catalogue.dummy_image(), &full);
-        let queries = vec![Query::open(full); (limits.backlog_batch_tokens / tokens).clamp(1, limits.batch_samples)];
+        let queries =
+            vec![Query::open(full); (limits.backlog_batch_tokens / tokens).clamp(1, limits.batch_samples.min(limits.queue_samples))];
         let answers = tokio::task::spawn_blocking(move || engine.classify(&catalogue, &queries)).await;
         answers.map_err(|e| failed(&e))?.into_iter().try_for_each(|answer| answer.map(drop)).map_err(|e| failed(&e))
     }
