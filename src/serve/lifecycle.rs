@@ -65,14 +65,6 @@ impl Lifecycle {
         self.show(ServingStatus::NotServing).await;
     }
 
-    /// Ends the streams of those who watch health, which would hold their connections open.
-    pub async fn stop_watches(&self) {
-        let mut health = self.health.clone();
-        for name in NAMES {
-            health.clear_service_status(name).await;
-        }
-    }
-
     /// Whether the state changed its owner: nothing follows draining.
     fn enter(&self, state: State) -> bool {
         let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,6 +2,7 @@
 mod admit;
 mod authenticate;
 mod deadline;
+mod drain;
 mod isolate_panics;
 mod measure;
 mod receive;
@@ -22,6 +23,7 @@ use tower::{Layer, Service};
 pub use admit::{Admission, Admit};
 pub use authenticate::{Authenticate, Caller};
 pub use deadline::{Bounds, Deadline, Expiry};
+pub use drain::Drain;
 pub use isolate_panics::{IsolatePanics, internal};
 pub use measure::Measure;
 pub use receive::{Receive, Share};
@@ -34,18 +36,23 @@ pub struct Stack {
     pub deadline: Deadline,
     pub admit: Admit,
     pub receive: Receive,
+    pub drain: Drain,
 }
 
 impl<S: Inner> Layer<S> for Stack {
-    type Service =
-        Around<Measure, Around<Authenticate, Around<Trace, Around<Deadline, Around<Admit, Around<Receive, Around<IsolatePanics, S>>>>>>>;
+    type Service = Around<
+        Measure,
+        Around<Authenticate, Around<Trace, Around<Deadline, Around<Admit, Around<Receive, Around<Drain, Around<IsolatePanics, S>>>>>>>,
+    >;
 
     fn layer(&self, services: S) -> Self::Service {
         // From the inside out: a call meets them from the last to the first.
         // A panic ends here, so that all that follows sees an ordinary answer.
         let isolated = IsolatePanics.layer(services);
+        // A stream is told of a shutdown as if its client had ended it.
+        let ending = self.drain.layer(isolated);
         // Only the messages of calls that were admitted take from the budget.
-        let received = self.receive.layer(isolated);
+        let received = self.receive.layer(ending);
         // Who calls is known here, and until when; a permit goes back when either the answer or the time ends.
         let admitted = self.admit.layer(received);
         // The clock starts before anything waits.
