@@ -1,7 +1,12 @@
-//! Layered settings of the server: defaults < file < `DELO_` environment < flags. Unknown keys are refused with their path.
-use std::collections::HashMap;
+//! Layered settings of the server: defaults < file < `DELO_` environment < flags. Unknown keys are refused with their path, and an error names the file,
+//! the variable or the flag that the setting comes from.
+mod environment;
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -37,11 +42,15 @@ pub struct Config {
     pub feedback: Feedback,
     pub shutdown: Shutdown,
     pub logging: Logging,
+    /// Environment variables whose names begin with `DELO_` and that are no settings: ignored, and told in the log.
+    #[serde(skip)]
+    pub ignored_variables: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
     #[serde(deserialize_with = "positive")]
     pub max_message_bytes: usize,
@@ -140,6 +149,7 @@ pub struct Model {
     #[serde(deserialize_with = "auto_from_str")]
     pub isa: Option<Isa>,
     /// Threads of the compute pool; 0 for as many as there are cores.
+    #[serde(deserialize_with = "threads")]
     pub threads: usize,
 }
 
@@ -155,6 +165,7 @@ impl Model {
 pub struct Catalogue {
     #[serde(deserialize_with = "optional_path")]
     pub state_dir: Option<PathBuf>,
+    #[serde(deserialize_with = "any")]
     pub retained_versions: usize,
 }
 
@@ -167,7 +178,7 @@ pub struct Registry {
     pub poll: Duration,
     #[serde(rename = "fetch_timeout_seconds", deserialize_with = "seconds")]
     pub fetch_timeout: Duration,
-    #[serde(deserialize_with = "positive")]
+    #[serde(deserialize_with = "at_once")]
     pub max_fetches: usize,
     #[serde(deserialize_with = "allowed_urls")]
     pub allowed_urls: AllowedUrls,
@@ -194,7 +205,7 @@ pub struct Batching {
     /// `None`: what the engine says.
     #[serde(deserialize_with = "positive_or_auto")]
     pub max_tokens: Option<usize>,
-    #[serde(deserialize_with = "positive")]
+    #[serde(deserialize_with = "at_once")]
     pub max_samples: usize,
     #[serde(deserialize_with = "positive")]
     pub max_queue_samples: usize,
@@ -210,6 +221,7 @@ pub struct Batching {
 #[serde(deny_unknown_fields)]
 pub struct Input {
     /// 0: one per processor core.
+    #[serde(deserialize_with = "at_once_or_zero")]
     pub concurrency: usize,
     pub limits: Limits,
 }
@@ -226,6 +238,7 @@ pub struct Deadline {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Feedback {
+    #[serde(deserialize_with = "any")]
     pub remembered_answers: usize,
 }
 
@@ -243,6 +256,21 @@ pub struct Logging {
     pub filter: String,
 }
 
+/// An address to listen at: an IP address and a port. Names are not looked up, except `localhost`, which is 127.0.0.1.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let named = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    let parsed = named.as_deref().unwrap_or(text).parse();
+    parsed.map_err(|_| {
+        let port = text.rsplit(':').next().filter(|port| port.parse::<u16>().is_ok());
+        let port = port.unwrap_or("50051");
+        let why = if text.starts_with("unix:") { ", and Unix sockets are not served" } else { "" };
+        format!("{text:?} is no IP address with a port{why}: give 127.0.0.1:{port} for this machine alone, or 0.0.0.0:{port} (or [::]:{port}) for all")
+    })
+}
+
 /// An address to listen at, or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {
@@ -256,7 +284,7 @@ impl FromStr for Listen {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "off" => Ok(Self::Off),
-            _ => text.parse().map(Self::At).map_err(|_| format!("{text:?} is neither an address like 127.0.0.1:9464 nor \"off\"")),
+            _ => parse_address(text).map(Self::At).map_err(|message| format!("{message}; \"off\" switches the port off")),
         }
     }
 }
@@ -298,8 +326,100 @@ pub enum ConfigError {
     #[error("{path} is not valid TOML: {message}")]
     Syntax { path: PathBuf, message: String },
     /// `path` is the setting's, `batching.max_tokens`.
-    #[error("configuration: {path}: {message}")]
-    Setting { path: String, message: String },
+    #[error("configuration: {origin}{path}: {message}")]
+    Setting { origin: Origin, path: String, message: String },
+}
+
+/// Where the value of a setting comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// None of the others: the default, or several settings that do not go together.
+    Default,
+    File(PathBuf),
+    /// The name of an environment variable.
+    Variable(String),
+    /// `--listen`.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    /// As messages begin: nothing, or the origin, a colon and a space.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => Ok(()),
+            Self::File(path) => write!(f, "{}: ", path.display()),
+            Self::Variable(name) => write!(f, "the environment variable {name}: "),
+            Self::Flag(flag) => write!(f, "{flag}: "),
+        }
+    }
+}
+
+/// Where settings come from, to be named in errors.
+struct Origins {
+    flags: Vec<&'static str>,
+    /// Setting and variable.
+    variables: HashMap<String, String>,
+    file: Option<PathBuf>,
+    /// Paths that the file has, sections included.
+    in_file: BTreeSet<String>,
+}
+
+impl Origins {
+    /// Of the setting at `path`, or of what it is part of.
+    fn of(&self, path: &str) -> Origin {
+        let ends = path.char_indices().filter(|(_, c)| matches!(c, '.' | '[')).map(|(at, _)| at);
+        let mut prefixes: Vec<&str> = ends.chain([path.len()]).map(|end| &path[..end]).collect();
+        prefixes.reverse();
+        for prefix in prefixes {
+            if self.flags.contains(&prefix) {
+                return Origin::Flag(flag(prefix));
+            }
+            if let Some(name) = self.variables.get(prefix) {
+                return Origin::Variable(name.clone());
+            }
+            if let Some(file) = self.file.as_ref().filter(|_| self.in_file.contains(prefix)) {
+                return Origin::File(file.clone());
+            }
+        }
+        Origin::Default
+    }
+
+    fn refuse(&self, path: &str, message: impl Into<String>) -> ConfigError {
+        ConfigError::Setting { origin: self.of(path), path: path.to_owned(), message: message.into() }
+    }
+}
+
+/// The flag of `delo serve` for a setting that has one.
+fn flag(path: &str) -> String {
+    let flag = path.strip_prefix("server.").or_else(|| path.strip_prefix("model.")).unwrap_or(path);
+    format!("--{}", flag.replace(['.', '_'], "-"))
+}
+
+/// The paths of all values in a document of settings; with its sections, if asked for.
+fn paths_in(document: &serde_json::Value, sections: bool) -> Vec<String> {
+    fn walk(value: &serde_json::Value, path: &str, sections: bool, out: &mut Vec<String>) {
+        let Some(table) = value.as_object() else { return out.push(path.to_owned()) };
+        if sections && !path.is_empty() {
+            out.push(path.to_owned());
+        }
+        for (key, value) in table {
+            let dot = if path.is_empty() { "" } else { "." };
+            walk(value, &format!("{path}{dot}{key}"), sections, out);
+        }
+    }
+    let mut out = Vec::new();
+    walk(document, "", sections, &mut out);
+    out
+}
+
+fn toml(text: &str) -> config::File<config::FileSourceString, config::FileFormat> {
+    config::File::from_str(text, config::FileFormat::Toml)
+}
+
+/// The paths of all settings: all of them have a default.
+fn known_settings() -> Vec<String> {
+    let defaults = config::Config::builder().add_source(toml(DEFAULTS)).build().and_then(config::Config::try_deserialize);
+    paths_in(&defaults.expect("the defaults are sound TOML: every start reads them"), false)
 }
 
 /// Values that win over every other layer, by path: `[("server.listen", "0.0.0.0:50051")]`.
@@ -311,11 +431,7 @@ impl Config {
     /// # Errors
     /// A file that can't be read; a key that is unknown, missing its type, or out of range, with its path.
     pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
-        Self::layered(
-            file,
-            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect(),
-            overrides,
-        )
+        Self::of_layers(file, std::env::vars_os(), overrides)
     }
 
     /// As [`Config::load`], with the environment given.
@@ -323,31 +439,40 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn layered(file: Option<&Path>, environment: HashMap<String, String>, overrides: Overrides) -> Result<Self, ConfigError> {
-        let mut layers = config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
+        Self::of_layers(file, environment.into_iter().map(|(name, value)| (name.into(), value.into())), overrides)
+    }
+
+    fn of_layers(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        overrides: Overrides,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = config::Config::builder().add_source(toml(DEFAULTS));
+        let flags = overrides.iter().map(|(path, _)| *path).collect();
+        let mut origins = Origins { flags, variables: HashMap::new(), file: file.map(Path::to_owned), in_file: BTreeSet::new() };
         if let Some(path) = file {
             let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-            let source = config::File::from_str(&text, config::FileFormat::Toml);
-            config::Config::builder()
-                .add_source(source.clone())
-                .build()
-                .map_err(|e| ConfigError::Syntax { path: path.to_owned(), message: e.to_string() })?;
-            layers = layers.add_source(source);
+            let document = config::Config::builder().add_source(toml(&text)).build().and_then(config::Config::try_deserialize);
+            let document = document.map_err(|e| ConfigError::Syntax { path: path.to_owned(), message: e.to_string() })?;
+            origins.in_file = paths_in(&document, true).into_iter().collect();
+            layers = layers.add_source(toml(&text));
         }
-        // The client's token, `delo classify` reads it: it is no setting, and may well be there.
-        let environment: HashMap<_, _> = environment.into_iter().filter(|(key, _)| key != "DELO_TOKEN").collect();
-        let environment = config::Environment::with_prefix("DELO").prefix_separator("_").separator("__").source(Some(environment));
-        layers = layers.add_source(environment);
-        for (key, value) in overrides {
-            layers = layers.set_override(key, value).map_err(|e| ConfigError::Setting { path: key.to_owned(), message: e.to_string() })?;
+        let environment = environment::Environment::read(environment, &known_settings())?;
+        origins.variables = environment.settings.iter().map(|(path, variable)| (path.clone(), variable.name.clone())).collect();
+        let of_environment = environment.settings.into_iter().map(|(path, variable)| (path, variable.value));
+        // What is set later wins.
+        for (path, value) in of_environment.chain(overrides.into_iter().map(|(path, value)| (path.to_owned(), value))) {
+            layers = layers.set_override(path.as_str(), value).map_err(|e| origins.refuse(&path, e.to_string()))?;
         }
-        let merged = layers.build().map_err(|e| ConfigError::Setting { path: "DELO_ environment".to_owned(), message: e.to_string() })?;
-        let config: Self = typed(merged)?;
-        config.check()?;
+        let merged = layers.build().map_err(|e| origins.refuse("the settings together", e.to_string()))?;
+        let mut config: Self = typed(merged, &origins)?;
+        config.check(&origins)?;
+        config.ignored_variables = environment.unknown;
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
-        let wrong = |path: &str, message: &str| Err(ConfigError::Setting { path: path.to_owned(), message: message.to_owned() });
+    fn check(&self, origins: &Origins) -> Result<(), ConfigError> {
+        let wrong = |path: &str, message: &str| Err(origins.refuse(path, message));
         if self.deadline.default > self.deadline.max {
             return wrong("deadline.default_seconds", "longer than deadline.max_seconds, lower it or raise that");
         }
@@ -376,9 +501,17 @@ impl Config {
     }
 }
 
-fn typed<T: DeserializeOwned>(merged: config::Config) -> Result<T, ConfigError> {
-    serde_path_to_error::deserialize(merged)
-        .map_err(|e| ConfigError::Setting { path: e.path().to_string(), message: e.into_inner().to_string() })
+fn typed<T: DeserializeOwned>(merged: config::Config, origins: &Origins) -> Result<T, ConfigError> {
+    serde_path_to_error::deserialize(merged).map_err(|e| {
+        let (path, message) = (e.path().to_string(), e.inner().to_string());
+        // The path is told once.
+        let message = message.strip_suffix(&format!(" for key `{path}`")).unwrap_or(&message);
+        origins.refuse(&path, message)
+    })
+}
+
+fn address<'de, D: Deserializer<'de>>(de: D) -> Result<SocketAddr, D::Error> {
+    parse_address(&String::deserialize(de)?).map_err(D::Error::custom)
 }
 
 fn from_str<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(de: D) -> Result<T, D::Error> {
@@ -400,19 +533,49 @@ fn auto_from_str<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(de: D) -> 
     }
 }
 
+/// The most that any count or size of memory may be: beyond any machine, and small enough to be multiplied.
+const MOST: usize = 1 << 48;
+/// The most samples of one forward pass, and things done at the same time.
+const MOST_AT_ONCE: usize = 1 << 20;
+/// The most threads of the compute pool.
+pub const MOST_THREADS: usize = 4096;
+
+fn within<'de, D: Deserializer<'de>>(de: D, range: RangeInclusive<usize>) -> Result<usize, D::Error> {
+    let (least, most) = (range.start(), range.end());
+    // Signed, so that a negative number is told to be out of range too, and not to be of a wrong type.
+    let n = i64::deserialize(de)?;
+    usize::try_from(n).ok().filter(|n| range.contains(n)).ok_or_else(|| match n {
+        ..=0 if *least == 1 => D::Error::custom(format!("{n} is out of range, it must be at least 1")),
+        _ => D::Error::custom(format!("{n} is out of range, choose {least} to {most}")),
+    })
+}
+
 fn positive<'de, D: Deserializer<'de>>(de: D) -> Result<usize, D::Error> {
-    match usize::deserialize(de)? {
-        0 => Err(D::Error::custom("must be at least 1")),
-        n => Ok(n),
-    }
+    within(de, 1..=MOST)
+}
+
+fn at_once<'de, D: Deserializer<'de>>(de: D) -> Result<usize, D::Error> {
+    within(de, 1..=MOST_AT_ONCE)
+}
+
+fn at_once_or_zero<'de, D: Deserializer<'de>>(de: D) -> Result<usize, D::Error> {
+    within(de, 0..=MOST_AT_ONCE)
+}
+
+fn threads<'de, D: Deserializer<'de>>(de: D) -> Result<usize, D::Error> {
+    within(de, 0..=MOST_THREADS)
+}
+
+fn any<'de, D: Deserializer<'de>>(de: D) -> Result<usize, D::Error> {
+    within(de, 0..=MOST)
 }
 
 fn positive_or_auto<'de, D: Deserializer<'de>>(de: D) -> Result<Option<usize>, D::Error> {
     match String::deserialize(de)?.as_str() {
         "auto" => Ok(None),
         number => match number.parse() {
-            Ok(0) | Err(_) => Err(D::Error::custom(format!("{number:?} is neither \"auto\" nor a whole number from 1 on"))),
-            Ok(n) => Ok(Some(n)),
+            Ok(n @ 1..=MOST) => Ok(Some(n)),
+            _ => Err(D::Error::custom(format!("{number:?} is neither \"auto\" nor a whole number from 1 to {MOST}"))),
         },
     }
 }
@@ -504,7 +667,7 @@ mod tests {
     #[test]
     fn refuses_an_unknown_key_of_the_environment_with_its_path() {
         assert_eq!(path(Config::layered(None, environment("DELO_BATCHING__MAX_TOKNS", "1"), vec![])), "batching.max_tokns");
-        assert_eq!(path(Config::layered(None, environment("DELO_BACTHING__MAX_TOKENS", "1"), vec![])), "bacthing");
+        assert_eq!(path(Config::layered(None, environment("DELO_BACTHING__MAX_TOKENS", "1"), vec![])), "bacthing.max_tokens");
     }
 
     #[test]
@@ -519,6 +682,76 @@ mod tests {
         assert_eq!(path(with_file("[routing]\nmetric = \"best\"")), "routing.metric");
         assert_eq!(path(with_file("[routing]\nsignal = \"parts\"")), "routing.signal");
         assert_eq!(path(Config::layered(None, environment("DELO_BATCHING__MAX_TOKENS", "many"), vec![])), "batching.max_tokens");
+    }
+
+    #[test]
+    fn an_error_names_the_file_the_variable_or_the_flag_that_the_setting_comes_from() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[batching]\nmax_samples = 0\n[deadline]\ndefault_seconds = 500.0").unwrap();
+        let origin = |file: Option<&Path>, environment, flags| match Config::layered(file, environment, flags) {
+            Err(ConfigError::Setting { origin, .. }) => origin,
+            other => panic!("not refused for a setting: {other:?}"),
+        };
+        let in_file = Origin::File(file.path().to_owned());
+        assert_eq!(origin(Some(file.path()), HashMap::new(), vec![]), in_file);
+        let variable = |name: &str| Origin::Variable(name.to_owned());
+        let by_variable = environment("DELO_BATCHING__MAX_SAMPLES", "-3");
+        assert_eq!(origin(Some(file.path()), by_variable, vec![]), variable("DELO_BATCHING__MAX_SAMPLES"));
+        // The variable mends the first fault of the file, so that the second is met.
+        assert_eq!(origin(Some(file.path()), environment("DELO_BATCHING__MAX_SAMPLES", "3"), vec![]), in_file);
+        let by_variable = environment("DELO_MODEL__THREADS", "2");
+        let by_flag = vec![("model.threads", "100000".to_owned())];
+        assert_eq!(origin(None, by_variable, by_flag), Origin::Flag("--threads".to_owned()));
+        let by_flag = vec![("admin.listen", "nowhere".to_owned())];
+        assert_eq!(origin(None, HashMap::new(), by_flag), Origin::Flag("--admin-listen".to_owned()));
+        assert_eq!(origin(None, environment("DELO_TLS__CERTIFICATE", "a.pem"), vec![]), Origin::Default);
+    }
+
+    #[test]
+    fn every_number_out_of_range_is_refused_by_name_and_every_usual_one_is_taken() {
+        let defaults = config::Config::builder().add_source(toml(DEFAULTS)).build().unwrap();
+        let defaults: serde_json::Value = defaults.try_deserialize().unwrap();
+        for setting in known_settings() {
+            let value = setting.split('.').fold(&defaults, |value, key| &value[key]);
+            let given = |text: &str| Config::layered(None, environment(&environment::name_of(&setting), text), vec![]);
+            if value.is_number() || setting == "batching.max_tokens" {
+                for text in
+                    ["-1", "-9223372036854775808", "18446744073709551616", "1e400", "nan", "inf", "-inf", "many", "", " ", "0x10", "1;2"]
+                {
+                    let refused = given(text).unwrap_err().to_string();
+                    assert!(refused.contains(&environment::name_of(&setting)), "{setting}={text}: {refused}");
+                }
+            }
+            if value.is_u64() && !setting.starts_with("input.limits") {
+                let most = given("9223372036854775807").unwrap_err().to_string();
+                assert!(most.contains("out of range") || most.contains("invalid value") || most.contains("too large"), "{setting}: {most}");
+            }
+            let usual = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            assert!(value.is_array() || given(&usual).is_ok(), "{setting}={usual}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_none_says_what_to_write() {
+        for (text, said) in [
+            ("localhost", "127.0.0.1:50051"),
+            (":50061", "0.0.0.0:50061"),
+            ("50061", "0.0.0.0:50061"),
+            ("example.com:50061", "0.0.0.0:50061"),
+            ("unix:/run/delo.sock", "Unix sockets are not served"),
+            ("*:50061", "0.0.0.0:50061"),
+            ("[::1]", "[::]:50051"),
+            ("127.0.0.1:99999", "127.0.0.1:50051"),
+            ("", "127.0.0.1:50051"),
+        ] {
+            let message = parse_address(text).unwrap_err();
+            assert!(message.contains(said), "{message}");
+            let error = with_file(&format!("[server]\nlisten = \"{text}\"")).unwrap_err().to_string();
+            assert!(error.contains("server.listen") && error.contains(said), "{error}");
+            assert!(text.parse::<Listen>().unwrap_err().contains("\"off\""));
+        }
+        assert_eq!(parse_address("localhost:7"), Ok("127.0.0.1:7".parse().unwrap()));
+        assert_eq!(parse_address("[::]:7"), Ok("[::]:7".parse().unwrap()));
     }
 
     #[test]

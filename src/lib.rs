@@ -13,6 +13,7 @@
 //! - [`eval`]: AP, FG and routing accuracy of partitions on a data set.
 //! - [`registry`]: which partitions are live, on trial and retained, durably; where they come from, and who vouches for them.
 //! - [`config`]: layered settings.
+//! - [`logging`]: the log of a server, best effort.
 //! - [`serve`]: gRPC services, the policies around every call, queue and batcher, feedback, metrics, lifecycle.
 //! - [`cli`]: the command line; parses, calls one function of the rooms above, prints.
 
@@ -25,6 +26,7 @@ pub mod eval;
 pub mod file_size;
 pub mod input;
 pub mod kernels;
+pub mod logging;
 pub mod model_dir;
 pub mod registry;
 pub mod serve;

@@ -192,6 +192,251 @@ fn ends_well_when_it_is_asked_to() {
     }
 }
 
+/// A server with this stderr, and its addresses.
+#[cfg(unix)]
+struct Unheard {
+    process: Child,
+    admin: String,
+    classifier: String,
+    health: Vec<(&'static str, String)>,
+}
+
+#[cfg(unix)]
+impl Unheard {
+    fn start(stderr: Stdio) -> Self {
+        // The log can't say which ports the system chose.
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let [classifier, admin, metrics] = [free(), free(), free()].map(|address| address.to_string());
+        let health: Vec<(&'static str, String)> =
+            vec![("DELO_SERVER__LISTEN", classifier.clone()), ("DELO_ADMIN__LISTEN", admin.clone()), ("DELO_METRICS__LISTEN", metrics)];
+        let process = Command::new(env!("CARGO_BIN_EXE_delo")).arg("serve").envs(health.clone()).stderr(stderr).spawn().unwrap();
+        Self { process, admin: format!("http://{admin}"), classifier: format!("http://{classifier}"), health }
+    }
+
+    fn until_healthy(&mut self) {
+        let healthy = |health: &[(&'static str, String)]| {
+            Command::new(env!("CARGO_BIN_EXE_delo")).arg("health").envs(health.iter().cloned()).output().unwrap().status.success()
+        };
+        while !healthy(&self.health) {
+            assert!(self.process.try_wait().unwrap().is_none(), "it ended before it served");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn works_and_drains(mut self) {
+        assert_eq!(json(&["admin", "unload", "objects", "--json", "--server", &self.admin])["task"], "objects");
+        assert_eq!(json(&["admin", "status", "--json", "--server", &self.admin])["state"], "SERVING");
+        assert!(delo(&["classify", "--text", "soup", "--server", &self.classifier]).status.success());
+        for signal in ["-HUP", "-TERM"] {
+            assert!(Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap().success());
+        }
+        assert_eq!(self.process.wait().unwrap().code(), Some(0));
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_log_whose_reader_has_gone_costs_lines_and_nothing_else() {
+    let mut server = Unheard::start(Stdio::piped());
+    drop(server.process.stderr.take());
+    server.until_healthy();
+    server.works_and_drains();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_log_that_nobody_reads_costs_lines_and_nothing_else() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    // Full from the start.
+    let fill = writer.try_clone().unwrap();
+    let full = std::thread::spawn(move || {
+        use std::io::Write;
+        let mut fill = fill;
+        while fill.write_all(&[b'.'; 4096]).is_ok() {}
+    });
+    let mut server = Unheard::start(Stdio::from(writer));
+    server.until_healthy();
+    server.works_and_drains();
+    drop(reader);
+    full.join().unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_on_a_full_disk_costs_lines_and_nothing_else() {
+    let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let mut server = Unheard::start(full());
+    server.until_healthy();
+    server.works_and_drains();
+    // Nor does it change how a command fails.
+    let failed = Command::new(env!("CARGO_BIN_EXE_delo")).args(["partition", "verify", "/nowhere"]).stderr(full()).status().unwrap();
+    assert_eq!(failed.code(), Some(1));
+    let failed = Command::new(env!("CARGO_BIN_EXE_delo")).args(["serve", "--nonsense"]).stderr(full()).status().unwrap();
+    assert_eq!(failed.code(), Some(2));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_a_server_that_waits_for_a_call() {
+    use std::io::Write;
+    for (second, code) in [("-TERM", 143), ("-INT", 130)] {
+        let long = "3600.0";
+        let mut serving = Serving::start_with(&[
+            ("DELO_SHUTDOWN__DRAIN_SECONDS", long),
+            ("DELO_DEADLINE__DEFAULT_SECONDS", long),
+            ("DELO_DEADLINE__MAX_SECONDS", long),
+        ]);
+        // A call whose message never arrives: HTTP/2's preface, SETTINGS, and HEADERS with a path that follows literally (RFC 7541, 6.2.2).
+        let mut stream = std::net::TcpStream::connect(serving.classifier.trim_start_matches("http://")).unwrap();
+        let path = b"/delo.v1.Classifier/Classify";
+        let mut headers = vec![0x83, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+        headers.extend(path);
+        headers.extend([0x01, 4]);
+        headers.extend(b"host");
+        headers.extend([0x0f, 0x10, 16]);
+        headers.extend(b"application/grpc");
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+        bytes.extend([0, 0, u8::try_from(headers.len()).unwrap(), 1, 4, 0, 0, 0, 1]);
+        bytes.extend(headers);
+        stream.write_all(&bytes).unwrap();
+        // The server answers a PING after it has read what came before it.
+        stream.write_all(&[&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], b"question"].concat()).unwrap();
+        let mut heard = Vec::new();
+        while !heard.windows(8).any(|window| window == b"question") {
+            let mut piece = [0; 512];
+            let n = std::io::Read::read(&mut stream, &mut piece).unwrap();
+            assert!(n > 0, "the connection was closed");
+            heard.extend_from_slice(&piece[..n]);
+        }
+        serving.signal("-TERM");
+        let asked = Instant::now();
+        while serving.process.try_wait().unwrap().is_none() {
+            assert!(asked.elapsed() < Duration::from_secs(60), "it goes on after {second}");
+            std::thread::sleep(Duration::from_millis(50));
+            // It may have ended meanwhile.
+            let _ = Command::new("kill").args([second, &serving.process.id().to_string()]).output().unwrap();
+        }
+        assert_eq!(serving.process.wait().unwrap().code(), Some(code));
+        let log = serving.log.take().unwrap().join().unwrap().join("\n");
+        assert!(log.contains("draining") && log.contains("a second signal"), "{log}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn sighup_takes_another_certificate_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let [old, new] = ["old", "new"].map(authority::Authority::new);
+    let (certificate, key) = old.issue("server", &["localhost"]).write(dir.path());
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, &new.pem).unwrap();
+    let serving = Serving::start_with(&[
+        ("DELO_TLS__CERTIFICATE", certificate.to_str().unwrap()),
+        ("DELO_TLS__KEY", key.to_str().unwrap()),
+        ("DELO_TLS__RELOAD_SECONDS", "86400"),
+    ]);
+    let server = serving.classifier.replace("http://127.0.0.1", "https://localhost");
+    let classified = || delo(&["classify", "--text", "soup", "--server", &server, "--ca", ca.to_str().unwrap()]).status.success();
+    assert!(!classified());
+    new.issue("server", &["localhost"]).write(dir.path());
+    serving.signal("-HUP");
+    let asked = Instant::now();
+    while !classified() {
+        assert!(asked.elapsed() < Duration::from_secs(60), "the old certificate stays");
+    }
+}
+
+#[test]
+fn health_asks_the_server_by_its_settings_whatever_it_asks_of_clients() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = authority::Authority::new("authority");
+    let (certificate, key) = authority.issue("server", &["elsewhere.example"]).write(dir.path());
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, &authority.pem).unwrap();
+    let clients = dir.path().join("clients.toml");
+    std::fs::write(&clients, authority::clients(&[("app", "classify", "token")], &[])).unwrap();
+    let [certificate, key, ca, clients] = [certificate, key, ca, clients].map(|path| path.to_str().unwrap().to_owned());
+    let tls = [("DELO_TLS__CERTIFICATE", certificate.as_str()), ("DELO_TLS__KEY", &key), ("DELO_AUTH__CLIENTS_FILE", &clients)];
+    let required = [("DELO_TLS__CLIENT_CA", ca.as_str()), ("DELO_TLS__CLIENT_CERTIFICATE", "required")];
+    for settings in [&[][..], &tls, &[&tls[..], &required].concat()] {
+        let mut serving = Serving::start_with(settings);
+        let asked = |more: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_delo"));
+            command.arg("health").args(more).envs(settings.iter().copied()).env("DELO_METRICS__LISTEN", "off");
+            command.env("DELO_SERVER__LISTEN", serving.classifier.trim_start_matches("http://")).output().unwrap()
+        };
+        for more in [&[][..], &["--live"]] {
+            let answer = asked(more);
+            assert_eq!(answer.status.code(), Some(0), "{}", String::from_utf8_lossy(&answer.stderr));
+        }
+        let address = serving.classifier.clone();
+        serving.process.kill().unwrap();
+        serving.process.wait().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_delo"));
+        command.arg("health").envs(settings.iter().copied()).env("DELO_METRICS__LISTEN", "off");
+        let answer = command.env("DELO_SERVER__LISTEN", address.trim_start_matches("http://")).output().unwrap();
+        assert_eq!(answer.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&answer.stderr).contains("no server answers"), "{answer:?}");
+    }
+}
+
+/// Where the system lets this test have few processes: as root for another user, who owns none.
+#[cfg(target_os = "linux")]
+#[test]
+fn too_few_threads_end_a_start_with_one_line() {
+    let dir = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir().unwrap();
+    let program = dir.path().join("delo");
+    std::fs::copy(env!("CARGO_BIN_EXE_delo"), &program).unwrap();
+    let serve = &["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off", "--metrics-listen", "off"][..];
+    // A name is looked up by another thread.
+    let classify = &["classify", "--text", "soup", "--server", "http://localhost:1"][..];
+    for (limit, args) in [("1", serve), ("2", serve), ("4", serve), ("6", serve), ("1", classify)] {
+        let output = Command::new("setpriv")
+            .args(["--reuid", "54321", "--clear-groups", "prlimit", &format!("--nproc={limit}:{limit}")])
+            .arg(&program)
+            .args(args)
+            .output();
+        let stderr = output.as_ref().map(|output| String::from_utf8_lossy(&output.stderr).into_owned()).unwrap_or_default();
+        if stderr.is_empty() || stderr.starts_with("setpriv: ") || stderr.starts_with("prlimit: ") {
+            eprintln!("not shown here: {stderr} {output:?}");
+            return;
+        }
+        assert_eq!(output.unwrap().status.code(), Some(1), "{stderr}");
+        assert!(stderr.lines().count() == 1 && stderr.contains("raise the limit of processes and threads"), "{stderr}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn variables_that_are_no_settings_stop_no_start_and_broken_ones_are_named() {
+    use std::os::unix::ffi::OsStringExt;
+    let of_services = [
+        ("DELO_PORT", "tcp://10.0.0.5:50051"),
+        ("DELO_SERVICE_HOST", "10.0.0.5"),
+        ("DELO_ADMIN_SERVICE_PORT_GRPC", "50052"),
+        ("DELO_METRICS_PORT_9464_TCP_ADDR", "10.0.0.5"),
+        ("DELO_ARGS", "--config /etc/delo/delo.toml"),
+        ("DELO_HOME", "/var/lib/delo"),
+    ];
+    assert!(delo(&["classify", "--text", "soup", "--server", &Serving::start_with(&of_services).classifier]).status.success());
+    let broken = std::ffi::OsString::from_vec(b"/etc/\xff".to_vec());
+    for (name, value) in
+        [("DELO_AUTH__CLIENTS_FILE", broken), ("DELO_BATCHING_MAX_TOKENS", "9".into()), ("DELO_SERVER__LISTEN", ":1".into())]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_delo")).arg("serve").env(name, value).output().unwrap();
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && line.contains(name) && line.trim_end().lines().count() == 1, "{line}");
+    }
+}
+
 #[test]
 fn looks_at_partition_files() {
     let dir = tempfile::tempdir().unwrap();
@@ -379,6 +624,7 @@ fn wrong_usage_ends_with_2_and_one_line() {
     for args in [
         &["serve", "--listne", "127.0.0.1:0"][..],
         &["serve", "--listen", "nowhere"],
+        &["serve", "--threads", "9223372036854775807"],
         &["serve", "--device", "gpu"],
         &["serve", "--precision", "f8"],
         &["classify"],

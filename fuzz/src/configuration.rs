@@ -32,7 +32,7 @@ pub fn configuration(bytes: &[u8]) {
             assert!(config.deadline.default <= config.deadline.max && !config.deadline.max.is_zero());
             assert!(config.batching.max_tokens != Some(0) && config.batching.max_samples > 0 && config.server.max_message_bytes > 0);
         }
-        Err(ConfigError::Setting { path, message }) => assert!(!path.is_empty() && !message.is_empty(), "{path:?}: {message:?}"),
+        Err(ConfigError::Setting { path, message, .. }) => assert!(!path.is_empty() && !message.is_empty(), "{path:?}: {message:?}"),
         Err(error) => assert!(error.to_string().contains("delo.toml"), "{error}"),
     }
 }

@@ -63,7 +63,11 @@ impl Credentials {
     fn bearer(&self) -> Result<Bearer, Failure> {
         let token = match &self.token_file {
             Some(path) => Some(String::from_utf8(read(path)?).map_err(|_| format!("{} holds no token: it is no text", path.display()))?),
-            None => std::env::var("DELO_TOKEN").ok().filter(|token| !token.is_empty()),
+            None => match std::env::var("DELO_TOKEN") {
+                // Not taken for absent: the call would go out without a token.
+                Err(std::env::VarError::NotUnicode(_)) => return Err("DELO_TOKEN: a token is printable ASCII, this one is not".into()),
+                token => token.ok().filter(|token| !token.is_empty()),
+            },
         };
         let Some(token) = token else { return Ok(Bearer(None)) };
         let token = token.trim();
@@ -117,7 +121,7 @@ pub fn exchange<T, F: Future<Output = Result<T, Failure>>>(
         endpoint = endpoint.tls_config(tls).map_err(|e| format!("--ca, --client-cert or --client-key: {}", causes(&e)))?;
     }
     let bearer = credentials.bearer()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = super::runtime()?;
     runtime.block_on(async {
         let channel = endpoint.connect_timeout(CONNECT).connect().await.map_err(|error| match secure {
             true => {

@@ -1,5 +1,6 @@
 //! Flags of every command that computes: on what.
 use super::Failure;
+use crate::config::MOST_THREADS;
 use crate::engine::{DeviceChoice, Options};
 use crate::kernels::{Isa, Precision, make_pool};
 
@@ -46,5 +47,5 @@ impl InferenceArgs {
 }
 
 pub fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "give a number above 0".to_owned())
+    text.parse().ok().filter(|n| (1..=MOST_THREADS).contains(n)).ok_or_else(|| format!("give a number from 1 to {MOST_THREADS}"))
 }

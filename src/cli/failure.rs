@@ -7,6 +7,8 @@ use std::process::ExitCode;
 pub enum Failure {
     /// The command line asks for something that can't be meant: exit code 2.
     Usage(String),
+    /// A second signal, of this number, ended a server before it had drained: exit code 128 and the number, as of a process that the signal killed.
+    Signal(u8),
     /// Anything else: exit code 1.
     Other(String),
 }
@@ -17,17 +19,21 @@ impl Failure {
         Self::Usage(message.to_string())
     }
 
-    /// 2 for wrong usage, 1 for the rest.
+    /// 2 for wrong usage, 128 and more for a signal, 1 for the rest.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) => ExitCode::from(2),
+            Self::Signal(number) => ExitCode::from(128u8.saturating_add(*number)),
             Self::Other(_) => ExitCode::from(1),
         }
     }
 
     /// The message on one line, however many the error had, without the backtrace that candle appends where RUST_BACKTRACE is set.
     pub fn line(&self) -> String {
-        let (Self::Usage(message) | Self::Other(message)) = self;
+        let message = match self {
+            Self::Usage(message) | Self::Other(message) => message,
+            Self::Signal(_) => "ended at once by a second signal: calls in flight were cut off",
+        };
         let message = message.split("\n   0: ").next().unwrap_or(message);
         message.split_whitespace().collect::<Vec<_>>().join(" ")
     }

@@ -9,6 +9,7 @@ mod data;
 mod eval;
 mod failure;
 mod features;
+mod health;
 mod output;
 mod partition;
 mod registry;
@@ -22,6 +23,8 @@ use clap::{Parser, Subcommand};
 pub use failure::Failure;
 
 use crate::file_size;
+use crate::logging;
+use crate::serve::try_to_start;
 
 /// Classifies images and texts of many tasks over one frozen ViLT, without being told which task a sample belongs to.
 #[derive(Debug, Parser)]
@@ -36,6 +39,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Train(Box<train::TrainArgs>),
     Eval(eval::EvalArgs),
+    Health(health::HealthArgs),
     Classify(classify::ClassifyArgs),
     Admin(admin::AdminArgs),
     Partition(partition::PartitionArgs),
@@ -44,7 +48,8 @@ enum Command {
     Bench(bench::BenchArgs),
 }
 
-/// Parses the command line, runs one command and returns its exit code: 0 done, 2 wrong usage, 1 anything else. A failure is one line on stderr.
+/// Parses the command line, runs one command and returns its exit code: 0 done, 2 wrong usage, 1 anything else, 128 and the signal's number for a
+/// server that a second signal ended. A failure is one line on stderr, where that takes one.
 pub fn main() -> ExitCode {
     file_size::fail_beyond_limit();
     let cli = match Cli::try_parse() {
@@ -55,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
+        Command::Health(args) => health::run(args),
         Command::Classify(args) => classify::run(args),
         Command::Admin(args) => admin::run(args),
         Command::Partition(args) => partition::run(args),
@@ -65,10 +71,16 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("delo: {}", failure.line());
+            logging::say(&format!("delo: {}", failure.line()));
             failure.exit_code()
         }
     }
+}
+
+/// The runtime of a command that speaks to others: on this thread, and on another one that looks up names.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    try_to_start(1)?;
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 /// Help and version as they are; an error on one line.
@@ -80,7 +92,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let text = error.to_string();
     let message: Vec<_> = text.lines().take_while(|line| !line.is_empty()).flat_map(str::split_whitespace).collect();
-    eprintln!("delo: {}; see `delo --help`", message.join(" ").trim_start_matches("error: "));
+    logging::say(&format!("delo: {}; see `delo --help`", message.join(" ").trim_start_matches("error: ")));
     ExitCode::from(2)
 }
 

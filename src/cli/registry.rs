@@ -101,7 +101,7 @@ impl At {
     /// Runs one exchange with the registry.
     fn ask<T, F: Future<Output = Result<T, RemoteError>>>(&self, talk: impl FnOnce(Place) -> F) -> Result<T, Failure> {
         let place = self.place()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = super::runtime()?;
         Ok(runtime.block_on(talk(place))?)
     }
 }

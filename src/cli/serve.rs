@@ -1,21 +1,22 @@
 //! `delo serve`.
-use std::future::Future;
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
-
 use super::Failure;
 use crate::allocator;
-use crate::config::{Config, Listen, LogFormat, Logging, Overrides};
+use crate::config::{Config, Listen, Overrides, parse_address};
 use crate::engine::DeviceChoice;
 use crate::kernels::{Isa, Precision, make_pool};
-use crate::serve::Server;
+use crate::logging;
+use crate::serve::{Requests, Server, try_to_start};
 
 /// Blocking work that is still going on when the server has stopped gets this long.
 const LAST_WORK: Duration = Duration::from_secs(1);
+/// How long a thread for blocking work waits for more of it: a system that has run out of threads would leave later work undone.
+const KEPT: Duration = Duration::from_secs(3600);
+/// Threads beside those of the runtime and the compute pool: the batcher's, and a few for blocking work.
+const OTHER_THREADS: usize = 6;
 
 /// Serves classification over gRPC.
 ///
@@ -25,10 +26,10 @@ const LAST_WORK: Duration = Duration::from_secs(1);
 #[command(after_help = "Example:\n  delo serve\n  delo serve --backbone vilt-b32-mlm --partitions partitions --listen 0.0.0.0:50051")]
 pub struct ServeArgs {
     /// A TOML file of settings.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "DELO_CONFIG")]
     config: Option<PathBuf>,
     /// Where the classifier listens (127.0.0.1:50051 by default).
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
     listen: Option<SocketAddr>,
     /// Where the admin service listens, or "off" (127.0.0.1:50052 by default).
     #[arg(long, value_name = "ADDRESS")]
@@ -82,52 +83,39 @@ impl ServeArgs {
 }
 
 pub fn run(args: ServeArgs) -> Result<(), Failure> {
-    allocator::bound_arenas(std::thread::available_parallelism().map_or(1, usize::from));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    allocator::bound_arenas(cores);
     let config = Config::load(args.config.as_deref(), args.overrides()?)?;
-    log_to_stderr(&config.logging)?;
-    make_pool(Some(config.model.threads).filter(|n| *n > 0)).map_err(|e| format!("the compute threads do not start: {e}"))?;
-    #[cfg(feature = "failpoints")]
-    let _failpoints = fail::FailScenario::setup();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(async {
-        let asked = stop_asked()?;
-        let server = Server::bind(config).await?;
-        server.run(asked).await?;
-        Ok::<_, Failure>(())
-    });
-    runtime.shutdown_timeout(LAST_WORK);
+    logging::start(&config.logging)?;
+    let served = serve(config, cores);
+    logging::flush();
     served
 }
 
-fn log_to_stderr(logging: &Logging) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&logging.filter).map_err(|e| format!("configuration: logging.filter: {e}"))?;
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    match logging.format {
-        LogFormat::Human => subscriber.init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).init(),
-    }
-    Ok(())
-}
-
-/// Done when the process is asked to stop: SIGTERM or SIGINT.
-#[cfg(unix)]
-fn stop_asked() -> Result<impl Future<Output = ()>, Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    // Both are caught before anything is loaded: a signal during start-up stops as well.
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM"),
-            _ = interrupt.recv() => tracing::info!("SIGINT"),
+fn serve(config: Config, cores: usize) -> Result<(), Failure> {
+    let compute = if config.model.threads == 0 { cores } else { config.model.threads };
+    try_to_start(cores + compute + OTHER_THREADS)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cores).thread_keep_alive(KEPT).enable_all().build()?;
+    let requests = Requests::default();
+    // Before anything is loaded: a signal during start-up counts as well.
+    let signals = {
+        let _context = runtime.enter();
+        requests.of_signals()?
+    };
+    runtime.spawn(signals);
+    make_pool(Some(config.model.threads).filter(|n| *n > 0)).map_err(|e| format!("the compute threads do not start: {e}"))?;
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup();
+    let served = runtime.block_on(async {
+        let server = Server::bind(config).await?;
+        server.run_until_asked(requests.clone()).await
+    });
+    match requests.cut_by() {
+        None => runtime.shutdown_timeout(LAST_WORK),
+        Some(signal) => {
+            runtime.shutdown_background();
+            return Err(Failure::Signal(signal));
         }
-    })
-}
-
-#[cfg(not(unix))]
-fn stop_asked() -> Result<impl Future<Output = ()>, Failure> {
-    Ok(async {
-        // Without a handler the system ends the process itself.
-        let _ = tokio::signal::ctrl_c().await;
-    })
+    }
+    Ok(served?)
 }

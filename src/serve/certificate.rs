@@ -1,4 +1,4 @@
-//! What delo reads of an X.509 certificate: the names of its subject, and until when it is valid.
+//! What delo reads of an X.509 certificate: the names of its subject, and from when and until when it is valid.
 //!
 //! A peer's certificate comes here after rustls has verified it, one's own is the operator's: this reads, it judges nothing.
 use rustls::pki_types::CertificateDer;
@@ -7,7 +7,7 @@ use rustls::pki_types::CertificateDer;
 const MAX_NAMES: usize = 64;
 
 /// Tags of DER.
-const SEQUENCE: u8 = 0x30;
+pub const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const OBJECT_ID: u8 = 0x06;
 const OCTETS: u8 = 0x04;
@@ -110,11 +110,14 @@ fn dns_names(mut extensions: Der<'_>) -> Vec<String> {
     names
 }
 
-/// Seconds from 1970 to the end of its validity.
-pub fn expires(certificate: &CertificateDer<'_>) -> Option<i64> {
+/// Seconds from 1970 to the beginning and to the end of its validity.
+pub fn validity(certificate: &CertificateDer<'_>) -> Option<(i64, i64)> {
     let mut validity = parts(certificate)?.validity;
-    validity.next()?;
-    let (tag, text) = validity.next()?;
+    Some((seconds(validity.next()?)?, seconds(validity.next()?)?))
+}
+
+/// Seconds from 1970 to a time in DER.
+fn seconds((tag, text): (u8, Der<'_>)) -> Option<i64> {
     let text = text.text()?;
     let digits = text.strip_suffix('Z').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
     let (year, rest) = match (tag, digits.len()) {
@@ -143,15 +146,17 @@ mod tests {
     fn certificate() -> rcgen::Certificate {
         let mut params = rcgen::CertificateParams::new(vec!["app.example".to_owned(), "127.0.0.1".to_owned()]).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, "the app");
+        params.not_before = rcgen::date_time_ymd(2001, 2, 3);
         params.not_after = rcgen::date_time_ymd(2031, 2, 3);
         params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap()
     }
 
     #[test]
-    fn reads_names_and_expiry() {
+    fn reads_names_and_validity() {
         let certificate = certificate();
         assert_eq!(names(certificate.der()), ["the app", "app.example"]);
-        assert_eq!(expires(certificate.der()), Some(1_927_843_200));
+        // `date -u -d 2001-02-03 +%s`, and of 2031.
+        assert_eq!(validity(certificate.der()), Some((981_158_400, 1_927_843_200)));
     }
 
     #[test]
@@ -163,7 +168,7 @@ mod tests {
                 let mut damaged = whole.clone();
                 damaged[end] ^= flip;
                 let damaged = CertificateDer::from(damaged);
-                let _ = (names(&damaged), expires(&damaged));
+                let _ = (names(&damaged), validity(&damaged));
             }
         }
     }

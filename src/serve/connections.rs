@@ -14,6 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::server::TlsStream;
 
 use super::certificate;
+use super::seldom::Seldom;
 use super::tls::Tls;
 
 /// What a client of HTTP/2 says first.
@@ -63,12 +64,14 @@ pub fn incoming(listener: TcpListener, beginning: Beginning) -> mpsc::Receiver<C
 async fn accept(listener: TcpListener, beginning: Beginning, begun: &mpsc::Sender<Connection>) {
     // A permit is a connection, from when it is accepted to when it is closed.
     let permits = Arc::new(Semaphore::new(beginning.most.min(Semaphore::MAX_PERMITS)));
-    let mut tasks = Tasks::default();
+    let (mut tasks, mut failures) = (Tasks::default(), Seldom::default());
     loop {
         let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, port = beginning.port, "a connection can't be accepted");
+                if let Some(times) = failures.happened() {
+                    tracing::warn!(%error, times, port = beginning.port, "connections can't be accepted, the system refuses them");
+                }
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }

@@ -1,5 +1,8 @@
 //! The process's limit of open files, which is one of connections.
 
+/// Descriptors that connections of the classifier never take: the other ports, files, and what the process itself holds. Of a small limit, half.
+const RESERVE: u64 = 384;
+
 /// Raises the soft limit of open files to the hard one, and says what it is then. `None` where there is no such limit, or it can't be read.
 #[cfg(unix)]
 pub fn raise_limit() -> Option<u64> {
@@ -17,4 +20,26 @@ pub fn raise_limit() -> Option<u64> {
 #[cfg(not(unix))]
 pub fn raise_limit() -> Option<u64> {
     None
+}
+
+/// How many connections of the classifier a process that may open `files` can have, `most` at most: operators must get in while clients hold all of those.
+pub fn connections(most: usize, files: Option<u64>) -> usize {
+    let Some(files) = files else { return most };
+    let left = files - RESERVE.min(files / 2);
+    most.min(usize::try_from(left).unwrap_or(usize::MAX)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_to_the_other_ports() {
+        assert_eq!(connections(16_384, Some(64)), 32);
+        assert_eq!(connections(16_384, Some(1024)), 640);
+        assert_eq!(connections(16_384, Some(65_536)), 16_384);
+        assert_eq!(connections(10, Some(1024)), 10);
+        assert_eq!(connections(10, None), 10);
+        assert_eq!(connections(10, Some(0)), 1);
+    }
 }

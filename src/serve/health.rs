@@ -55,15 +55,15 @@ impl health_server::Health for Health {
     /// The status at once, and again whenever it is another. A name that is not known stays so, and its
     /// stream open, as the protocol wants it.
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let (service, moments) = (request.into_inner().service, self.0.watch());
-        let statuses = stream::unfold((service, moments, None), |(service, mut moments, last)| async move {
+        let (service, states) = (request.into_inner().service, self.0.watch());
+        let statuses = stream::unfold((service, states, None), |(service, mut states, last)| async move {
             loop {
-                let moment = *moments.borrow_and_update();
-                let status = status(&service, moment.state);
+                let state = *states.borrow_and_update();
+                let status = status(&service, state);
                 if last != Some(status) {
-                    return Some((Ok(response(status)), (service, moments, Some(status))));
+                    return Some((Ok(response(status)), (service, states, Some(status))));
                 }
-                if moment.over || moments.changed().await.is_err() {
+                if states.changed().await.is_err() {
                     return None;
                 }
             }

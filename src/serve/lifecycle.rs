@@ -16,33 +16,25 @@ pub enum State {
     Draining,
 }
 
-/// What those who watch the server see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
-    pub state: State,
-    /// Nothing follows: who watches may go.
-    pub over: bool,
-}
-
 /// One server's state.
 #[derive(Debug)]
 pub struct Lifecycle {
     started: Instant,
-    moment: watch::Sender<Moment>,
+    state: watch::Sender<State>,
 }
 
 impl Lifecycle {
     pub fn start() -> Self {
-        Self { started: Instant::now(), moment: watch::Sender::new(Moment { state: State::Starting, over: false }) }
+        Self { started: Instant::now(), state: watch::Sender::new(State::Starting) }
     }
 
     pub fn state(&self) -> State {
-        self.moment.borrow().state
+        *self.state.borrow()
     }
 
     /// The state at every moment from here on.
-    pub fn watch(&self) -> watch::Receiver<Moment> {
-        self.moment.subscribe()
+    pub fn watch(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
     }
 
     pub fn uptime(&self) -> Duration {
@@ -52,22 +44,17 @@ impl Lifecycle {
     /// Serving or empty, as the catalogue is at this moment. A server that drains stays so.
     pub fn follow(&self, registry: &Registry) {
         // The catalogue is looked at under the lock, so that two changes can't overtake each other.
-        self.moment.send_if_modified(|moment| {
+        self.state.send_if_modified(|current| {
             let state = if registry.catalogue().is_empty() { State::Empty } else { State::Serving };
-            let changes = moment.state != State::Draining && moment.state != state;
+            let changes = *current != State::Draining && *current != state;
             if changes {
-                moment.state = state;
+                *current = state;
             }
             changes
         });
     }
 
     pub fn drain(&self) {
-        self.moment.send_modify(|moment| moment.state = State::Draining);
-    }
-
-    /// Ends the streams of those who watch health, which would hold their connections open.
-    pub fn stop_watches(&self) {
-        self.moment.send_modify(|moment| moment.over = true);
+        self.state.send_replace(State::Draining);
     }
 }

@@ -21,15 +21,19 @@ mod lifecycle;
 mod metrics;
 pub mod pb;
 mod ports;
+mod probe;
 mod queue;
 mod reload;
 mod remote;
 mod room;
 mod scrape;
+mod seldom;
 mod shadow;
+mod signals;
 mod status;
 mod sync;
 mod task_series;
+mod threads;
 mod tls;
 
 use std::future::Future;
@@ -39,7 +43,6 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding::{Gzip, Zstd};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
@@ -48,22 +51,27 @@ use self::metrics::{keep_up, recorder, render};
 use admin::Admin;
 use classifier::Classifier;
 use health::Health;
+use layers::Admit;
 use lifecycle::Lifecycle;
 use pb::admin_server::AdminServer;
 use pb::classifier_server::ClassifierServer;
 use ports::{ENVELOPE_BYTES, Port, Trusted, warn_of_open_doors};
+pub use probe::{ProbeError, Question, probe};
 use reload::Trust;
 pub use reload::TrustError;
 use room::{Room, Rooms};
+pub use signals::Requests;
+pub use threads::{TooFew, try_to_start};
 
 use crate::config::{Config, Listen};
 use crate::input::InputError;
+use crate::logging;
 use crate::registry::RegistryError;
 use crate::registry::remote::RemoteError;
 use crate::registry::signature::SignatureError;
 use crate::vilt::ViltError;
 
-/// Idle connections get this long to go after the last call has ended.
+/// Connections get this long to close after the last call has ended.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Why a server does not start, or ends by itself.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +90,7 @@ pub enum ServeError {
     Remote(#[from] RemoteError),
     #[error("registry.trusted_keys: {0}")]
     TrustedKeys(#[from] SignatureError),
-    #[error("can't start the compute thread: {0}")]
+    #[error("can't start the compute thread: {0}; raise the limit of processes and threads (ulimit -u, TasksMax)")]
     Thread(std::io::Error),
     #[error("the first sample failed: {0}")]
     Warm(String),
@@ -137,32 +145,54 @@ impl Server {
         self.addresses
     }
 
-    /// Loads, warms and serves until `shutdown` is done, then drains: calls in flight finish, others are refused, at most for the configured
+    /// As [`Server::run_until_asked`], until `shutdown` is done.
+    ///
+    /// # Errors
+    /// As [`Server::run_until_asked`].
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let requests = Requests::default();
+        let drain = requests.drain.clone();
+        let running = self.run_until_asked(requests);
+        tokio::pin!(running);
+        tokio::select! {
+            ended = &mut running => return ended,
+            () = shutdown => drain.cancel(),
+        }
+        running.await
+    }
+
+    /// Loads, warms and serves until it is asked to drain. Then clients are told to go elsewhere, and calls in flight finish, at most for the configured
     /// time.
     ///
     /// # Errors
     /// What can't be loaded, or a failure of the transport.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+    pub async fn run_until_asked(self, requests: Requests) -> Result<(), ServeError> {
         let Self { config, classifier, admin, metrics, addresses } = self;
         let recorder = recorder()?;
+        logging::show();
         let rooms = Rooms::default();
         let _keeping_up = AbortOnDrop(tokio::spawn(keep_up(recorder.clone(), rooms.clone())));
+        for variable in &config.ignored_variables {
+            tracing::warn!(variable, "this environment variable is no setting and is ignored: settings are written DELO_SECTION__KEY");
+        }
         warn_of_open_doors(&config);
-        if let Some(files) = descriptors::raise_limit().filter(|files| *files < config.server.max_connections as u64) {
+        let files = descriptors::raise_limit();
+        let connections = descriptors::connections(config.server.max_connections, files);
+        if connections < config.server.max_connections {
             tracing::warn!(
                 files,
-                "fewer files may be open than server.max_connections: raise the limit of the process (LimitNOFILE, ulimit -n)"
+                connections,
+                "the limit of open files allows fewer connections than server.max_connections: raise it (LimitNOFILE, ulimit -n)"
             );
         }
         let trust = Trust::read(&config)?;
         let trusted = Trusted { tls: trust.tls(), clients: trust.clients() };
-        let _following = AbortOnDrop(tokio::spawn(trust.follow()));
+        let _following = AbortOnDrop(tokio::spawn(trust.follow(requests.reload.clone())));
         let lifecycle = Arc::new(Lifecycle::start());
         let health = HealthServer::new(Health(lifecycle.clone()));
-        let (port, admin_port) = (Port::classifier(&config, trusted.clone()), Port::admin(&config, trusted));
-        let admit = port.stack.admit.clone();
-        // Cancelled when no call is in flight any more: connections are then asked to go.
-        let goodbye = CancellationToken::new();
+        let (mut port, admin_port) = (Port::classifier(&config, trusted.clone()), Port::admin(&config, trusted));
+        port.beginning.most = connections;
+        let (admit, goodbye) = (port.stack.admit.clone(), port.goodbye.clone());
 
         let limit = config.server.max_message_bytes;
         let service = ClassifierServer::new(Classifier { config: config.clone(), rooms: rooms.clone() })
@@ -175,7 +205,7 @@ impl Server {
             .add_service(health.clone())
             .add_service(reflection(CLASSIFIER)?.build_v1()?)
             .add_service(reflection(CLASSIFIER)?.build_v1alpha()?);
-        let serving = port.serve(classifier, services, goodbye.clone());
+        let serving = port.serve(classifier, services);
         let mut serving = AbortOnDrop(tokio::spawn(serving));
 
         let administering = admin.map(|listener| -> Result<_, ServeError> {
@@ -189,16 +219,17 @@ impl Server {
                 .add_service(health)
                 .add_service(reflection(ADMIN)?.build_v1()?)
                 .add_service(reflection(ADMIN)?.build_v1alpha()?);
-            let serving = admin_port.serve(listener, services, goodbye.clone());
-            Ok(AbortOnDrop(tokio::spawn(serving)))
+            let (admit, goodbye) = (admin_port.stack.admit.clone(), admin_port.goodbye.clone());
+            Ok((admit, goodbye, AbortOnDrop(tokio::spawn(admin_port.serve(listener, services)))))
         });
-        let administering = administering.transpose()?;
+        let mut administering = administering.transpose()?;
 
         let page_rooms = rooms.clone();
         let page = move || page_rooms.get().map(|room| render(&recorder, room)).unwrap_or_default();
-        let _scraping = metrics.map(|listener| AbortOnDrop(tokio::spawn(scrape::serve(listener, page))));
+        let shown_lifecycle = lifecycle.clone();
+        let state = move || shown_lifecycle.state();
+        let _scraping = metrics.map(|listener| AbortOnDrop(tokio::spawn(scrape::serve(listener, page, state))));
 
-        tokio::pin!(shutdown);
         let started = tokio::select! {
             opened = open(&config, &rooms, &lifecycle) => {
                 opened?;
@@ -211,43 +242,56 @@ impl Server {
                 );
                 true
             }
-            () = &mut shutdown => false,
+            () = requests.drain.cancelled() => false,
         };
         if started {
             // Until draining: what is served then only finishes.
             let _following = AbortOnDrop(tokio::spawn(remote::follow(rooms.clone(), lifecycle.clone())));
             tokio::select! {
                 _ = &mut serving.0 => return Err(ServeError::Ended),
-                () = &mut shutdown => {}
+                () = requests.drain.cancelled() => {}
             }
         }
 
         let deadline = tokio::time::Instant::now() + config.shutdown.drain;
         tracing::info!(seconds = config.shutdown.drain.as_secs_f64(), "draining");
         lifecycle.drain();
-        admit.drain();
-        let finished = tokio::time::timeout_at(deadline, async {
-            admit.idle().await;
+        // Clients go elsewhere from here on. What they call before they know of it is served.
+        goodbye.cancel();
+        let finished = async {
+            gone(&admit, &mut serving.0).await;
             if let Some(room) = rooms.get() {
                 room.batcher.close();
                 room.batcher.drained().await;
             }
-        });
-        if finished.await.is_err() {
-            tracing::warn!("calls in flight did not finish in time and are cut off");
-        }
-        lifecycle.stop_watches();
-        goodbye.cancel();
-        let goodbyes = async {
-            let _ = (&mut serving.0).await;
-            if let Some(mut admin) = administering {
-                let _ = (&mut admin.0).await;
+            // Last, so that an operator sees the rest.
+            if let Some((admit, goodbye, serving)) = &mut administering {
+                goodbye.cancel();
+                gone(admit, &mut serving.0).await;
             }
         };
-        // What is still connected then is idle.
-        let _ = tokio::time::timeout_at(deadline.min(tokio::time::Instant::now() + GOODBYE), goodbyes).await;
+        tokio::select! {
+            finished = tokio::time::timeout_at(deadline, finished) => {
+                if finished.is_err() {
+                    tracing::warn!("calls in flight did not finish in time and are cut off");
+                }
+            }
+            () = requests.cut.cancelled() => {}
+        }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Waits for the calls of a port that has been told to close, and for its connections: after the last call, only for [`GOODBYE`], as a client that has
+/// vanished never closes its own.
+async fn gone(admit: &Admit, serving: &mut JoinHandle<()>) {
+    loop {
+        admit.idle().await;
+        let closed = tokio::time::timeout(GOODBYE, &mut *serving).await.is_ok();
+        if closed || admit.is_idle() {
+            return;
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use tower::{Layer, ServiceExt};
 
 use super::auth::Clients;
 use super::connections::{self, Beginning};
-use super::layers::{Admission, Admit, Authenticate, Bounds, Deadline, Receive, Stack};
+use super::layers::{Admission, Admit, Authenticate, Bounds, Deadline, Drain, Receive, Stack};
 use super::tls::Tls;
 use crate::config::{self, Config};
 
@@ -35,6 +35,8 @@ pub struct Port {
     pub beginning: Beginning,
     pub stack: Stack,
     server: config::Server,
+    /// Cancelled: take no more connections, and ask those that are there to go.
+    pub goodbye: CancellationToken,
 }
 
 /// What the ports have in common.
@@ -86,7 +88,7 @@ impl Port {
         receive: Receive,
     ) -> Self {
         connections::show(name);
-        let server = config.server.clone();
+        let (server, goodbye) = (config.server.clone(), CancellationToken::new());
         Self {
             beginning: Beginning {
                 port: name,
@@ -100,21 +102,24 @@ impl Port {
                 deadline: Deadline(Bounds { unary, stream_idle: server.stream_idle }),
                 admit: Admit::new(admission),
                 receive,
+                drain: Drain(goodbye.clone()),
             },
             server,
+            goodbye,
         }
     }
 
-    /// Serves the connections of `listener` until `goodbye`; then the port is closed, and this is done when the calls of every connection are.
+    /// Serves the connections of `listener` until `goodbye`. Then the port is closed, every connection is sent GOAWAY, which has its client open further
+    /// calls elsewhere, and streams end ([`Drain`]). This is done when every connection is closed; calls are served until then.
     ///
     /// Not by tonic's own server: that ends a call by a clock outside of all layers, with the code CANCELLED, and neither the metrics nor the log
     /// know of it.
-    pub async fn serve(self, listener: TcpListener, services: Routes, goodbye: CancellationToken) {
+    pub async fn serve(self, listener: TcpListener, services: Routes) {
         let http2 = self.http2();
         let services = self.stack.layer(services.prepare());
         let graceful = GracefulShutdown::new();
         let mut connections = connections::incoming(listener, self.beginning);
-        while let Some(Some(connection)) = goodbye.run_until_cancelled(connections.recv()).await {
+        while let Some(Some(connection)) = self.goodbye.run_until_cancelled(connections.recv()).await {
             let (peer, services) = (connection.peer().clone(), services.clone());
             let service = service_fn(move |request: Request<Incoming>| {
                 let mut request = request.map(Body::new);
@@ -214,9 +219,9 @@ mod tests {
         let config = Config::layered(None, std::collections::HashMap::new(), Vec::new()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let origin = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let goodbye = CancellationToken::new();
         let port = Port::classifier(&config, Trusted { tls: None, clients: None });
-        let serving = tokio::spawn(port.serve(listener, Routes::new(Silent), goodbye.clone()));
+        let goodbye = port.goodbye.clone();
+        let serving = tokio::spawn(port.serve(listener, Routes::new(Silent)));
 
         // A `Channel` would end the call by a clock of its own.
         let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();

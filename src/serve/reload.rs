@@ -1,8 +1,9 @@
-//! Certificates and clients are read again while the server runs: at start, and whenever their files have changed.
+//! Certificates and clients are read again while the server runs: whenever their files have changed, and when the operator asks for it.
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use super::auth::{AuthError, Clients};
 use super::files;
@@ -32,6 +33,7 @@ impl Trust {
         let tls = TlsPaths::of(&config.tls).map(|paths| {
             let files = Files::read(&paths)?;
             let tls = Tls::new(&paths, &files)?;
+            files.warn_of_validity(&paths);
             Ok::<_, TlsError>((paths, files, tls))
         });
         let auth = config.auth.clients_file.clone().map(|path| {
@@ -53,16 +55,20 @@ impl Trust {
         self.auth.as_ref().map(|(.., clients)| clients.clone())
     }
 
-    /// Looks at the files again and again, until dropped. Files that can't be used leave what was there, and a warning each time they change.
-    pub async fn follow(mut self) {
+    /// Looks at the files again and again, and when `asked` is notified, until dropped. Files that can't be used leave what was there, and a warning
+    /// each time they change.
+    pub async fn follow(mut self, asked: Arc<Notify>) {
         if self.tls.is_none() && self.auth.is_none() {
-            return;
+            loop {
+                asked.notified().await;
+                tracing::info!("neither tls.certificate nor auth.clients_file is set: there is nothing to read again");
+            }
         }
         loop {
-            tokio::time::sleep(self.every).await;
+            let by_hand = tokio::time::timeout(self.every, asked.notified()).await.is_ok();
             // Small files, and yet a file system may stall.
             let looked = tokio::task::spawn_blocking(move || {
-                self.look();
+                self.look(by_hand);
                 self
             });
             match looked.await {
@@ -73,13 +79,22 @@ impl Trust {
         }
     }
 
-    fn look(&mut self) {
+    /// Takes files that have changed; `by_hand` also says so where they have not.
+    fn look(&mut self, by_hand: bool) {
         if let Some((paths, known, tls)) = &mut self.tls {
             match Files::read(paths) {
-                Ok(files) if files == *known => {}
+                Ok(files) if files == *known => {
+                    if by_hand {
+                        tracing::info!("the certificates have not changed");
+                        files.warn_of_validity(paths);
+                    }
+                }
                 Ok(files) => {
                     match tls.replace(paths, &files) {
-                        Ok(()) => tracing::info!("certificates were read again"),
+                        Ok(()) => {
+                            tracing::info!("certificates were read again");
+                            files.warn_of_validity(paths);
+                        }
                         Err(error) => tracing::warn!(%error, "the new certificates are not taken, the old ones stay"),
                     }
                     *known = files;
@@ -89,7 +104,11 @@ impl Trust {
         }
         if let Some((path, known, clients)) = &mut self.auth {
             match files::read(path, super::auth::MAX_BYTES) {
-                Ok(bytes) if bytes == *known => {}
+                Ok(bytes) if bytes == *known => {
+                    if by_hand {
+                        tracing::info!("auth.clients_file has not changed");
+                    }
+                }
                 Ok(bytes) => {
                     match Clients::parse(path, &bytes) {
                         Ok(read) => {

@@ -154,7 +154,9 @@ impl Room {
         let full = Sample { image: Some(Pixels::dummy(side, side)), ..sample.clone() };
         let (catalogue, engine, limits) = (self.registry.catalogue(), self.engine.clone(), self.batcher.limits());
         let tokens = engine.tokens(catalogue.dummy_image(), &full);
-        let of = move |batch_tokens: usize| vec![Query::open(full.clone()); (batch_tokens / tokens).clamp(1, limits.batch_samples)];
+        let of = move |batch_tokens: usize| {
+            vec![Query::open(full.clone()); (batch_tokens / tokens).clamp(1, limits.batch_samples.min(limits.queue_samples))]
+        };
         let (largest, usual) = (of(limits.backlog_batch_tokens), of(limits.batch_tokens));
         let usual_tokens = usual.len() * tokens;
         let measuring = move || {

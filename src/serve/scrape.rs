@@ -1,4 +1,4 @@
-//! `GET /metrics` for Prometheus, on a port of its own.
+//! `GET /metrics` for Prometheus on a port of its own, and `/livez` and `/readyz` for those who ask whether the server lives and serves.
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
@@ -18,6 +18,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, Sleep};
 
+use super::lifecycle::State;
+use super::seldom::Seldom;
+
 /// Connections at once; a scraper needs one. One more ends the one in which nothing has moved for longest, so
 /// that clients who hold connections keep no scraper out.
 const MAX_CONNECTIONS: usize = 64;
@@ -26,22 +29,29 @@ const HEAD: Duration = Duration::from_secs(10);
 /// How long an answer waits for its reader to take more of it.
 const STALL: Duration = Duration::from_secs(10);
 
-/// Answers until the future is dropped. `page` makes the answer of each scrape.
-pub async fn serve(listener: TcpListener, page: impl Fn() -> String + Clone + Send + 'static) {
+/// Answers until the future is dropped. `page` makes the answer of each scrape, `state` is the server's.
+pub async fn serve(
+    listener: TcpListener,
+    page: impl Fn() -> String + Clone + Send + 'static,
+    state: impl Fn() -> State + Clone + Send + 'static,
+) {
     let mut connections = Connections::default();
+    let mut failures = Seldom::default();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "a connection to the metrics port failed");
+                if let Some(times) = failures.happened() {
+                    tracing::warn!(%error, times, port = "metrics", "connections can't be accepted, the system refuses them");
+                }
                 // Out of file descriptors, most likely: accepting again at once would spin.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let page = page.clone();
+        let (page, state) = (page.clone(), state.clone());
         connections.start(stream, async move |stream| {
-            let service = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(answer(&request, &page))));
+            let service = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(answer(&request, &page, &state))));
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD)
@@ -156,16 +166,29 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Moving<S> {
     }
 }
 
-fn answer(request: &Request<Incoming>, page: impl Fn() -> String) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, page: impl Fn() -> String, state: impl Fn() -> State) -> Response<Full<Bytes>> {
     let (status, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => (StatusCode::OK, page()),
-        (_, "/metrics") => (StatusCode::METHOD_NOT_ALLOWED, "GET it\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "the metrics are at /metrics\n".to_owned()),
+        (&Method::GET | &Method::HEAD, "/livez" | "/healthz" | "/readyz") => health(request.uri().path(), state()),
+        (_, "/metrics" | "/livez" | "/healthz" | "/readyz") => (StatusCode::METHOD_NOT_ALLOWED, "GET it\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, "the metrics are at /metrics, health is at /livez and /readyz\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     response
+}
+
+/// Whoever gets an answer sees that the server lives; ready is one that serves.
+fn health(path: &str, state: State) -> (StatusCode, String) {
+    let (name, serves) = match state {
+        State::Starting => ("STARTING", false),
+        State::Serving => ("SERVING", true),
+        State::Empty => ("EMPTY", false),
+        State::Draining => ("DRAINING", false),
+    };
+    let status = if serves || path != "/readyz" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, format!("{name}\n"))
 }
 
 #[cfg(test)]

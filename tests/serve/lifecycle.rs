@@ -2,9 +2,10 @@
 use std::time::Duration;
 
 use delo::serve::pb::get_status_response::State;
-use delo::serve::pb::{ClassifyBatchRequest, GetStatusRequest};
+use delo::serve::pb::{ClassifyBatchRequest, ClassifyResponse, GetStatusRequest};
 use delo::serve::{ServeError, Server};
 use image::ImageFormat;
+use prost::Message;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -106,6 +107,85 @@ async fn draining_finishes_calls_in_flight_then_ends_without_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn draining_sends_clients_elsewhere_at_once_and_serves_what_has_begun() {
+    // Were anything waited for but the call in flight, the test would wait for ever.
+    let long = [("shutdown.drain_seconds", "3600.0"), ("deadline.max_seconds", "7200.0"), ("deadline.default_seconds", "7200.0")];
+    let mut server = start_with(&["food"], &long).await;
+    let address = server.addresses.classifier;
+    let connect = async || h2::client::handshake(tokio::net::TcpStream::connect(address).await.unwrap()).await.unwrap();
+    let (mut client, connection) = connect().await;
+    tokio::spawn(connection);
+    let (_idle_client, idle) = connect().await;
+
+    // A call of which the last byte is missing.
+    let message = text("soup").encode_to_vec();
+    let mut body = vec![0];
+    body.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+    body.extend(message);
+    let last = body.pop().unwrap();
+    let request = http::Request::post(format!("http://{address}/delo.v1.Classifier/Classify")).header("content-type", "application/grpc");
+    let (answer, mut sending) = client.send_request(request.header("te", "trailers").body(()).unwrap(), false).unwrap();
+    sending.send_data(body.into(), false).unwrap();
+    // An answer on the same connection means that the call has begun as well.
+    let health = http::Request::post(format!("http://{address}/nothing")).header("content-type", "application/grpc").body(()).unwrap();
+    client.send_request(health, true).unwrap().0.await.unwrap();
+
+    server.ask_to_stop();
+    let soon = async |what: &str, done: &mut (dyn Future<Output = ()> + Unpin)| {
+        tokio::time::timeout(Duration::from_secs(60), done).await.unwrap_or_else(|_| panic!("{what}"));
+    };
+    // GOAWAY closes a connection without a call, and the port takes no other one, while the call is in flight.
+    soon("the idle connection is closed", &mut Box::pin(async { idle.await.unwrap() })).await;
+    let refused = async {
+        while tokio::net::TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await
+        }
+    };
+    soon("the port is closed", &mut Box::pin(refused)).await;
+    sending.send_data(vec![last].into(), true).unwrap();
+    let mut answer = answer.await.unwrap().into_body();
+    let data = answer.data().await.unwrap().unwrap();
+    assert_eq!(ClassifyResponse::decode(&data[5..]).unwrap().task, "food");
+    soon("the server ends", &mut Box::pin(async { server.ended().await.unwrap() })).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_stream_of_a_server_that_drains_ends_soon_with_a_status() {
+    let mut server = start_with(&["food"], &[("shutdown.drain_seconds", "3600.0")]).await;
+    let (send, samples) = tokio::sync::mpsc::channel(8);
+    let mut client = server.classifier().await;
+    let mut answers = client.classify_stream(tokio_stream::wrappers::ReceiverStream::new(samples)).await.unwrap().into_inner();
+    send.send(text("soup")).await.unwrap();
+    assert!(answers.message().await.unwrap().is_some());
+    server.ask_to_stop();
+    let end = tokio::time::timeout(Duration::from_secs(60), answers.message()).await.expect("it ends");
+    refused(end, Code::Unavailable, "open the stream with another");
+    drop((client, send));
+    tokio::time::timeout(Duration::from_secs(60), server.ended()).await.expect("so does the server").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_port_says_whether_the_server_lives_and_serves() {
+    let server = start_with(&[], &[]).await;
+    let get = async |path: &str| {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(server.addresses.metrics.unwrap()).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: delo\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
+    };
+    while get("/readyz").await.1 == "STARTING\n" {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let is = |code: &str, state: &str| (code.to_owned(), format!("{state}\n"));
+    assert_eq!((get("/readyz").await, get("/livez").await), (is("503", "EMPTY"), is("200", "EMPTY")));
+    server.upload(artifact("food")).await.unwrap();
+    assert_eq!((get("/readyz").await, get("/healthz").await), (is("200", "SERVING"), is("200", "SERVING")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stops_in_time_though_clients_stay_connected_and_watch() {
     let mut server = start_with(&["food"], &[("shutdown.drain_seconds", "5.0")]).await;
     let mut health = HealthClient::new(server.classifier_channel().await);
@@ -113,6 +193,7 @@ async fn stops_in_time_though_clients_stay_connected_and_watch() {
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     server.ask_to_stop();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    refused(watch.message().await, Code::Unavailable, "shutting down");
     tokio::time::timeout(Duration::from_secs(5), server.ended()).await.expect("in time").unwrap();
 }
 

@@ -1,11 +1,10 @@
-//! So many calls at a time, in all and of each caller, until the server drains.
+//! So many calls at a time, in all and of each caller.
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::Request;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -25,14 +24,35 @@ pub struct Admission {
     pub setting: &'static str,
 }
 
-/// Admits calls of one service, so many at a time, until it is told to drain. Clones admit together.
+/// Admits calls of one service, so many at a time. Clones admit together.
 #[derive(Clone, Debug)]
 pub struct Admit {
     admission: Admission,
     /// A permit is held from a call's arrival to the end of its answer or of its time.
     permits: Arc<Semaphore>,
     clients: Arc<Clients>,
-    draining: Arc<AtomicBool>,
+    /// How many permits are held.
+    in_flight: Arc<watch::Sender<usize>>,
+}
+
+/// A call that was admitted. Dropped when its answer or its time ends.
+#[derive(Debug)]
+pub struct Admitted {
+    _permit: OwnedSemaphorePermit,
+    in_flight: Arc<watch::Sender<usize>>,
+}
+
+impl Admitted {
+    fn new(permit: OwnedSemaphorePermit, in_flight: Arc<watch::Sender<usize>>) -> Self {
+        in_flight.send_modify(|calls| *calls += 1);
+        Self { _permit: permit, in_flight }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.in_flight.send_modify(|calls| *calls -= 1);
+    }
 }
 
 /// How many calls of each client are in flight. A client without any has no entry, so there are never more entries than calls.
@@ -86,25 +106,21 @@ impl Admit {
     pub fn new(admission: Admission) -> Self {
         let most = admission.most.min(1 << 20);
         let admission = Admission { most, ..admission };
-        Self { admission, permits: Arc::new(Semaphore::new(most)), clients: Arc::default(), draining: Arc::default() }
+        Self { admission, permits: Arc::new(Semaphore::new(most)), clients: Arc::default(), in_flight: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Refuses calls from here on.
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::SeqCst);
-    }
-
-    /// Waits until no admitted call is in flight. Call [`Admit::drain`] first, or more may arrive.
+    /// Waits until no admitted call is in flight. More may arrive meanwhile and later.
     pub async fn idle(&self) {
-        // An error would mean a closed semaphore, and nothing closes it.
-        let _ = self.permits.acquire_many(u32::try_from(self.admission.most).unwrap_or(u32::MAX)).await;
+        // An error would mean that the sender is gone, and it is in `self`.
+        let _ = self.in_flight.subscribe().wait_for(|calls| *calls == 0).await;
     }
 
-    fn admit(&self, client: Arc<str>) -> Result<(OwnedSemaphorePermit, Place), Status> {
-        if self.draining.load(Ordering::SeqCst) {
-            refused("draining");
-            return Err(Status::unavailable("the server is shutting down: retry with another"));
-        }
+    /// Whether no admitted call is in flight at this moment.
+    pub fn is_idle(&self) -> bool {
+        *self.in_flight.borrow() == 0
+    }
+
+    fn admit(&self, client: Arc<str>) -> Result<(Admitted, Place), Status> {
         let soon = Duration::from_millis(100);
         let Some(place) = self.clients.enter(client, self.admission.most_of_a_client) else {
             refused("client_limit");
@@ -115,7 +131,7 @@ impl Admit {
             refused("too_many_requests");
             exhausted(format!("too many requests are in flight ({}): retry later", self.admission.setting), soon)
         })?;
-        Ok((permit, place))
+        Ok((Admitted::new(permit, self.in_flight.clone()), place))
     }
 }
 
@@ -186,15 +202,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn draining_refuses_its_service_and_waits_for_calls_in_flight() {
+    async fn idle_waits_for_calls_in_flight_and_keeps_out_none() {
         let admit = admit(2, 2);
         let mut service = admit.layer(service());
         let first = service.call(request("/s/A")).await.unwrap();
-        admit.drain();
-        assert_eq!(code(&service.call(request("/s/A")).await.unwrap()), Code::Unavailable);
-        assert_eq!(code(&service.call(request("/health/A")).await.unwrap()), Code::Ok);
-        assert!(admit.idle().now_or_never().is_none(), "a call is in flight");
+        let mut idle = Box::pin(admit.idle());
+        assert!((&mut idle).now_or_never().is_none(), "a call is in flight");
+        let second = service.call(request("/s/A")).await.unwrap();
+        assert_eq!(code(&second), Code::Ok);
         drop(first);
-        admit.idle().await;
+        assert!((&mut idle).now_or_never().is_none() && !admit.is_idle(), "another call is in flight");
+        drop(second);
+        idle.await;
+        assert!(admit.is_idle());
     }
 }

@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::admit::Place;
+use super::admit::{Admitted, Place};
 use super::{Answer, Inner, Policy, call};
 use crate::config;
 use crate::serve::deadline::within;
@@ -48,7 +47,7 @@ pub struct Expiry {
     /// Milliseconds from `started` to the latest frame of a stream.
     moved: AtomicU64,
     /// What the call holds until it ends or its time is over; given back by whoever is first.
-    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    permit: Mutex<Option<Admitted>>,
     /// The answer's body, and in it what a stream still has of its requests; dropped when the time is over. The transport does not poll the body of a
     /// client that reads nothing, so that it can't be left to the body to end itself.
     answer: Mutex<Option<Body>>,
@@ -75,7 +74,7 @@ impl Expiry {
     }
 
     /// Lets the call hold `permit`. One whose time is over holds nothing.
-    pub fn hold(&self, permit: OwnedSemaphorePermit) {
+    pub fn hold(&self, permit: Admitted) {
         let mut held = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
         // Looked at under the lock: `end` cancels before it takes the lock.
         if !self.over.is_cancelled() {

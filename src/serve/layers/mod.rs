@@ -3,6 +3,7 @@ mod admit;
 mod authenticate;
 mod client_fault;
 mod deadline;
+mod drain;
 mod isolate_panics;
 mod measure;
 mod receive;
@@ -24,6 +25,7 @@ pub use admit::{Admission, Admit};
 pub use authenticate::{Authenticate, Caller};
 pub use client_fault::ClientFault;
 pub use deadline::{Bounds, Deadline, Expiry};
+pub use drain::Drain;
 pub use isolate_panics::{IsolatePanics, internal};
 pub use measure::Measure;
 pub use receive::{Receive, Share};
@@ -36,6 +38,7 @@ pub struct Stack {
     pub deadline: Deadline,
     pub admit: Admit,
     pub receive: Receive,
+    pub drain: Drain,
 }
 
 impl<S: Inner> Layer<S> for Stack {
@@ -43,7 +46,7 @@ impl<S: Inner> Layer<S> for Stack {
         Measure,
         Around<
             Authenticate,
-            Around<Trace, Around<Deadline, Around<Admit, Around<ClientFault, Around<Receive, Around<IsolatePanics, S>>>>>>,
+            Around<Trace, Around<Deadline, Around<Admit, Around<ClientFault, Around<Receive, Around<Drain, Around<IsolatePanics, S>>>>>>>,
         >,
     >;
 
@@ -51,8 +54,10 @@ impl<S: Inner> Layer<S> for Stack {
         // From the inside out: a call meets them from the last to the first.
         // A panic ends here, so that all that follows sees an ordinary answer.
         let isolated = IsolatePanics.layer(services);
+        // A stream is told of a shutdown as if its client had ended it.
+        let ending = self.drain.layer(isolated);
         // Only the messages of calls that were admitted take from the budget.
-        let received = self.receive.layer(isolated);
+        let received = self.receive.layer(ending);
         // What is wrong with the request is told here, whoever found it; it is broken off by nobody but the
         // client.
         let attributed = ClientFault.layer(received);

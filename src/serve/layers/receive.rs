@@ -112,7 +112,7 @@ impl http_body::Body for Counted {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) else { return Poll::Ready(frame) };
         if let Some(messages) = &mut self.messages
-            && messages.end_in(data)
+            && messages.last_end(data).is_some()
         {
             self.share.give_back();
         }
@@ -133,7 +133,7 @@ impl http_body::Body for Counted {
 
 /// Follows the frames of gRPC through the bytes of a stream.
 #[derive(Debug, Default)]
-struct Messages {
+pub struct Messages {
     prefix: [u8; PREFIX],
     /// Bytes of the prefix that are there.
     seen: usize,
@@ -142,27 +142,33 @@ struct Messages {
 }
 
 impl Messages {
-    /// Whether a message ends in `data`, which comes next.
-    fn end_in(&mut self, mut data: &[u8]) -> bool {
-        let mut ended = false;
-        while !data.is_empty() {
+    /// Whether all that has come are whole messages.
+    pub fn at_an_end(&self) -> bool {
+        self.seen == 0
+    }
+
+    /// Where in `data`, which comes next, its last message ends; `None`: no message ends in it.
+    pub fn last_end(&mut self, data: &[u8]) -> Option<usize> {
+        let (mut ended, mut at) = (None, 0);
+        while at < data.len() {
+            let rest = data.len() - at;
             if self.seen < PREFIX {
-                let taken = data.len().min(PREFIX - self.seen);
-                self.prefix[self.seen..self.seen + taken].copy_from_slice(&data[..taken]);
+                let taken = rest.min(PREFIX - self.seen);
+                self.prefix[self.seen..self.seen + taken].copy_from_slice(&data[at..at + taken]);
                 self.seen += taken;
-                data = &data[taken..];
+                at += taken;
                 if self.seen == PREFIX {
                     let [_, a, b, c, d] = self.prefix;
                     self.left = u32::from_be_bytes([a, b, c, d]) as usize;
                 }
             } else {
-                let taken = data.len().min(self.left);
+                let taken = rest.min(self.left);
                 self.left -= taken;
-                data = &data[taken..];
+                at += taken;
             }
             if self.seen == PREFIX && self.left == 0 {
                 self.seen = 0;
-                ended = true;
+                ended = Some(at);
             }
         }
         ended
@@ -229,9 +235,11 @@ mod tests {
     fn finds_the_ends_of_messages_however_they_are_cut() {
         let bytes = [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 1, 9]].concat();
         let mut messages = Messages::default();
-        let ends: Vec<_> = (0..bytes.len()).filter(|&i| messages.end_in(&bytes[i..=i])).collect();
+        let ends: Vec<_> = (0..bytes.len()).filter(|&i| messages.last_end(&bytes[i..=i]).is_some()).collect();
         assert_eq!(ends, [7, 12, 18]);
-        assert!(Messages::default().end_in(&bytes));
-        assert!(!Messages::default().end_in(&bytes[..7]));
+        assert!(messages.at_an_end());
+        assert_eq!(Messages::default().last_end(&bytes), Some(19));
+        assert_eq!(Messages::default().last_end(&bytes[..10]), Some(8));
+        assert_eq!(Messages::default().last_end(&bytes[..7]), None);
     }
 }

@@ -1,0 +1,276 @@
+//! Streams of a server that shuts down end with UNAVAILABLE, soon and without losing an answer: nothing else would end them.
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use http_body::{Frame, SizeHint};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use super::receive::Messages;
+use super::{Answer, Inner, Policy, call};
+
+/// Bytes of a stream's samples that may have been sent before the client could know of the shutdown: HTTP/2's window of a stream, as hyper sets it.
+const WINDOW: usize = 1 << 20;
+
+/// Ends streams once the token is cancelled: of samples, those that have arrived are answered first.
+#[derive(Clone, Debug)]
+pub struct Drain(pub CancellationToken);
+
+impl Policy for Drain {
+    fn around<S: Inner>(&self, request: Request<Body>, next: &mut S) -> Answer {
+        let path = request.uri().path();
+        let over = || Box::pin(self.0.clone().cancelled_owned());
+        if path == "/delo.v1.Classifier/ClassifyStream" {
+            let cut = Arc::new(AtomicBool::new(false));
+            let samples =
+                |body| Samples { body, messages: Messages::default(), left: WINDOW, over: over(), cut: cut.clone(), ended: false };
+            let answer = call(next, request.map(|body| Body::new(samples(body))));
+            Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Answers { body, cut }))) })
+        } else if path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.") {
+            let (answer, over) = (call(next, request), over());
+            Box::pin(async move { Ok(answer.await?.map(|body| Body::new(News { body, over, ended: false }))) })
+        } else {
+            Box::pin(call(next, request))
+        }
+    }
+}
+
+fn shutting_down() -> Status {
+    Status::unavailable("the server is shutting down: open the stream with another")
+}
+
+fn trailers() -> Result<Frame<Bytes>, Status> {
+    let mut trailers = HeaderMap::new();
+    shutting_down().add_header(&mut trailers).map(|()| Frame::trailers(trailers))
+}
+
+/// The samples of a stream, which end after a whole one when the server shuts down.
+struct Samples {
+    body: Body,
+    messages: Messages,
+    /// Bytes that are still taken after the shutdown has begun.
+    left: usize,
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The stream was ended from here; only ever set.
+    cut: Arc<AtomicBool>,
+    ended: bool,
+}
+
+impl Samples {
+    fn end(&mut self) {
+        self.ended = true;
+        self.cut.store(true, Ordering::Relaxed);
+    }
+}
+
+impl http_body::Body for Samples {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let over = this.over.as_mut().poll(cx).is_ready();
+        if over && this.left == 0 && this.messages.at_an_end() {
+            this.end();
+            return Poll::Ready(None);
+        }
+        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+            if over && this.messages.at_an_end() {
+                this.end();
+                return Poll::Ready(None);
+            }
+            return Poll::Pending;
+        };
+        let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) else { return Poll::Ready(frame) };
+        let end = this.messages.last_end(data);
+        if over {
+            this.left = this.left.saturating_sub(data.len());
+            // Of a client that never pauses, the sample that has begun is not waited for.
+            if let Some(end) = end.filter(|_| this.left == 0) {
+                let data = data.slice(..end);
+                this.end();
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+/// The answers of a stream of samples, which ends well only if the client has ended it.
+struct Answers {
+    body: Body,
+    cut: Arc<AtomicBool>,
+}
+
+impl http_body::Body for Answers {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let ends_well = frame
+            .as_ref()
+            .and_then(|frame| frame.as_ref().ok()?.trailers_ref())
+            .is_some_and(|trailers| Status::from_header_map(trailers).is_none_or(|status| status.code() == Code::Ok));
+        Poll::Ready(if ends_well && self.cut.load(Ordering::Relaxed) { Some(trailers()) } else { frame })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A stream of news, which ends when the server shuts down and there are none at this moment.
+struct News {
+    body: Body,
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
+    ended: bool,
+}
+
+impl http_body::Body for News {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        ready!(this.over.as_mut().poll(cx));
+        this.ended = true;
+        Poll::Ready(Some(trailers()))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures::channel::mpsc;
+    use futures::{FutureExt, StreamExt};
+    use http::Response;
+    use http_body_util::{BodyExt, StreamBody};
+    use tower::Service;
+
+    use super::*;
+
+    /// A body of the data that is sent, and its sender.
+    fn body() -> (mpsc::UnboundedSender<Vec<u8>>, Body) {
+        let (send, sent) = mpsc::unbounded();
+        (send, Body::new(StreamBody::new(sent.map(|data: Vec<u8>| Ok::<_, Status>(Frame::data(Bytes::from(data)))))))
+    }
+
+    /// A gRPC message of so many bytes.
+    fn message(bytes: u32) -> Vec<u8> {
+        [&[0][..], &bytes.to_be_bytes(), &vec![7; bytes as usize]].concat()
+    }
+
+    /// What the handler receives of a stream while the server shuts down, and the code that the stream ends with.
+    async fn drained(before: &[Vec<u8>], after: &[Vec<u8>]) -> (Vec<u8>, Code) {
+        let token = CancellationToken::new();
+        let (send, samples) = body();
+        let (hand_on, mut received) = mpsc::unbounded();
+        // Hands on what it receives, and then ends well.
+        let mut service = Drain(token.clone()).layer(tower::service_fn(move |request: Request<Body>| {
+            let hand_on = hand_on.clone();
+            async move {
+                let received = request.into_body().into_data_stream().map(move |data| hand_on.unbounded_send(data.unwrap()).unwrap());
+                let mut end = HeaderMap::new();
+                Status::new(Code::Ok, "").add_header(&mut end).unwrap();
+                let frames = received.filter_map(|()| async { None }).chain(futures::stream::iter([Ok::<_, Status>(Frame::trailers(end))]));
+                Ok::<_, Infallible>(Response::new(Body::new(StreamBody::new(frames))))
+            }
+        }));
+        let request = Request::builder().uri("/delo.v1.Classifier/ClassifyStream").body(samples).unwrap();
+        let mut answer = service.call(request).await.unwrap();
+        before.iter().for_each(|data| send.unbounded_send(data.clone()).unwrap());
+        assert!(answer.body_mut().frame().now_or_never().is_none(), "it waits for samples");
+        token.cancel();
+        after.iter().for_each(|data| send.unbounded_send(data.clone()).unwrap());
+        let end = answer.body_mut().frame().await.unwrap().unwrap().into_trailers().unwrap();
+        drop(answer);
+        drop(service);
+        let mut all = Vec::new();
+        while let Some(data) = received.next().await {
+            all.extend_from_slice(&data);
+        }
+        (all, Status::from_header_map(&end).unwrap().code())
+    }
+
+    #[tokio::test]
+    async fn a_stream_in_which_nothing_moves_ends_at_once_with_unavailable() {
+        assert_eq!(drained(&[], &[]).await, (vec![], Code::Unavailable));
+        let one = message(3);
+        assert_eq!(drained(&[one.clone()], &[]).await, (one, Code::Unavailable));
+    }
+
+    #[tokio::test]
+    async fn a_sample_that_is_arriving_is_read_to_its_end() {
+        let one = message(1000);
+        let (begun, rest) = one.split_at(10);
+        assert_eq!(drained(&[begun.to_vec()], &[rest.to_vec()]).await, (one.clone(), Code::Unavailable));
+        // What has arrived when the shutdown begins counts.
+        assert_eq!(drained(&[], &[one.clone(), one.clone()]).await, ([&one[..], &one].concat(), Code::Unavailable));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_pauses_is_cut_after_a_whole_sample() {
+        let one = message(300_000);
+        // Pieces that end in the middle of samples.
+        let sent: Vec<u8> = std::iter::repeat_n(&one[..], 20).flatten().copied().collect();
+        let pieces: Vec<_> = sent.chunks(70_000).map(<[u8]>::to_vec).collect();
+        let (received, code) = drained(&[], &pieces).await;
+        assert_eq!((received.len() % one.len(), code), (0, Code::Unavailable));
+        assert!((WINDOW..WINDOW + 2 * one.len()).contains(&received.len()), "{}", received.len());
+    }
+
+    #[tokio::test]
+    async fn a_watcher_hears_the_last_news_and_is_sent_away() {
+        let token = CancellationToken::new();
+        let (send, news) = body();
+        let news = Arc::new(std::sync::Mutex::new(Some(news)));
+        let mut service = Drain(token.clone()).layer(tower::service_fn(move |_: Request<Body>| {
+            let body = news.lock().unwrap().take().unwrap();
+            async move { Ok::<_, Infallible>(Response::new(body)) }
+        }));
+        let request = Request::builder().uri("/grpc.health.v1.Health/Watch").body(Body::empty()).unwrap();
+        let mut answer = service.call(request).await.unwrap();
+        send.unbounded_send(b"not serving".to_vec()).unwrap();
+        token.cancel();
+        let last = answer.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(&last[..], b"not serving");
+        let end = answer.body_mut().frame().await.unwrap().unwrap().into_trailers().unwrap();
+        assert_eq!(Status::from_header_map(&end).unwrap().code(), Code::Unavailable);
+    }
+}
