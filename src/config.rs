@@ -211,6 +211,8 @@ pub struct Batching {
 pub struct Input {
     /// 0: one per processor core.
     pub concurrency: usize,
+    /// Special tokens in a text are read as such, not as words.
+    pub special_tokens: bool,
     pub limits: Limits,
 }
 

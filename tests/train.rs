@@ -229,3 +229,31 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
         assert!(matches!(evaluate(&none, &mut |_, _| ()), Err(EvalError::NoTask(_))));
     }
 }
+
+#[test]
+fn the_artifact_says_how_special_tokens_were_read_and_evaluation_reads_them_so() {
+    for special_tokens in [false, true] {
+        let f = Fixture::new(false);
+        let f = Fixture { processor: f.processor.with_special_tokens(special_tokens), ..f };
+        f.train(0, &Settings { epochs: 1, first_adapted_layer: 6, ..f.settings.clone() }, &f.outputs("p"), None).unwrap();
+        let partition = f.partition("p");
+        assert_eq!(partition.meta.special_tokens, Some(special_tokens));
+        let evaluation = |processor: &InputProcessor| {
+            let residents = [Resident::new(partition.clone(), 1)];
+            let evaluation = Evaluation {
+                engine: engine(),
+                processor,
+                data: &f.data,
+                missing: &f.missing,
+                split: Split::Val,
+                partitions: &residents,
+                rules: &[RoutingRule::default()],
+            };
+            evaluate(&evaluation, &mut |_, _| ()).map(drop).map_err(|e| e.to_string())
+        };
+        evaluation(&f.processor).unwrap();
+        let other = Fixture::new(false).processor.with_special_tokens(!special_tokens);
+        let error = evaluation(&other).unwrap_err();
+        assert!(error.contains("--special-tokens"), "{error}");
+    }
+}

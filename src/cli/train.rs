@@ -32,7 +32,7 @@ pub struct TrainArgs {
     #[command(flatten)]
     data: DataArgs,
     /// The session: its task_id or its name
-    #[arg(long, value_name = "N", help_heading = "Data")]
+    #[arg(long, value_name = "N", help_heading = "Data", allow_hyphen_values = true)]
     task: String,
     /// A Hugging Face ViLT checkpoint directory; the one in the program if left out
     #[arg(long, value_name = "DIR", help_heading = "Data")]
@@ -76,7 +76,8 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let (data, missing) = args.data.open()?;
     let task = data.task(&args.task).map_err(Failure::usage)?;
-    let backbone = Backbone::load(args.backbone.as_deref(), args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?)?;
+    let backbone =
+        Backbone::load(args.backbone.as_deref(), args.data.special_tokens, args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?)?;
     let layers = backbone.engine.backbone().config.num_hidden_layers;
     let key =
         KeyRule { metric: args.key_metric, signal: args.key_signal, plain_signal: args.plain_signal, plain_average: args.plain_average };
