@@ -114,7 +114,7 @@ impl Room {
             return Ok(());
         }
         let failed = |e: &dyn std::fmt::Display| ServeError::Warm(e.to_string());
-        let text = self.intake.sample(None, Some("warm".to_owned())).await.map_err(|e| failed(&e))?.text;
+        let text = self.intake.sample(None, Some("warm".to_owned())).await.map_err(|e| failed(&e))?.sample.text;
         let [height, width] = self.registry.catalogue().dummy_image();
         let sample = Sample { text, image: Some(Pixels::dummy(height, width)) };
         let claim = Claim { client: "start".into(), priority: Priority::Interactive };
