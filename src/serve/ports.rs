@@ -16,7 +16,7 @@ use tower::{Layer, ServiceExt};
 
 use super::auth::Clients;
 use super::connections::{self, Beginning};
-use super::layers::{Admission, Admit, Authenticate, Bounds, Deadline, Receive, Stack};
+use super::layers::{Admission, Admit, Authenticate, Bounds, Deadline, MessageSize, Receive, Stack};
 use super::tls::Tls;
 use crate::config::{self, Config};
 
@@ -62,6 +62,7 @@ impl Port {
             admission,
             config.deadline,
             Receive::new(server.max_receive_bytes, "server.max_receive_bytes"),
+            MessageSize { prefix: "/delo.v1.", setting: "server.max_message_bytes", most: server.max_message_bytes },
         )
     }
 
@@ -73,7 +74,8 @@ impl Port {
         let admission = Admission { prefix: "/delo.v1.Admin/", most, most_of_a_client: usize::MAX, setting };
         let unary = config::Deadline { default: config.admin.max_call, max: config.admin.max_call };
         let receive = Receive::new(config.admin.max_artifact_bytes.saturating_add(2 * ENVELOPE_BYTES), "admin.max_artifact_bytes");
-        Self::new(config, trusted, "admin", ADMIN_CONNECTIONS, admission, unary, receive)
+        let message_size = MessageSize { prefix: "/delo.v1.", setting: "admin.max_artifact_bytes", most: config.admin.max_artifact_bytes };
+        Self::new(config, trusted, "admin", ADMIN_CONNECTIONS, admission, unary, receive, message_size)
     }
 
     fn new(
@@ -84,6 +86,7 @@ impl Port {
         admission: Admission,
         unary: config::Deadline,
         receive: Receive,
+        message_size: MessageSize,
     ) -> Self {
         connections::show(name);
         let server = config.server.clone();
@@ -100,6 +103,7 @@ impl Port {
                 deadline: Deadline(Bounds { unary, stream_idle: server.stream_idle }),
                 admit: Admit::new(admission),
                 receive,
+                message_size,
             },
             server,
         }

@@ -4,7 +4,9 @@ mod authenticate;
 mod deadline;
 mod isolate_panics;
 mod measure;
+mod message_size;
 mod receive;
+mod speak_grpc;
 mod trace;
 
 use std::convert::Infallible;
@@ -24,7 +26,9 @@ pub use authenticate::{Authenticate, Caller};
 pub use deadline::{Bounds, Deadline, Expiry};
 pub use isolate_panics::{IsolatePanics, internal};
 pub use measure::Measure;
+pub use message_size::MessageSize;
 pub use receive::{Receive, Share};
+pub use speak_grpc::SpeakGrpc;
 pub use trace::Trace;
 
 /// The policies of one port. The other port has the same ones, with bounds of its own.
@@ -34,18 +38,29 @@ pub struct Stack {
     pub deadline: Deadline,
     pub admit: Admit,
     pub receive: Receive,
+    pub message_size: MessageSize,
 }
 
 impl<S: Inner> Layer<S> for Stack {
-    type Service =
-        Around<Measure, Around<Authenticate, Around<Trace, Around<Deadline, Around<Admit, Around<Receive, Around<IsolatePanics, S>>>>>>>;
+    type Service = Around<
+        Measure,
+        Around<
+            SpeakGrpc,
+            Around<
+                Authenticate,
+                Around<Trace, Around<Deadline, Around<Admit, Around<Receive, Around<MessageSize, Around<IsolatePanics, S>>>>>>,
+            >,
+        >,
+    >;
 
     fn layer(&self, services: S) -> Self::Service {
         // From the inside out: a call meets them from the last to the first.
         // A panic ends here, so that all that follows sees an ordinary answer.
         let isolated = IsolatePanics.layer(services);
+        // What is inside of this is what reads messages.
+        let bounded = self.message_size.layer(isolated);
         // Only the messages of calls that were admitted take from the budget.
-        let received = self.receive.layer(isolated);
+        let received = self.receive.layer(bounded);
         // Who calls is known here, and until when; a permit goes back when either the answer or the time ends.
         let admitted = self.admit.layer(received);
         // The clock starts before anything waits.
@@ -54,8 +69,10 @@ impl<S: Inner> Layer<S> for Stack {
         let traced = Trace.layer(expiring);
         // A stranger costs nothing but this, and is counted.
         let authenticated = self.authenticate.layer(traced);
+        // What is no gRPC is not looked at any further.
+        let spoken = SpeakGrpc.layer(authenticated);
         // Sees every answer, refusals included.
-        Measure.layer(authenticated)
+        Measure.layer(spoken)
     }
 }
 
