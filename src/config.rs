@@ -223,6 +223,8 @@ pub struct Input {
     /// 0: one per processor core.
     #[serde(deserialize_with = "at_once_or_zero")]
     pub concurrency: usize,
+    /// Special tokens in a text are read as such, not as words.
+    pub special_tokens: bool,
     pub limits: Limits,
 }
 

@@ -44,6 +44,7 @@ struct Serving {
     process: Child,
     classifier: String,
     admin: String,
+    metrics: String,
     /// What it logged after it served.
     log: Option<std::thread::JoinHandle<Vec<String>>>,
     partitions: tempfile::TempDir,
@@ -62,7 +63,7 @@ impl Serving {
         }
         let free = "127.0.0.1:0";
         let mut process = Command::new(env!("CARGO_BIN_EXE_delo"))
-            .args(["serve", "--listen", free, "--admin-listen", free, "--metrics-listen", "off", "--partitions"])
+            .args(["serve", "--listen", free, "--admin-listen", free, "--metrics-listen", free, "--partitions"])
             .arg(partitions.path())
             .env("DELO_LOGGING__FORMAT", "json")
             .envs(settings.iter().copied())
@@ -76,10 +77,10 @@ impl Serving {
             .find(|line| line["message"] == "serving")
             .expect("it ended before it served");
         let address = |of: &str| format!("http://{}", ready[of].as_str().unwrap());
-        let (classifier, admin) = (address("classifier"), address("admin"));
+        let [classifier, admin, metrics] = ["classifier", "admin", "metrics"].map(address);
         // Read to the end, or the server would block on a full pipe.
         let log = Some(std::thread::spawn(move || lines.collect()));
-        Self { process, classifier, admin, log, partitions }
+        Self { process, classifier, admin, metrics, log, partitions }
     }
 
     #[cfg(unix)]
@@ -173,6 +174,102 @@ fn shows_its_token_or_its_certificate_to_a_server_that_asks_for_one() {
     let stranger = write("stranger.pem", &authority::Authority::new("stranger").pem);
     let line = failure(&["classify", "--text", "soup", "--server", &server, "--ca", &stranger, "--token-file", &token], 1);
     assert!(line.contains("signed by --ca"), "{line}");
+}
+
+#[test]
+fn says_what_is_wrong_with_a_connection_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let file = dir.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let authority = authority::Authority::new("authority");
+    let (certificate, key) = authority.issue("server", &["localhost"]).write(dir.path());
+    let (ca, stranger) = (write("ca.pem", &authority.pem), authority::Authority::new("stranger"));
+    let pair = |name: &str, issued: authority::Issued| {
+        let (certificate, key) = (format!("{name}.pem"), format!("{name}.key"));
+        [write(&certificate, &issued.certificate), write(&key, &issued.key)]
+    };
+    let good = pair("good", authority.issue("app", &[]));
+    let expired = pair("expired", authority.issue_for_years("app", &[], [2020, 2021]));
+    let early = pair("early", authority.issue_for_years("app", &[], [4000, 4001]));
+    let strange = pair("strange", stranger.issue("app", &[]));
+    let other_ca = write("stranger.pem", &stranger.pem);
+
+    let plain = Serving::start();
+    let secure = Serving::start_with(&[
+        ("DELO_TLS__CERTIFICATE", certificate.to_str().unwrap()),
+        ("DELO_TLS__KEY", key.to_str().unwrap()),
+        ("DELO_TLS__CLIENT_CA", &ca),
+        ("DELO_TLS__CLIENT_CERTIFICATE", "required"),
+    ]);
+    let https = |address: &str| address.replace("http://127.0.0.1", "https://localhost");
+    let (server, by_address) = (https(&secure.classifier), secure.classifier.replace("http:", "https:"));
+    let classify = |server: &str, more: &[&str]| failure(&[&["classify", "--text", "soup", "--server", server], more].concat(), 1);
+    let with_ca = |server: &str, ca: &str| classify(server, &["--ca", ca]);
+    let showing = |[certificate, key]: &[String; 2]| classify(&server, &["--ca", &ca, "--client-cert", certificate, "--client-key", key]);
+
+    for (line, words) in [
+        (classify("http://127.0.0.1:1", &[]), &["no server answers", "delo serve"][..]),
+        (with_ca("https://localhost:1", &ca), &["no server answers", "delo serve"]),
+        (classify(&secure.classifier, &[]), &["speaks TLS", "https://", "--ca"]),
+        (failure(&["admin", "list", "--server", &secure.admin], 1), &["speaks TLS", "https://", "--ca"]),
+        (with_ca(&https(&plain.classifier), &ca), &["does not speak TLS", "http://"]),
+        (classify(&plain.metrics, &[]), &["50051", "50052"]),
+        (with_ca(&https(&plain.metrics), &ca), &["does not speak TLS"]),
+        (with_ca(&server, &other_ca), &["not signed by --ca"]),
+        (with_ca(&by_address, &ca), &["localhost", "not for 127.0.0.1"]),
+        (with_ca(&server, &good[1]), &["good.key", "no certificate in PEM"]),
+        (with_ca(&server, &ca), &["--client-cert"]),
+        (showing(&expired), &["--client-cert", "expired"]),
+        (showing(&early), &["--client-cert", "not valid yet"]),
+        (showing(&strange), &["--client-cert", "not signed by those whom the server trusts"]),
+        (showing(&[good[0].clone(), expired[1].clone()]), &["good.pem", "expired.key"]),
+        (classify(&plain.admin, &[]), &["right port"]),
+        (failure(&["admin", "list", "--server", &plain.classifier], 1), &["right port"]),
+    ] {
+        for words in words {
+            assert!(line.contains(words), "{line:?} does not say {words:?}");
+        }
+        assert!(!line.contains("h2 protocol error") && !line.contains("operation was canceled"), "{line}");
+    }
+    let answer = json(
+        &[
+            &["classify", "--text", "soup", "--json", "--server", &server, "--ca", &ca][..],
+            &["--client-cert", &good[0], "--client-key", &good[1]],
+        ]
+        .concat(),
+    );
+    assert_eq!(answer["modalities"]["text"], "PRESENT");
+}
+
+#[test]
+fn texts_and_names_may_begin_with_a_hyphen_and_the_answer_tells_how_the_text_was_read() {
+    let serving = Serving::start();
+    let server = ["--server", &serving.classifier];
+    for text in ["-5 degrees", "- slice of pizza", "-x", "--json", "--", "-"] {
+        let answer = json(&[&["classify", "--text", text, "--json"], &server[..]].concat());
+        assert_eq!(answer["modalities"]["text_reading"]["truncated"], false, "{text}");
+    }
+    let line = failure(&[&["classify", "--text", "a", "--task", "-5"], &server[..]].concat(), 1);
+    assert!(line.contains("NotFound") && line.contains("\"-5\""), "{line}");
+    let line = failure(&["classify", "--image", "-photo.png"], 2);
+    assert!(line.contains("--flag=VALUE"), "{line}");
+
+    let shown = |text: &str, more: &[&str]| {
+        let output = delo(&[&["classify", "--text", text], &server[..], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let plain = shown("soup", &[]);
+    assert!(!plain.contains("notice") && !plain.contains("cosine\n"), "{plain}");
+    assert!(shown("\u{1f600}", &[]).contains("no word of the text is known to the model"));
+    assert!(shown(&"soup ".repeat(50), &[]).contains("the text was cut at 38 tokens"));
+    let lines = |shown: &str| shown.lines().filter(|line| line.starts_with("food ") || line.starts_with("travel ")).count();
+    assert_eq!((lines(&shown("soup", &["--candidates", "1"])), lines(&shown("soup", &["--explain"]))), (1, 2));
+    let line = failure(&[&["classify", "--text", " "], &server[..]].concat(), 1);
+    assert!(line.contains("the text has no word") && line.contains("field text"), "{line}");
 }
 
 #[cfg(unix)]
@@ -616,7 +713,10 @@ fn prints_features_of_a_sample() {
     assert_eq!(features["pooled"].as_array().unwrap().len(), config.hidden_size);
     assert_eq!(features["signals"].as_object().unwrap().len(), config.num_hidden_layers + 1);
     assert_eq!(features["presence"], "text_only");
-    assert!(delo(&["features", "--text", "a cat"]).status.success());
+    assert!(delo(&["features", "--text", "- a cat"]).status.success());
+    let pooled = |more: &[&str]| json(&[&["features", "--json", "--text", "a [SEP] cat"], more].concat())["pooled"].clone();
+    assert_ne!(pooled(&[]), pooled(&["--special-tokens"]));
+    assert_eq!(pooled(&[]), json(&["features", "--json", "--text", "a [sep] cat"])["pooled"]);
 }
 
 #[test]

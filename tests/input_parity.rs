@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use delo::input::{InputError, InputProcessor, Limits, Sample};
+use delo::input::{InputError, InputProcessor, Limits, Sample, TextReading};
 use delo::model_dir::ModelDir;
 use serde::Deserialize;
 
@@ -148,7 +148,7 @@ fn assert_ids(processor: &InputProcessor, texts: &[String], group: &Group) {
         let ids = match processor.sample(None, Some(text)) {
             Ok(sample) => sample.text.unwrap(),
             // A text without a token is a missing one.
-            Err(InputError::Empty) => processor.dummy_text().to_vec(),
+            Err(InputError::NoWord) => processor.dummy_text().to_vec(),
             Err(e) => panic!("{text:?}: {e}"),
         };
         assert_eq!(&ids, expected, "{} {} at {} positions: {text:?}", group.source, group.tokenizer_config, group.positions);
@@ -168,6 +168,8 @@ fn agrees_with_the_hugging_face_tokenizer() {
             std::fs::copy(repository("models/emoji-mini/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
         }
         let processor = InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 8, group.positions, Limits::default()).unwrap();
+        // As transformers reads them by default.
+        let processor = processor.with_special_tokens(true);
         assert_eq!(processor.vocab_size(), 30_522);
         assert_ids(&processor, &fixture.texts, group);
     }
@@ -184,6 +186,7 @@ fn padding_and_truncation_of_the_tokenizer_file_are_overridden() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
     let processor = InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 8, 40, Limits::default()).unwrap();
+    let processor = processor.with_special_tokens(true);
     assert_ids(&processor, &fixture.texts, &fixture.groups[0]);
     assert_eq!(processor.dummy_text(), [101, 102]);
 }
@@ -196,7 +199,101 @@ fn the_tokenizer_configuration_wins_over_the_tokenizer_file() {
         std::fs::write(dir.path().join("tokenizer_config.json"), group.tokenizer_config.to_string()).unwrap();
         std::fs::copy(repository("models/emoji-mini/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
         let processor = InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 8, 40, Limits::default()).unwrap();
+        let processor = processor.with_special_tokens(true);
         assert_ids(&processor, &fixture.texts, group);
+    }
+}
+
+#[derive(Deserialize)]
+struct Injected {
+    texts: Vec<String>,
+    groups: Vec<InjectedGroup>,
+}
+
+#[derive(Deserialize)]
+struct InjectedGroup {
+    source: String,
+    tokenizer_config: serde_json::Value,
+    added_tokens: Vec<serde_json::Value>,
+    split_special_tokens: bool,
+    ids: Vec<Vec<u32>>,
+}
+
+#[test]
+fn special_tokens_in_a_text_are_words_of_it_as_with_split_special_tokens_upstream() {
+    let fixture: Injected = serde_json::from_slice(&fixture("special_tokens.json")).unwrap();
+    for group in &fixture.groups {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokenizer_config.json"), group.tokenizer_config.to_string()).unwrap();
+        if group.source == "vocab.txt" {
+            std::fs::write(dir.path().join("vocab.txt"), vocab_txt()).unwrap();
+        } else {
+            let mut json = tokenizer_json();
+            json["added_tokens"].as_array_mut().unwrap().extend(group.added_tokens.clone());
+            std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+        }
+        let processor = InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 8, 40, Limits::default()).unwrap();
+        assert!(!processor.special_tokens(), "the default");
+        let processor = if group.split_special_tokens { processor } else { processor.with_special_tokens(true) };
+        for (text, expected) in fixture.texts.iter().zip(&group.ids) {
+            let ids = processor.sample(None, Some(text)).unwrap().text.unwrap();
+            assert_eq!(&ids, expected, "{} split {}: {text:?}", group.source, group.split_special_tokens);
+        }
+    }
+}
+
+#[test]
+fn a_tokenizer_that_does_not_split_at_punctuation_lets_no_special_token_in_either() {
+    let mut json = tokenizer_json();
+    json["pre_tokenizer"] = serde_json::json!({"type": "WhitespaceSplit"});
+    json["normalizer"]["lowercase"] = false.into();
+    json["added_tokens"].as_array_mut().unwrap().retain(|token| token["content"] != "[MASK]");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let load = || InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 8, 40, Limits::default()).unwrap();
+    let ids = |processor: &InputProcessor| processor.sample(None, Some("a [SEP] cat [PAD] [MASK] [CLS]")).unwrap().text.unwrap();
+    // 1037 "a", 4937 "cat", 100 [UNK], 102 [SEP], 0 [PAD], 103 [MASK], 101 [CLS].
+    assert_eq!(ids(&load()), [101, 1037, 100, 4937, 100, 100, 100, 102]);
+    assert_eq!(ids(&load().with_special_tokens(true)), [101, 1037, 102, 4937, 0, 103, 101, 102]);
+}
+
+#[test]
+fn how_a_text_was_read_is_told() {
+    let processor = processor(Limits::default());
+    let reading = |text: &str| processor.preprocess(None, Some(text)).unwrap().text.unwrap();
+    for (text, tokens, unknown_tokens, truncated) in [
+        ("a cat", 2, 0, false),
+        // One word each that the vocabulary does not know.
+        ("\u{1f600}", 1, 1, false),
+        ("\u{1d4f9}\u{1d4f2}\u{1d503}\u{1d503}\u{1d4ea}", 1, 1, false),
+        ("a \u{1f600} cat", 3, 1, false),
+        // 38 tokens fit between [CLS] and [SEP].
+        (&"cat ".repeat(38), 38, 0, false),
+        (&"cat ".repeat(39), 38, 0, true),
+        (&"\u{1f600} ".repeat(50), 38, 38, true),
+        ("[UNK]", 4, 0, false),
+    ] {
+        let expected = TextReading { tokens, unknown_tokens, truncated };
+        assert_eq!(reading(text), expected, "{text:?}");
+        assert_eq!(expected.understood(), unknown_tokens < tokens);
+    }
+    let photo = fixture("chelsea.png");
+    assert_eq!(processor.preprocess(Some(&photo), Some("\u{200b}")).unwrap().text, None, "the text is missing");
+    // The token itself, where special tokens are read as such.
+    let as_such = processor.with_special_tokens(true).preprocess(None, Some("[UNK]")).unwrap().text.unwrap();
+    assert_eq!((as_such.tokens, as_such.understood()), (1, false));
+}
+
+#[test]
+fn a_text_without_a_word_and_no_image_is_refused_in_words_about_the_text() {
+    let processor = processor(Limits::default());
+    for text in
+        ["", " \n", "\u{a0}", "\u{200b}", "\u{feff}", "\0", "\u{7}\u{1b}", "\u{fffd}", "\u{e000}", "\u{301}\u{301}", "\u{3000}\u{2028}"]
+    {
+        let error = processor.sample(None, Some(text)).unwrap_err();
+        assert!(matches!(error, InputError::NoWord), "{text:?}: {error}");
+        assert!(error.field() == "text" && error.to_string().contains("the text has no word"), "{error}");
+        assert_eq!(processor.sample(Some(&fixture("chelsea.png")), Some(text)).unwrap().text, None, "{text:?}");
     }
 }
 
@@ -205,7 +302,6 @@ fn presence_follows_what_was_sent() {
     let processor = processor(Limits::default());
     let photo = fixture("chelsea.png");
     assert!(matches!(processor.sample(None, None), Err(InputError::Empty)));
-    assert!(matches!(processor.sample(None, Some(" \n")), Err(InputError::Empty)));
     let sample = processor.sample(Some(&photo), Some("")).unwrap();
     assert_eq!(sample.text, None);
     assert_eq!((sample.image.unwrap().height, processor.shortest_edge()), (64, 64));

@@ -269,3 +269,31 @@ fn an_artifact_holds_the_keys_of_its_two_rules_and_no_others() {
     let notice = catalogue.notice().unwrap();
     assert!(notice.contains("second moment of parts@2") && notice.contains("--key-signal summary"), "{notice}");
 }
+
+#[test]
+fn the_artifact_says_how_special_tokens_were_read_and_evaluation_reads_them_so() {
+    for special_tokens in [false, true] {
+        let f = Fixture::new(false);
+        let f = Fixture { processor: f.processor.with_special_tokens(special_tokens), ..f };
+        f.train(0, &Settings { epochs: 1, first_adapted_layer: 6, ..f.settings.clone() }, &f.outputs("p"), None).unwrap();
+        let partition = f.partition("p");
+        assert_eq!(partition.meta.special_tokens, Some(special_tokens));
+        let evaluation = |processor: &InputProcessor| {
+            let residents = [Resident::new(partition.clone(), 1)];
+            let evaluation = Evaluation {
+                engine: engine(),
+                processor,
+                data: &f.data,
+                missing: &f.missing,
+                split: Split::Val,
+                partitions: &residents,
+                rules: &[RoutingRule::default()],
+            };
+            evaluate(&evaluation, &mut |_, _| ()).map(drop).map_err(|e| e.to_string())
+        };
+        evaluation(&f.processor).unwrap();
+        let other = Fixture::new(false).processor.with_special_tokens(!special_tokens);
+        let error = evaluation(&other).unwrap_err();
+        assert!(error.contains("--special-tokens"), "{error}");
+    }
+}

@@ -13,9 +13,10 @@ pub fn text(bytes: &[u8]) {
             assert!((3..=model().max_position_embeddings).contains(&ids.len()), "{} tokens", ids.len());
             assert_eq!((ids.first(), ids.last()), (dummy.first(), dummy.last()));
             assert!(ids.iter().all(|&id| (id as usize) < model().vocab_size));
+            assert!(ids[1..ids.len() - 1].iter().all(|id| !dummy.contains(id)), "a text holds no [CLS] and no [SEP]");
             assert!(text.len() <= LIMITS.max_text_bytes);
         }
-        Err(InputError::Empty) => assert!(text.len() <= LIMITS.max_text_bytes),
+        Err(InputError::NoWord) => assert!(text.len() <= LIMITS.max_text_bytes),
         Err(InputError::TextBytes { bytes, .. }) => assert!(bytes == text.len() && bytes > LIMITS.max_text_bytes),
         Err(error) => panic!("a text is refused for its length alone, not with {error}"),
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tonic::{Response, Status};
 
 use super::Failure;
-use super::client::{Authorized, Credentials, exchange, refusal};
+use super::client::{Authorized, Credentials, exchange};
 use super::output::{print, print_json, table};
 use crate::registry::signature;
 use crate::serve::pb::admin_client::AdminClient;
@@ -137,7 +137,7 @@ pub fn run(args: AdminArgs) -> Result<(), Failure> {
 fn ask<T>(connection: &Connection, call: impl AsyncFnOnce(AdminClient<Authorized>) -> Result<Response<T>, Status>) -> Result<T, Failure> {
     exchange(&connection.server, &connection.credentials, async |channel| {
         let client = AdminClient::new(channel).max_decoding_message_size(64 << 20);
-        Ok(call(client).await.map_err(|status| refusal(&status))?.into_inner())
+        Ok(call(client).await?.into_inner())
     })
 }
 

@@ -18,12 +18,14 @@ pub struct Backbone {
 }
 
 impl Backbone {
-    /// Loads the checkpoint of a directory, or the one in the program.
-    pub fn load(dir: Option<&Path>, options: Options) -> Result<Self, Failure> {
+    /// Loads the checkpoint of a directory, or the one in the program. `special_tokens`: see
+    /// [`InputProcessor::with_special_tokens`].
+    pub fn load(dir: Option<&Path>, special_tokens: bool, options: Options) -> Result<Self, Failure> {
         let dir = ModelDir::from(dir);
         let loader = Loader::open(&dir, &Device::Cpu)?;
         let config = loader.config();
         let processor = InputProcessor::load(&dir, config.patch_size, config.max_position_embeddings, Limits::default())?;
+        let processor = processor.with_special_tokens(special_tokens);
         let engine = Engine::of(loader, processor.dummy_text().to_vec(), options)?;
         Ok(Self { engine, processor, name: dir.display() })
     }

@@ -6,10 +6,13 @@ use serde_json::{Value, json};
 use tonic::Request;
 
 use super::Failure;
-use super::client::{Credentials, exchange, refusal};
+use super::client::{Credentials, exchange};
 use super::output::{print, print_json, table};
 use crate::serve::pb::classifier_client::ClassifierClient;
-use crate::serve::pb::{ClassifyRequest, ClassifyResponse, Modality, Priority};
+use crate::serve::pb::{ClassifyRequest, ClassifyResponse, Modality, Priority, TextReading};
+
+/// The longest answer, in bytes: of a task of many thousand labels, of which --top-k 0 shows all.
+const MAX_ANSWER: usize = 64 << 20;
 
 /// Asks a server what an image, a text, or both show.
 #[derive(Debug, clap::Args)]
@@ -26,14 +29,17 @@ pub struct ClassifyArgs {
     #[arg(long, value_name = "FILE", required_unless_present = "text")]
     image: Option<PathBuf>,
     /// A text.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     text: Option<String>,
     /// The task, if it is known: skips routing.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     task: Option<String>,
     /// How many labels to show; 0 for all.
     #[arg(long, value_name = "N", default_value_t = 5)]
     top_k: u32,
+    /// How many tasks to show with their cosines [default: all of them with --explain or --json, else none].
+    #[arg(long, value_name = "N")]
+    candidates: Option<u32>,
     /// Also show every task's cosine and the factors chosen in each layer.
     #[arg(long)]
     explain: bool,
@@ -57,18 +63,26 @@ pub fn run(args: ClassifyArgs) -> Result<(), Failure> {
         top_k: Some(args.top_k),
         task: args.task.unwrap_or_default(),
         explain: args.explain,
+        max_candidates: Some(args.candidates.unwrap_or(if args.explain || args.json { u32::MAX } else { 0 })),
     };
     let response = exchange(&args.server, &args.credentials, |channel| async move {
         let mut request = Request::new(request);
         request.set_timeout(timeout);
-        let answer = ClassifierClient::new(channel).classify(request).await;
-        Ok(answer.map_err(|status| refusal(&status))?.into_inner())
+        let answer = ClassifierClient::new(channel).max_decoding_message_size(MAX_ANSWER).classify(request).await;
+        Ok(answer?.into_inner())
     })?;
     if args.json { print_json(&json(&response, args.explain)) } else { print(&text(&response, args.explain)) }
 }
 
 fn modality(value: i32) -> &'static str {
     Modality::try_from(value).unwrap_or_default().as_str_name()
+}
+
+/// What the caller should know of how the text was read.
+fn notices(reading: &TextReading) -> impl Iterator<Item = String> + use<> {
+    let unknown = (!reading.understood).then(|| "no word of the text is known to the model".to_owned());
+    let cut = reading.truncated.then(|| format!("the text was cut at {} tokens", reading.tokens));
+    unknown.into_iter().chain(cut)
 }
 
 fn json(response: &ClassifyResponse, explain: bool) -> Value {
@@ -85,6 +99,11 @@ fn json(response: &ClassifyResponse, explain: bool) -> Value {
     }
     if let Some(modalities) = &response.modalities {
         out["modalities"] = json!({"image": modality(modalities.image), "text": modality(modalities.text)});
+        if let Some(reading) = &modalities.text_reading {
+            out["modalities"]["text_reading"] = json!({
+                "understood": reading.understood, "truncated": reading.truncated, "tokens": reading.tokens, "unknown_tokens": reading.unknown_tokens,
+            });
+        }
     }
     if explain {
         let factor = |f: &crate::serve::pb::SelectedFactors| json!({"layer": f.layer, "target": f.target, "modality": f.modality, "a": f.a, "b": f.b});
@@ -103,16 +122,19 @@ fn text(response: &ClassifyResponse, explain: bool) -> String {
     }
     if let Some(modalities) = &response.modalities {
         out += &format!("\nimage {}, text {}", modality(modalities.image), modality(modalities.text));
+        for notice in modalities.text_reading.iter().flat_map(notices) {
+            out += &format!("\nnotice: {notice}");
+        }
     }
     let mut rows = vec![vec!["label".to_owned(), "score".to_owned()]];
     rows.extend(response.scores.iter().map(|s| vec![s.label.clone(), format!("{:.4}", s.score)]));
     out += &format!("\n\n{}", table(&rows));
+    if let Some(routing) = response.routing.as_ref().filter(|routing| !routing.candidates.is_empty()) {
+        let mut rows = vec![vec!["task".to_owned(), "cosine".to_owned()]];
+        rows.extend(routing.candidates.iter().map(|c| vec![c.task.clone(), format!("{:.4}", c.cosine)]));
+        out += &format!("\n\n{}", table(&rows));
+    }
     if explain {
-        if let Some(routing) = &response.routing {
-            let mut rows = vec![vec!["task".to_owned(), "cosine".to_owned()]];
-            rows.extend(routing.candidates.iter().map(|c| vec![c.task.clone(), format!("{:.4}", c.cosine)]));
-            out += &format!("\n\n{}", table(&rows));
-        }
         let mut rows = vec![["layer", "target", "modality", "a", "b"].map(str::to_owned).to_vec()];
         let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
         rows.extend(

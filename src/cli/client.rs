@@ -1,20 +1,24 @@
 //! What the client commands share: connecting, waiting, and telling of a refusal.
+use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
 
+use http::Uri;
+use http::uri::Scheme;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Request, Status};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 
 use super::Failure;
-
-/// Until a connection must stand.
-const CONNECT: Duration = Duration::from_secs(5);
+use super::connect::{Observed, Target};
 
 /// The longest token.
 const MAX_TOKEN: usize = 4096;
@@ -82,7 +86,7 @@ impl Credentials {
     }
 
     /// `None`: plaintext.
-    fn tls(&self, server: &str, secure: bool) -> Result<Option<ClientTlsConfig>, Failure> {
+    fn tls(&self, server: &str, secure: bool) -> Result<Option<Arc<ClientConfig>>, Failure> {
         if !secure {
             let given = [("--ca", &self.ca), ("--client-cert", &self.client_cert)].into_iter().find(|(_, file)| file.is_some());
             return given
@@ -91,12 +95,53 @@ impl Credentials {
         let Some(ca) = &self.ca else {
             return Err(Failure::usage("whose certificate is the server's? give --ca, a PEM file of those who sign it"));
         };
-        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
-        if let Some((certificate, key)) = self.client_cert.as_ref().zip(self.client_key.as_ref()) {
-            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(ca)? {
+            roots.add(certificate).map_err(|e| format!("{}: {e}", ca.display()))?;
         }
-        Ok(Some(tls))
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_root_certificates(roots);
+        let mut tls = match self.client_cert.as_ref().zip(self.client_key.as_ref()) {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|_| no_pem(key, "private key"))?;
+                let refused = |e| format!("{} and {}: {e}", certificate.display(), key.display());
+                builder.with_client_auth_cert(certificates(certificate)?, private).map_err(refused)?
+            }
+        };
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Some(Arc::new(tls)))
     }
+
+    /// The server's address, and what is needed to speak to it.
+    fn target(&self, server: &str) -> Result<Target, Failure> {
+        let url = match (server.contains("://"), &self.ca) {
+            (true, _) => server.to_owned(),
+            (false, Some(_)) => format!("https://{server}"),
+            (false, None) => format!("http://{server}"),
+        };
+        let wrong = |reason: &dyn fmt::Display| Failure::usage(format!("--server {server}: {reason}; give it as http://127.0.0.1:50051"));
+        let uri: Uri = url.parse().map_err(|e| wrong(&e))?;
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| wrong(&"it names no host"))?;
+        let secure = uri.scheme() == Some(&Scheme::HTTPS);
+        Ok(Target {
+            server: server.to_owned(),
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: uri.port_u16(),
+            tls: self.tls(server, secure)?,
+            certified: self.client_cert.is_some(),
+        })
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<_, _>>().map_err(|_| no_pem(path, "certificate"))?;
+    if certificates.is_empty() { Err(no_pem(path, "certificate")) } else { Ok(certificates) }
+}
+
+fn no_pem(path: &Path, what: &str) -> Failure {
+    Failure::Other(format!("{} holds no {what} in PEM", path.display()))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
@@ -104,44 +149,67 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 /// Connects to `server` and runs one exchange with it.
-pub fn exchange<T, F: Future<Output = Result<T, Failure>>>(
+pub fn exchange<T, F: Future<Output = Result<T, Status>>>(
     server: &str,
     credentials: &Credentials,
     talk: impl FnOnce(Authorized) -> F,
 ) -> Result<T, Failure> {
-    let url = match (server.contains("://"), &credentials.ca) {
-        (true, _) => server.to_owned(),
-        (false, Some(_)) => format!("https://{server}"),
-        (false, None) => format!("http://{server}"),
-    };
-    let secure = url.starts_with("https://");
-    let mut endpoint =
-        Endpoint::from_shared(url).map_err(|e| Failure::usage(format!("--server {server}: {e}; give it as http://127.0.0.1:50051")))?;
-    if let Some(tls) = credentials.tls(server, secure)? {
-        endpoint = endpoint.tls_config(tls).map_err(|e| format!("--ca, --client-cert or --client-key: {}", causes(&e)))?;
-    }
+    let target = credentials.target(server)?;
     let bearer = credentials.bearer()?;
+    let observed = Observed::default();
+    let scheme = if target.tls.is_some() { "https" } else { "http" };
+    let host = if target.host.contains(':') { format!("[{}]", target.host) } else { target.host.clone() };
+    let authority = target.port.map_or(host.clone(), |port| format!("{host}:{port}"));
+    // The connection brings TLS with it: for the transport it is a plain one.
+    let endpoint = Endpoint::from_shared(format!("http://{authority}"))?.origin(format!("{scheme}://{authority}").parse()?);
+    let connector = {
+        let (target, observed) = (target.clone(), observed.clone());
+        tower::service_fn(move |_: Uri| {
+            let (target, observed) = (target.clone(), observed.clone());
+            async move { target.connect(&observed).await }
+        })
+    };
     let runtime = super::runtime()?;
     runtime.block_on(async {
-        let channel = endpoint.connect_timeout(CONNECT).connect().await.map_err(|error| match secure {
-            true => {
-                format!("no connection to {server}: {}; is it the server's name, and is its certificate signed by --ca?", causes(&error))
-            }
-            false => format!("no server answers at {server}: start one with `delo serve`, or name another with --server"),
-        })?;
-        talk(InterceptedService::new(channel, bearer)).await
+        let channel = endpoint
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| target.explain(&observed).unwrap_or_else(|| format!("no connection to {server}: {}", causes(&error))))?;
+        talk(InterceptedService::new(channel, bearer)).await.map_err(|status| {
+            // What the server answers has no source.
+            let on_the_way = status.source().and_then(|_| target.explain(&observed));
+            on_the_way.map_or_else(|| refusal(&status), Failure::Other)
+        })
     })
 }
 
 /// An error and what it came from, on one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut line = error.downcast_ref::<Status>().map_or_else(|| error.to_string(), |status| status.message().to_owned());
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !line.ends_with(&text) {
+            line.push_str(&format!(": {text}"));
+        }
+        next = cause.source();
+    }
+    line
 }
 
 /// A refusal as one line: code, message, fields, and when to retry.
-pub fn refusal(status: &Status) -> Failure {
-    let mut line = format!("{:?}: {}", status.code(), status.message());
+fn refusal(status: &Status) -> Failure {
+    if status.source().is_some_and(|source| source.is::<TimeoutExpired>()) {
+        return Failure::Other(
+            "DeadlineExceeded: no answer came in time; give it more with --timeout, or look at the server's load".to_owned(),
+        );
+    }
+    let message = if status.code() == Code::Unimplemented && status.message().is_empty() {
+        "nothing here answers this call".to_owned()
+    } else {
+        causes(status)
+    };
+    let mut line = format!("{:?}: {message}", status.code());
     if let Some(field) = status.get_details_bad_request().and_then(|b| b.field_violations.into_iter().next()) {
         line.push_str(&format!(" (field {})", field.field));
     }

@@ -20,6 +20,11 @@ pub struct DataArgs {
     /// A stored missing table; --eta, --missing and --seed then do not choose the items
     #[arg(long, value_name = "FILE")]
     pub missing_table: Option<PathBuf>,
+    /// Read [SEP], [PAD] and the like in texts as the special tokens that they name, as transformers does;
+    /// they are words of a text otherwise. The partition says which, and goes with servers that read texts
+    /// alike (input.special_tokens)
+    #[arg(long)]
+    pub special_tokens: bool,
     /// Decides all that is random: the missing table and, in training, start, order and hidden modalities
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

@@ -82,7 +82,7 @@ impl EvalArgs {
 pub fn run(args: EvalArgs) -> Result<(), Failure> {
     let rules = args.rules()?;
     let (data, missing) = args.data.open()?;
-    let Backbone { engine, processor, name } = Backbone::load(args.backbone.as_deref(), args.compute.start()?)?;
+    let Backbone { engine, processor, name } = Backbone::load(args.backbone.as_deref(), args.data.special_tokens, args.compute.start()?)?;
     let partitions = match &args.partitions {
         Some(dir) => read_directory(dir, engine.backbone())?,
         None => read_embedded(engine.backbone())?,

@@ -23,8 +23,12 @@ pub struct FeaturesArgs {
     #[arg(long, value_name = "FILE", required_unless_present = "text")]
     image: Option<PathBuf>,
     /// A text.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     text: Option<String>,
+    /// Read [SEP], [PAD] and the like in the text as the special tokens that they name, as transformers does;
+    /// they are words of it otherwise.
+    #[arg(long)]
+    special_tokens: bool,
     /// Print JSON with every number.
     #[arg(long)]
     json: bool,
@@ -33,7 +37,8 @@ pub struct FeaturesArgs {
 }
 
 pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
-    let Backbone { engine, processor, name: backbone } = Backbone::load(args.backbone.as_deref(), args.compute.start()?)?;
+    let Backbone { engine, processor, name: backbone } =
+        Backbone::load(args.backbone.as_deref(), args.special_tokens, args.compute.start()?)?;
     let image =
         args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
     let sample = processor.sample(image.as_deref(), args.text.as_deref())?;

@@ -5,6 +5,7 @@ mod bench;
 mod classify;
 mod client;
 mod compute;
+mod connect;
 mod data;
 mod eval;
 mod failure;
@@ -92,8 +93,16 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let text = error.to_string();
     let message: Vec<_> = text.lines().take_while(|line| !line.is_empty()).flat_map(str::split_whitespace).collect();
-    logging::say(&format!("delo: {}; see `delo --help`", message.join(" ").trim_start_matches("error: ")));
+    let hint = if names_a_dashed_value(error) { "; give a value that begins with - as --flag=VALUE, or a name after --" } else { "" };
+    logging::say(&format!("delo: {}{hint}; see `delo --help`", message.join(" ").trim_start_matches("error: ")));
     ExitCode::from(2)
+}
+
+/// Whether what was taken for a flag is rather a value: only -h and -V have one dash.
+fn names_a_dashed_value(error: &clap::Error) -> bool {
+    let argument = error.get(clap::error::ContextKind::InvalidArg);
+    let argument = argument.filter(|_| error.kind() == clap::error::ErrorKind::UnknownArgument);
+    matches!(argument, Some(clap::error::ContextValue::String(text)) if text.starts_with('-') && !text.starts_with("--"))
 }
 
 #[cfg(test)]

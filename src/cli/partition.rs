@@ -102,6 +102,7 @@ fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
         pools,
         key,
         dummy_image: [height, width],
+        special_tokens,
         backbone,
         seed,
         metrics,
@@ -122,6 +123,15 @@ fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
         ],
         vec!["key".to_owned(), format!("{} over {}, else plain over {} ({})", key.metric, key.signal, key.plain_signal, key.plain_average)],
         vec!["dummy image".to_owned(), format!("{height} x {width} pixels")],
+        vec![
+            "special tokens".to_owned(),
+            match special_tokens {
+                None => "not recorded",
+                Some(true) => "read as such in texts",
+                Some(false) => "words of a text",
+            }
+            .to_owned(),
+        ],
         vec!["backbone".to_owned(), format!("{} {}", backbone.name, backbone.fingerprint)],
         vec!["seed".to_owned(), seed.to_string()],
         vec!["created".to_owned(), format!("{created}, by delo {delo_version}")],

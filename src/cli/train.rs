@@ -35,7 +35,7 @@ pub struct TrainArgs {
     #[command(flatten)]
     data: DataArgs,
     /// The session: its task_id or its name
-    #[arg(long, value_name = "N", required_unless_present = "all", help_heading = "Data")]
+    #[arg(long, value_name = "N", required_unless_present = "all", help_heading = "Data", allow_hyphen_values = true)]
     task: Option<String>,
     /// Every session, in the data set's order; --out then names a folder, and --resume leaves the partitions that are in it
     #[arg(long, conflicts_with_all = ["task", "log"], help_heading = "Data")]
@@ -82,7 +82,8 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let (data, missing) = args.data.open()?;
     let runs = runs(&args, &data)?;
-    let backbone = Backbone::load(args.backbone.as_deref(), args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?)?;
+    let backbone =
+        Backbone::load(args.backbone.as_deref(), args.data.special_tokens, args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?)?;
     let layers = backbone.engine.backbone().config.num_hidden_layers;
     let key =
         KeyRule { metric: args.key_metric, signal: args.key_signal, plain_signal: args.plain_signal, plain_average: args.plain_average };

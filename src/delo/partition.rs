@@ -59,6 +59,11 @@ pub struct PartitionMeta {
     pub key: KeyRule,
     /// Height and width of the white image that stands in for a missing one, in pixels.
     pub dummy_image: [usize; 2],
+    /// Whether `[SEP]` and the like in the texts it was trained on were read as special tokens, not as words
+    /// ([`crate::input::InputProcessor::with_special_tokens`]). `None`: written by a program that knew no
+    /// choice; it goes with either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub special_tokens: Option<bool>,
     pub backbone: BackboneRecord,
     /// Hyper-parameters of the training, by flag name.
     pub training: serde_json::Value,

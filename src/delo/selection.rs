@@ -1,10 +1,15 @@
-//! Hard selection of factors.
+//! The largest of some scores.
 
-/// The indices of the `r` largest scores, by falling score; ties go to the lower index (METHOD.md 2).
+/// The indices of the `r` largest scores, all of them where there are fewer, by falling score; ties go to the
+/// lower index (METHOD.md 2).
 pub fn top(scores: &[f32], r: usize) -> impl Iterator<Item = u32> + use<> {
+    let falling = |&i: &u32, &j: &u32| scores[j as usize].total_cmp(&scores[i as usize]).then(i.cmp(&j));
     let mut order: Vec<u32> = (0..scores.len() as u32).collect();
-    order.sort_by(|&i, &j| scores[j as usize].total_cmp(&scores[i as usize]));
-    order.truncate(r);
+    if r < order.len() {
+        order.select_nth_unstable_by(r, falling);
+        order.truncate(r);
+    }
+    order.sort_unstable_by(falling);
     order.into_iter()
 }
 
@@ -23,5 +28,14 @@ mod tests {
     #[test]
     fn ties_go_to_the_lower_index() {
         assert_eq!(top(&[1.0, 3.0, 2.0, 3.0, 3.0], 3).collect::<Vec<_>>(), [1, 3, 4]);
+        assert_eq!(top(&[1.0, 1.0, 1.0, 2.0], 1).collect::<Vec<_>>(), [3]);
+        assert_eq!(top(&[1.0, 1.0, 1.0], 2).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn more_than_there_are_is_all_of_them() {
+        assert_eq!(top(&[1.0, 3.0, 2.0], usize::MAX).collect::<Vec<_>>(), [1, 2, 0]);
+        assert_eq!(top(&[1.0, 3.0, 2.0], 0).count(), 0);
+        assert_eq!(top(&[], 5).count(), 0);
     }
 }

@@ -196,6 +196,7 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
         targets: TARGETS.map(str::to_owned).to_vec(),
         key: KeyRule { metric, signal, plain_signal: signal, plain_average: KeyAverage::Mean },
         dummy_image: workload.dummy_image,
+        special_tokens: None,
         backbone: BackboneRecord { fingerprint: engine.backbone().fingerprint.clone(), name: "bench".to_owned() },
         training: serde_json::Value::Null,
         data: serde_json::Value::Null,

@@ -90,6 +90,9 @@ pub struct Catalogue {
     signal: KeySignal,
     notice: Option<String>,
     dummy_image: [usize; 2],
+    /// Whether special tokens in texts are read as such; every partition was trained on texts that were read
+    /// so.
+    special_tokens: bool,
 }
 
 /// The metric and the signal that decide among some partitions, and what to tell of a fall-back.
@@ -113,13 +116,22 @@ impl Catalogue {
             signal: rule.signal.unwrap_or(KeySignal::MeanQuery { layer: 0 }),
             notice: None,
             dummy_image: [side, side],
+            special_tokens: false,
         }
+    }
+
+    /// This catalogue, empty, for partitions whose training read special tokens in texts as `special_tokens`
+    /// says ([`crate::input::InputProcessor::special_tokens`]).
+    #[must_use]
+    pub fn with_special_tokens(self, special_tokens: bool) -> Self {
+        Self { special_tokens, ..self }
     }
 
     /// This catalogue with one partition more, or with another version of one.
     ///
     /// # Errors
-    /// A partition whose dummy image or key signal is not that of the others.
+    /// A partition whose dummy image or key signal is not that of the others, or whose reading of special
+    /// tokens is not the catalogue's.
     pub fn with(&self, resident: Arc<Resident>) -> Result<Self, CatalogueError> {
         let mut residents = self.residents.clone();
         residents.insert(resident.task().into(), resident);
@@ -129,13 +141,15 @@ impl Catalogue {
     /// This catalogue with a version on trial, in place of the one that its task may have on trial already.
     ///
     /// # Errors
-    /// A task that is not live; a partition whose dummy image is not that of the others.
+    /// A task that is not live; a partition whose dummy image is not that of the others, or whose reading of
+    /// special tokens is not the catalogue's.
     pub fn with_trial(&self, trial: Trial) -> Result<Self, CatalogueError> {
         let task = trial.resident.task().to_owned();
         if !self.residents.contains_key(task.as_str()) {
             return Err(CatalogueError::NothingToCompare(task));
         }
         check_dummy(&trial.resident, self.dummy_image)?;
+        check_special_tokens(&trial.resident, self.special_tokens)?;
         let mut trials = self.trials.clone();
         trials.insert(task.into(), trial);
         Ok(self.trying(trials))
@@ -196,7 +210,10 @@ impl Catalogue {
             return Ok(Self { residents, trials, router, notice, ..*self });
         };
         let dummy_image = first.dummy_image();
-        residents.values().chain(trials.values().map(|t| &t.resident)).try_for_each(|r| check_dummy(r, dummy_image))?;
+        for resident in residents.values().chain(trials.values().map(|t| &t.resident)) {
+            check_dummy(resident, dummy_image)?;
+            check_special_tokens(resident, self.special_tokens)?;
+        }
         let decision = self.decide(residents.values())?;
         let key = |r: &'_ Arc<Resident>| -> Result<Vec<f32>, CatalogueError> {
             let average = if decision.metric == Metric::Whitened { KeyAverage::Mean } else { decision.average };
@@ -228,6 +245,7 @@ impl Catalogue {
             signal: decision.signal,
             notice: decision.notice,
             dummy_image,
+            special_tokens: self.special_tokens,
         })
     }
 
@@ -343,4 +361,17 @@ fn check_dummy(resident: &Resident, dummy_image: [usize; 2]) -> Result<(), Catal
     }
     let reason = format!("its dummy image is {h} × {w} pixels, theirs {height} × {width}; train it with the same --dummy-image");
     Err(CatalogueError::Incompatible { task: resident.task().to_owned(), reason })
+}
+
+fn check_special_tokens(resident: &Resident, special_tokens: bool) -> Result<(), CatalogueError> {
+    let reason = match resident.special_tokens() {
+        Some(true) if !special_tokens => {
+            "it was trained with --special-tokens, and texts are read without: switch that on (input.special_tokens = true of a server), or train it without"
+        }
+        Some(false) if special_tokens => {
+            "it was trained without --special-tokens, and texts are read with it: switch that off (input.special_tokens = false of a server), or train it with it"
+        }
+        _ => return Ok(()),
+    };
+    Err(CatalogueError::Incompatible { task: resident.task().to_owned(), reason: reason.to_owned() })
 }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use crate::delo::selection::top;
 use crate::input::Sample;
 use crate::kernels::{Isa, Precision, bf16, threads};
 use crate::model_dir::ModelDir;
@@ -75,6 +76,20 @@ pub struct Answer {
     pub factors_selected: [u64; 2],
     /// The factors chosen, where asked for.
     pub factors: Option<Vec<SelectedFactors>>,
+}
+
+impl Answer {
+    /// The `most` labels of the highest score with their scores, falling; equal ones in the order of the
+    /// partition's labels.
+    pub fn ranked(&self, most: usize) -> impl Iterator<Item = (&str, f32)> {
+        let labels = &self.resident.partition.meta.labels;
+        top(&self.scores, most).map(|i| (labels[i as usize].as_str(), self.scores[i as usize]))
+    }
+
+    /// The label of the highest score.
+    pub fn best_label(&self) -> Option<&str> {
+        self.ranked(1).next().map(|(label, _)| label)
+    }
 }
 
 /// A task and how near the sample is to its key.

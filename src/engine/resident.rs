@@ -32,6 +32,11 @@ impl Resident {
     pub fn dummy_image(&self) -> [usize; 2] {
         self.partition.meta.dummy_image
     }
+
+    /// Whether its training read special tokens in texts as such; `None` where the artifact does not say.
+    pub fn special_tokens(&self) -> Option<bool> {
+        self.partition.meta.special_tokens
+    }
 }
 
 /// Counts since the version became resident. Each is exact by itself; several read together may be a moment apart.

@@ -76,8 +76,9 @@ struct Stages {
 pub fn evaluate(evaluation: &Evaluation<'_>, done: &mut dyn FnMut(usize, usize)) -> Result<Evaluated, EvalError> {
     let (engine, data) = (evaluation.engine, evaluation.data);
     let tasks = evaluation.tasks()?;
-    let rules = evaluation.rules.iter().map(|&rule| Stages::build(engine, rule, &tasks)).collect::<Result<Vec<_>, _>>()?;
-    let everything = Catalogue::empty(engine.backbone(), RoutingRule::default()).with_all(tasks.iter().map(|(_, r)| r.clone()))?;
+    let empty = |rule| Catalogue::empty(engine.backbone(), rule).with_special_tokens(evaluation.processor.special_tokens());
+    let rules = evaluation.rules.iter().map(|&rule| Stages::build(empty(rule), &tasks)).collect::<Result<Vec<_>, _>>()?;
+    let everything = empty(RoutingRule::default()).with_all(tasks.iter().map(|(_, r)| r.clone()))?;
     let signals: BTreeSet<KeySignal> = rules.iter().flat_map(|r| &r.catalogues).map(Catalogue::signal).collect();
     let signals: Vec<KeySignal> = signals.into_iter().collect();
 
@@ -161,8 +162,8 @@ impl Evaluation<'_> {
 }
 
 impl Stages {
-    fn build(engine: &Engine, rule: RoutingRule, tasks: &[(usize, Arc<Resident>)]) -> Result<Self, CatalogueError> {
-        let mut last = Catalogue::empty(engine.backbone(), rule);
+    fn build(empty: Catalogue, tasks: &[(usize, Arc<Resident>)]) -> Result<Self, CatalogueError> {
+        let mut last = empty;
         let mut catalogues = Vec::with_capacity(tasks.len());
         for (_, resident) in tasks {
             let next = last.with(resident.clone())?;

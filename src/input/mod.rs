@@ -44,6 +44,32 @@ impl Pixels {
     }
 }
 
+/// How much of a text the token ids of its sample tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextReading {
+    /// Tokens of the text, `[CLS]` and `[SEP]` not counted, after the cut.
+    pub tokens: usize,
+    /// Of those, the ones that the vocabulary does not know: `[UNK]`.
+    pub unknown_tokens: usize,
+    /// The text has more tokens than the backbone has text positions; its end is cut off.
+    pub truncated: bool,
+}
+
+impl TextReading {
+    /// Whether the vocabulary knows at least one token.
+    pub fn understood(&self) -> bool {
+        self.unknown_tokens < self.tokens
+    }
+}
+
+/// What is made of an image, a text or both.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preprocessed {
+    pub sample: Sample,
+    /// How the text was read; `None` where the sample has none.
+    pub text: Option<TextReading>,
+}
+
 /// Which modalities a sample has: its modality pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -113,18 +139,42 @@ impl InputProcessor {
         Ok(Self { image, text, limits })
     }
 
+    /// This processor, with another reading of special tokens in texts. False, the default: `[SEP]`, `[PAD]`,
+    /// `[MASK]`, `[CLS]` and `[UNK]` in a text are words of it, so that no text can end itself or hide a part
+    /// of itself. True: they are the tokens that they name, as transformers reads them.
+    #[must_use]
+    pub fn with_special_tokens(mut self, special_tokens: bool) -> Self {
+        self.text.set_special_tokens(special_tokens);
+        self
+    }
+
+    /// Whether special tokens in a text are read as such, see [`Self::with_special_tokens`].
+    pub fn special_tokens(&self) -> bool {
+        self.text.special_tokens()
+    }
+
     /// A sample of what is present. A text without a single token is missing: it is the dummy of a missing text (METHOD.md 3).
     ///
     /// # Errors
-    /// [`InputError::Empty`] where both are missing; else what is wrong with the image or the text, see [`InputError::field`].
+    /// [`InputError::Empty`] where both are missing, [`InputError::NoWord`] where all there is is a text
+    /// without a token; else what is wrong with the image or the text, see [`InputError::field`].
     pub fn sample(&self, image: Option<&[u8]>, text: Option<&str>) -> Result<Sample, InputError> {
+        Ok(self.preprocess(image, text)?.sample)
+    }
+
+    /// As [`Self::sample`], with how the text was read.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn preprocess(&self, image: Option<&[u8]>, text: Option<&str>) -> Result<Preprocessed, InputError> {
         // The text first: it is cheap to refuse.
-        let text = text.map(|text| self.tokens(text)).transpose()?.filter(|ids| ids != self.dummy_text());
-        if image.is_none() && text.is_none() {
-            return Err(InputError::Empty);
+        let read = text.map(|text| self.read(text)).transpose()?.filter(|(_, reading)| reading.tokens > 0);
+        if image.is_none() && read.is_none() {
+            return Err(if text.is_some() { InputError::NoWord } else { InputError::Empty });
         }
         let image = image.map(|bytes| self.pixels(bytes)).transpose()?;
-        Ok(Sample { text, image })
+        let (ids, reading) = read.unzip();
+        Ok(Preprocessed { sample: Sample { text: ids, image }, text: reading })
     }
 
     /// The memory that making a sample of these takes at most, in bytes, by what the image's header claims; nothing is decoded.
@@ -137,9 +187,9 @@ impl InputProcessor {
         Ok(usize::try_from(decoded.saturating_mul(DECODING_PEAK)).unwrap_or(usize::MAX).saturating_add(given))
     }
 
-    fn tokens(&self, text: &str) -> Result<Vec<u32>, InputError> {
+    fn read(&self, text: &str) -> Result<(Vec<u32>, TextReading), InputError> {
         self.limits.check_text(text.len())?;
-        self.text.ids(text).map_err(InputError::Untokenisable)
+        self.text.read(text).map_err(InputError::Untokenisable)
     }
 
     fn pixels(&self, bytes: &[u8]) -> Result<Pixels, InputError> {
@@ -167,6 +217,8 @@ impl InputProcessor {
 pub enum InputError {
     #[error("the sample has neither an image nor a text; send at least one of them")]
     Empty,
+    #[error("the text has no word (blanks and control characters are none); send a text with a word, an image, or both")]
+    NoWord,
     #[error("the image has {bytes} bytes, more than the {limit} allowed; send a smaller file")]
     ImageBytes { bytes: usize, limit: usize },
     #[error("{found}; send a {} file", decode::SUPPORTED)]
@@ -197,7 +249,7 @@ impl InputError {
     /// that does not load, which no request causes, it is `backbone`.
     pub fn field(&self) -> &'static str {
         match self {
-            Self::TextBytes { .. } | Self::Untokenisable(_) => "text",
+            Self::NoWord | Self::TextBytes { .. } | Self::Untokenisable(_) => "text",
             Self::Checkpoint { .. } => "backbone",
             Self::Empty
             | Self::ImageBytes { .. }

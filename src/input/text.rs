@@ -1,10 +1,13 @@
 //! Texts become BERT token ids exactly as `BertTokenizerFast` makes them.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
+use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::{Tokenizer, TruncationParams};
+
+use super::TextReading;
 
 /// What `tokenizer_config.json` says about the normaliser and the special tokens; all else in it is ignored.
 #[derive(Debug, Default, Deserialize)]
@@ -58,6 +61,10 @@ pub(super) struct TextTokenizer {
     /// `[CLS][SEP]`.
     empty: Vec<u32>,
     vocab_size: usize,
+    /// The token of a word that the vocabulary does not know, where there is one.
+    unknown: Option<u32>,
+    /// `[CLS]`, `[SEP]`, `[PAD]`, `[MASK]` and the tokenizer's further special tokens; never `unknown`.
+    special: BTreeSet<u32>,
 }
 
 impl TextTokenizer {
@@ -74,7 +81,7 @@ impl TextTokenizer {
             normalizer.lowercase = config.do_lower_case.unwrap_or(normalizer.lowercase);
             tokenizer.with_normalizer(Some(normalizer)).map_err(|e| e.to_string())?;
         }
-        Self::new(tokenizer, max_positions)
+        Self::new(tokenizer, config, max_positions)
     }
 
     /// From the text of a `vocab.txt`, one token a line, whose line number is its id: the `tokenizer.json` that upstream converts it to.
@@ -104,10 +111,12 @@ impl TextTokenizer {
         Self::from_json(tokenizer.to_string().as_bytes(), config, max_positions)
     }
 
-    /// Replaces whatever padding and truncation the tokenizer came with: no padding, and at most `max_positions` tokens, `[SEP]` kept.
-    fn new(mut tokenizer: Tokenizer, max_positions: usize) -> Result<Self, String> {
+    /// Replaces whatever padding and truncation the tokenizer came with: no padding, and at most
+    /// `max_positions` tokens, `[SEP]` kept. Special tokens in a text are words of it.
+    fn new(mut tokenizer: Tokenizer, config: &TokenizerConfig, max_positions: usize) -> Result<Self, String> {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
+        tokenizer.set_encode_special_tokens(true);
         let empty = tokenizer.encode_fast("", true).map_err(|e| e.to_string())?.get_ids().to_vec();
         if empty.len() != 2 {
             return Err(format!("it makes {} tokens of an empty text; a ViLT tokenizer makes [CLS] and [SEP]", empty.len()));
@@ -117,15 +126,47 @@ impl TextTokenizer {
         }
         tokenizer.with_truncation(Some(TruncationParams { max_length: max_positions, ..Default::default() })).map_err(|e| e.to_string())?;
         let vocab_size = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        Ok(Self { tokenizer, empty, vocab_size })
+        let unknown = unknown_token(&tokenizer).and_then(|token| tokenizer.token_to_id(&token));
+        let stated = [&config.cls_token, &config.sep_token, &config.pad_token, &config.mask_token].into_iter();
+        let stated =
+            stated.zip(["[CLS]", "[SEP]", "[PAD]", "[MASK]"]).filter_map(|(token, default)| tokenizer.token_to_id(token.or(default)));
+        let added = tokenizer.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id);
+        let special = stated.chain(added).chain(empty.iter().copied()).filter(|id| Some(*id) != unknown).collect();
+        Ok(Self { tokenizer, empty, vocab_size, unknown, special })
     }
 
-    /// `[CLS] … [SEP]`, at most `max_positions` ids.
+    /// Whether a special token that stands in a text, `[SEP]` for example, is read as that token, as
+    /// transformers does by default, and not as the words that it is written with, as with
+    /// `split_special_tokens=True`.
+    pub(super) fn set_special_tokens(&mut self, special_tokens: bool) {
+        self.tokenizer.set_encode_special_tokens(!special_tokens);
+    }
+
+    pub(super) fn special_tokens(&self) -> bool {
+        !self.tokenizer.get_encode_special_tokens()
+    }
+
+    /// `[CLS] … [SEP]`, at most `max_positions` ids, and how much of the text they tell.
     ///
     /// # Errors
     /// What the tokenizer says, which happens only where its vocabulary lacks the unknown token.
-    pub(super) fn ids(&self, text: &str) -> Result<Vec<u32>, String> {
-        self.tokenizer.encode_fast(text, true).map(|encoding| encoding.get_ids().to_vec()).map_err(|e| e.to_string())
+    pub(super) fn read(&self, text: &str) -> Result<(Vec<u32>, TextReading), String> {
+        let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| e.to_string())?;
+        let mut ids = encoding.get_ids().to_vec();
+        // The mask marks what the post-processor adds: [CLS] and [SEP] around the text.
+        let added = encoding.get_special_tokens_mask();
+        // A tokenizer that does not split at punctuation finds "[SEP]" in its vocabulary by itself.
+        if let Some(unknown) = self.unknown.filter(|_| !self.special_tokens()) {
+            let injected = ids.iter_mut().zip(added).filter(|(id, added)| **added == 0 && self.special.contains(id));
+            injected.for_each(|(id, _)| *id = unknown);
+        }
+        let of_text = || ids.iter().zip(added).filter(|(_, added)| **added == 0).map(|(id, _)| *id);
+        let reading = TextReading {
+            tokens: of_text().count(),
+            unknown_tokens: of_text().filter(|id| Some(*id) == self.unknown).count(),
+            truncated: !encoding.get_overflowing().is_empty(),
+        };
+        Ok((ids, reading))
     }
 
     /// `[CLS][SEP]`.
@@ -136,5 +177,15 @@ impl TextTokenizer {
     /// One more than the largest id this tokenizer can give.
     pub(super) fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+}
+
+/// What the model names the token of a word that it does not know.
+fn unknown_token(tokenizer: &Tokenizer) -> Option<String> {
+    match tokenizer.get_model() {
+        ModelWrapper::WordPiece(model) => Some(model.unk_token.clone()),
+        ModelWrapper::WordLevel(model) => Some(model.unk_token.clone()),
+        ModelWrapper::BPE(model) => model.unk_token.clone(),
+        ModelWrapper::Unigram(_) => None,
     }
 }

@@ -46,6 +46,9 @@ const DRAIN_STEP: Duration = Duration::from_millis(2);
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub rule: RoutingRule,
+    /// Whether special tokens in texts are read as such; no partition whose training read them otherwise is
+    /// taken.
+    pub special_tokens: bool,
     /// Partitions are read by path from inside this directory only; from nowhere where it is `None`.
     pub root: Option<PathBuf>,
     /// Where the catalogue and its artifacts are kept over restarts; `None`: not at all.
@@ -227,7 +230,7 @@ impl Registry {
     /// # Errors
     /// A root that is no directory; a state directory that can't be read, is in use, or belongs to another backbone.
     pub async fn open(engine: Arc<Engine>, settings: Settings) -> Result<Arc<Self>, RegistryError> {
-        let live = ArcSwap::from_pointee(Catalogue::empty(engine.backbone(), settings.rule));
+        let live = ArcSwap::from_pointee(Catalogue::empty(engine.backbone(), settings.rule).with_special_tokens(settings.special_tokens));
         let dir = settings.root.clone().unwrap_or_default();
         let root = Root::new(settings.root.as_deref(), settings.max_artifact_bytes, settings.trust.clone());
         let root = root.map_err(|source| RegistryError::Directory { dir, source })?;

@@ -14,17 +14,18 @@ use super::batcher::{BatchError, Claim, Priority};
 use super::deadline::patience;
 use super::feedback::Verdict;
 use super::layers::{Caller, Expiry, Share, internal};
-use super::metrics::{record_answer, record_outcome};
+use super::metrics::{record_answer, record_outcome, record_text};
 use super::pb::{self, classify_result};
 use super::room::{Room, Rooms};
 use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_intake, invalid, refused};
 use super::{shadow, status};
 use crate::config::Config;
-use crate::engine::{Answer, CatalogueError, Query, SelectedFactors};
-use crate::input::Presence;
+use crate::engine::{Answer, Candidate, CatalogueError, Query, SelectedFactors};
+use crate::input::{Preprocessed, Presence, TextReading};
 
-/// Scores returned where the request doesn't say.
+/// Scores returned where the request doesn't say, and candidate tasks.
 const DEFAULT_TOP_K: u32 = 5;
+const DEFAULT_CANDIDATES: u32 = 5;
 
 /// Answers calls once the room behind it is ready.
 #[derive(Clone)]
@@ -152,7 +153,7 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Resu
         pb::Priority::Interactive => Priority::Interactive,
         pb::Priority::Bulk => Priority::Bulk,
     };
-    let pb::ClassifyRequest { image, text, request_id, top_k, task, explain, .. } = request;
+    let pb::ClassifyRequest { image, text, request_id, top_k, task, explain, max_candidates, .. } = request;
     check_request_id(&request_id)?;
     let request_id = if request_id.is_empty() { Uuid::new_v4().to_string() } else { request_id };
     let ticket = ticket(&request_id);
@@ -167,7 +168,7 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Resu
     let mut slot = room.batcher.reserve(claim, bytes, call.deadline).map_err(from_batch)?;
     // Only of what is let in, the header is read: refusing costs next to nothing.
     slot.resize(room.intake.memory(image.as_ref(), text.as_deref()).map_err(from_intake)?).map_err(from_batch)?;
-    let sample = tokio::time::timeout_at(call.deadline.into(), room.intake.sample(image, text))
+    let Preprocessed { sample, text } = tokio::time::timeout_at(call.deadline.into(), room.intake.sample(image, text))
         .await
         .map_err(|_| from_batch(BatchError::DeadlineExceeded))?
         .map_err(from_intake)?;
@@ -176,6 +177,9 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Resu
     let query = Query { sample, given, ticket, explain };
     let answer = slot.run(query, bytes).await.map_err(from_batch)?.map_err(from_engine)?;
     record_answer(&room.series, &answer, presence);
+    if let Some(reading) = text {
+        record_text(reading);
+    }
     if let Some((sample, tried)) = kept.zip(shadow::of(room, answer.resident.task())) {
         let (rooms, answered) = (room.handle(), answer.clone());
         tokio::spawn(async move {
@@ -184,11 +188,15 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Resu
             }
         });
     }
-    let scores = ranked(&answer, answer.scores.len());
-    if let Some(best) = scores.first() {
-        room.answers().remember(&request_id, answer.resident.task(), answer.resident.version, &best.label);
+    if let Some(best) = answer.best_label() {
+        room.answers().remember(&request_id, answer.resident.task(), answer.resident.version, best);
     }
-    Ok(response(room, request_id, answer, presence, top_k.unwrap_or(DEFAULT_TOP_K)))
+    let asked = Asked {
+        // 0: all.
+        scores: top_k.map_or(DEFAULT_TOP_K as usize, |k| if k == 0 { usize::MAX } else { k as usize }),
+        candidates: max_candidates.unwrap_or(DEFAULT_CANDIDATES) as usize,
+    };
+    Ok(response(room, request_id, answer, modalities(presence, text), asked))
 }
 
 /// A number of a request's id: the same id, the same number.
@@ -197,36 +205,50 @@ fn ticket(request_id: &str) -> u64 {
     request_id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn response(room: &Room, request_id: String, answer: Answer, presence: Presence, top_k: u32) -> pb::ClassifyResponse {
-    let modality = |missing| if presence == missing { pb::Modality::Proxied } else { pb::Modality::Present };
-    let keep = if top_k == 0 { usize::MAX } else { top_k as usize };
+/// How much of an answer the caller asked for, at most.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    scores: usize,
+    candidates: usize,
+}
+
+fn response(room: &Room, request_id: String, answer: Answer, modalities: pb::Modalities, asked: Asked) -> pb::ClassifyResponse {
     pb::ClassifyResponse {
         request_id,
         task: answer.resident.task().to_owned(),
-        scores: ranked(&answer, keep),
-        routing: routing(&answer),
-        modalities: Some(pb::Modalities { image: modality(Presence::TextOnly).into(), text: modality(Presence::ImageOnly).into() }),
+        scores: answer.ranked(asked.scores).map(|(label, score)| pb::Score { label: label.to_owned(), score }).collect(),
+        routing: routing(&answer, asked.candidates),
+        modalities: Some(modalities),
         partition_version: answer.resident.version,
         model: room.model.clone(),
         factors: answer.factors.into_iter().flatten().map(factors).collect(),
     }
 }
 
-/// The best labels, falling; equal scores in the order of the partition's labels.
-fn ranked(answer: &Answer, keep: usize) -> Vec<pb::Score> {
-    let labels = &answer.resident.partition.meta.labels;
-    let mut scored: Vec<_> = answer.scores.iter().zip(labels).collect();
-    scored.sort_by(|(x, _), (y, _)| y.total_cmp(x));
-    scored.into_iter().take(keep).map(|(score, label)| pb::Score { label: label.clone(), score: *score }).collect()
+fn modalities(presence: Presence, text: Option<TextReading>) -> pb::Modalities {
+    let modality = |missing| if presence == missing { pb::Modality::Proxied } else { pb::Modality::Present };
+    // A text has at most as many tokens as the backbone has positions.
+    let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
+    pb::Modalities {
+        image: modality(Presence::TextOnly).into(),
+        text: modality(Presence::ImageOnly).into(),
+        text_reading: text.map(|reading| pb::TextReading {
+            understood: reading.understood(),
+            truncated: reading.truncated,
+            tokens: count(reading.tokens),
+            unknown_tokens: count(reading.unknown_tokens),
+        }),
+    }
 }
 
-fn routing(answer: &Answer) -> Option<pb::Routing> {
+fn routing(answer: &Answer, candidates: usize) -> Option<pb::Routing> {
     let best = answer.candidates.first()?;
+    let candidate = |c: &Candidate| pb::Candidate { task: c.task.to_string(), cosine: c.cosine };
     Some(pb::Routing {
         task: best.task.to_string(),
         cosine: best.cosine,
         margin: answer.candidates.get(1).map(|second| best.cosine - second.cosine),
-        candidates: answer.candidates.iter().map(|c| pb::Candidate { task: c.task.to_string(), cosine: c.cosine }).collect(),
+        candidates: answer.candidates.iter().take(candidates).map(candidate).collect(),
     })
 }
 

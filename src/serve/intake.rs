@@ -5,9 +5,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use crate::input::{InputError, InputProcessor, Sample};
+use crate::input::{InputError, InputProcessor, Preprocessed};
 
-/// The way from a request's bytes to a [`Sample`].
+/// The way from a request's bytes to a [`Sample`](crate::input::Sample).
 #[derive(Clone)]
 pub struct Intake {
     processor: Arc<InputProcessor>,
@@ -41,16 +41,16 @@ impl Intake {
     ///
     /// # Errors
     /// What is wrong with the image or the text.
-    pub async fn sample(&self, image: Option<Bytes>, text: Option<String>) -> Result<Sample, IntakeError> {
+    pub async fn sample(&self, image: Option<Bytes>, text: Option<String>) -> Result<Preprocessed, IntakeError> {
         // Closed is what this semaphore never is: nothing calls `close`.
         let permit = self.decoding.clone().acquire_owned().await.map_err(|_| IntakeError::Panicked)?;
         let processor = self.processor.clone();
         let work = move || {
             let started = Instant::now();
-            let sample = processor.sample(image.as_deref(), text.as_deref());
+            let preprocessed = processor.preprocess(image.as_deref(), text.as_deref());
             metrics::histogram!("delo_stage_duration_seconds", "stage" => "input").record(started.elapsed());
             drop(permit);
-            sample
+            preprocessed
         };
         Ok(tokio::task::spawn_blocking(work).await.map_err(|_| IntakeError::Panicked)??)
     }

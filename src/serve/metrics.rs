@@ -10,7 +10,7 @@ use super::feedback::Verdict;
 use super::room::{Room, Rooms};
 use super::task_series::TaskSeries;
 use crate::engine::{Answer, Catalogue};
-use crate::input::Presence;
+use crate::input::{Presence, TextReading};
 
 /// From half a millisecond to two minutes.
 const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
@@ -60,6 +60,7 @@ fn describe() {
     describe_histogram!("delo_batch_samples", "Samples of a batch.");
     describe_histogram!("delo_batch_tokens", "Tokens of a batch.");
     describe_counter!("delo_rejected_total", "Samples and calls that were not served, by reason.");
+    describe_counter!("delo_texts_total", "Texts of answered samples, by how they were read.");
     describe_counter!("delo_factor_selected_total", "Low-rank factors applied, by modality of their pool.");
     describe_histogram!("delo_partition_load_seconds", "Time from a load's start until the partition is live.");
     describe_gauge!(
@@ -81,6 +82,7 @@ fn describe() {
     gauge!("delo_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     // Present from the first scrape on.
     gauge!("delo_queue_depth").set(0.0);
+    TEXT_READINGS.iter().for_each(|reading| counter!("delo_texts_total", "reading" => *reading).increment(0));
     gauge!("delo_tls_certificate_expiry_timestamp_seconds").set(0.0);
 }
 
@@ -116,6 +118,20 @@ pub fn record_answer(series: &TaskSeries, answer: &Answer, presence: Presence) {
     for (modality, selected) in ["visual", "textual"].into_iter().zip(answer.factors_selected) {
         counter!("delo_factor_selected_total", "modality" => modality).increment(selected);
     }
+}
+
+/// How a text was read: no token known to the vocabulary; else cut off at its end; else as it is.
+const TEXT_READINGS: [&str; 3] = ["unknown", "truncated", "understood"];
+
+/// One answered sample's text.
+pub fn record_text(reading: TextReading) {
+    let [unknown, truncated, understood] = TEXT_READINGS;
+    let label = match reading {
+        _ if !reading.understood() => unknown,
+        TextReading { truncated: true, .. } => truncated,
+        _ => understood,
+    };
+    counter!("delo_texts_total", "reading" => label).increment(1);
 }
 
 /// One reported outcome; each part is counted where the verdict says so.

@@ -16,7 +16,7 @@ use tower::{Layer, ServiceExt};
 
 use super::auth::Clients;
 use super::connections::{self, Beginning};
-use super::layers::{Admission, Admit, Authenticate, Bounds, Deadline, Drain, Receive, Stack};
+use super::layers::{Admission, Admit, Authenticate, Bounds, Deadline, Drain, MessageSize, Receive, Stack};
 use super::tls::Tls;
 use crate::config::{self, Config};
 
@@ -64,6 +64,7 @@ impl Port {
             admission,
             config.deadline,
             Receive::new(server.max_receive_bytes, "server.max_receive_bytes"),
+            MessageSize { prefix: "/delo.v1.", setting: "server.max_message_bytes", most: server.max_message_bytes },
         )
     }
 
@@ -75,7 +76,8 @@ impl Port {
         let admission = Admission { prefix: "/delo.v1.Admin/", most, most_of_a_client: usize::MAX, setting };
         let unary = config::Deadline { default: config.admin.max_call, max: config.admin.max_call };
         let receive = Receive::new(config.admin.max_artifact_bytes.saturating_add(2 * ENVELOPE_BYTES), "admin.max_artifact_bytes");
-        Self::new(config, trusted, "admin", ADMIN_CONNECTIONS, admission, unary, receive)
+        let message_size = MessageSize { prefix: "/delo.v1.", setting: "admin.max_artifact_bytes", most: config.admin.max_artifact_bytes };
+        Self::new(config, trusted, "admin", ADMIN_CONNECTIONS, admission, unary, receive, message_size)
     }
 
     fn new(
@@ -86,6 +88,7 @@ impl Port {
         admission: Admission,
         unary: config::Deadline,
         receive: Receive,
+        message_size: MessageSize,
     ) -> Self {
         connections::show(name);
         let (server, goodbye) = (config.server.clone(), CancellationToken::new());
@@ -103,6 +106,7 @@ impl Port {
                 admit: Admit::new(admission),
                 receive,
                 drain: Drain(goodbye.clone()),
+                message_size,
             },
             server,
             goodbye,

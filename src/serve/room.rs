@@ -14,7 +14,7 @@ use super::intake::Intake;
 use super::lifecycle::Lifecycle;
 use super::remote::Remote;
 use super::task_series::TaskSeries;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::engine::{Engine, EngineError, Options, Query};
 use crate::input::{InputProcessor, Pixels, Sample};
 use crate::model_dir::{ModelDir, embedded_partitions};
@@ -80,14 +80,14 @@ impl Room {
     /// What can't be loaded, by name.
     pub async fn load(config: &Config, rooms: &Rooms) -> Result<Self, ServeError> {
         let dir = ModelDir::from(config.model.backbone.as_deref());
-        let limits = config.input.limits.clone();
-        let options = config.model.options();
-        let (name, load) = (dir.display(), move || load_model(&dir, limits, options));
+        let (input, options) = (config.input.clone(), config.model.options());
+        let (name, load) = (dir.display(), move || load_model(&dir, input, options));
         let (engine, processor) = tokio::task::spawn_blocking(load).await.map_err(|_| ServeError::Panicked)??;
         let engine = Arc::new(engine);
         let trust = Arc::new(Trust::load(&config.registry.trusted_keys, config.registry.require_signature)?);
         let settings = registry::Settings {
             rule: config.routing.rule(),
+            special_tokens: config.input.special_tokens,
             root: config.model.partitions.clone(),
             state_dir: config.catalogue.state_dir.clone(),
             retained_versions: config.catalogue.retained_versions,
@@ -146,7 +146,7 @@ impl Room {
 
     async fn compute_first(&self) -> Result<(), ServeError> {
         let failed = |e: &dyn std::fmt::Display| ServeError::Warm(e.to_string());
-        let text = self.intake.sample(None, Some("warm".to_owned())).await.map_err(|e| failed(&e))?.text;
+        let text = self.intake.sample(None, Some("warm".to_owned())).await.map_err(|e| failed(&e))?.sample.text;
         let [height, width] = self.registry.catalogue().dummy_image();
         let sample = Sample { text, image: Some(Pixels::dummy(height, width)) };
 
@@ -184,9 +184,10 @@ fn embedded_sources() -> Vec<(String, Source)> {
     embedded_partitions().iter().map(source).collect()
 }
 
-fn load_model(dir: &ModelDir, limits: crate::input::Limits, options: Options) -> Result<(Engine, InputProcessor), ServeError> {
+fn load_model(dir: &ModelDir, input: config::Input, options: Options) -> Result<(Engine, InputProcessor), ServeError> {
     let loader = Loader::open(dir, &Device::Cpu)?;
-    let processor = InputProcessor::load(dir, loader.config().patch_size, loader.config().max_position_embeddings, limits)?;
+    let (patch_size, positions) = (loader.config().patch_size, loader.config().max_position_embeddings);
+    let processor = InputProcessor::load(dir, patch_size, positions, input.limits)?.with_special_tokens(input.special_tokens);
     let engine = Engine::of(loader, processor.dummy_text().to_vec(), options)?;
     Ok((engine, processor))
 }

@@ -34,12 +34,6 @@ pub async fn compare(room: &Room, shadow: Arc<Resident>, sample: Sample, answere
     };
     if let Ok(Ok(tried)) = slot.run(Query::given(sample, shadow), bytes).await {
         tried.resident.counts.answered();
-        tried.resident.counts.compared(best(&tried) == best(&answered));
+        tried.resident.counts.compared(tried.best_label() == answered.best_label());
     }
-}
-
-fn best(answer: &Answer) -> Option<&String> {
-    let scored = answer.scores.iter().zip(&answer.resident.partition.meta.labels);
-    // Of equal scores the first, as callers see it.
-    scored.rev().max_by(|(x, _), (y, _)| x.total_cmp(y)).map(|(_, label)| label)
 }

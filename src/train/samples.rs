@@ -21,7 +21,7 @@ fn sample(data: &Dataset, row: usize, presence: Presence, processor: &InputProce
         Presence::ImageOnly => processor.sample(Some(&picture()?), None),
         Presence::TextOnly => match processor.sample(None, Some(&item.text)) {
             // A text without a single token can't be what is kept.
-            Err(InputError::Empty) => processor.sample(Some(&picture()?), None),
+            Err(InputError::NoWord) => processor.sample(Some(&picture()?), None),
             made => made,
         },
     };

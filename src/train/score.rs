@@ -2,6 +2,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::dataset::Label;
+use crate::delo::selection::top;
 use crate::input::Presence;
 
 /// The answer that some values stand for, one value a class: the largest (ties to the lower index), or, where `threshold` is given (multi-label),
@@ -10,7 +11,7 @@ pub fn predict(values: &[f32], threshold: Option<f32>) -> Label {
     if let Some(threshold) = threshold {
         return Label::Classes(values.iter().map(|&x| x > threshold).collect());
     }
-    Label::Class(values.iter().enumerate().fold(0, |best, (i, x)| if *x > values[best] { i } else { best }))
+    Label::Class(top(values, 1).next().map_or(0, |class| class as usize))
 }
 
 /// Percent: accuracy, or F1-macro over the classes for multi-label. `None` in place of a prediction is wrong: it names no class of the task.

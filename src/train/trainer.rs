@@ -297,6 +297,10 @@ impl Session<'_> {
             ("missing table (SHA-256)".to_owned(), json!(format!("{:x}", Sha256::digest(table)))),
             ("backbone".to_owned(), json!(self.engine.backbone().fingerprint)),
         ]);
+        // A checkpoint without this entry read them as words.
+        if self.processor.special_tokens() {
+            identity.insert("--special-tokens".to_owned(), json!(true));
+        }
         identity
     }
 
@@ -360,6 +364,7 @@ impl Session<'_> {
             targets: TARGETS.map(str::to_owned).to_vec(),
             key: self.key.clone(),
             dummy_image: self.dummy_image(),
+            special_tokens: Some(self.processor.special_tokens()),
             backbone: BackboneRecord { fingerprint: self.engine.backbone().fingerprint.clone(), name: self.backbone.clone() },
             training: json!(self.settings),
             data: self.data_record(),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use sha2::{Digest, Sha256};
 use tonic::transport::Identity;
 
@@ -30,7 +30,13 @@ impl Authority {
     }
 
     pub fn issue(&self, common_name: &str, names: &[&str]) -> Issued {
+        self.issue_for_years(common_name, names, [1975, 4096])
+    }
+
+    /// A certificate that is valid from the begin of a year to that of another.
+    pub fn issue_for_years(&self, common_name: &str, names: &[&str], [from, to]: [i32; 2]) -> Issued {
         let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
+        (params.not_before, params.not_after) = (date_time_ymd(from, 1, 1), date_time_ymd(to, 1, 1));
         params.distinguished_name.push(DnType::CommonName, common_name);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();

@@ -148,6 +148,7 @@ fn artifact(spec: PoolSpec, metric: Metric, multi_label: bool) -> Vec<u8> {
         targets: ["query", "key", "value"].map(str::to_owned).into(),
         key: KeyRule { metric, signal, plain_signal: KeySignal::Pooled, plain_average: KeyAverage::Mean },
         dummy_image: [32, 32],
+        special_tokens: Some(false),
         backbone: BackboneRecord { fingerprint: backbone().fingerprint.clone(), name: "tiny".to_owned() },
         training: serde_json::json!({"epochs": 1}),
         data: serde_json::Value::Null,

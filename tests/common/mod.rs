@@ -68,6 +68,7 @@ pub fn meta(task: &str, model: &TaskModel, key: KeyRule) -> PartitionMeta {
         targets: ["query", "key", "value"].map(str::to_owned).to_vec(),
         key,
         dummy_image: engine().default_dummy_image(),
+        special_tokens: None,
         backbone: BackboneRecord { fingerprint: engine().backbone().fingerprint.clone(), name: "emoji-mini".to_owned() },
         training: serde_json::Value::Null,
         data: serde_json::Value::Null,

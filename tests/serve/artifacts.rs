@@ -36,6 +36,11 @@ fn with_meta(artifact: &[u8], change: impl FnOnce(&mut Value)) -> Vec<u8> {
     })
 }
 
+/// The artifact as of another task.
+pub fn renamed(artifact: &[u8], task: &str) -> Vec<u8> {
+    with_meta(artifact, |meta| meta["task"] = task.into())
+}
+
 fn with_nan() -> Vec<u8> {
     let model = common::random_model(common::spec(Layout::RankOne, 3), 7, 1);
     let bias = candle_core::Tensor::new(&[f32::NAN; 7], &candle_core::Device::Cpu).unwrap();
@@ -192,5 +197,19 @@ async fn a_link_that_is_switched_is_read_as_it_stands_at_each_load() {
     let expected = delo::registry::signature::digest(&artifact_of("food", 1));
     for uri in ["food.safetensors".to_owned(), link.join("food.safetensors").display().to_string()] {
         assert_eq!(server.load(Source::Uri(uri)).await.unwrap().digest, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_whose_training_read_special_tokens_otherwise_are_refused() {
+    let trained = |special_tokens: bool| with_meta(&artifact("symbols"), |meta| meta["special_tokens"] = special_tokens.into());
+    for setting in [false, true] {
+        let value = setting.to_string();
+        // Those of the start say nothing of it: they go with either.
+        let server = start_with(&TASKS, &[("input.special_tokens", &value)]).await;
+        let status = refused(server.upload(trained(!setting)).await, Code::FailedPrecondition, "input.special_tokens");
+        assert!(status.message().contains("symbols") && status.message().contains("--special-tokens"), "{status:?}");
+        assert_unchanged(&server).await;
+        server.upload(trained(setting)).await.unwrap();
     }
 }

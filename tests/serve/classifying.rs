@@ -1,11 +1,14 @@
 //! What a caller gets.
 use delo::serve::pb::classify_result::Result::{Error, Response};
-use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest, Modality};
+use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest, Modality, TextReading};
 use image::ImageFormat;
+use prost::Message;
 use tonic::Code;
 use tonic::codec::CompressionEncoding;
+use tonic_health::pb::health_check_response::ServingStatus;
 
-use crate::harness::{TASKS, agree, image, mixed_requests, picture, start, text};
+use crate::artifacts::renamed;
+use crate::harness::{TASKS, agree, artifact, image, mixed_requests, picture, start, start_in, start_with, text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn classifies_an_image_a_text_or_both_without_being_told_the_task() {
@@ -84,4 +87,78 @@ async fn compressed_requests_get_the_same_answer() {
             assert!(agree(a.get_ref(), b.get_ref()));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tells_how_the_text_was_read() {
+    let server = start().await;
+    let mut client = server.classifier().await;
+    // The embedded model reads 40 tokens, [CLS] and [SEP] among them.
+    for (words, understood, truncated, tokens, unknown_tokens) in [
+        ("a cat".to_owned(), true, false, 2, 0),
+        ("\u{1f600}".to_owned(), false, false, 1, 1),
+        ("cat ".repeat(39), true, true, 38, 0),
+        ("[SEP]".to_owned(), true, false, 3, 0),
+    ] {
+        let answer = client.classify(text(&words)).await.unwrap().into_inner();
+        let modalities = answer.modalities.unwrap();
+        assert_eq!(modalities.text(), Modality::Present, "{words:?}");
+        assert_eq!(modalities.text_reading, Some(TextReading { understood, truncated, tokens, unknown_tokens }), "{words:?}");
+    }
+    let blank = ClassifyRequest { text: Some(" ".to_owned()), ..image(picture(2, ImageFormat::Png)) };
+    assert_eq!(client.classify(blank).await.unwrap().into_inner().modalities.unwrap().text_reading, None);
+    let page = server.metrics().await;
+    for reading in ["understood", "unknown", "truncated"] {
+        let counted = page.lines().find_map(|line| line.strip_prefix(&format!("delo_texts_total{{reading=\"{reading}\"}} ")));
+        assert!(counted.unwrap().parse::<u64>().unwrap() >= 1, "{reading}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_cannot_hide_its_words_behind_special_tokens() {
+    let server = start().await;
+    let mut client = server.classifier().await;
+    let mut asked = async |words: &str| client.classify(text(words)).await.unwrap().into_inner();
+    // The same words, written as a special token is and not.
+    let (special, plain) = (asked("[SEP] soup [PAD] [PAD]").await, asked("[sep] soup [pad] [pad]").await);
+    assert!(agree(&special, &plain) && special.modalities == plain.modalities, "{special:?} {plain:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn candidates_are_as_many_as_asked_for_and_the_margin_is_there_without_them() {
+    let tasks = ["a", "b", "c", "d", "e", "f", "g"];
+    let server = start_with(&tasks, &[]).await;
+    let mut client = server.classifier().await;
+    let mut asked = async |max_candidates| {
+        let request = ClassifyRequest { max_candidates, ..text("a cat") };
+        client.classify(request).await.unwrap().into_inner().routing.unwrap()
+    };
+    let all = asked(Some(u32::MAX)).await;
+    assert_eq!(all.candidates.len(), tasks.len());
+    assert!(all.candidates.is_sorted_by(|a, b| a.cosine >= b.cosine));
+    for (most, length) in [(None, 5), (Some(0), 0), (Some(1), 1), (Some(6), 6), (Some(7), 7), (Some(8), 7)] {
+        let routing = asked(most).await;
+        assert_eq!(routing.candidates, all.candidates[..length], "{most:?}");
+        assert_eq!((&routing.task, routing.cosine, routing.margin), (&all.task, all.cosine, all.margin), "{most:?}");
+    }
+}
+
+/// What a gRPC client takes by default, grpcio and tonic alike.
+const DEFAULT_CLIENT_LIMIT: usize = 4 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_batch_over_a_hundred_tasks_fits_what_a_client_takes_by_default() {
+    let partitions = tempfile::tempdir().unwrap();
+    let one = artifact("food");
+    for i in 0..100 {
+        let task = format!("{i:0>3}-{}", "n".repeat(36));
+        std::fs::write(partitions.path().join(format!("{i}.safetensors")), renamed(&one, &task)).unwrap();
+    }
+    let server = start_in(partitions, &[]).await;
+    server.until_health(ServingStatus::Serving).await;
+    let requests = vec![ClassifyRequest { top_k: Some(1), ..text("soup") }; 1024];
+    let answer = server.classifier().await.classify_batch(ClassifyBatchRequest { requests }).await.unwrap().into_inner();
+    let answered = answer.results.iter().filter(|r| matches!(&r.result, Some(Response(r)) if r.task.len() == 40 && r.routing.is_some()));
+    assert_eq!(answered.count(), 1024);
+    assert!(answer.encoded_len() < DEFAULT_CLIENT_LIMIT / 2, "{} bytes", answer.encoded_len());
 }

@@ -10,6 +10,7 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
 use tonic_types::StatusExt;
 
 use crate::authority::Authority;
@@ -426,4 +427,35 @@ async fn readers_that_take_nothing_keep_no_scraper_out() {
             assert!(page.contains("delo_build_info"));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_grpc_is_an_unsupported_media_type_on_both_ports() {
+    let server = start(&[]).await;
+    let admin = server.addresses.admin.unwrap();
+    for (address, path, message) in [
+        (server.addresses.classifier, CLASSIFY, framed(&text("soup"))),
+        (server.addresses.classifier, "/grpc.health.v1.Health/Check", framed(&HealthCheckRequest::default())),
+        (admin, "/delo.v1.Admin/ListPartitions", framed(&ListPartitionsRequest {})),
+    ] {
+        for (kind, code) in [
+            (Some("application/grpc"), 200),
+            (Some("application/grpc+proto"), 200),
+            (None, 415),
+            (Some("application/json"), 415),
+            (Some("application/grpc+json"), 415),
+            (Some("application/grpc-web"), 415),
+        ] {
+            let mut client = raw(address, 65_535).await;
+            let mut call = head(path);
+            call.headers_mut().remove("content-type");
+            if let Some(kind) = kind {
+                call.headers_mut().insert("content-type", kind.parse().unwrap());
+            }
+            let (answer, mut stream) = client.send_request(call, false).unwrap();
+            stream.send_data(message.clone(), true).unwrap();
+            assert_eq!(answer.await.unwrap().status(), code, "{path} {kind:?}");
+        }
+    }
+    answers_soon(&server).await;
 }

@@ -1,6 +1,9 @@
 //! Bad requests: each is refused with its status, and the server still serves.
-use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest, ReportOutcomeRequest};
+use delo::serve::pb::load_partition_request::Source;
+use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest};
+use futures::stream;
 use image::{DynamicImage, ImageFormat, RgbImage};
+use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -32,6 +35,8 @@ async fn refuses_samples_that_cannot_be_read_naming_the_field() {
     let jpeg = picture(1, ImageFormat::Jpeg);
     for (request, field) in [
         (ClassifyRequest::default(), "image"),
+        (text(""), "text"),
+        (text("\u{200b}\u{a0}\0"), "text"),
         (text(&"a".repeat(10 << 20)), "text"),
         (image(jpeg[..jpeg.len() / 3].to_vec()), "image"),
         (image(png_bomb(50_000, 50_000)), "image"),
@@ -68,8 +73,46 @@ async fn serves_unusual_images() {
 #[tokio::test(flavor = "multi_thread")]
 async fn refuses_a_message_over_the_limit() {
     let server = start_with(&["food"], &[("server.max_message_bytes", "10000")]).await;
-    refused(classify(&server, image(vec![0; 20_000])).await, Code::OutOfRange, "10000");
+    let words = "longer than the 10000 bytes that server.max_message_bytes allows";
+    let long = image(vec![0; 20_000]);
+    for compression in [None, Some(CompressionEncoding::Gzip), Some(CompressionEncoding::Zstd)] {
+        let client = server.classifier().await;
+        let mut client = compression.into_iter().fold(client, |client, encoding| client.send_compressed(encoding));
+        // Of a stream, the answers to what came before are read first.
+        let mut answers = client.classify_stream(stream::iter([text("soup"), long.clone()])).await.unwrap().into_inner();
+        let ended = loop {
+            match answers.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it ended well"),
+                Err(status) => break status,
+            }
+        };
+        let requests = vec![text("soup"), long.clone()];
+        let statuses = [
+            client.classify(long.clone()).await.unwrap_err(),
+            client.classify_batch(ClassifyBatchRequest { requests }).await.unwrap_err(),
+            ended,
+        ];
+        for status in statuses {
+            assert_eq!(status.code(), Code::ResourceExhausted, "{compression:?}: {status:?}");
+            assert!(status.message().contains(words), "{compression:?}: {status:?}");
+            assert!(status.get_details_retry_info().is_none(), "the same message is refused again");
+        }
+    }
     server.assert_serving().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refuses_an_upload_over_the_limit() {
+    let server = start_with(&[], &[("admin.max_artifact_bytes", "500000")]).await;
+    for compression in [None, Some(CompressionEncoding::Gzip)] {
+        let client = server.admin().await;
+        let mut client = compression.into_iter().fold(client, |client, encoding| client.send_compressed(encoding));
+        let source = Some(Source::Artifact(vec![0; 1_000_000].into()));
+        let status = client.load_partition(LoadPartitionRequest { source, ..Default::default() }).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(status.message().contains("500000 bytes that admin.max_artifact_bytes allows"), "{status:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

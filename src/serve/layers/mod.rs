@@ -6,7 +6,9 @@ mod deadline;
 mod drain;
 mod isolate_panics;
 mod measure;
+mod message_size;
 mod receive;
+mod speak_grpc;
 mod trace;
 
 use std::convert::Infallible;
@@ -28,7 +30,9 @@ pub use deadline::{Bounds, Deadline, Expiry};
 pub use drain::Drain;
 pub use isolate_panics::{IsolatePanics, internal};
 pub use measure::Measure;
+pub use message_size::MessageSize;
 pub use receive::{Receive, Share};
+pub use speak_grpc::SpeakGrpc;
 pub use trace::Trace;
 
 /// The policies of one port. The other port has the same ones, with bounds of its own.
@@ -39,14 +43,24 @@ pub struct Stack {
     pub admit: Admit,
     pub receive: Receive,
     pub drain: Drain,
+    pub message_size: MessageSize,
 }
 
 impl<S: Inner> Layer<S> for Stack {
     type Service = Around<
         Measure,
         Around<
-            Authenticate,
-            Around<Trace, Around<Deadline, Around<Admit, Around<ClientFault, Around<Receive, Around<Drain, Around<IsolatePanics, S>>>>>>>,
+            SpeakGrpc,
+            Around<
+                Authenticate,
+                Around<
+                    Trace,
+                    Around<
+                        Deadline,
+                        Around<Admit, Around<ClientFault, Around<Receive, Around<MessageSize, Around<Drain, Around<IsolatePanics, S>>>>>>,
+                    >,
+                >,
+            >,
         >,
     >;
 
@@ -56,8 +70,10 @@ impl<S: Inner> Layer<S> for Stack {
         let isolated = IsolatePanics.layer(services);
         // A stream is told of a shutdown as if its client had ended it.
         let ending = self.drain.layer(isolated);
+        // What is inside of this is what reads messages.
+        let bounded = self.message_size.layer(ending);
         // Only the messages of calls that were admitted take from the budget.
-        let received = self.receive.layer(ending);
+        let received = self.receive.layer(bounded);
         // What is wrong with the request is told here, whoever found it; it is broken off by nobody but the
         // client.
         let attributed = ClientFault.layer(received);
@@ -69,8 +85,10 @@ impl<S: Inner> Layer<S> for Stack {
         let traced = Trace.layer(expiring);
         // A stranger costs nothing but this, and is counted.
         let authenticated = self.authenticate.layer(traced);
+        // What is no gRPC is not looked at any further.
+        let spoken = SpeakGrpc.layer(authenticated);
         // Sees every answer, refusals included.
-        Measure.layer(authenticated)
+        Measure.layer(spoken)
     }
 }
 
