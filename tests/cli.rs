@@ -749,6 +749,9 @@ fn other_failures_end_with_1_and_one_line_that_says_what_to_do() {
     std::fs::write(&config, "[batching]\nmax_tokns = 1\n").unwrap();
     let missing = dir.path().join("missing");
     let missing = missing.to_str().unwrap();
+    let photo = dir.path().join("photo.jpg");
+    std::fs::write(&photo, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic").unwrap();
+    let photo = photo.to_str().unwrap();
     for (args, words) in [
         (&["serve", "--config", config.to_str().unwrap()][..], "batching.max_tokns"),
         (&["serve", "--config", missing], "missing"),
@@ -756,6 +759,7 @@ fn other_failures_end_with_1_and_one_line_that_says_what_to_do() {
         (&["admin", "list", "--server", "http://127.0.0.1:1"], "delo serve"),
         (&["partition", "verify", missing], "missing"),
         (&["features", "--image", missing], "missing"),
+        (&["features", "--image", photo], "photo.jpg: the image is HEIC"),
         (&["features", "--text", "a", "--backbone", missing], "config.json"),
     ] {
         let line = failure(args, 1);

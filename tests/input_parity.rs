@@ -116,6 +116,85 @@ fn agrees_with_the_hugging_face_image_processor() {
     assert!(failures.is_empty(), "beyond mean 0.5/255 or max 6/255, or not exact where it should be: {failures:#?}");
 }
 
+/// A file that is unusual or slightly broken, and the picture that Pillow shows, if it does.
+#[derive(Deserialize)]
+struct Odd {
+    name: String,
+    file: String,
+    #[serde(default)]
+    width: usize,
+    #[serde(default)]
+    height: usize,
+    rgb: Option<String>,
+}
+
+fn of_hex(digits: &str) -> Vec<u8> {
+    digits.as_bytes().chunks_exact(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+}
+
+/// A processor whose pixels are the picture's own values, 0 to 255.
+fn unscaled() -> InputProcessor {
+    let dir = checkpoint(&serde_json::json!({"do_resize": false, "do_rescale": false, "do_normalize": false}));
+    InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 1, 40, Limits::default()).unwrap()
+}
+
+/// Pictures that are shown though Pillow refuses their files, and why.
+const SHOWN_BY_US_ALONE: &[(&str, &str)] = &[
+    ("webp/no-chunk-flags-reserved", "a flag that means nothing yet"),
+    ("webp/unknown-chunk-between-alpha-and-pixels", "what is unknown is skipped everywhere"),
+    ("webp/alpha-then-lossy-without-vp8x", "its parts are whole"),
+    ("webp/two-pictures", "the first one counts"),
+    ("bmp/masks-rgba-header-40", "any masks are read"),
+    ("bmp/masks-rgba-header-52", "any masks are read"),
+    ("bmp/rle8-ends-early", "the format leaves the rest to the first colour"),
+];
+
+#[test]
+fn odd_files_are_the_pictures_that_pillow_shows_or_are_refused() {
+    let path = std::env::var_os("DELO_ODD_IMAGES").map_or_else(|| repository("tests/fixtures/input/odd.json"), PathBuf::from);
+    let files: Vec<Odd> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert!(files.len() > 100);
+    let processor = unscaled();
+    let mut failures = Vec::new();
+    for odd in &files {
+        let bytes = of_hex(&odd.file);
+        let memory = processor.memory(Some(&bytes), None);
+        let read = processor.sample(Some(&bytes), None);
+        if read.is_ok() && memory.is_err() {
+            failures.push(format!("{}: read, but its memory is refused: {}", odd.name, memory.unwrap_err()));
+        }
+        match (read, &odd.rgb) {
+            (Ok(sample), Some(rgb)) => {
+                let pixels = sample.image.unwrap();
+                if (pixels.width, pixels.height) != (odd.width, odd.height) {
+                    failures.push(format!("{}: {} x {}, not {} x {}", odd.name, pixels.width, pixels.height, odd.width, odd.height));
+                    continue;
+                }
+                let area = odd.width * odd.height;
+                let expected = of_hex(rgb);
+                let differences =
+                    expected.iter().enumerate().map(|(i, &value)| (pixels.data[i % 3 * area + i / 3] - f32::from(value)).abs());
+                let (sum, max) = differences.fold((0.0, 0.0f32), |(sum, max), difference| (sum + difference, max.max(difference)));
+                let mean = sum / expected.len() as f32;
+                let lossy = odd.name.starts_with("jpeg/") || odd.name.contains("lossy");
+                if max > 0.0 && !lossy || mean > 0.5 || max > 6.0 {
+                    failures.push(format!("{}: mean {mean}, max {max}", odd.name));
+                }
+            }
+            (Err(error), Some(_)) => failures.push(format!("{}: {error}", odd.name)),
+            (Ok(_), None) if !SHOWN_BY_US_ALONE.iter().any(|(name, _)| *name == odd.name) => {
+                failures.push(format!("{}: shown, Pillow refuses it", odd.name))
+            }
+            (Ok(_), None) => {}
+            (Err(error), None) => {
+                assert_eq!(error.field(), "image");
+                println!("{}: {error}", odd.name);
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} of {}: {failures:#?}", failures.len(), files.len());
+}
+
 #[derive(Deserialize)]
 struct Texts {
     texts: Vec<String>,
@@ -363,11 +442,21 @@ fn a_png_bomb_is_refused_by_its_header() {
 }
 
 #[test]
-fn a_gif_frame_larger_than_its_screen_is_refused() {
-    // A 1 x 1 screen with a frame of 65,535 x 65,535.
+fn a_gif_bomb_is_refused_by_its_frame_s_header() {
+    // A 1 x 1 screen, which grows to a frame of 65,535 x 65,535.
     let gif = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff\x2c\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x44\x01\0\x3b";
     let error = image(gif).unwrap_err();
-    assert!(matches!(error, InputError::ImageMemory { .. }), "{error}");
+    assert!(matches!(error, InputError::ImageSize { width: 65_535, height: 65_535, .. }), "{error}");
+}
+
+#[test]
+fn a_sound_file_of_another_kind_is_not_called_damaged() {
+    // A BMP of OS/2 whose pixels are Huffman codes.
+    let mut bmp = b"BM\0\0\0\0\0\0\0\0\x4e\0\0\0\x40\0\0\0\x02\0\0\0\x02\0\0\0\x01\0\x01\0\x03\0\0\0".to_vec();
+    bmp.resize(90, 0);
+    let error = image(&bmp).unwrap_err();
+    assert!(matches!(error, InputError::Unsupported { format: "BMP", .. }), "{error}");
+    assert!(!error.to_string().contains("undamaged") && error.to_string().contains("save it as"), "{error}");
 }
 
 #[test]

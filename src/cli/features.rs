@@ -41,7 +41,10 @@ pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
         Backbone::load(args.backbone.as_deref(), args.special_tokens, args.compute.start()?)?;
     let image =
         args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
-    let sample = processor.sample(image.as_deref(), args.text.as_deref())?;
+    let sample = processor.sample(image.as_deref(), args.text.as_deref()).map_err(|error| match &args.image {
+        Some(path) if error.field() == "image" => Failure::from(format!("{}: {error}", path.display())),
+        _ => error.into(),
+    })?;
     let presence = sample.presence();
     let described = engine.backbone();
 

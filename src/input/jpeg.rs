@@ -6,7 +6,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, RgbImage};
 use jpeg_decoder::{Decoder, Error, ImageInfo, PixelFormat};
 
-use super::{InputError, Limits};
+use super::{InputError, Limits, orientation};
 
 const START_OF_IMAGE: u8 = 0xd8;
 const END_OF_IMAGE: u8 = 0xd9;
@@ -27,8 +27,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Ori
     let (mut decoder, info) = open(bytes, limits)?;
     let (width, height) = (u32::from(info.width), u32::from(info.height));
     let pixels = decoder.decode().map_err(damaged)?;
-    // Unreadable EXIF is no reason to refuse pixels that can be read.
-    let orientation = decoder.exif_data().and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms);
+    let orientation = orientation::of_jpeg(bytes);
     let image = match info.pixel_format {
         PixelFormat::RGB24 => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
         PixelFormat::L8 => GrayImage::from_raw(width, height, pixels).map(DynamicImage::from),

@@ -49,7 +49,7 @@ impl Limits {
     pub(super) fn check_header(&self, width: u32, height: u32, decoded: u64) -> Result<(), InputError> {
         let refuse = |limit| Err(InputError::ImageSize { width, height, limit });
         if width == 0 || height == 0 {
-            refuse("at least one pixel".to_owned())
+            Err(InputError::ImageEmpty { width, height })
         } else if width.max(height) > self.max_side {
             refuse(format!("{} pixels a side", self.max_side))
         } else if u64::from(width) * u64::from(height) > self.max_pixels {

@@ -1,11 +1,18 @@
 //! An image or a text from outside becomes a [`Sample`]: decode, resize, normalise, tokenise, within hard limits.
 
+mod bmp;
 mod decode;
+mod gif;
+mod guard;
 mod jpeg;
 mod limits;
+mod orientation;
+mod png;
 mod preprocess;
 mod resize;
+mod signatures;
 mod text;
+mod webp;
 
 use std::borrow::Cow;
 
@@ -13,6 +20,8 @@ use crate::model_dir::ModelDir;
 use preprocess::ImagePreprocessor;
 use text::{TextTokenizer, TokenizerConfig};
 
+#[cfg(test)]
+pub(crate) use decode::PANICS;
 pub use limits::Limits;
 
 /// Decoding peaks at so many times the decoded pixels.
@@ -183,7 +192,8 @@ impl InputProcessor {
     /// What is wrong with the image as far as its header tells, see [`InputError::field`].
     pub fn memory(&self, image: Option<&[u8]>, text: Option<&str>) -> Result<usize, InputError> {
         let decoded = image.map_or(Ok(0), |bytes| decode::decoded_bytes(bytes, &self.limits))?;
-        let given = image.map_or(0, <[u8]>::len) + text.map_or(0, str::len);
+        // Twice: some decoders get a copy of the parts of the file that make pixels.
+        let given = 2 * image.map_or(0, <[u8]>::len) + text.map_or(0, str::len);
         Ok(usize::try_from(decoded.saturating_mul(DECODING_PEAK)).unwrap_or(usize::MAX).saturating_add(given))
     }
 
@@ -221,8 +231,10 @@ pub enum InputError {
     NoWord,
     #[error("the image has {bytes} bytes, more than the {limit} allowed; send a smaller file")]
     ImageBytes { bytes: usize, limit: usize },
-    #[error("{found}; send a {} file", decode::SUPPORTED)]
+    #[error("{found}; what is read is a {} file", decode::SUPPORTED)]
     ImageType { found: String },
+    #[error("the image is {width} x {height} pixels: it has none; send an image that has at least one")]
+    ImageEmpty { width: u32, height: u32 },
     #[error("the image is {width} x {height} pixels, which passes the limit of {limit}; send a smaller one")]
     ImageSize { width: u32, height: u32, limit: String },
     #[error("decoding the image takes more than the {limit} bytes of memory allowed; send a smaller one")]
@@ -254,6 +266,7 @@ impl InputError {
             Self::Empty
             | Self::ImageBytes { .. }
             | Self::ImageType { .. }
+            | Self::ImageEmpty { .. }
             | Self::ImageSize { .. }
             | Self::ImageMemory { .. }
             | Self::Undecodable { .. }

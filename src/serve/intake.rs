@@ -55,3 +55,26 @@ impl Intake {
         Ok(tokio::task::spawn_blocking(work).await.map_err(|_| IntakeError::Panicked)??)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+    use crate::input::{Limits, PANICS};
+    use crate::model_dir::ModelDir;
+    use crate::serve::status::from_intake;
+
+    #[tokio::test]
+    async fn a_decoder_that_panics_is_the_image_s_fault_and_the_next_image_is_read() {
+        let intake = Intake::new(Arc::new(InputProcessor::load(&ModelDir::Embedded, 8, 40, Limits::default()).unwrap()), 1);
+        let sound = include_bytes!("../../tests/fixtures/input/chelsea.png");
+        for _ in 0..3 {
+            let panics = Bytes::from([sound, PANICS].concat());
+            let error = intake.sample(Some(panics), None).await.unwrap_err();
+            assert!(matches!(error, IntakeError::Input(InputError::Undecodable { format: "PNG", .. })), "{error}");
+            assert_eq!(from_intake(error).code(), Code::InvalidArgument);
+        }
+        intake.sample(Some(Bytes::from_static(sound)), None).await.unwrap();
+    }
+}

@@ -54,6 +54,7 @@ pub fn images() -> Seeds {
         "orientation-6.webp",
     ];
     seeds.extend(fixtures.map(|name| (name.to_owned(), repository(&format!("tests/fixtures/input/{name}")))));
+    seeds.extend(odd_images());
     let cut = |name: &str| {
         let (_, bytes) = seeds.iter().find(|(n, _)| n == name).unwrap();
         (format!("damaged-{name}"), bytes[..bytes.len() * 2 / 3].to_vec())
@@ -61,6 +62,49 @@ pub fn images() -> Seeds {
     let damaged = ["rgba-16.png", "progressive.jpg", "lossless.webp", "rgb.bmp"].map(cut);
     seeds.extend(damaged);
     seeds
+}
+
+/// Unusual files of every type, each with a part that no other seed has.
+fn odd_images() -> Seeds {
+    #[derive(serde::Deserialize)]
+    struct Odd {
+        name: String,
+        file: String,
+    }
+    const NAMES: &[&str] = &[
+        "jpeg/orientation->-long-count-2",
+        "jpeg/segments-exif-none-xmp-6",
+        "png/palette-of-4-bytes",
+        "png/type-3-2-bits-interlaced",
+        "png/palette-alpha",
+        "png/transparent-rgb-16-bits",
+        "png/apng",
+        "png/orientation-raw-packed",
+        "png/orientation-xmp-packed",
+        "png/no-end",
+        "gif/screen-1x1-offset-transparent",
+        "gif/interlaced-offset",
+        "gif/local-palette-alone",
+        "gif/extension-xmp",
+        "webp/lossy-alpha",
+        "webp/lossless-alpha",
+        "webp/orientation-exif-none-xmp-6",
+        "webp/animated-lossy-alpha-alpha-flag-small-frame",
+        "bmp/header-12-4-bits",
+        "bmp/header-64-8-bits",
+        "bmp/masks-bgra-header-56",
+        "bmp/masks-565-header-40",
+        "bmp/rle8-literal",
+        "bmp/rle8-jump",
+        "bmp/rle4-mixed",
+    ];
+    let files: Vec<Odd> = serde_json::from_slice(&repository("tests/fixtures/input/odd.json")).unwrap();
+    let bytes = |odd: &Odd| (0..odd.file.len()).step_by(2).map(|at| u8::from_str_radix(&odd.file[at..at + 2], 16).unwrap()).collect();
+    let seed = |name: &&str| {
+        let odd = files.iter().find(|odd| odd.name == *name).unwrap_or_else(|| panic!("no {name}"));
+        (name.replace('/', "-").replace('>', "big"), bytes(odd))
+    };
+    NAMES.iter().map(seed).collect()
 }
 
 fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {

@@ -71,6 +71,28 @@ async fn serves_unusual_images() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_another_kind_is_named_and_a_damaged_palette_is_served() {
+    let server = start().await;
+    let heic = image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic".to_vec());
+    let status = refused(classify(&server, heic).await, Code::InvalidArgument, "HEIC");
+    assert!(status.message().contains("convert it to JPEG or PNG"), "{status:?}");
+    // A palette of one colour and a byte.
+    let mut png = encoded(&DynamicImage::ImageRgb8(RgbImage::new(1, 1)), ImageFormat::Png)[..33].to_vec();
+    png[25] = 3;
+    let crc = crc32(&png[12..29]);
+    png[29..33].copy_from_slice(&crc.to_be_bytes());
+    for (kind, body) in [(b"PLTE", &[10, 20, 30, 40][..]), (b"IDAT", &[0x78, 1, 1, 2, 0, 0xfd, 0xff, 0, 0, 0, 2, 0, 1])] {
+        png.extend((body.len() as u32).to_be_bytes());
+        let start = png.len();
+        png.extend(kind);
+        png.extend(body);
+        let crc = crc32(&png[start..]);
+        png.extend(crc.to_be_bytes());
+    }
+    classify(&server, image(png)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refuses_a_message_over_the_limit() {
     let server = start_with(&["food"], &[("server.max_message_bytes", "10000")]).await;
     let words = "longer than the 10000 bytes that server.max_message_bytes allows";
