@@ -195,6 +195,35 @@ fn odd_files_are_the_pictures_that_pillow_shows_or_are_refused() {
     assert!(failures.is_empty(), "{} of {}: {failures:#?}", failures.len(), files.len());
 }
 
+/// For `tools/fixtures/image_parity.py`: of every file in the folder `DELO_DECODE`, the decoded pixels as NAME.ppm, or why there are none as NAME.refused or
+/// NAME.panicked.
+#[test]
+#[ignore = "run by tools/fixtures/image_parity.py"]
+fn a_folder_is_decoded_for_comparison() {
+    let folder = PathBuf::from(std::env::var_os("DELO_DECODE").expect("DELO_DECODE names a folder of image files"));
+    let as_they_are = serde_json::json!({"do_resize": false, "image_mean": 0, "image_std": 1});
+    let dir = checkpoint(&as_they_are);
+    let limits = Limits { max_patches: usize::MAX, ..Limits::default() };
+    let processor = InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 1, 40, limits).unwrap();
+    let files: Vec<PathBuf> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect();
+    for file in files {
+        let bytes = std::fs::read(&file).unwrap();
+        let beside = |end: &str| PathBuf::from(format!("{}.{end}", file.display()));
+        match std::panic::catch_unwind(|| processor.sample(Some(&bytes), None)) {
+            Err(_) => std::fs::write(beside("panicked"), "").unwrap(),
+            Ok(Err(e)) => std::fs::write(beside("refused"), e.to_string()).unwrap(),
+            Ok(Ok(sample)) => {
+                let pixels = sample.image.unwrap();
+                let plane = pixels.height * pixels.width;
+                let mut ppm = format!("P6 {} {} 255\n", pixels.width, pixels.height).into_bytes();
+                ppm.extend((0..3 * plane).map(|i| (pixels.data[i % 3 * plane + i / 3] * 255.0).round() as u8));
+                std::fs::write(beside("ppm"), ppm).unwrap();
+            }
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Texts {
     texts: Vec<String>,
@@ -486,6 +515,53 @@ fn files_cut_short_are_refused() {
     }
     let jpeg = fixture("china.jpg");
     assert!(image(&jpeg[..jpeg.len() - 2]).is_err(), "a JPEG without its end marker");
+}
+
+#[test]
+fn a_jpeg_without_its_end_marker_is_read_only_where_its_scan_is_whole() {
+    let whole = fixture("jpeg-no-end-zeros.jpg");
+    let end = whole.len() - 16;
+    let after = |scan: &[u8], what: &[u8]| image(&[scan, what].concat());
+    for zeros in [1, 2, 7, 8, 64, 4096] {
+        assert_eq!(after(&whole[..end], &vec![0; zeros]).unwrap(), image(&whole).unwrap(), "{zeros} zeros");
+    }
+    assert!(image(&whole[..end]).is_err(), "nothing follows the scan");
+    for cut in [end - 2, end - 5, end - 100, end / 2] {
+        for what in [&b""[..], &[0; 16], &[0; 4096]] {
+            let error = after(&whole[..cut], what).unwrap_err();
+            assert!(error.to_string().contains("cut short"), "{} zeros after {cut} of {end} bytes: {error}", what.len());
+        }
+    }
+    // Of a progressive picture the last scan may be missing wholly, which nothing shows.
+    let progressive = fixture("hopper-progressive.jpg");
+    assert!(after(&progressive[..progressive.len() - 2], &[0; 16]).is_err());
+}
+
+#[test]
+fn a_kind_of_jpeg_that_is_not_read_is_named_with_what_to_do() {
+    let photo = fixture("china.jpg");
+    let frame = photo.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
+    let (marker, precision, height) = (frame + 1, frame + 4, frame + 5);
+    for (changes, named) in [
+        (&[(marker, 0xc9)][..], "arithmetic coding"),
+        (&[(marker, 0xca)], "arithmetic coding"),
+        (&[(marker, 0xc3)], "lossless coding"),
+        (&[(marker, 0xc5)], "hierarchical coding"),
+        (&[(marker, 0xde)], "hierarchical coding"),
+        (&[(marker, 0xf7)], "JPEG-LS coding"),
+        (&[(precision, 12)], "12-bit samples"),
+        (&[(marker, 0xc1), (precision, 12)], "12-bit samples"),
+        (&[(height, 0), (height + 1, 0)], "DNL"),
+    ] {
+        let mut jpeg = photo.clone();
+        changes.iter().for_each(|&(at, value)| jpeg[at] = value);
+        let error = image(&jpeg).unwrap_err();
+        assert!(matches!(error, InputError::Unsupported { .. }), "{named}: {error}");
+        let message = error.to_string();
+        assert!(message.contains(named) && message.contains("save it as a baseline JPEG") && !message.contains("undamaged"), "{message}");
+        let memory = processor(Limits::default()).memory(Some(&jpeg), None).unwrap_err();
+        assert_eq!(memory.to_string(), message);
+    }
 }
 
 #[test]

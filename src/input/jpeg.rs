@@ -2,31 +2,33 @@
 //!
 //! By `jpeg-decoder`: of the pure Rust decoders it interpolates subsampled chroma as libjpeg does, up to the last row and column of a picture whose sides fill
 //! no whole number of blocks, where others let in the padding.
+use std::borrow::Cow;
+
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, RgbImage};
-use jpeg_decoder::{Decoder, Error, ImageInfo, PixelFormat};
+use jpeg_decoder::{ColorTransform, Decoder, Error, ImageInfo, PixelFormat, UnsupportedFeature};
 
+use super::jpeg_segments::{CodedData, Header};
 use super::{InputError, Limits, orientation};
 
-const START_OF_IMAGE: u8 = 0xd8;
-const END_OF_IMAGE: u8 = 0xd9;
-const START_OF_SCAN: u8 = 0xda;
 /// A progressive picture has about ten scans. Each may be a few bytes long and cost a pass over all pixels.
 const MAX_SCANS: usize = 100;
 
 /// The decoded pixels, CMYK and YCCK converted to RGB, and the orientation that their EXIF states.
 ///
 /// # Errors
-/// A limit is passed, or the file is damaged or cut short.
+/// A limit is passed, the coding is of a kind that is not read, or the file is damaged or cut short.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), InputError> {
-    match scans(bytes) {
-        None => return Err(undecodable("the file is cut short")),
-        Some(scans) if scans > MAX_SCANS => return Err(undecodable(format!("it has {scans} scans, more than {MAX_SCANS}"))),
-        Some(_) => {}
+    let header = supported(bytes)?;
+    let coded = CodedData::of(bytes).ok_or_else(cut_short)?;
+    if coded.scans > MAX_SCANS {
+        return Err(undecodable(format!("it has {} scans, more than {MAX_SCANS}", coded.scans)));
     }
-    let (mut decoder, info) = open(bytes, limits)?;
+    let whole = completed(bytes, &header, &coded).ok_or_else(cut_short)?;
+    let (mut decoder, info) = open(&whole, limits)?;
+    decoder.set_color_transform(color_transform(&header));
     let (width, height) = (u32::from(info.width), u32::from(info.height));
-    let pixels = decoder.decode().map_err(damaged)?;
+    let pixels = decoder.decode().map_err(|e| if coded.ended { damaged(e) } else { cut_short() })?;
     let orientation = orientation::of_jpeg(bytes);
     let image = match info.pixel_format {
         PixelFormat::RGB24 => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
@@ -43,9 +45,19 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Ori
 /// Bytes of the decoded pixels, as the header claims.
 ///
 /// # Errors
-/// A limit is passed, or the header is damaged.
+/// A limit is passed, the coding is of a kind that is not read, or the header is damaged.
 pub(super) fn decoded_bytes(bytes: &[u8], limits: &Limits) -> Result<u64, InputError> {
-    open(bytes, limits).map(|(_, info)| size(&info))
+    let header = supported(bytes)?;
+    open(&readable(bytes, &header), limits).map(|(_, info)| size(&info))
+}
+
+/// The header, where it states a coding that is read.
+fn supported(bytes: &[u8]) -> Result<Header, InputError> {
+    let header = Header::read(bytes);
+    match header.unsupported() {
+        Some(feature) => Err(unsupported(feature)),
+        None => Ok(header),
+    }
 }
 
 /// A decoder whose header is within the limits.
@@ -61,6 +73,109 @@ fn size(info: &ImageInfo) -> u64 {
     u64::from(info.width) * u64::from(info.height) * info.pixel_format.pixel_bytes() as u64
 }
 
+/// How the components become colours: `default_decompress_parms` of libjpeg-turbo's jdapimin.c. A JFIF marker tells before an Adobe marker, and that before the
+/// components' identifiers.
+fn color_transform(header: &Header) -> ColorTransform {
+    match (header.components.as_slice(), header.adobe_transform) {
+        ([_], _) => ColorTransform::Grayscale,
+        ([_, _, _, _], None | Some(0)) => ColorTransform::CMYK,
+        ([_, _, _, _], Some(_)) => ColorTransform::YCCK,
+        _ if header.jfif => ColorTransform::YCbCr,
+        (_, Some(0)) => ColorTransform::RGB,
+        ([b'R', b'G', b'B'], None) => ColorTransform::RGB,
+        _ => ColorTransform::YCbCr,
+    }
+}
+
+/// The file with what its decoder asks for and the format, as libjpeg-turbo reads it, does not: a known transform in the Adobe marker.
+fn readable<'a>(bytes: &'a [u8], header: &Header) -> Cow<'a, [u8]> {
+    let mut bytes = Cow::Borrowed(bytes);
+    for &at in &header.unknown_adobe_transforms {
+        // Which number it is does not matter: the decoder is told the transform.
+        bytes.to_mut()[at] = 0;
+    }
+    bytes
+}
+
+/// The readable file, with the standard Huffman tables where it uses tables that it does not define, and with an end-of-image marker where the only scan of a
+/// sequential file is followed by bytes that hold no marker. `None` where the file is cut short.
+fn completed<'a>(bytes: &'a [u8], header: &Header, coded: &CodedData) -> Option<Cow<'a, [u8]>> {
+    let mut whole = readable(bytes, header);
+    if !coded.ended {
+        if !(header.sequential() && coded.scans == 1 && coded.ends_in_scan && coded.components == header.components.len()) {
+            return None;
+        }
+        // Something has to follow the scan: without its last byte it must still be whole. What it lacks is read as ones, and no code of a Huffman table
+        // consists of ones alone (ITU-T T.81, annex C), so that a missing block is an error.
+        let data = &bytes[..bytes.len() - 1];
+        let zeros = data.iter().rev().take_while(|&&byte| byte == 0).count();
+        let scan = whole.to_mut();
+        scan.truncate(data.len() - zeros);
+        if scan.last() == Some(&0xff) {
+            // A stuffed zero belongs to the scan.
+            scan.push(0);
+        }
+        scan.extend([0xff, 0].repeat(64));
+        scan.extend([0xff, 0xd9]);
+    }
+    if coded.lacks_huffman_tables && header.sequential() {
+        whole.to_mut().splice(2..2, standard_huffman_tables());
+    }
+    Some(whole)
+}
+
+/// A segment of the four tables of ITU-T T.81, K.3.3, which cameras' video frames leave out.
+fn standard_huffman_tables() -> Vec<u8> {
+    const DC_LUMINANCE: [u8; 16] = [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0];
+    const DC_CHROMINANCE: [u8; 16] = [0, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0];
+    const DC_VALUES: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
+    const AC_LUMINANCE: [u8; 16] = [0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125];
+    const AC_CHROMINANCE: [u8; 16] = [0, 2, 1, 2, 4, 4, 3, 4, 7, 5, 4, 4, 0, 1, 2, 119];
+    #[rustfmt::skip]
+    const AC_LUMINANCE_VALUES: [u8; 162] = [
+        0x01, 0x02, 0x03, 0x00, 0x04, 0x11, 0x05, 0x12, 0x21, 0x31, 0x41, 0x06, 0x13, 0x51, 0x61, 0x07, 0x22, 0x71,
+        0x14, 0x32, 0x81, 0x91, 0xa1, 0x08, 0x23, 0x42, 0xb1, 0xc1, 0x15, 0x52, 0xd1, 0xf0, 0x24, 0x33, 0x62, 0x72,
+        0x82, 0x09, 0x0a, 0x16, 0x17, 0x18, 0x19, 0x1a, 0x25, 0x26, 0x27, 0x28, 0x29, 0x2a, 0x34, 0x35, 0x36, 0x37,
+        0x38, 0x39, 0x3a, 0x43, 0x44, 0x45, 0x46, 0x47, 0x48, 0x49, 0x4a, 0x53, 0x54, 0x55, 0x56, 0x57, 0x58, 0x59,
+        0x5a, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6a, 0x73, 0x74, 0x75, 0x76, 0x77, 0x78, 0x79, 0x7a, 0x83,
+        0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8a, 0x92, 0x93, 0x94, 0x95, 0x96, 0x97, 0x98, 0x99, 0x9a, 0xa2, 0xa3,
+        0xa4, 0xa5, 0xa6, 0xa7, 0xa8, 0xa9, 0xaa, 0xb2, 0xb3, 0xb4, 0xb5, 0xb6, 0xb7, 0xb8, 0xb9, 0xba, 0xc2, 0xc3,
+        0xc4, 0xc5, 0xc6, 0xc7, 0xc8, 0xc9, 0xca, 0xd2, 0xd3, 0xd4, 0xd5, 0xd6, 0xd7, 0xd8, 0xd9, 0xda, 0xe1, 0xe2,
+        0xe3, 0xe4, 0xe5, 0xe6, 0xe7, 0xe8, 0xe9, 0xea, 0xf1, 0xf2, 0xf3, 0xf4, 0xf5, 0xf6, 0xf7, 0xf8, 0xf9, 0xfa,
+    ];
+    #[rustfmt::skip]
+    const AC_CHROMINANCE_VALUES: [u8; 162] = [
+        0x00, 0x01, 0x02, 0x03, 0x11, 0x04, 0x05, 0x21, 0x31, 0x06, 0x12, 0x41, 0x51, 0x07, 0x61, 0x71, 0x13, 0x22,
+        0x32, 0x81, 0x08, 0x14, 0x42, 0x91, 0xa1, 0xb1, 0xc1, 0x09, 0x23, 0x33, 0x52, 0xf0, 0x15, 0x62, 0x72, 0xd1,
+        0x0a, 0x16, 0x24, 0x34, 0xe1, 0x25, 0xf1, 0x17, 0x18, 0x19, 0x1a, 0x26, 0x27, 0x28, 0x29, 0x2a, 0x35, 0x36,
+        0x37, 0x38, 0x39, 0x3a, 0x43, 0x44, 0x45, 0x46, 0x47, 0x48, 0x49, 0x4a, 0x53, 0x54, 0x55, 0x56, 0x57, 0x58,
+        0x59, 0x5a, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6a, 0x73, 0x74, 0x75, 0x76, 0x77, 0x78, 0x79, 0x7a,
+        0x82, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8a, 0x92, 0x93, 0x94, 0x95, 0x96, 0x97, 0x98, 0x99, 0x9a,
+        0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8, 0xa9, 0xaa, 0xb2, 0xb3, 0xb4, 0xb5, 0xb6, 0xb7, 0xb8, 0xb9, 0xba,
+        0xc2, 0xc3, 0xc4, 0xc5, 0xc6, 0xc7, 0xc8, 0xc9, 0xca, 0xd2, 0xd3, 0xd4, 0xd5, 0xd6, 0xd7, 0xd8, 0xd9, 0xda,
+        0xe2, 0xe3, 0xe4, 0xe5, 0xe6, 0xe7, 0xe8, 0xe9, 0xea, 0xf2, 0xf3, 0xf4, 0xf5, 0xf6, 0xf7, 0xf8, 0xf9, 0xfa,
+    ];
+    let tables: [(u8, &[u8; 16], &[u8]); 4] = [
+        (0x00, &DC_LUMINANCE, &DC_VALUES),
+        (0x01, &DC_CHROMINANCE, &DC_VALUES),
+        (0x10, &AC_LUMINANCE, &AC_LUMINANCE_VALUES),
+        (0x11, &AC_CHROMINANCE, &AC_CHROMINANCE_VALUES),
+    ];
+    let content: Vec<u8> =
+        tables.iter().flat_map(|&(class_and_slot, counts, values)| [&[class_and_slot], counts.as_slice(), values].concat()).collect();
+    // 420 bytes and the two of the length.
+    let length = content.len() as u16 + 2;
+    [&[0xff, 0xc4], length.to_be_bytes().as_slice(), &content].concat()
+}
+
+fn unsupported(feature: impl Into<String>) -> InputError {
+    InputError::Unsupported { format: "JPEG", feature: feature.into() }
+}
+
+fn cut_short() -> InputError {
+    undecodable("the file is cut short")
+}
+
 fn undecodable(reason: impl Into<String>) -> InputError {
     InputError::Undecodable { format: "JPEG", reason: reason.into() }
 }
@@ -68,7 +183,10 @@ fn undecodable(reason: impl Into<String>) -> InputError {
 fn damaged(error: Error) -> InputError {
     undecodable(match error {
         Error::Format(reason) => reason,
-        Error::Unsupported(feature) => format!("its {feature:?} is not supported"),
+        Error::Unsupported(UnsupportedFeature::NonIntegerSubsamplingRatio) => return unsupported("subsampling by no whole number"),
+        Error::Unsupported(UnsupportedFeature::Hierarchical) => return unsupported("hierarchical coding"),
+        Error::Unsupported(UnsupportedFeature::ArithmeticEntropyCoding) => return unsupported("arithmetic coding"),
+        Error::Unsupported(feature) => return unsupported(format!("{feature:?}")),
         Error::Io(e) => e.to_string(),
         Error::Internal(e) => e.to_string(),
     })
@@ -85,52 +203,15 @@ fn rgb_of_cmyk(cmyk: &[u8]) -> Vec<u8> {
     rgb
 }
 
-/// The number of scans of a JPEG whose segments lead to an end-of-image marker; `None` where they do not, that is, where the file is cut short. What follows the
-/// marker (a second picture, say) does not count.
-fn scans(jpeg: &[u8]) -> Option<usize> {
-    let (mut rest, mut scans) = (jpeg, 0);
-    while let Some(at) = next_marker(rest) {
-        let marker = rest[at];
-        rest = &rest[at + 1..];
-        scans += usize::from(marker == START_OF_SCAN);
-        match marker {
-            END_OF_IMAGE => return Some(scans),
-            START_OF_IMAGE => {}
-            _ => {
-                // A segment and its two bytes of length. After a start of scan the coded data follows, in which no marker but restarts stands.
-                let [high, low, ..] = *rest else { return None };
-                rest = rest.get(usize::from(u16::from_be_bytes([high, low]))..)?;
-            }
-        }
-    }
-    None
-}
-
-/// Where the next marker's code stands: a byte after 0xff that is neither a stuffed zero, nor fill, nor a restart marker.
-fn next_marker(bytes: &[u8]) -> Option<usize> {
-    (1..bytes.len()).find(|&i| bytes[i - 1] == 0xff && !matches!(bytes[i], 0 | 0xff | 0xd0..=0xd7))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_jpeg_is_whole_only_with_its_own_end_marker() {
-        // A comment that holds an end marker, a scan with a stuffed zero and a restart marker, then the end.
-        let whole = [0xff, 0xd8, 0xff, 0xfe, 0, 4, 0xff, 0xd9, 0xff, 0xda, 0, 3, 0, 1, 0xff, 0, 2, 0xff, 0xd0, 3, 0xff, 0xd9];
-        assert_eq!(scans(&whole), Some(1));
-        for cut in 0..whole.len() {
-            assert_eq!(scans(&whole[..cut]), None, "cut at {cut}");
-        }
-        assert_eq!(scans(&[&whole[..], &[1, 2, 3]].concat()), Some(1));
-    }
-
-    #[test]
     fn endless_scans_are_refused_before_they_are_decoded() {
-        let mut jpeg = vec![0xff, START_OF_IMAGE];
-        jpeg.extend([0xff, START_OF_SCAN, 0, 2].repeat(MAX_SCANS + 1));
-        jpeg.extend([0xff, END_OF_IMAGE]);
+        let mut jpeg = vec![0xff, 0xd8];
+        jpeg.extend([0xff, 0xda, 0, 2].repeat(MAX_SCANS + 1));
+        jpeg.extend([0xff, 0xd9]);
         let error = decode(&jpeg, &Limits::default()).unwrap_err();
         assert!(error.to_string().contains("101 scans"), "{error}");
     }

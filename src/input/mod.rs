@@ -5,6 +5,7 @@ mod decode;
 mod gif;
 mod guard;
 mod jpeg;
+mod jpeg_segments;
 mod limits;
 mod orientation;
 mod png;

@@ -50,6 +50,9 @@ pub fn images() -> Seeds {
         "coffee-palette-alpha.png",
         "emoji-transparent.gif",
         "hopper-bilevel.png",
+        "jpeg-no-end-zeros.jpg",
+        "jpeg-no-huffman-tables.jpg",
+        "jpeg-ycc-adobe-3.jpg",
         "orientation-6.jpg",
         "orientation-6.webp",
     ];
