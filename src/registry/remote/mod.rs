@@ -26,7 +26,7 @@ use crate::delo::PartitionError;
 /// Why something remote can't be read or changed. No message holds credentials or the query of an address.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    #[error("{given} can't be used as a registry: {reason}")]
+    #[error("{given:?} can't be used as a registry: {reason}")]
     Location { given: String, reason: String },
     #[error("{url} is not below one of the addresses in registry.allowed_urls: add its prefix to that setting, or upload the file")]
     NotAllowed { url: String },
