@@ -156,8 +156,8 @@ async fn refuses_requests_that_name_nothing_or_no_utf8() {
     let codec = tonic_prost::ProstCodec::<RawName, UnloadPartitionResponse>::default();
     let request = tonic::Request::new(RawName { name: vec![0xff, 0xfe, 0x80] });
     let answer = raw.unary(request, PathAndQuery::from_static("/delo.v1.Admin/UnloadPartition"), codec).await;
-    // gRPC's own code for a message that isn't one.
-    refused(answer, Code::Internal, "UTF-8");
+    // Bytes that are no message are the client's fault.
+    refused(answer, Code::InvalidArgument, "UTF-8");
     assert_unchanged(&server).await;
 }
 
