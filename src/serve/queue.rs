@@ -312,7 +312,8 @@ impl<T> Queue<T> {
         }
     }
 
-    /// How long a sample of this priority would wait for compute, by the pace measured so far.
+    /// How long a sample of this priority would wait for compute, by the pace measured so far. It is read
+    /// and tokenised meanwhile.
     pub fn expected_wait(&self, priority: Priority, now: Instant) -> Duration {
         self.wait(priority, now, self.pace.expected())
     }
@@ -333,7 +334,7 @@ impl<T> Queue<T> {
             (takes - (now - since).as_secs_f64()).max(0.0)
         });
         let overheads = (ahead / self.expected_batch()).ceil() * self.pace.overhead;
-        bounded(running + (ahead + overheads) * token + self.pace.filling)
+        bounded(running + (ahead + overheads) * token)
     }
 
     /// Tokens of the batches in which what waits will be computed.
@@ -381,7 +382,9 @@ impl<T> Queue<T> {
                 return Err(Refusal::Wait);
             }
             let token = self.pace.cautious();
-            if now + self.wait(claim.priority, now, token) + bounded(self.pace.cost(self.pace.tokens) * token) > deadline {
+            let until_filled = bounded(self.pace.filling);
+            let takes = bounded(self.pace.cost(self.pace.tokens) * token);
+            if now + self.wait(claim.priority, now, token) + until_filled + takes > deadline {
                 return Err(Refusal::Deadline);
             }
         }
