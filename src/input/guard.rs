@@ -40,7 +40,9 @@ pub(super) fn guarded<T>(format: &'static str, decode: impl FnOnce() -> Result<T
 }
 
 fn keep(info: &PanicHookInfo) {
-    let message = info.payload_as_str().unwrap_or("no message").to_owned();
+    let payload = info.payload();
+    let message = payload.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());
+    let message = message.unwrap_or_else(|| "no message".to_owned());
     let place = info.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
     PANIC.set(Some(Panic { message, place }));
 }

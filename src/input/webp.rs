@@ -143,6 +143,9 @@ impl<'a> Frame<'a> {
             }
             _ => return Err(undecodable("its picture has a damaged header")),
         };
+        if width == 0 || height == 0 {
+            return Err(undecodable("its picture has no pixels"));
+        }
         let alpha = alpha.filter(|_| chunk.kind == b"VP8 ");
         Ok(Self { left: 0, top: 0, width, height, kind: chunk.kind, body: chunk.body, alpha })
     }
