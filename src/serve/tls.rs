@@ -241,7 +241,7 @@ QU6QJwODsgWF1gc+JuMeizLhJKddsL60Ak10jvs8KA==
         let paths = TlsPaths { certificate: "cert.pem".into(), key: "key.pem".into(), client_ca: None, required: false };
         let refused = |certificate: &[u8], key: &[u8]| {
             let files = Files { certificate: certificate.to_vec(), key: key.to_vec(), client_ca: None };
-            server(&paths, &files).err().expect("no server").to_string()
+            server(&paths, &files).expect_err("no server").to_string()
         };
         let ((certificate, key), (_, another)) = (issued(), issued());
         let [certificate, key] = [certificate.as_bytes(), key.as_bytes()];

@@ -232,7 +232,7 @@ mod tests {
     async fn a_stream_in_which_nothing_moves_ends_at_once_with_unavailable() {
         assert_eq!(drained(&[], &[]).await, (vec![], Code::Unavailable));
         let one = message(3);
-        assert_eq!(drained(&[one.clone()], &[]).await, (one, Code::Unavailable));
+        assert_eq!(drained(std::slice::from_ref(&one), &[]).await, (one.clone(), Code::Unavailable));
     }
 
     #[tokio::test]
