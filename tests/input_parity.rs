@@ -160,8 +160,8 @@ fn odd_files_are_the_pictures_that_pillow_shows_or_are_refused() {
         let bytes = of_hex(&odd.file);
         let memory = processor.memory(Some(&bytes), None);
         let read = processor.sample(Some(&bytes), None);
-        if read.is_ok() && memory.is_err() {
-            failures.push(format!("{}: read, but its memory is refused: {}", odd.name, memory.unwrap_err()));
+        if let (Ok(_), Err(error)) = (&read, memory) {
+            failures.push(format!("{}: read, but its memory is refused: {error}", odd.name));
         }
         match (read, &odd.rgb) {
             (Ok(sample), Some(rgb)) => {

@@ -79,7 +79,7 @@ impl Target {
             }
         };
         observed.lock().connected = true;
-        Ok(TokioIo::new(Watched { stream, observed: observed.clone() }))
+        Ok(TokioIo::new(Watched { stream, observed: observed.clone(), failed: None }))
     }
 
     /// Why calls fail on the way, and what to do about it; `None` where the connection shows no reason.
@@ -197,15 +197,28 @@ impl Observed {
 pub struct Watched {
     stream: Stream,
     observed: Observed,
+    /// A write that failed and is not told yet.
+    failed: Option<io::Error>,
 }
 
 impl Watched {
-    /// Notes a failed write. The server may have said why before it closed the connection: what is left of
-    /// its words is read, though nobody waits for them.
-    fn write_failed(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
-        let mut rest = [0; 256];
-        let _ = Pin::new(&mut *self).poll_read(cx, &mut ReadBuf::new(&mut rest));
-        kept(&mut self.observed.lock().broken, error)
+    /// Tells a failed write when the server's last words are read. It may have said why before it closed the
+    /// connection, and nobody reads a connection whose write has failed. What it sent arrives before its close, so
+    /// that reading ends.
+    fn last_words(&mut self, cx: &mut Context<'_>, error: io::Error) -> Poll<io::Error> {
+        let error = self.failed.take().unwrap_or(error);
+        loop {
+            let mut rest = [0; 256];
+            let mut buffer = ReadBuf::new(&mut rest);
+            match Pin::new(&mut *self).poll_read(cx, &mut buffer) {
+                Poll::Pending => {
+                    self.failed = Some(error);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(kept(&mut self.observed.lock().broken, error)),
+            }
+        }
     }
 }
 
@@ -231,13 +244,17 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
-        Poll::Ready(written.map_err(|error| self.write_failed(cx, error)))
+        match ready!(Pin::new(&mut self.stream).poll_write(cx, bytes)) {
+            Ok(written) => Poll::Ready(Ok(written)),
+            Err(error) => self.last_words(cx, error).map(Err),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = ready!(Pin::new(&mut self.stream).poll_flush(cx));
-        Poll::Ready(flushed.map_err(|error| self.write_failed(cx, error)))
+        match ready!(Pin::new(&mut self.stream).poll_flush(cx)) {
+            Ok(()) => Poll::Ready(Ok(())),
+            Err(error) => self.last_words(cx, error).map(Err),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

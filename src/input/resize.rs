@@ -154,10 +154,13 @@ mod tests {
 
     const ALL: [u8; 6] = [0, 1, 2, 3, 4, 5];
 
+    /// Height and width before and after, Pillow's number of the filter, and the digest of the pixels.
+    type Case = ((usize, usize), (usize, usize), u8, String);
+
     #[derive(serde::Deserialize)]
     struct Fixture {
         pillow: String,
-        cases: Vec<((usize, usize), (usize, usize), u8, String)>,
+        cases: Vec<Case>,
     }
 
     /// `[height, width, 3]` of black, white and other values: a hash of the index, as `tools/fixtures/input.py` makes it.

@@ -46,6 +46,15 @@ pub struct Trusted {
     pub clients: Option<Arc<ArcSwap<Clients>>>,
 }
 
+/// How much one port takes at once, and for how long.
+struct PortBounds {
+    connections: usize,
+    admission: Admission,
+    unary: config::Deadline,
+    receive: Receive,
+    message_size: MessageSize,
+}
+
 impl Port {
     /// The classifier's port.
     pub fn classifier(config: &Config, trusted: Trusted) -> Self {
@@ -56,16 +65,14 @@ impl Port {
             most_of_a_client: server.max_in_flight_per_client,
             setting: "server.max_in_flight_requests",
         };
-        Self::new(
-            config,
-            trusted,
-            "classifier",
-            server.max_connections,
+        let bounds = PortBounds {
+            connections: server.max_connections,
             admission,
-            config.deadline,
-            Receive::new(server.max_receive_bytes, "server.max_receive_bytes"),
-            MessageSize { prefix: "/delo.v1.", setting: "server.max_message_bytes", most: server.max_message_bytes },
-        )
+            unary: config.deadline,
+            receive: Receive::new(server.max_receive_bytes, "server.max_receive_bytes"),
+            message_size: MessageSize { prefix: "/delo.v1.", setting: "server.max_message_bytes", most: server.max_message_bytes },
+        };
+        Self::new(config, trusted, "classifier", bounds)
     }
 
     /// The admin's port. Of uploads, there is room for one as large as may be.
@@ -77,19 +84,11 @@ impl Port {
         let unary = config::Deadline { default: config.admin.max_call, max: config.admin.max_call };
         let receive = Receive::new(config.admin.max_artifact_bytes.saturating_add(2 * ENVELOPE_BYTES), "admin.max_artifact_bytes");
         let message_size = MessageSize { prefix: "/delo.v1.", setting: "admin.max_artifact_bytes", most: config.admin.max_artifact_bytes };
-        Self::new(config, trusted, "admin", ADMIN_CONNECTIONS, admission, unary, receive, message_size)
+        Self::new(config, trusted, "admin", PortBounds { connections: ADMIN_CONNECTIONS, admission, unary, receive, message_size })
     }
 
-    fn new(
-        config: &Config,
-        trusted: Trusted,
-        name: &'static str,
-        connections: usize,
-        admission: Admission,
-        unary: config::Deadline,
-        receive: Receive,
-        message_size: MessageSize,
-    ) -> Self {
+    fn new(config: &Config, trusted: Trusted, name: &'static str, bounds: PortBounds) -> Self {
+        let PortBounds { connections, admission, unary, receive, message_size } = bounds;
         connections::show(name);
         let (server, goodbye) = (config.server.clone(), CancellationToken::new());
         Self {

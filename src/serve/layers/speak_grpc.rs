@@ -60,7 +60,9 @@ mod tests {
             (&["application/grpc", "application/json"], false),
         ] {
             let mut call = request("/s/A");
-            kinds.iter().for_each(|kind| drop(call.headers_mut().append(header::CONTENT_TYPE, kind.parse().unwrap())));
+            for kind in kinds {
+                call.headers_mut().append(header::CONTENT_TYPE, kind.parse().unwrap());
+            }
             let response = service.call(call).await.unwrap();
             let expected = if spoken { (StatusCode::OK, Code::Ok) } else { (StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument) };
             assert_eq!((response.status(), code(&response)), expected, "{kinds:?}");
