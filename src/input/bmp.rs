@@ -237,13 +237,14 @@ impl Masks {
         if bits == 32 && red | green | blue | alpha == 0 {
             return Ok(Self { alpha: Some(0xff00_0000), ..Self::usual(32) });
         }
+        let alpha = if bits == 16 { 0 } else { alpha };
         let whole = |mask: u32| mask == 0 || (mask >> mask.trailing_zeros()).wrapping_add(1).is_power_of_two() || mask == u32::MAX;
         let bytes = if bits == 16 { 2 } else { 4 };
         let fits = |mask: u32| bytes == 4 || mask <= 0xffff;
         if ![red, green, blue, alpha].into_iter().all(|mask| whole(mask) && fits(mask)) || red | green | blue == 0 {
             return Err(undecodable("its header states impossible bit masks"));
         }
-        Ok(Self { bytes, red, green, blue, alpha: Some(alpha).filter(|&alpha| bits == 32 && alpha != 0) })
+        Ok(Self { bytes, red, green, blue, alpha: Some(alpha).filter(|&alpha| alpha != 0) })
     }
 }
 

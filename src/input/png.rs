@@ -188,7 +188,8 @@ impl<'a> Chunks<'a> {
         let length = self.data.iter().map(|data| data.len()).sum::<usize>();
         let mut file = Vec::with_capacity(length + 1200);
         file.extend(SIGNATURE);
-        put(&mut file, b"IHDR", &[self.header]);
+        // The one compression there is, and any interlacing but none is the one there is, as Pillow takes them.
+        put(&mut file, b"IHDR", &[&self.header[..10], &[0, self.header[11], self.header[12].min(1)]]);
         if self.colour == Colour::Palette {
             let entries = 1usize << self.depth;
             let mut palette = self.palette[..self.palette.len() / 3 * 3].to_vec();
