@@ -686,7 +686,7 @@ fn trains_every_session_into_a_folder_and_leaves_what_is_there() {
     assert!(delo(&train).status.success());
     let written = ["warm", "cool"].map(|task| out.join(task).with_extension("safetensors"));
     assert_eq!(
-        written.each_ref().map(|file| json(&["partition", "inspect", "--json", file.to_str().unwrap()])["task"].clone()),
+        written.each_ref().map(|file| json(&["partition", "inspect", "--json", file.to_str().unwrap()])["partition"]["task"].clone()),
         ["warm", "cool"]
     );
 

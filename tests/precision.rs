@@ -13,9 +13,9 @@ use delo::train::samples::samples;
 use delo::train::{Dataset, MissingKind, MissingTable, Split};
 
 /// Share of samples, in percent, whose best label bf16 must leave as f32 has it.
-const SAME_LABEL: f64 = 99.5;
-/// How far the average accuracy over tasks may move, in points.
-const AVERAGE: f64 = 0.3;
+const SAME_LABEL: f64 = 99.0;
+/// How far the average accuracy over tasks may move, in points. One item of the smallest of the seven tasks is 0.28.
+const AVERAGE: f64 = 0.5;
 
 /// A sample's task, true label and what is sent.
 struct Item {

@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn every_item_of_the_split_appears_once_with_its_truth() {
         let samples = read(&scenario()).unwrap();
-        assert_eq!(samples.len(), 986);
+        assert_eq!(samples.len(), 827);
         assert!(samples.iter().all(|s| s.labels.len() == 1 && s.image.starts_with(b"\x89PNG")));
         assert_eq!(samples.iter().map(|s| &s.task).collect::<std::collections::BTreeSet<_>>().len(), 8);
     }

@@ -99,7 +99,7 @@ async fn refuses_an_artifact_over_the_limit() {
     let limit = TASKS.map(|task| artifact(task).len()).into_iter().max().unwrap();
     let server = start_with(&TASKS, &[("admin.max_artifact_bytes", &limit.to_string())]).await;
     refused(server.upload(vec![0; limit + 1]).await, Code::InvalidArgument, "admin.max_artifact_bytes");
-    refused(server.upload(vec![0; 2 * limit]).await, Code::OutOfRange, "");
+    refused(server.upload(vec![0; 2 * limit]).await, Code::ResourceExhausted, "admin.max_artifact_bytes");
     assert_unchanged(&server).await;
 }
 
