@@ -39,6 +39,13 @@ fn failure(args: &[&str], code: i32) -> String {
     stderr
 }
 
+/// Writes a file and returns its path, as a flag takes it.
+fn write_file(dir: &std::path::Path, name: &str, text: &str) -> String {
+    let file = dir.join(name);
+    std::fs::write(&file, text).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
 /// `delo serve` on ports that the system chose.
 struct Serving {
     process: Child,
@@ -132,11 +139,7 @@ fn a_session_of_client_commands() {
 #[test]
 fn shows_its_token_or_its_certificate_to_a_server_that_asks_for_one() {
     let dir = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| {
-        let file = dir.path().join(name);
-        std::fs::write(&file, text).unwrap();
-        file.to_str().unwrap().to_owned()
-    };
+    let write = |name: &str, text: &str| write_file(dir.path(), name, text);
     let authority = authority::Authority::new("authority");
     let (certificate, key) = authority.issue("server", &["localhost"]).write(dir.path());
     let client = authority.issue("ops.example", &[]);
@@ -179,11 +182,7 @@ fn shows_its_token_or_its_certificate_to_a_server_that_asks_for_one() {
 #[test]
 fn says_what_is_wrong_with_a_connection_and_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| {
-        let file = dir.path().join(name);
-        std::fs::write(&file, text).unwrap();
-        file.to_str().unwrap().to_owned()
-    };
+    let write = |name: &str, text: &str| write_file(dir.path(), name, text);
     let authority = authority::Authority::new("authority");
     let (certificate, key) = authority.issue("server", &["localhost"]).write(dir.path());
     let (ca, stranger) = (write("ca.pem", &authority.pem), authority::Authority::new("stranger"));

@@ -1,4 +1,5 @@
 //! What a request may cost before it is refused.
+use image::ImageError;
 use serde::{Deserialize, Serialize};
 
 use super::InputError;
@@ -73,5 +74,14 @@ impl Limits {
         let mut limits = image::Limits::no_limits();
         limits.max_alloc = Some(self.max_decoded_bytes);
         limits
+    }
+
+    /// Why a decoder that keeps [`Limits::of_decoder`] refuses a file of this format: it would take too much
+    /// memory, or it is damaged.
+    pub(super) fn refusal(&self, format: &'static str, error: ImageError) -> InputError {
+        match error {
+            ImageError::Limits(_) => InputError::ImageMemory { limit: self.max_decoded_bytes },
+            e => InputError::Undecodable { format, reason: e.to_string() },
+        }
     }
 }

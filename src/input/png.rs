@@ -3,9 +3,9 @@ use std::borrow::Cow;
 use std::io::{Cursor, Read};
 
 use flate2::read::ZlibDecoder;
+use image::DynamicImage;
 use image::codecs::png::PngDecoder;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageError};
 
 use super::orientation::Metadata;
 use super::{InputError, Limits};
@@ -24,8 +24,8 @@ const XMP: &[u8] = b"XML:com.adobe.xmp";
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), InputError> {
     let chunks = Chunks::read(bytes)?;
     chunks.check(limits)?;
-    let decoder = PngDecoder::with_limits(Cursor::new(chunks.pixels()), limits.of_decoder()).map_err(|e| of_decoder(limits, e))?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| of_decoder(limits, e))?;
+    let decoder = PngDecoder::with_limits(Cursor::new(chunks.pixels()), limits.of_decoder()).map_err(|e| limits.refusal("PNG", e))?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| limits.refusal("PNG", e))?;
     if let Some(transparency) = chunks.transparency {
         whiten(&mut image, transparency, chunks.depth);
     }
@@ -346,13 +346,6 @@ fn whiten(image: &mut DynamicImage, transparency: &[u8], depth: u8) {
 
 fn undecodable(reason: impl Into<String>) -> InputError {
     InputError::Undecodable { format: "PNG", reason: reason.into() }
-}
-
-fn of_decoder(limits: &Limits, error: ImageError) -> InputError {
-    match error {
-        ImageError::Limits(_) => InputError::ImageMemory { limit: limits.max_decoded_bytes },
-        e => undecodable(e.to_string()),
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, RgbaImage};
+use image::{DynamicImage, ImageDecoder, RgbaImage};
 
 use super::orientation::Metadata;
 use super::{InputError, Limits};
@@ -164,12 +164,12 @@ impl<'a> Frame<'a> {
     }
 
     fn decode(&self, limits: &Limits) -> Result<DynamicImage, InputError> {
-        let mut decoder = WebPDecoder::new(Cursor::new(self.file())).map_err(|e| of_decoder(limits, e))?;
-        decoder.set_limits(limits.of_decoder()).map_err(|e| of_decoder(limits, e))?;
+        let mut decoder = WebPDecoder::new(Cursor::new(self.file())).map_err(|e| limits.refusal("WebP", e))?;
+        decoder.set_limits(limits.of_decoder()).map_err(|e| limits.refusal("WebP", e))?;
         if decoder.dimensions() != (self.width, self.height) {
             return Err(undecodable("its picture has a damaged header"));
         }
-        DynamicImage::from_decoder(decoder).map_err(|e| of_decoder(limits, e))
+        DynamicImage::from_decoder(decoder).map_err(|e| limits.refusal("WebP", e))
     }
 
     /// A file of this picture alone.
@@ -227,13 +227,6 @@ fn cut() -> InputError {
 
 fn undecodable(reason: impl Into<String>) -> InputError {
     InputError::Undecodable { format: "WebP", reason: reason.into() }
-}
-
-fn of_decoder(limits: &Limits, error: ImageError) -> InputError {
-    match error {
-        ImageError::Limits(_) => InputError::ImageMemory { limit: limits.max_decoded_bytes },
-        e => undecodable(e.to_string()),
-    }
 }
 
 #[cfg(test)]
