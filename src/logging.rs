@@ -1,6 +1,6 @@
 //! The log of a server, as lines on stderr, best effort: a reader that has gone, a full disk or a pipe that nobody empties costs lines, and nothing else.
 //!
-//! Lines go through a bounded queue to a thread of their own, so that what is logged waits for nobody; what does not fit or can't be written is counted
+//! Lines go through a bounded queue to a thread of their own, so that no caller waits for stderr; what does not fit or can't be written is counted
 //! (`delo_log_lines_lost_total`).
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ use crate::config::{LogFormat, Logging};
 const MAX_WAITING: usize = 1 << 20;
 /// How long the end of the process waits for its last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// After a stderr that takes nothing at this moment.
+/// Wait before writing again to a stderr that takes nothing.
 const PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug, thiserror::Error)]

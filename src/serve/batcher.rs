@@ -244,7 +244,8 @@ impl<C: Compute> Batcher<C> {
         Ok(Slot { shared: self.shared.clone(), claim: Some(claim), bytes, deadline, since: now })
     }
 
-    /// Says how long a batch of so many tokens takes, as measured before the first one comes from the queue.
+    /// Gives the queue its first estimate, measured before any batch comes from it: a batch of `tokens` takes
+    /// `takes`.
     pub fn expect(&self, tokens: usize, takes: Duration) {
         self.shared.state().queue.expect(tokens, takes);
     }

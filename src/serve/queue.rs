@@ -225,12 +225,12 @@ struct Pace {
 }
 
 impl Pace {
-    /// A batch of so many tokens would take so long, though none was taken from the queue.
+    /// The first estimate: a batch of `tokens` takes `takes`.
     fn expect(&mut self, tokens: usize, takes: Duration) {
         self.token = Some((takes.as_secs_f64() / self.cost(tokens as f64), 0.0));
     }
 
-    /// What a batch of so many tokens costs, in tokens.
+    /// The cost of a batch of `tokens`, its fixed part included, in tokens.
     fn cost(&self, tokens: f64) -> f64 {
         (tokens + self.overhead).max(1.0)
     }
@@ -343,7 +343,7 @@ impl<T> Queue<T> {
         (self.batch_tokens() as f64).min(samples).max(1.0)
     }
 
-    /// Before the first batch: a batch of so many tokens takes so long, as measured elsewhere.
+    /// Takes the first estimate from outside, before the first batch: a batch of `tokens` takes `takes`.
     pub fn expect(&mut self, tokens: usize, takes: Duration) {
         self.pace.expect(tokens, takes);
     }
@@ -665,8 +665,8 @@ mod tests {
         last_begins
     }
 
-    /// So many samples of 100 tokens come at once, each of another client: how many are let in, and how long
-    /// the last of them waits.
+    /// `samples` samples of 100 tokens arrive at once, each from another client. Returns how many are admitted
+    /// and how long the last of them waits.
     fn crowd(f: &mut Fixture, samples: usize) -> (usize, Duration) {
         let (began, deadline) = (f.now, f.now + Duration::from_secs(30));
         let mut let_in = 0;

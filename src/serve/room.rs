@@ -22,8 +22,8 @@ use crate::registry::signature::Trust;
 use crate::registry::{self, Registry, Source};
 use crate::vilt::Loader;
 
-/// One in so many of the tokens of a usual batch are what any batch costs beside its own. With the embedded
-/// backbone on two threads, 6 tokens took a sixth of the time of 157.
+/// The fixed cost of a batch, in tokens, is the tokens of a usual batch divided by this. With the embedded
+/// backbone on two threads, a batch of 6 tokens took a sixth of the time of one of 157.
 const BATCH_OVERHEAD: usize = 4;
 /// Batches by which the queue's pace is measured at the start.
 const MEASURED_BATCHES: usize = 3;

@@ -179,7 +179,7 @@ fn answer(request: &Request<Incoming>, page: impl Fn() -> String, state: impl Fn
     response
 }
 
-/// Whoever gets an answer sees that the server lives; ready is one that serves.
+/// The answer to a health probe. Any answer shows that the server lives; it is ready when it serves.
 fn health(path: &str, state: State) -> (StatusCode, String) {
     let (name, serves) = match state {
         State::Starting => ("STARTING", false),

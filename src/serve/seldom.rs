@@ -1,19 +1,20 @@
-//! What happens often is told once in a while.
+//! Rate limit of a log line: an event that repeats is logged once every 30 seconds, with its count.
 use std::time::{Duration, Instant};
 
-/// Between two times that the same thing is told.
+/// Shortest time between two log lines of one event.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// One thing that happens again and again.
+/// One event that repeats.
 #[derive(Debug, Default)]
 pub struct Seldom {
     told: Option<Instant>,
-    /// Times since then.
+    /// Events since then.
     untold: u64,
 }
 
 impl Seldom {
-    /// It happened. Where it is time to tell it: how often it happened since it was told last, this time included.
+    /// Counts one event. Returns the events since the last log line, this one included, where it is time for
+    /// another line.
     pub fn happened(&mut self) -> Option<u64> {
         self.happened_at(Instant::now())
     }

@@ -1,4 +1,4 @@
-//! So many calls at a time, in all and of each caller.
+//! Bounds the calls in flight, in all and of each caller.
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub struct Admission {
     pub setting: &'static str,
 }
 
-/// Admits calls of one service, so many at a time. Clones admit together.
+/// Admits calls of one service up to a bound. Clones share the bound.
 #[derive(Clone, Debug)]
 pub struct Admit {
     admission: Admission,

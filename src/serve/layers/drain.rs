@@ -191,7 +191,7 @@ mod tests {
         (send, Body::new(StreamBody::new(sent.map(|data: Vec<u8>| Ok::<_, Status>(Frame::data(Bytes::from(data)))))))
     }
 
-    /// A gRPC message of so many bytes.
+    /// A gRPC message of `bytes` bytes.
     fn message(bytes: u32) -> Vec<u8> {
         [&[0][..], &bytes.to_be_bytes(), &vec![7; bytes as usize]].concat()
     }

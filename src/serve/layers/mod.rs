@@ -74,8 +74,7 @@ impl<S: Inner> Layer<S> for Stack {
         let bounded = self.message_size.layer(ending);
         // Only the messages of calls that were admitted take from the budget.
         let received = self.receive.layer(bounded);
-        // What is wrong with the request is told here, whoever found it; it is broken off by nobody but the
-        // client.
+        // Errors that the client caused get their code here, whichever layer below found them.
         let attributed = ClientFault.layer(received);
         // Who calls is known here, and until when; a permit goes back when either the answer or the time ends.
         let admitted = self.admit.layer(attributed);
