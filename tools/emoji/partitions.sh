@@ -3,7 +3,8 @@
 #
 #     bash tools/emoji/partitions.sh [RUNS]        RUNS: where all sessions, logs and missing tables go, runs/emoji if left out
 #
-# The same build on the same kind of processor gives the same tensors; an interrupted run goes on. About a quarter of an hour on two cores.
+# The same build on the same kind of processor gives the same tensors; an interrupted run goes on. 11 to 15 minutes on two cores that did
+# other work beside it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/emoji}

@@ -3,7 +3,7 @@
 #
 #     bash tools/emoji/routing.sh [RUNS]           RUNS: where everything goes, runs/routing if left out
 #
-# Keys depend on the frozen backbone alone, so a linear head of one epoch carries them; the moving average gets its ten. About ten minutes on two cores.
+# Keys depend on the frozen backbone alone, so a linear head of one epoch carries them; the moving average gets its ten.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/routing}

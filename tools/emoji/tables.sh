@@ -3,7 +3,8 @@
 #
 #     bash tools/emoji/tables.sh [RUNS]            RUNS: where everything goes, runs/tables if left out; an interrupted run goes on
 #
-# A linear head learns for 50 epochs, by then its loss is flat, at the rate that is best on the val split. Needs python3. About an hour on two cores.
+# A linear head learns for 50 epochs at the rate that is best on the val split; at 1e-3 its training loss is then below 0.07 in every session.
+# Needs python3.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/tables}
@@ -24,7 +25,7 @@ evaluate() { # NAME SPLIT FLAGS…: prints the tables, writes NAME-SPLIT.jsonl
 train adapters --lr 1e-3
 train paper --lr 1e-3 --key-metric plain --plain-signal mean@0 --plain-average ema --dummy-image 64 64
 best=
-for lr in 1e-4 3e-4 1e-3 3e-3 1e-2; do
+for lr in 1e-4 3e-4 1e-3 3e-3 1e-2 3e-2; do
     train "linear-$lr" --first-adapted-layer 6 --lr "$lr" --epochs 50 > "$runs/linear-$lr.txt"
     ap=$("$delo" eval --data $data --partitions "$runs/linear-$lr" --split val --json |
         python3 -c 'import json, sys; print(json.load(sys.stdin)["oracle"]["ap"])')
