@@ -227,9 +227,19 @@ fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// A JSON error quotes the value that it found, however long. The middle of a long reason is left out: what was
+/// found stands at its beginning, what was expected and where at its end.
 fn bad(reason: impl std::fmt::Display) -> RemoteError {
-    RemoteError::Manifest { reason: reason.to_string() }
+    let mut reason = reason.to_string();
+    let mut cuts = reason.char_indices().map(|(at, _)| at);
+    if let (Some(from), Some(to)) = (cuts.nth(REASON_END), cuts.rev().nth(REASON_END - 1)) {
+        reason.replace_range(from..to, " … ");
+    }
+    RemoteError::Manifest { reason }
 }
+
+/// Characters kept at each end of a reason.
+const REASON_END: usize = 400;
 
 /// A name as a message can quote it.
 fn shortened(name: &str) -> String {
@@ -270,6 +280,17 @@ mod tests {
         manifest.promote("food").unwrap();
         assert_eq!(Manifest::parse(&manifest.to_bytes().unwrap()).unwrap(), manifest);
         assert!(changed(|json| json["mirrors"] = "none".into()).is_ok());
+    }
+
+    #[test]
+    fn a_long_value_is_not_quoted_whole_and_what_was_expected_is_told() {
+        for value in ["x".repeat(5000), "\u{7f}é".repeat(2000), "x".repeat(700)] {
+            let told = Manifest::parse(&serde_json::to_vec(&value).unwrap()).unwrap_err().to_string();
+            assert!(
+                told.len() < 2000 && told.contains("invalid type: string") && told.contains("expected") && told.contains("line 1"),
+                "{told}"
+            );
+        }
     }
 
     #[test]
