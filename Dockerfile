@@ -4,18 +4,24 @@ ARG DEBIAN_VERSION=12.12
 
 FROM rust:${RUST_VERSION}-slim-bookworm AS build
 WORKDIR /build
-# Dependencies alone, with sources that hold nothing: this layer lasts until the manifests change. The model and the protos are not there yet; build.rs of both
-# packages is left out too, for it reads them.
+# Dependencies alone, with sources that hold nothing: this layer lasts until the manifests change.
 COPY Cargo.toml Cargo.lock ./
-COPY load-tests/Cargo.toml load-tests/Cargo.toml
-RUN mkdir -p src load-tests/src \
-    && touch src/lib.rs load-tests/src/lib.rs \
-    && echo 'fn main() {}' | tee src/main.rs build.rs load-tests/src/main.rs load-tests/build.rs > /dev/null \
+COPY crates/engine/Cargo.toml crates/engine/
+COPY crates/fixtures/Cargo.toml crates/fixtures/
+COPY crates/kernels/Cargo.toml crates/kernels/
+COPY crates/model/Cargo.toml crates/model/
+COPY crates/process/Cargo.toml crates/process/
+COPY crates/proto/Cargo.toml crates/proto/
+COPY crates/registry/Cargo.toml crates/registry/
+COPY crates/train/Cargo.toml crates/train/
+COPY load-tests/Cargo.toml load-tests/
+RUN for crate in . crates/* load-tests; do mkdir -p "$crate/src" && touch "$crate/src/lib.rs"; done \
+    && for main in src/main.rs load-tests/src/main.rs crates/kernels/benches/kernels.rs; do mkdir -p "$(dirname "$main")" && echo 'fn main() {}' > "$main"; done \
     && cargo build --release --locked --package delo \
-    && rm -r src build.rs load-tests
+    && rm -r src crates load-tests
 COPY . .
 # Cargo goes by modification times, and what was copied may be older than what was just built.
-RUN touch build.rs src/lib.rs src/main.rs \
+RUN find src crates -name "*.rs" -exec touch {} + \
     && cargo build --release --locked --package delo --bin delo \
     && install -D -m 755 target/release/delo /out/usr/local/bin/delo \
     && strip --strip-debug /out/usr/local/bin/delo \

@@ -14,11 +14,11 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 
-use crate::delo::keys::{KeyAverage, KeySignal, Metric};
-use crate::engine::{DeviceChoice, Options, RoutingRule};
-use crate::input::Limits;
-use crate::kernels::{Isa, Precision};
-use crate::registry::remote::AllowedUrls;
+use delo_engine::{DeviceChoice, Options, RoutingRule};
+use delo_kernels::{Isa, Precision};
+use delo_model::input::Limits;
+use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
+use delo_registry::remote::AllowedUrls;
 
 /// Every setting and its default, with comments.
 pub const DEFAULTS: &str = include_str!("../migrations-free-config/default.toml");

@@ -1,21 +1,17 @@
 //! The real program: its commands against a server of its own, its exit codes, its one line on stderr.
 #[path = "common/authority.rs"]
 mod authority;
-#[path = "common/colours.rs"]
-mod colours;
-mod common;
-
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use delo::delo::{KeySignal, Layout, Metric};
+use delo_model::{KeySignal, Layout, Metric};
 use serde_json::Value;
 
 fn artifact(task: &str) -> Vec<u8> {
     let seed = task.bytes().map(u64::from).sum();
-    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, seed);
-    common::artifact(task, &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
+    let model = delo_fixtures::random_model(delo_fixtures::spec(Layout::RankOne, 3), 7, seed);
+    delo_fixtures::artifact(task, &model, delo_fixtures::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
 }
 
 fn delo(args: &[&str]) -> Output {
@@ -606,7 +602,7 @@ fn a_registry_from_the_first_push_to_the_last_withdrawal() {
     let manifest = list();
     let sha256 = manifest["artifacts"][0]["sha256"].as_str().unwrap().to_owned();
     assert_eq!((&manifest["revision"], manifest["live"].as_object().unwrap().len()), (&2.into(), 0));
-    assert_eq!(delo::registry::signature::digest(&std::fs::read(format!("{registry}/partitions/{sha256}.safetensors")).unwrap()), sha256);
+    assert_eq!(delo_registry::signature::digest(&std::fs::read(format!("{registry}/partitions/{sha256}.safetensors")).unwrap()), sha256);
     assert!(std::path::Path::new(&format!("{registry}/partitions/{sha256}.sig")).exists());
     assert!(run(&["registry", "push", &file("food"), "--live"]).contains("there already and live"));
     run(&["registry", "promote", "travel"]);
@@ -678,7 +674,7 @@ fn pushes_at_the_same_time_all_survive() {
 #[test]
 fn trains_every_session_into_a_folder_and_leaves_what_is_there() {
     let dir = tempfile::tempdir().unwrap();
-    colours::write_data(dir.path(), false);
+    delo_fixtures::colours::write_data(dir.path(), false);
     let (data, out) = (dir.path().to_str().unwrap(), dir.path().join("out"));
     let train =
         ["train", "--data", data, "--all", "--out", out.to_str().unwrap(), "--epochs", "1", "--first-adapted-layer", "6", "--resume"];
@@ -708,7 +704,7 @@ fn trains_every_session_into_a_folder_and_leaves_what_is_there() {
 #[test]
 fn prints_features_of_a_sample() {
     let features = json(&["features", "--text", "a cat", "--json"]);
-    let config = &common::engine().backbone().config;
+    let config = &delo_fixtures::engine().backbone().config;
     assert_eq!(features["pooled"].as_array().unwrap().len(), config.hidden_size);
     assert_eq!(features["signals"].as_object().unwrap().len(), config.num_hidden_layers + 1);
     assert_eq!(features["presence"], "text_only");

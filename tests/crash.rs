@@ -2,18 +2,16 @@
 //!
 //! The moments are random; `CRASH_KILLS=200 cargo test --test crash` tries more of them than the usual few. With
 //! `cargo test --features failpoints --test crash` every step of a load is met on purpose.
-mod common;
-
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use delo::delo::{KeySignal, Layout, Metric};
-use delo::serve::pb::admin_client::AdminClient;
-use delo::serve::pb::classifier_client::ClassifierClient;
-use delo::serve::pb::load_partition_request::Source;
-use delo::serve::pb::{ClassifyRequest, GetStatusRequest, ListPartitionsRequest, LoadPartitionRequest};
+use delo_model::{KeySignal, Layout, Metric};
+use delo_proto::admin_client::AdminClient;
+use delo_proto::classifier_client::ClassifierClient;
+use delo_proto::load_partition_request::Source;
+use delo_proto::{ClassifyRequest, GetStatusRequest, ListPartitionsRequest, LoadPartitionRequest};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tonic::transport::Channel;
@@ -26,8 +24,8 @@ struct Serving {
 }
 
 fn artifact(variant: u64) -> Vec<u8> {
-    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, variant);
-    common::artifact("food", &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), variant)
+    let model = delo_fixtures::random_model(delo_fixtures::spec(Layout::RankOne, 3), 7, variant);
+    delo_fixtures::artifact("food", &model, delo_fixtures::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), variant)
 }
 
 impl Serving {
@@ -227,8 +225,8 @@ async fn a_limit_of_the_size_of_a_file_refuses_loads_loses_nothing_and_serves_on
 
 #[cfg(feature = "failpoints")]
 mod steps {
-    use delo::registry::remote::{Place, push};
-    use delo::serve::pb::RegistryStatus;
+    use delo_proto::RegistryStatus;
+    use delo_registry::remote::{Place, push};
 
     use super::*;
 

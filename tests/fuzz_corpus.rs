@@ -54,7 +54,7 @@ fn settings_of_any_text_are_sound_or_refused() {
 
 #[test]
 fn the_seeds_of_partitions_are_bound_and_those_of_images_are_read() {
-    use delo::delo::Partition;
+    use delo_model::Partition;
     for (name, bytes) in seeds::artifacts() {
         let read = Partition::read(&bytes, promises::backbone());
         assert_eq!(read.is_ok(), !name.starts_with("damaged"), "{name}: {:?}", read.err());

@@ -1,8 +1,8 @@
 //! Reading of a partition and binding to a backbone.
 use std::sync::OnceLock;
 
-use delo::delo::partition::{Artifact, PartitionError};
-use delo::vilt::{Description, ViltConfig};
+use delo_model::partition::{Artifact, PartitionError};
+use delo_model::vilt::{Description, ViltConfig};
 
 use super::json;
 

@@ -1,5 +1,5 @@
 //! Decoding and preprocessing of an image.
-use delo::input::{InputError, Sample};
+use delo_model::input::{InputError, Sample};
 
 use super::{LIMITS, model, processor};
 

@@ -18,9 +18,9 @@ pub use text::text;
 
 use std::sync::OnceLock;
 
-use delo::input::{InputProcessor, Limits};
-use delo::model_dir::ModelDir;
-use delo::vilt::ViltConfig;
+use delo_model::input::{InputProcessor, Limits};
+use delo_model::model_dir::ModelDir;
+use delo_model::vilt::ViltConfig;
 
 /// Limits so small that thousands of images a second can be tried.
 const LIMITS: Limits = Limits {

@@ -1,5 +1,5 @@
 //! Reading of a registry's manifest.
-use delo::registry::remote::Manifest;
+use delo_registry::remote::Manifest;
 
 /// Any bytes as a manifest: refused, or one that is written and read again the same, whose every live digest is an artifact's.
 pub fn manifest(bytes: &[u8]) {

@@ -1,11 +1,11 @@
 //! Decoding of requests, and the checks on them that need no server.
 use std::sync::OnceLock;
 
-use delo::delo::partition::check_name;
-use delo::registry::{Root, Source, SourceError};
 use delo::serve::deadline;
-use delo::serve::pb::load_partition_request::Source as Sent;
-use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest};
+use delo_model::partition::check_name;
+use delo_proto::load_partition_request::Source as Sent;
+use delo_proto::{ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest};
+use delo_registry::{Root, Source, SourceError};
 use prost::Message;
 
 use super::processor;

@@ -1,5 +1,5 @@
 //! Tokenising of a text.
-use delo::input::InputError;
+use delo_model::input::InputError;
 
 use super::{LIMITS, model, processor};
 

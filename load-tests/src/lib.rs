@@ -34,7 +34,4 @@ pub mod tally;
 pub mod target;
 
 /// Messages, client and server of `delo.v1`.
-pub mod pb {
-    #![allow(missing_docs, clippy::all, clippy::pedantic)]
-    tonic::include_proto!("delo.v1");
-}
+pub use delo_proto as pb;

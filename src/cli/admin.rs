@@ -8,15 +8,15 @@ use tonic::{Response, Status};
 use super::Failure;
 use super::client::{Authorized, Credentials, exchange};
 use super::output::{print, print_json, table};
-use crate::registry::signature;
-use crate::serve::pb::admin_client::AdminClient;
-use crate::serve::pb::load_partition_request::Source;
-use crate::serve::pb::trial_mode::Mode;
-use crate::serve::pb::{
+use delo_proto::admin_client::AdminClient;
+use delo_proto::load_partition_request::Source;
+use delo_proto::trial_mode::Mode;
+use delo_proto::{
     AbortTrialRequest, GetStatusRequest, GetStatusResponse, ListPartitionsRequest, LoadPartitionRequest, Partition, PromoteTrialRequest,
     RegistryStatus, RollbackPartitionRequest, SyncRegistryRequest, Trial, TrialMode, UnloadPartitionRequest, UnloadPartitionResponse,
     VersionCounts, get_status_response,
 };
+use delo_registry::signature;
 
 /// Shows and changes which partitions a running server serves.
 #[derive(Debug, clap::Args)]

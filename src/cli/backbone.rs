@@ -4,10 +4,10 @@ use std::path::Path;
 use candle_core::Device;
 
 use super::Failure;
-use crate::engine::{Engine, Options};
-use crate::input::{InputProcessor, Limits};
-use crate::model_dir::ModelDir;
-use crate::vilt::Loader;
+use delo_engine::{Engine, Options};
+use delo_model::input::{InputProcessor, Limits};
+use delo_model::model_dir::ModelDir;
+use delo_model::vilt::Loader;
 
 /// A checkpoint, ready to compute with.
 pub struct Backbone {

@@ -8,12 +8,12 @@ use serde_json::json;
 use super::Failure;
 use super::compute::{ComputeArgs, at_least_one};
 use super::output::{print, print_json, table};
-use crate::delo::{KeySignal, Layout, PoolSpec};
-use crate::engine::bench::{Kind, Workload, measure, measure_kernel};
-use crate::engine::{DeviceChoice, Engine, Options};
-use crate::kernels::{Isa, Precision, bf16, threads};
-use crate::model_dir::ModelDir;
-use crate::vilt::{Loader, ViltConfig};
+use crate::bench::{Kind, Workload, measure, measure_kernel};
+use delo_engine::{DeviceChoice, Engine, Options};
+use delo_kernels::{Isa, Precision, bf16, threads};
+use delo_model::model_dir::ModelDir;
+use delo_model::vilt::{Loader, ViltConfig};
+use delo_model::{KeySignal, Layout, PoolSpec};
 
 /// The backbone of random weights, in the shape of ViLT-B/32.
 const RANDOM_VILT_B32: &str = "random:vilt-b32";

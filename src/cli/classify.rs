@@ -8,8 +8,8 @@ use tonic::Request;
 use super::Failure;
 use super::client::{Credentials, exchange};
 use super::output::{print, print_json, table};
-use crate::serve::pb::classifier_client::ClassifierClient;
-use crate::serve::pb::{ClassifyRequest, ClassifyResponse, Modality, Priority, TextReading};
+use delo_proto::classifier_client::ClassifierClient;
+use delo_proto::{ClassifyRequest, ClassifyResponse, Modality, Priority, TextReading};
 
 /// The longest answer, in bytes: of a task of many thousand labels, of which --top-k 0 shows all.
 const MAX_ANSWER: usize = 64 << 20;
@@ -106,7 +106,8 @@ fn json(response: &ClassifyResponse, explain: bool) -> Value {
         }
     }
     if explain {
-        let factor = |f: &crate::serve::pb::SelectedFactors| json!({"layer": f.layer, "target": f.target, "modality": f.modality, "a": f.a, "b": f.b});
+        let factor =
+            |f: &delo_proto::SelectedFactors| json!({"layer": f.layer, "target": f.target, "modality": f.modality, "a": f.a, "b": f.b});
         out["factors"] = response.factors.iter().map(factor).collect();
     }
     out

@@ -1,8 +1,8 @@
 //! Flags of every command that computes: on what.
 use super::Failure;
 use crate::config::MOST_THREADS;
-use crate::engine::{DeviceChoice, Options};
-use crate::kernels::{Isa, Precision, make_pool};
+use delo_engine::{DeviceChoice, Options};
+use delo_kernels::{Isa, Precision, make_pool};
 
 /// What a command computes with.
 #[derive(Clone, Copy, Debug, clap::Args)]

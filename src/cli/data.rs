@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use super::Failure;
-use crate::train::{Dataset, MissingKind, MissingTable};
+use delo_train::{Dataset, MissingKind, MissingTable};
 
 /// A data set in the layout of METHOD.md 6, and which of its items lose a modality.
 #[derive(Debug, clap::Args)]

@@ -12,10 +12,10 @@ use super::backbone::Backbone;
 use super::compute::InferenceArgs;
 use super::data::DataArgs;
 use super::output::{print, print_json};
-use crate::delo::keys::{KeyAverage, KeySignal, Metric};
-use crate::engine::RoutingRule;
-use crate::eval::{Evaluated, Evaluation, SampleRecord, evaluate, read_directory, read_embedded};
-use crate::train::Split;
+use delo_engine::RoutingRule;
+use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
+use delo_train::Split;
+use delo_train::eval::{Evaluated, Evaluation, SampleRecord, evaluate, read_directory, read_embedded};
 
 /// Prints AP, FG and routing accuracy of partitions on a data set, task-agnostic and task-oracle, by modality pattern.
 ///

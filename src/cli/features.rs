@@ -7,7 +7,7 @@ use super::Failure;
 use super::backbone::Backbone;
 use super::compute::InferenceArgs;
 use super::output::{print, print_json, table};
-use crate::delo::keys::KeySignal;
+use delo_model::routing::keys::KeySignal;
 
 /// Prints the frozen backbone's features of one sample: the pooled vector, and the query signal (mean over text and patches) entering each
 /// layer, `mean@0` and so on; `mean@L` is that after the last layer. It shows whether a checkpoint is read as it should be.

@@ -23,9 +23,9 @@ use clap::{Parser, Subcommand};
 
 pub use failure::Failure;
 
-use crate::file_size;
 use crate::logging;
 use crate::serve::try_to_start;
+use delo_process::file_size;
 
 /// Classifies images and texts of many tasks over one frozen ViLT, without being told which task a sample belongs to.
 #[derive(Debug, Parser)]

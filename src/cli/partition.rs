@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::Failure;
 use super::output::{print, print_json, table};
-use crate::delo::partition::{Artifact, PartitionMeta};
-use crate::model_dir::ModelDir;
-use crate::registry::signature::{self, SignatureError, Trust};
-use crate::vilt::Vilt;
+use delo_model::model_dir::ModelDir;
+use delo_model::partition::{Artifact, PartitionMeta};
+use delo_model::vilt::Vilt;
+use delo_registry::signature::{self, SignatureError, Trust};
 
 /// Looks at a partition file, and signs it.
 #[derive(Debug, clap::Args)]

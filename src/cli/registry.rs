@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::Failure;
 use super::output::{print, print_json, table};
-use crate::registry::remote::{self, Place, RemoteError};
-use crate::registry::signature::signing_key;
+use delo_registry::remote::{self, Place, RemoteError};
+use delo_registry::signature::signing_key;
 
 /// Changes a registry: the partitions that a fleet of servers can serve, and which of them are live.
 #[derive(Debug, clap::Args)]

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Failure;
-use crate::allocator;
 use crate::config::{Config, Listen, Overrides, parse_address};
-use crate::engine::DeviceChoice;
-use crate::kernels::{Isa, Precision, make_pool};
 use crate::logging;
 use crate::serve::{Requests, Server, try_to_start};
+use delo_engine::DeviceChoice;
+use delo_kernels::{Isa, Precision, make_pool};
+use delo_process::allocator;
 
 /// Blocking work that is still going on when the server has stopped gets this long.
 const LAST_WORK: Duration = Duration::from_secs(1);

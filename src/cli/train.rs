@@ -13,12 +13,12 @@ use super::backbone::Backbone;
 use super::compute::ComputeArgs;
 use super::data::DataArgs;
 use super::output::print;
-use crate::delo::keys::{KeyAverage, KeySignal, Metric};
-use crate::delo::partition::KeyRule;
-use crate::engine::DeviceChoice;
-use crate::kernels::Precision;
-use crate::train::dataset::Task;
-use crate::train::{Dataset, Event, Outputs, Session, Settings, TrainError, Trained, train};
+use delo_engine::DeviceChoice;
+use delo_kernels::Precision;
+use delo_model::partition::KeyRule;
+use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
+use delo_train::dataset::Task;
+use delo_train::{Dataset, Event, Outputs, Session, Settings, TrainError, Trained, train};
 
 /// Trains one session of a data set, or all of them one after another, and writes their partitions.
 ///

@@ -1,16 +1,17 @@
 //! The service `delo.v1.Admin`.
+use delo_proto as pb;
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
 use super::lifecycle::{Lifecycle, State};
-use super::pb::{self, get_status_response, load_partition_request, trial_mode};
 use super::room::Rooms;
 use super::status::{check_request_id, from_registry, invalid};
-use crate::engine::{Counted, Resident, Share, Trial, TrialMode};
-use crate::registry::remote::{AllowedUrls, without_query};
-use crate::registry::{Changed, Load, Registry, RegistryError};
+use delo_engine::{Counted, Resident, Share, Trial, TrialMode};
+use delo_proto::{get_status_response, load_partition_request, trial_mode};
+use delo_registry::remote::{AllowedUrls, without_query};
+use delo_registry::{Changed, Load, Registry, RegistryError};
 
 /// Changes the catalogue of the room, and lets health follow.
 #[derive(Clone)]

@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 pub use super::queue::{Claim, Limits, Priority};
 use super::queue::{Key, Queue, Refusal, Taken, Waiting};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard, spawn};
-use crate::allocator::give_back_soon;
+use delo_process::allocator::give_back_soon;
 
 /// What the compute thread runs. Its jobs are single samples.
 pub trait Compute: Send + Sync + 'static {

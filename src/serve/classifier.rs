@@ -1,4 +1,5 @@
 //! The service `delo.v1.Classifier`.
+use delo_proto as pb;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -15,13 +16,13 @@ use super::deadline::patience;
 use super::feedback::Verdict;
 use super::layers::{Caller, Expiry, Share, internal};
 use super::metrics::{record_answer, record_outcome, record_text};
-use super::pb::{self, classify_result};
 use super::room::{Room, Rooms};
 use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_intake, invalid, refused};
 use super::{shadow, status};
 use crate::config::Config;
-use crate::engine::{Answer, Candidate, CatalogueError, Query, SelectedFactors};
-use crate::input::{Preprocessed, Presence, TextReading};
+use delo_engine::{Answer, Candidate, CatalogueError, Query, SelectedFactors};
+use delo_model::input::{Preprocessed, Presence, TextReading};
+use delo_proto::classify_result;
 
 /// Scores returned where the request doesn't say, and candidate tasks.
 const DEFAULT_TOP_K: u32 = 5;

@@ -12,8 +12,8 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server};
 use super::admin::Admin;
 use super::classifier::Classifier;
 use super::lifecycle::{Lifecycle, State};
-use super::pb::admin_server::AdminServer;
-use super::pb::classifier_server::ClassifierServer;
+use delo_proto::admin_server::AdminServer;
+use delo_proto::classifier_server::ClassifierServer;
 
 /// Names whose health is the readiness for requests: the server as a whole, and the classifier.
 const READINESS: [&str; 2] = ["", <ClassifierServer<Classifier> as NamedService>::NAME];

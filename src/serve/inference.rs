@@ -2,8 +2,8 @@
 use std::sync::Arc;
 
 use super::batcher::Compute;
-use crate::engine::{Answer, Engine, EngineError, Query, in_pool};
-use crate::registry::Registry;
+use delo_engine::{Answer, Engine, EngineError, Query, in_pool};
+use delo_registry::Registry;
 
 /// The engine with the live catalogue.
 #[derive(Debug)]

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::registry::Registry;
+use delo_registry::Registry;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {

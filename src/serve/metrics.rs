@@ -9,8 +9,8 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use super::feedback::Verdict;
 use super::room::{Room, Rooms};
 use super::task_series::TaskSeries;
-use crate::engine::{Answer, Catalogue};
-use crate::input::{Presence, TextReading};
+use delo_engine::{Answer, Catalogue};
+use delo_model::input::{Presence, TextReading};
 
 /// From half a millisecond to two minutes.
 const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];

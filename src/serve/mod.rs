@@ -10,7 +10,6 @@ mod classifier;
 mod connections;
 #[doc(hidden)]
 pub mod deadline;
-mod descriptors;
 mod feedback;
 mod files;
 mod health;
@@ -19,7 +18,6 @@ mod intake;
 mod layers;
 mod lifecycle;
 mod metrics;
-pub mod pb;
 mod ports;
 mod probe;
 mod queue;
@@ -33,9 +31,9 @@ mod signals;
 mod status;
 mod sync;
 mod task_series;
-mod threads;
 mod tls;
 
+use delo_proto as pb;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -50,6 +48,7 @@ use tonic_health::pb::health_server::HealthServer;
 use self::metrics::{keep_up, recorder, render};
 use admin::Admin;
 use classifier::Classifier;
+pub use delo_process::threads::{TooFew, try_to_start};
 use health::Health;
 use layers::Admit;
 use lifecycle::Lifecycle;
@@ -61,15 +60,14 @@ use reload::Trust;
 pub use reload::TrustError;
 use room::{Room, Rooms};
 pub use signals::Requests;
-pub use threads::{TooFew, try_to_start};
 
 use crate::config::{Config, Listen};
-use crate::input::InputError;
 use crate::logging;
-use crate::registry::RegistryError;
-use crate::registry::remote::RemoteError;
-use crate::registry::signature::SignatureError;
-use crate::vilt::ViltError;
+use delo_model::input::InputError;
+use delo_model::vilt::ViltError;
+use delo_registry::RegistryError;
+use delo_registry::remote::RemoteError;
+use delo_registry::signature::SignatureError;
 
 /// Connections get this long to close after the last call has ended.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -176,8 +174,8 @@ impl Server {
             tracing::warn!(variable, "this environment variable is no setting and is ignored: settings are written DELO_SECTION__KEY");
         }
         warn_of_open_doors(&config);
-        let files = descriptors::raise_limit();
-        let connections = descriptors::connections(config.server.max_connections, files);
+        let files = delo_process::descriptors::raise_limit();
+        let connections = delo_process::descriptors::connections(config.server.max_connections, files);
         if connections < config.server.max_connections {
             tracing::warn!(
                 files,

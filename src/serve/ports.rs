@@ -189,8 +189,8 @@ mod tests {
     use tower::Service;
 
     use super::*;
-    use crate::serve::pb::ClassifyRequest;
-    use crate::serve::pb::classifier_client::ClassifierClient;
+    use delo_proto::ClassifyRequest;
+    use delo_proto::classifier_client::ClassifierClient;
 
     /// Reads a call's message and answers nothing, ever.
     #[derive(Clone)]

@@ -1,4 +1,5 @@
 //! Partitions from outside: signatures of uploads, loads by URL, and the registry that the server follows.
+use delo_proto as pb;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,13 +9,12 @@ use tonic::Status;
 
 use super::ServeError;
 use super::lifecycle::Lifecycle;
-use super::pb;
 use super::room::Rooms;
 use super::status::{from_remote, invalid};
 use crate::config::Config;
-use crate::registry::remote::{AllowedUrls, Changes, Follower, Limits, Occasion, Place, Report, check_signature, fetch_url};
-use crate::registry::signature::Trust;
-use crate::registry::{Registry, Source};
+use delo_registry::remote::{AllowedUrls, Changes, Follower, Limits, Occasion, Place, Report, check_signature, fetch_url};
+use delo_registry::signature::Trust;
+use delo_registry::{Registry, Source};
 
 /// What a server does with partitions that are not in its own directory.
 #[derive(Debug)]

@@ -15,12 +15,12 @@ use super::lifecycle::Lifecycle;
 use super::remote::Remote;
 use super::task_series::TaskSeries;
 use crate::config::{self, Config};
-use crate::engine::{Engine, EngineError, Options, Query};
-use crate::input::{InputProcessor, Pixels, Sample};
-use crate::model_dir::{ModelDir, embedded_partitions};
-use crate::registry::signature::Trust;
-use crate::registry::{self, Registry, Source};
-use crate::vilt::Loader;
+use delo_engine::{Engine, EngineError, Options, Query};
+use delo_model::input::{InputProcessor, Pixels, Sample};
+use delo_model::model_dir::{ModelDir, embedded_partitions};
+use delo_model::vilt::Loader;
+use delo_registry::signature::Trust;
+use delo_registry::{Registry, Source};
 
 /// The fixed cost of a batch, in tokens, is the tokens of a usual batch divided by this. With the embedded
 /// backbone on two threads, a batch of 6 tokens took a sixth of the time of one of 157.
@@ -85,7 +85,7 @@ impl Room {
         let (engine, processor) = tokio::task::spawn_blocking(load).await.map_err(|_| ServeError::Panicked)??;
         let engine = Arc::new(engine);
         let trust = Arc::new(Trust::load(&config.registry.trusted_keys, config.registry.require_signature)?);
-        let settings = registry::Settings {
+        let settings = delo_registry::Settings {
             rule: config.routing.rule(),
             special_tokens: config.input.special_tokens,
             root: config.model.partitions.clone(),

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::batcher::{Claim, Priority};
 use super::room::Room;
 use super::status::refused;
-use crate::engine::{Answer, Query, Resident, Trial, TrialMode};
-use crate::input::Sample;
+use delo_engine::{Answer, Query, Resident, Trial, TrialMode};
+use delo_model::input::Sample;
 
 /// A shadow that is not computed by then is left out.
 const PATIENCE: Duration = Duration::from_secs(10);

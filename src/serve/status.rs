@@ -6,13 +6,13 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::batcher::BatchError;
 use super::intake::IntakeError;
-use crate::delo::PartitionError;
-use crate::engine::{CatalogueError, EngineError};
-use crate::registry::ledger::LedgerError;
-use crate::registry::remote::RemoteError;
-use crate::registry::signature::SignatureError;
-use crate::registry::state::StateError;
-use crate::registry::{RegistryError, SourceError};
+use delo_engine::{CatalogueError, EngineError};
+use delo_model::PartitionError;
+use delo_registry::ledger::LedgerError;
+use delo_registry::remote::RemoteError;
+use delo_registry::signature::SignatureError;
+use delo_registry::state::StateError;
+use delo_registry::{RegistryError, SourceError};
 
 /// Longest message and field name, in bytes. They travel in a header, whose size HTTP/2 bounds, and may quote what the caller sent.
 const MAX_MESSAGE: usize = 1000;

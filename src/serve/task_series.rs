@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::engine::{Catalogue, Counted, TrialMode};
-use crate::input::Presence;
+use delo_engine::{Catalogue, Counted, TrialMode};
+use delo_model::input::Presence;
 
 /// What a label says of a task that isn't loaded. A task of this name may be loaded as well: series of tasks
 /// that are not loaded have one label more.

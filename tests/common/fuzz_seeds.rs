@@ -2,10 +2,10 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use delo::delo::partition::{BackboneRecord, KeyRule, PartitionMeta, to_bytes};
-use delo::delo::{KeyAverage, KeySignal, Layout, Metric, PoolSpec, SessionKeys, TaskModel};
-use delo::serve::pb::load_partition_request::Source;
-use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest};
+use delo_model::partition::{BackboneRecord, KeyRule, PartitionMeta, to_bytes};
+use delo_model::{KeyAverage, KeySignal, Layout, Metric, PoolSpec, SessionKeys, TaskModel};
+use delo_proto::load_partition_request::Source;
+use delo_proto::{ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest};
 use image::codecs::gif::GifEncoder;
 use image::{DynamicImage, Frame, ImageFormat, Rgba, RgbaImage};
 use jpeg_encoder::{ColorType, Encoder};

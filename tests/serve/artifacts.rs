@@ -1,13 +1,12 @@
 //! Bad artifacts: each load is refused with its status, nothing changes, and the server still serves.
-use delo::delo::{KeySignal, Layout, Metric};
-use delo::serve::pb::load_partition_request::Source;
-use delo::serve::pb::{LoadPartitionRequest, UnloadPartitionResponse};
+use delo_model::{KeySignal, Layout, Metric};
+use delo_proto::load_partition_request::Source;
+use delo_proto::{LoadPartitionRequest, UnloadPartitionResponse};
 use serde_json::Value;
 use tonic::Code;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use crate::common;
 use crate::harness::{Running, TASKS, artifact, artifact_of, refused, start, start_at, start_with};
 
 /// A request with anything at all for a name.
@@ -42,10 +41,10 @@ pub fn renamed(artifact: &[u8], task: &str) -> Vec<u8> {
 }
 
 fn with_nan() -> Vec<u8> {
-    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, 1);
+    let model = delo_fixtures::random_model(delo_fixtures::spec(Layout::RankOne, 3), 7, 1);
     let bias = candle_core::Tensor::new(&[f32::NAN; 7], &candle_core::Device::Cpu).unwrap();
     model.head_bias.set(&bias).unwrap();
-    common::artifact("food", &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), 1)
+    delo_fixtures::artifact("food", &model, delo_fixtures::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), 1)
 }
 
 async fn assert_unchanged(server: &Running) {
@@ -194,7 +193,7 @@ async fn a_link_that_is_switched_is_read_as_it_stands_at_each_load() {
     std::fs::remove_file(&link).unwrap();
     std::os::unix::fs::symlink("v2", &link).unwrap();
     std::fs::remove_dir_all(dir.path().join("v1")).unwrap();
-    let expected = delo::registry::signature::digest(&artifact_of("food", 1));
+    let expected = delo_registry::signature::digest(&artifact_of("food", 1));
     for uri in ["food.safetensors".to_owned(), link.join("food.safetensors").display().to_string()] {
         assert_eq!(server.load(Source::Uri(uri)).await.unwrap().digest, expected);
     }

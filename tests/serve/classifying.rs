@@ -1,6 +1,6 @@
 //! What a caller gets.
-use delo::serve::pb::classify_result::Result::{Error, Response};
-use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest, Modality, TextReading};
+use delo_proto::classify_result::Result::{Error, Response};
+use delo_proto::{ClassifyBatchRequest, ClassifyRequest, Modality, TextReading};
 use image::ImageFormat;
 use prost::Message;
 use tonic::Code;

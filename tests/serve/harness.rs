@@ -6,13 +6,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use delo::config::Config;
-use delo::delo::{KeySignal, Layout, Metric};
-use delo::serve::pb::admin_client::AdminClient;
-use delo::serve::pb::classifier_client::ClassifierClient;
-use delo::serve::pb::{
+use delo::serve::{Addresses, ServeError, Server};
+use delo_model::{KeySignal, Layout, Metric};
+use delo_proto::admin_client::AdminClient;
+use delo_proto::classifier_client::ClassifierClient;
+use delo_proto::{
     ClassifyRequest, ClassifyResponse, LoadPartitionRequest, Partition, UnloadPartitionRequest, load_partition_request::Source,
 };
-use delo::serve::{Addresses, ServeError, Server};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -28,8 +28,6 @@ use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-
-use crate::common;
 
 pub const TASKS: [&str; 3] = ["animals", "food", "travel"];
 
@@ -48,8 +46,8 @@ pub fn artifact(task: &str) -> Vec<u8> {
 /// As [`artifact`]; another variant is another model of the same task.
 pub fn artifact_of(task: &str, variant: u64) -> Vec<u8> {
     let seed = task.bytes().map(u64::from).sum::<u64>() + 10_000 * variant;
-    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, seed);
-    common::artifact(task, &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
+    let model = delo_fixtures::random_model(delo_fixtures::spec(Layout::RankOne, 3), 7, seed);
+    delo_fixtures::artifact(task, &model, delo_fixtures::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
 }
 
 /// The default settings, on free ports, with these changes.
@@ -199,7 +197,7 @@ impl Running {
 
     /// Tasks and versions that are live.
     pub async fn live(&self) -> Vec<(String, u64)> {
-        let list = self.admin().await.list_partitions(delo::serve::pb::ListPartitionsRequest {}).await.unwrap().into_inner();
+        let list = self.admin().await.list_partitions(delo_proto::ListPartitionsRequest {}).await.unwrap().into_inner();
         list.partitions.into_iter().map(|p| (p.task, p.version)).collect()
     }
 }

@@ -2,8 +2,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use delo::serve::pb::ClassifyRequest;
-use delo::serve::pb::classifier_client::ClassifierClient;
+use delo_proto::ClassifyRequest;
+use delo_proto::classifier_client::ClassifierClient;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity};
 use tonic::{Request, Status};
 

@@ -1,9 +1,9 @@
 //! Starting, being empty, stopping.
 use std::time::Duration;
 
-use delo::serve::pb::get_status_response::State;
-use delo::serve::pb::{ClassifyBatchRequest, ClassifyResponse, GetStatusRequest};
 use delo::serve::{ServeError, Server};
+use delo_proto::get_status_response::State;
+use delo_proto::{ClassifyBatchRequest, ClassifyResponse, GetStatusRequest};
 use image::ImageFormat;
 use prost::Message;
 use tonic::Code;
@@ -17,7 +17,7 @@ use crate::harness::{TASKS, artifact, config, eventually, image, picture, refuse
 async fn health_follows_what_is_loaded_and_knows_its_services() {
     let server = start_with(&[], &[]).await;
     let mut admin = server.admin().await;
-    let state = async |admin: &mut delo::serve::pb::admin_client::AdminClient<_>| {
+    let state = async |admin: &mut delo_proto::admin_client::AdminClient<_>| {
         admin.get_status(GetStatusRequest {}).await.unwrap().into_inner().state()
     };
     while state(&mut admin).await == State::Starting {

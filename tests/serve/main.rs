@@ -1,8 +1,6 @@
 //! A real server in this process, over real sockets.
 #[path = "../common/authority.rs"]
 mod authority;
-#[path = "../common/mod.rs"]
-mod common;
 mod harness;
 mod identity;
 

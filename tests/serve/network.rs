@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use delo::serve::pb::ListPartitionsRequest;
+use delo_proto::ListPartitionsRequest;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
 use prost::Message;
@@ -253,10 +253,8 @@ async fn connections_beyond_the_most_are_closed_at_once() {
 /// Connections that this process may have open to itself, each of which takes two of its files.
 #[cfg(unix)]
 fn affordable() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is one `rlimit`, valid for writes during the call.
-    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
-    usize::try_from(limit.rlim_cur.saturating_sub(2000) / 2).unwrap_or(usize::MAX)
+    let limit = delo_process::descriptors::raise_limit().expect("there is a limit of open files");
+    usize::try_from(limit.saturating_sub(2000) / 2).unwrap_or(usize::MAX)
 }
 
 #[cfg(unix)]

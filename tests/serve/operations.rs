@@ -1,9 +1,9 @@
 //! What an operator sees: metrics, outcomes, reflection.
 use std::collections::{BTreeMap, BTreeSet};
 
-use delo::serve::pb::load_partition_request::Source;
-use delo::serve::pb::trial_mode::Mode;
-use delo::serve::pb::{AbortTrialRequest, ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest, TrialMode};
+use delo_proto::load_partition_request::Source;
+use delo_proto::trial_mode::Mode;
+use delo_proto::{AbortTrialRequest, ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest, TrialMode};
 use tonic::Code;
 use tonic_reflection::pb::{v1, v1alpha};
 

@@ -1,7 +1,7 @@
 //! More than can be computed: what is refused, what is answered, and when.
 use std::time::{Duration, Instant};
 
-use delo::serve::pb::ClassifyRequest;
+use delo_proto::ClassifyRequest;
 use futures::future::join_all;
 use image::ImageFormat;
 use tonic::{Code, Request, Status};

@@ -2,12 +2,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use delo::delo::{KeySignal, Layout, Metric};
-use delo::registry::remote::{Place, promote, push, withdraw};
-use delo::serve::pb::{GetStatusRequest, ListPartitionsRequest, RegistryStatus, SyncRegistryRequest, SyncRegistryResponse};
+use delo_model::{KeySignal, Layout, Metric};
+use delo_proto::{GetStatusRequest, ListPartitionsRequest, RegistryStatus, SyncRegistryRequest, SyncRegistryResponse};
+use delo_registry::remote::{Place, promote, push, withdraw};
 use tonic::{Code, Status};
 
-use crate::common;
 use crate::harness::{Running, artifact, refused, start, start_with, state_in};
 use crate::web::{Mode, Web};
 
@@ -22,8 +21,8 @@ async fn publish(dir: &Path, bytes: Vec<u8>) -> String {
 
 /// Another partition of this task.
 fn other(task: &str, seed: u64) -> Vec<u8> {
-    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, seed);
-    common::artifact(task, &model, common::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
+    let model = delo_fixtures::random_model(delo_fixtures::spec(Layout::RankOne, 3), 7, seed);
+    delo_fixtures::artifact(task, &model, delo_fixtures::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
 }
 
 /// Follows this registry, impatiently.
@@ -190,11 +189,11 @@ async fn a_refused_artifact_is_not_fetched_again_until_the_manifest_changes_or_s
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_of_another_backbone_or_task_are_refused_beside_those_that_fit() {
     let dir = tempfile::tempdir().unwrap();
-    let model = common::random_model(common::spec(Layout::RankOne, 3), 7, 3);
-    let mut meta = common::meta("alien", &model, common::key_rule(Metric::Plain, KeySignal::Pooled));
+    let model = delo_fixtures::random_model(delo_fixtures::spec(Layout::RankOne, 3), 7, 3);
+    let mut meta = delo_fixtures::meta("alien", &model, delo_fixtures::key_rule(Metric::Plain, KeySignal::Pooled));
     meta.backbone.fingerprint = "abc".to_owned();
-    let keys = delo::delo::SessionKeys::default();
-    publish(dir.path(), delo::delo::partition::to_bytes(&meta, &model, &keys).unwrap()).await;
+    let keys = delo_model::SessionKeys::default();
+    publish(dir.path(), delo_model::partition::to_bytes(&meta, &model, &keys).unwrap()).await;
     publish(dir.path(), artifact("animals")).await;
     publish(dir.path(), artifact("travel")).await;
     // Somebody edits the manifest by hand.

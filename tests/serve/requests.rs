@@ -1,6 +1,6 @@
 //! Bad requests: each is refused with its status, and the server still serves.
-use delo::serve::pb::load_partition_request::Source;
-use delo::serve::pb::{ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest};
+use delo_proto::load_partition_request::Source;
+use delo_proto::{ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest};
 use futures::stream;
 use image::{DynamicImage, ImageFormat, RgbImage};
 use tonic::codec::CompressionEncoding;

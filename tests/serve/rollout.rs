@@ -2,9 +2,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use delo::serve::pb::load_partition_request::Source;
-use delo::serve::pb::trial_mode::Mode;
-use delo::serve::pb::{
+use delo_proto::load_partition_request::Source;
+use delo_proto::trial_mode::Mode;
+use delo_proto::{
     AbortTrialRequest, ClassifyRequest, GetStatusRequest, ListPartitionsRequest, LoadPartitionRequest, Partition, PromoteTrialRequest,
     ReportOutcomeRequest, RollbackPartitionRequest, TrialMode, UnloadPartitionRequest,
 };

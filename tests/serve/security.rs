@@ -1,10 +1,10 @@
 //! Who may call what, over what, and what of that changes while the server runs.
 use std::time::Duration;
 
-use delo::serve::pb::admin_client::AdminClient;
-use delo::serve::pb::classifier_client::ClassifierClient;
-use delo::serve::pb::{GetStatusRequest, ListPartitionsRequest, UnloadPartitionRequest};
 use delo::serve::{ServeError, Server};
+use delo_proto::admin_client::AdminClient;
+use delo_proto::classifier_client::ClassifierClient;
+use delo_proto::{GetStatusRequest, ListPartitionsRequest, UnloadPartitionRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Code, Request};
 use tonic_health::pb::health_check_response::ServingStatus;

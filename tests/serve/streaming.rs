@@ -2,8 +2,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use delo::serve::pb::classify_result::Result as Outcome;
-use delo::serve::pb::{ClassifyRequest, Priority};
+use delo_proto::classify_result::Result as Outcome;
+use delo_proto::{ClassifyRequest, Priority};
 use futures::StreamExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -57,7 +57,7 @@ async fn a_stream_that_is_dropped_or_half_closed_leaves_nothing_behind() {
         drop(answers);
     }
     for _ in 0..500 {
-        let status = server.admin().await.get_status(delo::serve::pb::GetStatusRequest {}).await.unwrap().into_inner();
+        let status = server.admin().await.get_status(delo_proto::GetStatusRequest {}).await.unwrap().into_inner();
         if status.queue_depth == 0 {
             break;
         }

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use delo::serve::pb::{ClassifyRequest, ClassifyResponse};
+use delo_proto::{ClassifyRequest, ClassifyResponse};
 use futures::{StreamExt, stream};
 use tonic::Code;
 

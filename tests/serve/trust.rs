@@ -1,11 +1,11 @@
 //! Whose partitions are served: signatures, and the addresses that a caller may name.
 use std::path::PathBuf;
 
-use delo::registry::remote::{Place, push};
-use delo::registry::signature;
 use delo::serve::Server;
-use delo::serve::pb::load_partition_request::Source;
-use delo::serve::pb::{GetStatusRequest, LoadPartitionRequest, Partition, SyncRegistryRequest};
+use delo_proto::load_partition_request::Source;
+use delo_proto::{GetStatusRequest, LoadPartitionRequest, Partition, SyncRegistryRequest};
+use delo_registry::remote::{Place, push};
+use delo_registry::signature;
 use tonic::{Code, Status};
 
 use crate::harness::{Running, artifact, config, refused, start, start_with};
@@ -60,7 +60,7 @@ async fn where_signatures_are_required_only_what_is_signed_is_served() {
     let food = artifact("food");
     let right = signature::from_hex(&keys.sign(&food)).unwrap();
     let of_another = signature::from_hex(&keys.sign(b"another")).unwrap();
-    while server.admin().await.list_partitions(delo::serve::pb::ListPartitionsRequest {}).await.is_err() {
+    while server.admin().await.list_partitions(delo_proto::ListPartitionsRequest {}).await.is_err() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn every_method_has_a_label_and_paths_that_do_not_exist_share_one() {
-        let files = FileDescriptorSet::decode(crate::serve::pb::DESCRIPTORS).unwrap().file;
+        let files = FileDescriptorSet::decode(delo_proto::DESCRIPTORS).unwrap().file;
         let mut known = 0;
         for (package, service) in files.iter().flat_map(|file| file.service.iter().map(|service| (file.package(), service))) {
             for rpc in &service.method {

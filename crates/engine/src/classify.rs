@@ -1,0 +1,192 @@
+//! Samples of any tasks through one forward: decide the task, apply each sample's own factors, score.
+use std::sync::Arc;
+
+use candle_core::Result;
+use rayon::prelude::*;
+
+use super::backbone::{Adapters, Backbone};
+use super::forward::in_pool;
+use super::packed::Span;
+use super::signals::{self, signal_at};
+use super::{Answer, Candidate, Catalogue, Compute, Engine, EngineError, Query, Resident, SelectedFactors, with_backbone};
+use delo_model::input::Sample;
+use delo_model::method::selection::softmax;
+use delo_model::method::serving_pools::{Choice, ServingPools};
+use delo_model::method::task_model::{MODALITIES, TARGETS};
+use delo_model::routing::keys::KeySignal;
+
+/// A sample whose task is decided.
+#[derive(Clone)]
+struct Routed {
+    resident: Arc<Resident>,
+    candidates: Vec<Candidate>,
+}
+
+impl Engine {
+    /// Classifies samples of any tasks and modalities in one batch, in order. One refused sample does not fail its neighbours.
+    pub fn classify(&self, catalogue: &Catalogue, queries: &[Query]) -> Vec<std::result::Result<Answer, EngineError>> {
+        let mut answers: Vec<_> = queries.iter().map(|_| Err(EngineError::NothingLoaded)).collect();
+        // All partitions of one catalogue share their dummy image. One that was given and has left the catalogue since may have another.
+        let mut groups: Vec<([usize; 2], Vec<usize>)> = Vec::new();
+        for (i, query) in queries.iter().enumerate().filter(|(_, q)| q.given.is_some() || !catalogue.is_empty()) {
+            let dummy = query.given.as_ref().map_or(catalogue.dummy_image(), |resident| resident.dummy_image());
+            match groups.iter_mut().find(|(of, _)| *of == dummy) {
+                Some((_, members)) => members.push(i),
+                None => groups.push((dummy, vec![i])),
+            }
+        }
+        for (dummy, members) in groups {
+            let accepted: Vec<&Query> = members.iter().map(|&i| &queries[i]).collect();
+            match self.forward(catalogue, dummy, &accepted) {
+                Ok(computed) => members.into_iter().zip(computed).for_each(|(i, answer)| answers[i] = Ok(answer)),
+                Err(e) => members.into_iter().for_each(|i| answers[i] = Err(EngineError::Compute(e.to_string()))),
+            }
+        }
+        answers
+    }
+
+    /// Every resident task with its cosine, falling, for each sample: the task decision alone.
+    ///
+    /// # Errors
+    /// A failed forward pass.
+    pub fn route(&self, catalogue: &Catalogue, samples: &[Sample]) -> Result<Vec<Vec<Candidate>>> {
+        let samples: Vec<&Sample> = samples.iter().collect();
+        let layers = self.backbone.config.num_hidden_layers;
+        with_backbone!(&self.compute, backbone => in_pool(|| {
+            let (hidden, spans) = backbone.embed(&samples, self.dummy(catalogue.dummy_image()))?;
+            let signal = catalogue.signal();
+            let rows = signals::signals(backbone, hidden, &spans, layers, &[signal])?;
+            Ok(rows[&signal].iter().map(|row| catalogue.candidates(row)).collect())
+        }))
+    }
+
+    /// The pooled output of the frozen backbone, `[samples, d]`: what a pass without any adapter costs.
+    ///
+    /// # Errors
+    /// A failed forward pass.
+    pub fn pooled(&self, samples: &[Sample], dummy_image: [usize; 2]) -> Result<Vec<Vec<f32>>> {
+        let samples: Vec<&Sample> = samples.iter().collect();
+        with_backbone!(&self.compute, backbone => in_pool(|| {
+            let (hidden, spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
+            backbone.run_to_pooled(hidden, &spans, 0, None)
+        }))
+    }
+
+    fn forward(&self, catalogue: &Catalogue, dummy_image: [usize; 2], accepted: &[&Query]) -> Result<Vec<Answer>> {
+        with_backbone!(&self.compute, backbone => in_pool(|| self.forward_on(backbone, catalogue, dummy_image, accepted)))
+    }
+
+    fn forward_on<B: Backbone>(
+        &self,
+        backbone: &B,
+        catalogue: &Catalogue,
+        dummy_image: [usize; 2],
+        accepted: &[&Query],
+    ) -> Result<Vec<Answer>> {
+        let samples: Vec<&Sample> = accepted.iter().map(|q| &q.sample).collect();
+        let (mut hidden, spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
+        let layers = self.backbone.config.num_hidden_layers;
+        let given = accepted.iter().filter_map(|query| query.given.as_ref()).map(|resident| resident.first_adapted_layer());
+        let start = given.fold(catalogue.first_adapted_layer(layers), usize::min);
+        let routed = self.decide(backbone, catalogue, accepted, start, &mut hidden, &spans)?;
+        let pools = routed.iter().map(|routed| (0..layers).map(|layer| pools_of(&routed.resident, layer)).collect()).collect();
+        let mut adapters = Adapters::new(pools);
+        let pooled = backbone.run_to_pooled(hidden, &spans, start, Some(&mut adapters))?;
+        let chosen = std::mem::take(&mut adapters.chosen);
+        let answers = routed.iter().zip(pooled).zip(chosen).zip(accepted);
+        Ok(answers.map(|(((routed, pooled), choices), query)| answer(routed.clone(), &pooled, &choices, query.explain)).collect())
+    }
+
+    /// Each sample's partition. The state goes on to layer `start`, the first that any partition in question adapts; a signal at or before that
+    /// layer is read on the way, a later one costs the samples whose partition is not given a frozen pass of their own.
+    fn decide<B: Backbone>(
+        &self,
+        backbone: &B,
+        catalogue: &Catalogue,
+        accepted: &[&Query],
+        start: usize,
+        hidden: &mut B::Hidden,
+        spans: &[Span],
+    ) -> Result<Vec<Routed>> {
+        let layers = self.backbone.config.num_hidden_layers;
+        let signal = catalogue.signal();
+        let told_at = signal.layer().unwrap_or(layers);
+        let open: Vec<usize> = (0..accepted.len()).filter(|&i| accepted[i].given.is_none()).collect();
+        let told: Vec<Vec<f32>> = if open.is_empty() {
+            backbone.run(hidden, spans, 0..start, None)?;
+            Vec::new()
+        } else if told_at <= start {
+            backbone.run(hidden, spans, 0..told_at, None)?;
+            let told = signal_at(backbone, hidden, spans, signal)?;
+            backbone.run(hidden, spans, told_at..start, None)?;
+            open.iter().map(|&i| told[i].clone()).collect()
+        } else {
+            backbone.run(hidden, spans, 0..start, None)?;
+            let chosen: Vec<Span> = open.iter().map(|&i| spans[i]).collect();
+            let mut undecided = backbone.select(hidden, &chosen)?;
+            let spans = in_a_row(&chosen);
+            if signal == KeySignal::Pooled {
+                backbone.run_to_pooled(undecided, &spans, start, None)?
+            } else {
+                backbone.run(&mut undecided, &spans, start..told_at, None)?;
+                signal_at(backbone, &undecided, &spans, signal)?
+            }
+        };
+        let mut ranked: Vec<Option<Vec<Candidate>>> = vec![None; accepted.len()];
+        let cosines: Vec<Vec<Candidate>> = told.par_iter().map(|signal| catalogue.candidates(signal)).collect();
+        open.iter().zip(cosines).for_each(|(&i, candidates)| ranked[i] = Some(candidates));
+        let routed = accepted.iter().zip(ranked).map(|(query, ranked)| {
+            let candidates = ranked.unwrap_or_default();
+            let decided = || candidates.first().and_then(|best| catalogue.pick(&best.task, query.ticket)).cloned();
+            let resident = query.given.clone().or_else(decided);
+            let resident = resident.ok_or_else(|| candle_core::Error::Msg("a sample has no task".to_owned()))?;
+            Ok(Routed { resident, candidates })
+        });
+        routed.collect()
+    }
+}
+
+/// The same samples, one after another from row 0.
+fn in_a_row(spans: &[Span]) -> Vec<Span> {
+    let mut start = 0;
+    let placed = spans.iter().map(|span| {
+        let placed = Span { start, ..*span };
+        start = placed.end();
+        placed
+    });
+    placed.collect()
+}
+
+/// The pools that a partition has in a layer.
+fn pools_of(resident: &Resident, layer: usize) -> Option<&ServingPools> {
+    resident.partition.pools.get(layer.checked_sub(resident.first_adapted_layer())?)
+}
+
+fn answer(routed: Routed, pooled: &[f32], choices: &[(usize, Vec<Choice>)], explain: bool) -> Answer {
+    let partition = &routed.resident.partition;
+    let logit = |(row, bias): (&[f32], &f32)| bias + row.iter().zip(pooled).map(|(w, x)| w * x).sum::<f32>();
+    let mut scores: Vec<f32> = partition.head_weight.chunks_exact(pooled.len()).zip(&partition.head_bias).map(logit).collect();
+    if partition.meta.multi_label {
+        scores.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
+    } else {
+        softmax(&mut scores);
+    }
+    let mut factors_selected = [0; 2];
+    for (_, pools) in choices {
+        for (pool, choice) in pools.iter().enumerate() {
+            factors_selected[pool % MODALITIES.len()] += choice.a.len() as u64;
+        }
+    }
+    let factors = explain.then(|| choices.iter().flat_map(|(layer, pools)| explained(*layer, pools)).collect());
+    Answer { scores, candidates: routed.candidates, factors_selected, factors, resident: routed.resident }
+}
+
+fn explained(layer: usize, pools: &[Choice]) -> impl Iterator<Item = SelectedFactors> + '_ {
+    pools.iter().enumerate().map(move |(pool, Choice { a, b })| SelectedFactors {
+        layer,
+        target: TARGETS[pool / MODALITIES.len()],
+        modality: MODALITIES[pool % MODALITIES.len()],
+        a: a.clone(),
+        b: b.clone(),
+    })
+}

@@ -1,0 +1,161 @@
+//! The low-rank update of query, key and value in a batch of any tasks: every sample's own factors, read where they are resident.
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use aligned_vec::{AVec, ConstAlign};
+
+use super::super::packed::Span;
+use delo_kernels::norm::mean;
+use delo_kernels::{Element, Isa, Kernel, PANEL, RowsMut, RowsRef, Start, Stream, Tile, pack_column, parallel};
+use delo_model::input::Presence;
+use delo_model::method::serving_pools::{Choice, NumbersRef, ServingPools};
+use delo_model::method::task_model::{MODALITIES, POOLS, TARGETS};
+
+/// Factor pairs that are added to a row of results at once.
+const AT_ONCE: usize = 8;
+
+/// One sample's factors in one layer.
+struct Factors<'a, E: Element> {
+    pools: &'a ServingPools,
+    choices: Vec<Choice>,
+    /// All A factors of the sample as columns: `[POOLS · r]` of them, in panels.
+    down: AVec<E, ConstAlign<64>>,
+}
+
+/// Every sample's update in one layer.
+pub(super) struct LayerUpdate<'a, E: Element> {
+    samples: Vec<Option<Factors<'a, E>>>,
+    /// r, the largest there is.
+    rank: usize,
+    /// Adds B factors up.
+    kernel: Kernel<f32>,
+}
+
+impl<'a, E: Element> LayerUpdate<'a, E> {
+    /// Routes every sample by the state entering the layer (METHOD.md 2 and 3); `None` where no sample is adapted.
+    pub fn route(isa: Isa, pools: &[Option<&'a ServingPools>], hidden: RowsRef<'_, f32>, spans: &[Span]) -> Option<Self> {
+        let rank = pools.iter().flatten().map(|pools| pools.pairs() / MODALITIES.len()).max()?;
+        let d = hidden.width();
+        let samples: Vec<OnceLock<Factors<'a, E>>> = pools.iter().map(|_| OnceLock::new()).collect();
+        parallel(spans.len(), |sample| {
+            let Some(pools) = pools[sample] else { return };
+            let mut queries = [vec![0.0; d], vec![0.0; d]];
+            isa.run(
+                #[inline(always)]
+                || queries.iter_mut().zip(query_rows(&spans[sample])).for_each(|(query, rows)| mean(hidden, rows, query)),
+            );
+            let choices: Vec<Choice> = (0..POOLS).map(|pool| pools.choose(isa, pool, &queries[pool % MODALITIES.len()])).collect();
+            let down = pack_factors(pools, &choices, d);
+            // Each sample is one piece of work: nobody set it before.
+            let _ = samples[sample].set(Factors { pools, choices, down });
+        });
+        Some(Self { samples: samples.into_iter().map(OnceLock::into_inner).collect(), rank, kernel: f32::kernel(isa) })
+    }
+
+    /// Columns of [`Self::project`]'s results.
+    pub fn width(&self) -> usize {
+        (POOLS * self.rank).next_multiple_of(PANEL)
+    }
+
+    /// α · x Aᵀ of some rows of one sample, `x` being the layer's normalised input, into the rows of `u` from `first` on.
+    ///
+    /// # Safety
+    /// No two threads cover the same rows at the same time.
+    #[inline(always)]
+    pub unsafe fn project(&self, kernel: &Kernel<E>, x: RowsRef<'_, E>, sample: usize, first: usize, u: &RowsMut<'_, f32>) {
+        let Some(factors) = &self.samples[sample] else { return };
+        let alpha = factors.pools.alpha();
+        let k = x.width().next_multiple_of(E::STEP);
+        let mut results = vec![0f32; x.rows() * PANEL];
+        for (index, panel) in factors.down.chunks_exact(k * PANEL).enumerate() {
+            kernel.multiply(x, k, panel, Start::Zero, &mut results, PANEL);
+            for (row, results) in results.chunks_exact(PANEL).enumerate() {
+                // SAFETY: these rows are this thread's by the caller's promise.
+                let out = unsafe { u.part(first + row, index * PANEL..(index + 1) * PANEL) };
+                out.iter_mut().zip(results).for_each(|(o, &x)| *o = alpha * x);
+            }
+        }
+    }
+
+    /// Adds the update of `target` in its `columns` to `rows` of a tile, which are rows of `u` and all of one sample, from the tile's column `at` on.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "all of them place one piece of one product")]
+    pub fn add(
+        &self,
+        sample: usize,
+        u: &Stream<f32>,
+        rows: Range<usize>,
+        target: usize,
+        columns: Range<usize>,
+        at: usize,
+        tile: &mut Tile<'_>,
+    ) {
+        let Some(Factors { pools, choices, .. }) = &self.samples[sample] else { return };
+        let mut factors = FactorPanel([[0.0; PANEL]; AT_ONCE]);
+        let mut filled = 0;
+        let mut done = target * pools.pairs();
+        for modality in 0..MODALITIES.len() {
+            let pool = target * MODALITIES.len() + modality;
+            for factor in pools.b_factors(pool, &choices[pool]) {
+                part(factor, &columns).widen(&mut factors.0[filled][at..]);
+                filled += 1;
+                if filled == AT_ONCE {
+                    self.add_factors(&factors.0, u, rows.clone(), done, tile);
+                    done += filled;
+                    filled = 0;
+                }
+            }
+        }
+        self.add_factors(&factors.0[..filled], u, rows, done, tile);
+    }
+
+    /// Adds `Σ_i u[row, first + i] · factors[i]` to each row of a tile.
+    #[inline(always)]
+    fn add_factors(&self, factors: &[[f32; PANEL]], u: &Stream<f32>, rows: Range<usize>, first: usize, tile: &mut Tile<'_>) {
+        let at = rows.start - tile.row;
+        let u = u.view().range(rows).columns(first..first + factors.len());
+        self.kernel.multiply(u, factors.len(), factors.as_flattened(), Start::Results, tile.rows_from(at), PANEL);
+    }
+
+    /// What was chosen, sample by sample.
+    pub fn choices(self) -> Vec<Option<Vec<Choice>>> {
+        self.samples.into_iter().map(|factors| factors.map(|f| f.choices)).collect()
+    }
+}
+
+/// B factors in f32, as a panel of a product.
+#[repr(align(64))]
+struct FactorPanel([[f32; PANEL]; AT_ONCE]);
+
+#[inline(always)]
+fn part<'a>(factor: NumbersRef<'a>, columns: &Range<usize>) -> NumbersRef<'a> {
+    match factor {
+        NumbersRef::F32(values) => NumbersRef::F32(&values[columns.clone()]),
+        NumbersRef::Bf16(values) => NumbersRef::Bf16(&values[columns.clone()]),
+    }
+}
+
+/// The rows whose means are q^v and q^t, the proxy's where a modality is missing (METHOD.md 3).
+pub(crate) fn query_rows(span: &Span) -> [Range<usize>; 2] {
+    match span.presence {
+        Presence::Complete => [span.patches(), span.words()],
+        Presence::ImageOnly => [span.patches(), span.patches()],
+        Presence::TextOnly => [span.words(), span.words()],
+    }
+}
+
+/// The chosen A factors of all pools, pool by pool, as the columns of panels.
+fn pack_factors<E: Element>(pools: &ServingPools, choices: &[Choice], d: usize) -> AVec<E, ConstAlign<64>> {
+    let (k, columns) = (d.next_multiple_of(E::STEP), TARGETS.len() * pools.pairs());
+    let mut panels: AVec<E, ConstAlign<64>> = AVec::new(64);
+    panels.resize(columns.div_ceil(PANEL) * k * PANEL, E::default());
+    let factors = choices.iter().enumerate().flat_map(|(pool, choice)| pools.a_factors(pool, choice));
+    for (column, factor) in factors.enumerate() {
+        let panel = &mut panels[column / PANEL * k * PANEL..][..k * PANEL];
+        match factor {
+            NumbersRef::F32(values) => pack_column(panel, column % PANEL, values.iter().map(|&x| E::of(x))),
+            NumbersRef::Bf16(values) => pack_column(panel, column % PANEL, values.iter().map(|x| E::of(x.get()))),
+        }
+    }
+    panels
+}

@@ -1,0 +1,435 @@
+//! The backbone on a CPU: weights packed once, all samples' tokens in one stream.
+mod embed;
+pub(super) mod low_rank;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use candle_core::{Device, Result, Tensor};
+
+use super::backbone::{Adapters, Backbone, Dummy};
+use super::packed::Span;
+use super::tensors::{values_of, with_values};
+use delo_kernels::attention::{Attended, attention};
+use delo_kernels::elementwise::{gelu, tanh};
+use delo_kernels::norm::{Norm, mean};
+use delo_kernels::{
+    Element, Isa, Kernel, MapSink, PANEL, PackedMatrix, ResidualSink, RowsMut, Stream, Tile, TileSink, parallel, product, product_panels,
+};
+use delo_model::input::Sample;
+use delo_model::method::task_model::TARGETS;
+use delo_model::vilt::{Description, LayerNorm, Linear, Loader, ViltError};
+use embed::Embeddings;
+use low_rank::LayerUpdate;
+
+/// Rows of one sample that a thread normalises and projects together.
+const ROWS: usize = 42;
+/// Memory of as many forwards at once is kept for the next ones.
+const WORKSPACES: usize = 4;
+
+/// A frozen ViLT with packed weights.
+#[derive(Debug)]
+pub(super) struct CpuBackbone<E: Element> {
+    kernel: Kernel<E>,
+    heads: usize,
+    embeddings: Embeddings<E>,
+    layers: Vec<Arc<Layer<E>>>,
+    norm: Norm,
+    pooler: Arc<Map<E>>,
+    /// For whoever trains on it.
+    transposes: OnceLock<Transposes>,
+    workspaces: Mutex<Vec<Workspace<E>>>,
+}
+
+/// `x Wᵀ + b`
+#[derive(Debug)]
+pub(crate) struct Map<E: Element> {
+    pub weight: PackedMatrix<E>,
+    pub bias: Vec<f32>,
+}
+
+#[derive(Debug)]
+pub(super) struct Layer<E: Element> {
+    pub norm_before: Norm,
+    /// Query, key and value side by side.
+    pub qkv: Map<E>,
+    pub attention_output: Map<E>,
+    pub norm_after: Norm,
+    pub intermediate: Map<E>,
+    pub output: Map<E>,
+}
+
+/// The weights' transposes: what a backward pass multiplies by.
+#[derive(Debug)]
+pub(super) struct Transposes {
+    pub layers: Vec<Arc<TransposedLayer>>,
+    pub pooler: Arc<PackedMatrix<f32>>,
+}
+
+#[derive(Debug)]
+pub(super) struct TransposedLayer {
+    pub qkv: PackedMatrix<f32>,
+    pub attention_output: PackedMatrix<f32>,
+    pub intermediate: PackedMatrix<f32>,
+    pub output: PackedMatrix<f32>,
+}
+
+impl CpuBackbone<f32> {
+    /// Packed at the first call.
+    pub fn transposes(&self) -> &Transposes {
+        let of_layer = |layer: &Arc<Layer<f32>>| {
+            Arc::new(TransposedLayer {
+                qkv: layer.qkv.weight.transposed(),
+                attention_output: layer.attention_output.weight.transposed(),
+                intermediate: layer.intermediate.weight.transposed(),
+                output: layer.output.weight.transposed(),
+            })
+        };
+        self.transposes.get_or_init(|| Transposes {
+            layers: self.layers.iter().map(of_layer).collect(),
+            pooler: Arc::new(self.pooler.weight.transposed()),
+        })
+    }
+}
+
+/// What a forward writes to between its layers.
+#[derive(Debug, Default)]
+struct Workspace<E: Element> {
+    /// Pixels of patches, `[patches, 3 · patch · patch]`.
+    pixels: Stream<E>,
+    /// Normalised states, then the attention's output, `[tokens, d]`.
+    x: Stream<E>,
+    /// `[tokens, 3 d]`
+    qkv: Stream<E>,
+    /// `[tokens, intermediate]`
+    inner: Stream<E>,
+    /// α · x Aᵀ, `[tokens, pools · r]`
+    u: Stream<f32>,
+    /// x, qkv and inner for the rows that the pooled output needs, `[samples, …]`.
+    cls: [Stream<E>; 3],
+    cls_u: Stream<f32>,
+}
+
+impl<E: Element> Map<E> {
+    /// One map, or several of the same input, side by side.
+    pub fn pack(maps: &[&Linear]) -> Result<Self> {
+        let k = maps[0].weight.dim(1)?;
+        let weights = maps.iter().map(|map| values_of(&map.weight)).collect::<Result<Vec<_>>>()?;
+        let biases = maps.iter().map(|map| values_of(&map.bias)).collect::<Result<Vec<_>>>()?;
+        Ok(Self { weight: PackedMatrix::new(&weights.iter().map(Vec::as_slice).collect::<Vec<_>>(), k), bias: biases.concat() })
+    }
+}
+
+pub(super) fn norm(norm: &LayerNorm) -> Result<Norm> {
+    Ok(Norm { weight: values_of(&norm.weight)?, bias: values_of(&norm.bias)?, eps: norm.eps as f32 })
+}
+
+impl<E: Element> CpuBackbone<E> {
+    /// Takes a checkpoint part by part: no more than one layer of it is held in another form than the packed one.
+    pub fn load(mut loader: Loader, isa: Isa) -> std::result::Result<(Self, Description), ViltError> {
+        let embeddings = Embeddings::load(&loader.embeddings()?)?;
+        let layers = (0..loader.config().num_hidden_layers)
+            .map(|index| {
+                let layer = loader.layer(index)?;
+                Ok(Arc::new(Layer {
+                    norm_before: norm(&layer.layernorm_before)?,
+                    qkv: Map::pack(&[&layer.query, &layer.key, &layer.value])?,
+                    attention_output: Map::pack(&[&layer.attention_output])?,
+                    norm_after: norm(&layer.layernorm_after)?,
+                    intermediate: Map::pack(&[&layer.intermediate])?,
+                    output: Map::pack(&[&layer.output])?,
+                }))
+            })
+            .collect::<std::result::Result<Vec<_>, ViltError>>()?;
+        let pooler = loader.pooler()?;
+        let heads = loader.config().num_attention_heads;
+        let backbone = Self {
+            kernel: E::kernel(isa),
+            heads,
+            embeddings,
+            layers,
+            norm: norm(&pooler.layernorm)?,
+            pooler: Arc::new(Map::pack(&[&pooler.dense])?),
+            transposes: OnceLock::new(),
+            workspaces: Mutex::default(),
+        };
+        Ok((backbone, loader.finish()))
+    }
+
+    pub fn kernel(&self) -> &Kernel<E> {
+        &self.kernel
+    }
+
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
+    pub fn layer_at(&self, index: usize) -> Arc<Layer<E>> {
+        self.layers[index].clone()
+    }
+
+    /// What follows the last layer.
+    pub fn pooler(&self) -> (&Norm, &Arc<Map<E>>) {
+        (&self.norm, &self.pooler)
+    }
+
+    fn with_workspace<R>(&self, f: impl FnOnce(&mut Workspace<E>) -> R) -> R {
+        // A panic leaves the list whole: its changes are single calls.
+        let lock = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workspace = lock().pop().unwrap_or_default();
+        let result = f(&mut workspace);
+        let mut kept = lock();
+        if kept.len() < WORKSPACES {
+            kept.push(workspace);
+        }
+        result
+    }
+
+    /// Normalises every row into `x` and projects it onto its sample's A factors, into `u`.
+    fn normalise(
+        &self,
+        norm: &Norm,
+        hidden: &Stream<f32>,
+        spans: &[Span],
+        update: Option<&LayerUpdate<'_, E>>,
+        x: &mut Stream<E>,
+        u: &mut Stream<f32>,
+    ) {
+        x.reshape(hidden.rows(), hidden.width());
+        let (isa, x, hidden) = (self.kernel.isa, x.view_mut(), hidden.view());
+        let Some(update) = update else { return norm.rows(isa, hidden, &x) };
+        u.reshape(hidden.rows(), update.width());
+        let u = u.view_mut();
+        let pieces: Vec<(usize, usize)> = (0..spans.len())
+            .flat_map(|sample| (spans[sample].start..spans[sample].end()).step_by(ROWS).map(move |first| (sample, first)))
+            .collect();
+        parallel(pieces.len(), |piece| {
+            let (sample, first) = pieces[piece];
+            let rows = first..spans[sample].end().min(first + ROWS);
+            isa.run(
+                #[inline(always)]
+                || {
+                    // SAFETY: each row belongs to one piece.
+                    let mut x = unsafe { x.whole(rows.clone()) };
+                    for row in rows.clone() {
+                        norm.row(hidden.row(row), x.row_mut(row - first));
+                    }
+                    // SAFETY: as above.
+                    unsafe { update.project(&self.kernel, x.view(), sample, first, &u) };
+                },
+            );
+        });
+    }
+
+    /// One pre-norm encoder layer, in place.
+    fn layer(&self, index: usize, hidden: &mut Stream<f32>, spans: &[Span], update: Option<&LayerUpdate<'_, E>>, w: &mut Workspace<E>) {
+        let (layer, d) = (&self.layers[index], hidden.width());
+        self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
+        w.qkv.reshape(hidden.rows(), TARGETS.len() * d);
+        let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
+        let sink = QkvSink { isa: self.kernel.isa, d, update: update.map(|update| (update, &w.u)), owners: &owners, out: w.qkv.view_mut() };
+        product(&self.kernel, w.x.view(), &layer.qkv.weight, Some(&layer.qkv.bias), &sink);
+        let attended: Vec<Attended> =
+            owners.iter().map(|owner| Attended { tokens: owner.rows.clone(), queries: owner.rows.clone() }).collect();
+        let parts = [0, 1, 2].map(|part| w.qkv.view().columns(part * d..(part + 1) * d));
+        attention(&self.kernel, parts, &attended, self.heads, &w.x.view_mut());
+        self.after_attention(layer, hidden, &mut w.x, &mut w.inner);
+    }
+
+    /// What follows the attention, whose output is `x`; row by row, so that it serves any rows.
+    fn after_attention(&self, layer: &Layer<E>, hidden: &mut Stream<f32>, x: &mut Stream<E>, inner: &mut Stream<E>) {
+        let map = &layer.attention_output;
+        product(&self.kernel, x.view(), &map.weight, Some(&map.bias), &ResidualSink { isa: self.kernel.isa, out: hidden.view_mut() });
+        layer.norm_after.rows(self.kernel.isa, hidden.view(), &x.view_mut());
+        let map = &layer.intermediate;
+        inner.reshape(hidden.rows(), map.weight.n());
+        product(&self.kernel, x.view(), &map.weight, Some(&map.bias), &MapSink { isa: self.kernel.isa, f: gelu, out: inner.view_mut() });
+        let map = &layer.output;
+        product(&self.kernel, inner.view(), &map.weight, Some(&map.bias), &ResidualSink { isa: self.kernel.isa, out: hidden.view_mut() });
+    }
+
+    /// The last layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample.
+    fn layer_of_cls(
+        &self,
+        index: usize,
+        hidden: &Stream<f32>,
+        spans: &[Span],
+        update: Option<&LayerUpdate<'_, E>>,
+        w: &mut Workspace<E>,
+    ) -> Stream<f32> {
+        let (layer, d, samples) = (&self.layers[index], hidden.width(), spans.len());
+        self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
+        w.qkv.reshape(hidden.rows(), TARGETS.len() * d);
+        let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
+        let map = &layer.qkv;
+        let sink = QkvSink { isa: self.kernel.isa, d, update: update.map(|update| (update, &w.u)), owners: &owners, out: w.qkv.view_mut() };
+        // A panel may hold the last queries and the first keys.
+        product_panels(&self.kernel, w.x.view(), &map.weight, Some(&map.bias), d / PANEL..map.weight.panels(), &sink);
+
+        let [x, qkv, inner] = &mut w.cls;
+        let cls = || spans.iter().map(|span| span.start);
+        x.gather(w.x.view(), cls());
+        qkv.reshape(samples, TARGETS.len() * d);
+        if update.is_some() {
+            w.cls_u.gather(w.u.view(), cls());
+        }
+        let owners: Vec<Owner> = (0..samples).map(|sample| Owner { sample, rows: sample..sample + 1 }).collect();
+        let sink =
+            QkvSink { isa: self.kernel.isa, d, update: update.map(|update| (update, &w.cls_u)), owners: &owners, out: qkv.view_mut() };
+        product_panels(&self.kernel, x.view(), &map.weight, Some(&map.bias), 0..d.div_ceil(PANEL), &sink);
+
+        let attended: Vec<Attended> =
+            spans.iter().enumerate().map(|(i, span)| Attended { tokens: span.start..span.end(), queries: i..i + 1 }).collect();
+        let all = |part: usize| w.qkv.view().columns(part * d..(part + 1) * d);
+        attention(&self.kernel, [qkv.view().columns(0..d), all(1), all(2)], &attended, self.heads, &x.view_mut());
+        let mut hidden = Stream::of_rows(hidden.view(), cls());
+        self.after_attention(layer, &mut hidden, x, inner);
+        hidden
+    }
+
+    /// tanh(pooler · layernorm(h)) of each row.
+    fn pool(&self, cls: &Stream<f32>, w: &mut Workspace<E>) -> Vec<Vec<f32>> {
+        let mut out = Stream::zeros(cls.rows(), cls.width());
+        let [x, ..] = &mut w.cls;
+        x.reshape(cls.rows(), cls.width());
+        self.norm.rows(self.kernel.isa, cls.view(), &x.view_mut());
+        product(
+            &self.kernel,
+            x.view(),
+            &self.pooler.weight,
+            Some(&self.pooler.bias),
+            &MapSink { isa: self.kernel.isa, f: tanh, out: out.view_mut() },
+        );
+        (0..out.rows()).map(|row| out.row(row).to_vec()).collect()
+    }
+
+    /// Routes a layer's samples where it has adapters.
+    fn update<'a>(
+        &self,
+        layer: usize,
+        hidden: &Stream<f32>,
+        spans: &[Span],
+        adapters: Option<&Adapters<'a>>,
+    ) -> Option<LayerUpdate<'a, E>> {
+        LayerUpdate::route(self.kernel.isa, &adapters?.layer(layer), hidden.view(), spans)
+    }
+}
+
+impl<E: Element> Backbone for CpuBackbone<E> {
+    type Hidden = Stream<f32>;
+
+    fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Stream<f32>, Vec<Span>)> {
+        self.with_workspace(|w| self.embeddings.embed(&self.kernel, samples, dummy, &mut w.pixels))
+    }
+
+    fn run(&self, hidden: &mut Stream<f32>, spans: &[Span], layers: Range<usize>, mut adapters: Option<&mut Adapters<'_>>) -> Result<()> {
+        self.with_workspace(|w| {
+            for layer in layers {
+                let update = self.update(layer, hidden, spans, adapters.as_deref());
+                self.layer(layer, hidden, spans, update.as_ref(), w);
+                note(&mut adapters, layer, update);
+            }
+        });
+        Ok(())
+    }
+
+    fn run_to_pooled(
+        &self,
+        mut hidden: Stream<f32>,
+        spans: &[Span],
+        first: usize,
+        mut adapters: Option<&mut Adapters<'_>>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let last = self.layers.len() - 1;
+        if first > last {
+            return self.pooled(&hidden, spans);
+        }
+        self.run(&mut hidden, spans, first..last, adapters.as_deref_mut())?;
+        Ok(self.with_workspace(|w| {
+            let update = self.update(last, &hidden, spans, adapters.as_deref());
+            let cls = self.layer_of_cls(last, &hidden, spans, update.as_ref(), w);
+            note(&mut adapters, last, update);
+            self.pool(&cls, w)
+        }))
+    }
+
+    fn pooled(&self, hidden: &Stream<f32>, spans: &[Span]) -> Result<Vec<Vec<f32>>> {
+        let cls = Stream::of_rows(hidden.view(), spans.iter().map(|span| span.start));
+        Ok(self.with_workspace(|w| self.pool(&cls, w)))
+    }
+
+    fn means(&self, hidden: &Stream<f32>, ranges: &[Range<usize>]) -> Result<Vec<Vec<f32>>> {
+        let isa = self.kernel.isa;
+        let one = |rows: &Range<usize>| {
+            let mut out = vec![0.0; hidden.width()];
+            isa.run(
+                #[inline(always)]
+                || mean(hidden.view(), rows.clone(), &mut out),
+            );
+            out
+        };
+        Ok(ranges.iter().map(one).collect())
+    }
+
+    fn select(&self, hidden: &Stream<f32>, spans: &[Span]) -> Result<Stream<f32>> {
+        let rows: Vec<usize> = spans.iter().flat_map(|span| span.start..span.end()).collect();
+        Ok(Stream::of_rows(hidden.view(), rows.into_iter()))
+    }
+
+    fn to_tensor(&self, hidden: &Stream<f32>) -> Result<Tensor> {
+        Tensor::from_vec(hidden.to_vec(), (hidden.rows(), hidden.width()), &Device::Cpu)
+    }
+
+    fn load_tensor(&self, hidden: &Tensor) -> Result<Stream<f32>> {
+        let (rows, width) = hidden.dims2()?;
+        let mut stream = Stream::zeros(rows, width);
+        with_values(hidden, |values| {
+            values.chunks_exact(width).enumerate().for_each(|(row, values)| stream.row_mut(row).copy_from_slice(values));
+        })?;
+        Ok(stream)
+    }
+}
+
+fn note<E: Element>(adapters: &mut Option<&mut Adapters<'_>>, layer: usize, update: Option<LayerUpdate<'_, E>>) {
+    if let (Some(adapters), Some(update)) = (adapters, update) {
+        adapters.note(layer, update.choices());
+    }
+}
+
+/// The rows of a product that belong to one sample.
+struct Owner {
+    sample: usize,
+    rows: Range<usize>,
+}
+
+/// Queries, keys and values: low-rank update added.
+struct QkvSink<'a, E: Element> {
+    isa: Isa,
+    d: usize,
+    update: Option<(&'a LayerUpdate<'a, E>, &'a Stream<f32>)>,
+    owners: &'a [Owner],
+    out: RowsMut<'a, E>,
+}
+
+impl<E: Element> TileSink for QkvSink<'_, E> {
+    #[inline(always)]
+    fn tile(&self, tile: &mut Tile<'_>) {
+        if let Some((update, u)) = self.update {
+            let covered = tile.row..tile.row + tile.rows;
+            let first = self.owners.partition_point(|owner| owner.rows.end <= covered.start);
+            for owner in self.owners[first..].iter().take_while(|owner| owner.rows.start < covered.end) {
+                let rows = owner.rows.start.max(covered.start)..owner.rows.end.min(covered.end);
+                // A panel may hold the last columns of one target and the first of the next.
+                let mut column = tile.column;
+                while column < tile.column + tile.columns {
+                    let (target, within) = (column / self.d, column % self.d);
+                    let count = (self.d - within).min(tile.column + tile.columns - column);
+                    update.add(owner.sample, u, rows.clone(), target, within..within + count, column - tile.column, tile);
+                    column += count;
+                }
+            }
+        }
+        // SAFETY: no two tiles cover the same cell.
+        unsafe { tile.store(self.isa, &self.out) };
+    }
+}

@@ -1,0 +1,211 @@
+//! The backbone on an NVIDIA GPU: products by cuBLAS, everything else by kernels of our own (`kernels.cu`), and
+//! nothing waits for the CPU between the decision of the tasks and the answers.
+//!
+//! Linear maps and norms run once over all tokens of all samples; attention runs once for each size of sample, padded to the longest of it. Each sample's
+//! experts are chosen on the device and its factors are read where they stand. The residual stream, norms, softmax and routing are in f32, the products' operands
+//! in the chosen format.
+mod gpu;
+mod plan;
+mod staging;
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::backbone::{Adapters, Backbone, Dummy};
+use super::device::{Embeddings, Layer, OpenDevice, cls};
+use super::packed::Span;
+use delo_kernels::Precision;
+use delo_model::input::Sample;
+use delo_model::method::task_model::{MODALITIES, TARGETS};
+use delo_model::vilt::{Description, Linear, Loader, Pooler, ViltConfig, ViltError};
+use gpu::{Gpu, Part};
+use plan::{Plan, Routing, range_words};
+use staging::Staging;
+
+/// The widest state whose rows `project` of `kernels.cu` holds: 128 times its `PROJECTED`.
+const WIDEST: usize = 1536;
+
+/// A frozen ViLT on an NVIDIA GPU.
+#[derive(Debug)]
+pub(super) struct CudaBackbone {
+    gpu: Gpu,
+    precision: Precision,
+    dtype: DType,
+    /// Number format and device.
+    kernel: String,
+    heads: usize,
+    embeddings: Embeddings,
+    staging: Staging,
+    layers: Vec<Layer>,
+    pooler: Pooler,
+}
+
+impl CudaBackbone {
+    /// Whether the kernels compute a backbone of this shape.
+    pub fn fits(config: &ViltConfig) -> bool {
+        let fours = [config.hidden_size, config.head_size(), config.intermediate_size].iter().all(|width| width.is_multiple_of(4));
+        fours && config.hidden_size <= WIDEST
+    }
+
+    /// Takes a checkpoint part by part, each straight to the device.
+    pub fn load(loader: Loader, open: OpenDevice, precision: Precision) -> std::result::Result<(Self, Description), ViltError> {
+        let dtype = open.dtype(precision)?;
+        let gpu = Gpu::new(open.device.as_cuda_device()?.clone(), dtype)?;
+        let mut loader = loader.onto(&open.device);
+        let embeddings = Embeddings::new(loader.embeddings()?, dtype)?;
+        let layers = Layer::all(&mut loader, |map| ready(map, dtype))?;
+        let Pooler { layernorm, dense } = loader.pooler()?;
+        let pooler = Pooler { layernorm, dense: ready(&dense, dtype)? };
+        let (kernel, heads) = (format!("{precision} {}", open.name), loader.config().num_attention_heads);
+        let staging = Staging::new(dtype);
+        Ok((Self { gpu, precision, dtype, kernel, heads, embeddings, staging, layers, pooler }, loader.finish()))
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    pub fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    fn plan<'a>(&self, spans: &'a [Span], layers: Range<usize>, adapters: Option<&Adapters<'_>>) -> Result<Plan<'a>> {
+        Plan::new(&self.gpu, spans, layers, adapters, self.dtype)
+    }
+
+    /// A layer's choice of experts by the state that enters it, and the projections of its normalised input.
+    fn projections<'a>(&self, index: usize, hidden: &Tensor, x: &Tensor, plan: &'a Plan<'_>) -> Result<Option<(Tensor, &'a Routing)>> {
+        let Some(routing) = plan.routing(index) else { return Ok(None) };
+        let queries = self.gpu.means(hidden, plan.queries, plan.spans.len() * MODALITIES.len())?;
+        self.gpu.choose(&queries, routing, index)?;
+        let (tiles, count) = plan.tiles;
+        Ok(Some((self.gpu.project(x, routing, index, tiles, count)?, routing)))
+    }
+
+    /// One pre-norm encoder layer.
+    fn layer(&self, index: usize, hidden: &Tensor, plan: &Plan<'_>) -> Result<Tensor> {
+        let (gpu, layer) = (&self.gpu, &self.layers[index]);
+        let x = gpu.norm(hidden, &layer.norm_before)?;
+        let projections = self.projections(index, hidden, &x, plan)?;
+        let update = projections.as_ref().map(|(u, routing)| (u, *routing, index));
+        let qkv = product(&x, &layer.qkv)?;
+        let contexts = gpu.empty(self.dtype, hidden.dims())?;
+        for group in &plan.groups {
+            let parts = gpu.split(group, &Part::whole(&qkv, &layer.qkv.bias, update, group), self.heads)?;
+            gpu.attend([&parts.get(0)?, &parts.get(1)?, &parts.get(2)?], group, group.members, &contexts)?;
+        }
+        self.after_attention(layer, hidden, &contexts)
+    }
+
+    /// A layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample, `[samples, d]`.
+    fn layer_of_cls(&self, index: usize, hidden: &Tensor, plan: &Plan<'_>) -> Result<Tensor> {
+        let (gpu, layer) = (&self.gpu, &self.layers[index]);
+        let x = gpu.norm(hidden, &layer.norm_before)?;
+        let projections = self.projections(index, hidden, &x, plan)?;
+        let update = projections.as_ref().map(|(u, routing)| (u, *routing, index));
+        let (x_cls, hidden) = (cls(&x, plan.spans)?, cls(hidden, plan.spans)?);
+        let q = product(&x_cls, &layer.part(0..1)?)?;
+        let kv = product(&x, &layer.part(1..TARGETS.len())?)?;
+        let contexts = gpu.empty(self.dtype, hidden.dims())?;
+        for group in &plan.groups {
+            let whole = Part::whole(&kv, &layer.qkv.bias, update, group);
+            let kv = gpu.split(group, &Part { first_target: 1, targets: TARGETS.len() - 1, ..whole }, self.heads)?;
+            let q = gpu.split(group, &Part { mapped: &q, members: group.cls, targets: 1, ..whole }, self.heads)?;
+            gpu.attend([&q.get(0)?, &kv.get(0)?, &kv.get(1)?], group, group.cls, &contexts)?;
+        }
+        self.after_attention(layer, &hidden, &contexts)
+    }
+
+    /// What follows the attention; row by row, so that it serves any rows.
+    fn after_attention(&self, layer: &Layer, hidden: &Tensor, contexts: &Tensor) -> Result<Tensor> {
+        let attended = product(contexts, &layer.attention_output)?;
+        let (hidden, x) = self.gpu.residual_norm(hidden, &attended, &layer.attention_output.bias, &layer.norm_after)?;
+        let inner = product(&x, &layer.intermediate)?;
+        self.gpu.gelu(&inner, &layer.intermediate.bias)?;
+        self.gpu.residual(&hidden, &product(&inner, &layer.output)?, &layer.output.bias)
+    }
+
+    /// tanh(pooler · layernorm(h)) of each row.
+    fn pool(&self, cls: &Tensor) -> Result<Vec<Vec<f32>>> {
+        let Pooler { layernorm, dense } = &self.pooler;
+        let mapped = product(&self.gpu.norm(cls, layernorm)?, dense)?.to_dtype(DType::F32)?;
+        mapped.broadcast_add(&dense.bias)?.tanh()?.to_vec2()
+    }
+
+    fn run_layers(&self, mut hidden: Tensor, layers: Range<usize>, plan: &Plan<'_>) -> Result<Tensor> {
+        for index in layers {
+            hidden = self.layer(index, &hidden, plan)?;
+        }
+        Ok(hidden)
+    }
+}
+
+/// The weight in the products' format; biases are added in f32.
+fn ready(map: &Linear, dtype: DType) -> Result<Linear> {
+    Ok(Linear { weight: map.weight.to_dtype(dtype)?, bias: map.bias.clone() })
+}
+
+/// x Wᵀ
+fn product(x: &Tensor, map: &Linear) -> Result<Tensor> {
+    x.matmul(&map.weight.t()?)
+}
+
+impl Backbone for CudaBackbone {
+    type Hidden = Tensor;
+
+    fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Tensor, Vec<Span>)> {
+        self.embeddings.embed(samples, dummy, |patches| self.staging.upload(&self.gpu, patches))
+    }
+
+    fn run(&self, hidden: &mut Tensor, spans: &[Span], layers: Range<usize>, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
+        if layers.is_empty() {
+            return Ok(());
+        }
+        let plan = self.plan(spans, layers.clone(), adapters.as_deref())?;
+        *hidden = self.run_layers(hidden.clone(), layers, &plan)?;
+        note(&plan, adapters)
+    }
+
+    fn run_to_pooled(&self, hidden: Tensor, spans: &[Span], first: usize, adapters: Option<&mut Adapters<'_>>) -> Result<Vec<Vec<f32>>> {
+        let last = self.layers.len() - 1;
+        if first > last {
+            return self.pooled(&hidden, spans);
+        }
+        let plan = self.plan(spans, first..last + 1, adapters.as_deref())?;
+        let hidden = self.run_layers(hidden, first..last, &plan)?;
+        let pooled = self.pool(&self.layer_of_cls(last, &hidden, &plan)?)?;
+        note(&plan, adapters)?;
+        Ok(pooled)
+    }
+
+    fn pooled(&self, hidden: &Tensor, spans: &[Span]) -> Result<Vec<Vec<f32>>> {
+        self.pool(&cls(hidden, spans)?)
+    }
+
+    fn means(&self, hidden: &Tensor, ranges: &[Range<usize>]) -> Result<Vec<Vec<f32>>> {
+        let words: Vec<u32> = range_words(ranges.iter().cloned()).collect();
+        let words = Tensor::new(words, &self.gpu.device())?;
+        self.gpu.means(hidden, self.gpu.address(&words)?, ranges.len())?.to_vec2()
+    }
+
+    fn select(&self, hidden: &Tensor, spans: &[Span]) -> Result<Tensor> {
+        let rows: Vec<u32> = spans.iter().flat_map(|span| span.start as u32..span.end() as u32).collect();
+        hidden.index_select(&Tensor::new(rows, &self.gpu.device())?, 0)
+    }
+
+    fn to_tensor(&self, hidden: &Tensor) -> Result<Tensor> {
+        hidden.to_device(&Device::Cpu)
+    }
+
+    fn load_tensor(&self, hidden: &Tensor) -> Result<Tensor> {
+        hidden.to_device(&self.gpu.device())?.to_dtype(DType::F32)?.contiguous()
+    }
+}
+
+fn note(plan: &Plan<'_>, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
+    match (&plan.routing, adapters) {
+        (Some(routing), Some(adapters)) => routing.note(adapters),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,203 @@
+//! What the kernels must know of a batch, in one copy to the device.
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor};
+
+use super::super::backbone::Adapters;
+use super::super::cpu::low_rank::query_rows;
+use super::super::packed::Span;
+use super::gpu::{Gpu, TILE};
+use delo_model::method::device_pools::DevicePools;
+use delo_model::method::serving_pools::{Choice, ServingPools};
+use delo_model::method::task_model::{MODALITIES, POOLS};
+
+/// Samples whose numbers of tokens round up to one multiple of this attend as one batch, padded to the longest of them.
+const ALIKE: usize = 64;
+/// Rows are padded to a multiple of so many, which cuBLAS multiplies on tensor cores of any generation at their full speed.
+const ALIGNED: usize = 8;
+/// `u32` words of `Pools` in `kernels.cu`.
+const POOLS_WORDS: usize = 12;
+/// A, then B.
+const SIDES: usize = 2;
+
+/// Samples that attend as one batch.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    /// Their places in the batch, rising.
+    pub samples: Vec<usize>,
+    /// All their rows.
+    pub members: Members,
+    /// Their text CLS alone, in a stream that holds one row of each sample.
+    pub cls: Members,
+}
+
+/// Where the samples of a group stand in some stream.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Members {
+    /// Of an array of `Member` in `kernels.cu`.
+    pub address: u64,
+    /// Rows of the longest, or a few more.
+    pub padded: usize,
+}
+
+/// A batch as the kernels see it.
+pub(super) struct Plan<'a> {
+    pub spans: &'a [Span],
+    pub groups: Vec<Group>,
+    /// Of the ranges of q^v and q^t of each sample.
+    pub queries: u64,
+    /// Of an array of `Tile`, and its length.
+    pub tiles: (u64, usize),
+    /// `None` where no sample is adapted in any of the layers.
+    pub routing: Option<Routing>,
+    /// What the addresses are in: kept as long as they are used.
+    _words: Tensor,
+}
+
+/// The pools of a pass over some layers, and what is chosen of them.
+pub(super) struct Routing {
+    layers: Range<usize>,
+    samples: usize,
+    /// Pools of each layer and sample.
+    address: u64,
+    /// The most experts of a pool, and the largest rank.
+    pub experts: usize,
+    pub rank: usize,
+    /// `[layers, samples, pools, 2, rank]`
+    chosen: Tensor,
+    chosen_address: u64,
+    /// Whether any sample is adapted, by layer.
+    adapted: Vec<bool>,
+    /// Kept until the last kernel that reads them is launched.
+    _pools: Vec<Arc<DevicePools>>,
+}
+
+impl Routing {
+    /// Of a layer's pools, one for each sample.
+    pub fn pools(&self, layer: usize) -> u64 {
+        self.address + ((layer - self.layers.start) * self.samples * POOLS_WORDS * size_of::<u32>()) as u64
+    }
+
+    /// Of what is chosen in a layer.
+    pub fn chosen(&self, layer: usize) -> u64 {
+        let of_layer = self.samples * POOLS * SIDES * self.rank;
+        self.chosen_address + ((layer - self.layers.start) * of_layer * size_of::<u32>()) as u64
+    }
+
+    /// Whether a layer adapts any sample.
+    pub fn adapts(&self, layer: usize) -> bool {
+        self.adapted[layer - self.layers.start]
+    }
+
+    /// Copies from the device what was chosen, and notes it.
+    pub fn note(&self, adapters: &mut Adapters<'_>) -> Result<()> {
+        let chosen = self.chosen.flatten_all()?.to_vec1::<u32>()?;
+        let mut of_samples = chosen.chunks_exact(POOLS * SIDES * self.rank);
+        for layer in self.layers.clone() {
+            let pools = adapters.layer(layer);
+            let of_layer = pools.iter().zip(of_samples.by_ref()).map(|(pools, numbers)| pools.map(|pools| self.choices(pools, numbers)));
+            adapters.note(layer, of_layer.collect());
+        }
+        Ok(())
+    }
+
+    /// Of every pool, given `[pools, 2, rank]`.
+    fn choices(&self, pools: &ServingPools, numbers: &[u32]) -> Vec<Choice> {
+        let rank = pools.pairs() / MODALITIES.len();
+        let of_pool = |sides: &[u32]| Choice { a: sides[..rank].to_vec(), b: sides[self.rank..][..rank].to_vec() };
+        numbers.chunks_exact(SIDES * self.rank).map(of_pool).collect()
+    }
+}
+
+impl<'a> Plan<'a> {
+    /// # Errors
+    /// No room on the device.
+    pub fn new(gpu: &Gpu, spans: &'a [Span], layers: Range<usize>, adapters: Option<&Adapters<'_>>, dtype: DType) -> Result<Self> {
+        let pools: Vec<Vec<Option<&ServingPools>>> =
+            adapters.map_or_else(Vec::new, |a| layers.clone().map(|layer| a.layer(layer)).collect());
+        let all = || pools.iter().flatten().flatten();
+        let (mut words, mut kept) = (Vec::new(), Vec::new());
+        if all().next().is_some() {
+            for of_sample in pools.iter().flatten() {
+                words.extend(pools_words(gpu, *of_sample, dtype, &mut kept)?);
+            }
+        }
+        let mut groups: Vec<Group> = Vec::new();
+        for (sample, span) in spans.iter().enumerate() {
+            let size = |span: &Span| span.tokens().div_ceil(ALIKE);
+            match groups.iter_mut().find(|group| size(&spans[group.samples[0]]) == size(span)) {
+                Some(group) => group.samples.push(sample),
+                None => groups.push(Group { samples: vec![sample], members: Members::default(), cls: Members::default() }),
+            }
+        }
+        let bytes = |words: &[u32]| size_of_val(words) as u64;
+        for group in &mut groups {
+            let longest = group.samples.iter().map(|&sample| spans[sample].tokens()).max().unwrap_or(0);
+            group.members = Members { address: bytes(&words), padded: longest.next_multiple_of(ALIGNED) };
+            words.extend(
+                group.samples.iter().flat_map(|&sample| member(spans[sample].start, &spans[sample], spans[sample].tokens(), sample)),
+            );
+            group.cls = Members { address: bytes(&words), padded: 1 };
+            words.extend(group.samples.iter().flat_map(|&sample| member(sample, &spans[sample], 1, sample)));
+        }
+        let (tiles_at, before) = (bytes(&words), words.len());
+        for (sample, span) in spans.iter().enumerate() {
+            let tile = |first: usize| [sample as u32, first as u32, TILE.min(span.end() - first) as u32, 0];
+            words.extend((span.start..span.end()).step_by(TILE).flat_map(tile));
+        }
+        let tiles = (words.len() - before) / 4;
+        let queries_at = bytes(&words);
+        words.extend(range_words(spans.iter().flat_map(query_rows)));
+
+        let count = words.len();
+        let words = Tensor::from_vec(words, count, &gpu.device())?;
+        let base = gpu.address(&words)?;
+        for group in &mut groups {
+            group.members.address += base;
+            group.cls.address += base;
+        }
+        let most = |of: fn(&ServingPools) -> usize| all().map(|pools| of(pools)).max();
+        let routing = match (most(ServingPools::experts), most(ServingPools::pairs)) {
+            (Some(experts), Some(pairs)) => {
+                let rank = pairs / MODALITIES.len();
+                let chosen = gpu.empty(DType::U32, (layers.len(), spans.len(), POOLS, SIDES, rank))?;
+                let adapted = pools.iter().map(|of_samples| of_samples.iter().any(Option::is_some)).collect();
+                let chosen_address = gpu.address(&chosen)?;
+                Some(Routing { layers, samples: spans.len(), address: base, experts, rank, chosen, chosen_address, adapted, _pools: kept })
+            }
+            _ => None,
+        };
+        Ok(Self { spans, groups, queries: base + queries_at, tiles: (base + tiles_at, tiles), routing, _words: words })
+    }
+
+    /// The routing of a layer that adapts any sample.
+    pub fn routing(&self, layer: usize) -> Option<&Routing> {
+        self.routing.as_ref().filter(|routing| routing.adapts(layer))
+    }
+}
+
+/// `Member` of `kernels.cu`.
+fn member(mapped: usize, span: &Span, rows: usize, sample: usize) -> [u32; 4] {
+    [mapped as u32, span.start as u32, rows as u32, sample as u32]
+}
+
+/// (first, one past the last) of each.
+pub(super) fn range_words(ranges: impl IntoIterator<Item = Range<usize>>) -> impl Iterator<Item = u32> {
+    ranges.into_iter().flat_map(|range| [range.start as u32, range.end as u32])
+}
+
+/// `Pools` of `kernels.cu`.
+fn pools_words(gpu: &Gpu, pools: Option<&ServingPools>, dtype: DType, kept: &mut Vec<Arc<DevicePools>>) -> Result<[u32; POOLS_WORDS]> {
+    let mut words = [0; POOLS_WORDS];
+    let Some(pools) = pools else { return Ok(words) };
+    let on_device = pools.on_device(&gpu.device(), dtype)?;
+    for (words, tensor) in words.chunks_exact_mut(2).zip(on_device.tensors()) {
+        let address = gpu.address(tensor)?;
+        words.copy_from_slice(&[address as u32, (address >> u32::BITS) as u32]);
+    }
+    let numbers = [pools.experts(), pools.pairs() / MODALITIES.len(), pools.slots()];
+    words[8..11].copy_from_slice(&numbers.map(|number| number as u32));
+    kept.push(on_device);
+    Ok(words)
+}

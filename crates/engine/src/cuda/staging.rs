@@ -1,0 +1,108 @@
+//! Memory of the CPU that the GPU reads by itself: patches are cut and rounded straight into it.
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DeviceRepr, PinnedHostSlice, ValidAsZeroBits};
+use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
+use candle_core::{DType, Result, Tensor};
+
+use super::super::device::Patches;
+use super::gpu::Gpu;
+use delo_kernels::{Element, bf16};
+
+/// Images that are copied while the next ones are cut.
+const PART: usize = 8;
+
+/// Where patches stand before they are copied, in the products' format. A batch takes the memory and brings it back, so that nobody waits for another's batch.
+#[derive(Debug)]
+pub(super) enum Staging {
+    F32(Mutex<Option<Pinned<f32>>>),
+    Bf16(Mutex<Option<Pinned<bf16>>>),
+}
+
+/// Memory that does not move, and the stream of the copies from it.
+#[derive(Debug)]
+pub(super) struct Pinned<T> {
+    memory: PinnedHostSlice<T>,
+    stream: Arc<CudaStream>,
+    /// Happens when the last copy from it is done; `None` while copies are under way of which nobody has taken note.
+    copied: Option<CudaEvent>,
+}
+
+impl Staging {
+    pub fn new(dtype: DType) -> Self {
+        if dtype == DType::BF16 { Self::Bf16(Mutex::default()) } else { Self::F32(Mutex::default()) }
+    }
+
+    /// The patches on the device, `[patches, 3 · patch · patch]`.
+    pub fn upload(&self, gpu: &Gpu, patches: &Patches<'_>) -> Result<Tensor> {
+        let slice = match self {
+            Self::F32(pinned) => CudaStorageSlice::F32(uploaded(gpu, pinned, patches, |x| x)?),
+            Self::Bf16(pinned) => CudaStorageSlice::BF16(uploaded(gpu, pinned, patches, bf16::of)?),
+        };
+        Ok(gpu.tensor(slice, patches.shape()))
+    }
+}
+
+impl<T> Pinned<T> {
+    fn new(stream: &Arc<CudaStream>, numbers: usize) -> Result<Self>
+    where
+        T: DeviceRepr,
+    {
+        // SAFETY: it is written before it is read.
+        let memory = unsafe { stream.context().alloc_pinned(numbers.next_power_of_two()) }.w()?;
+        Ok(Self { memory, copied: Some(stream.record_event(None).w()?), stream: stream.clone() })
+    }
+
+    /// Waits for the copies from it.
+    fn settle(&self) -> Result<()> {
+        match &self.copied {
+            Some(copied) => copied.synchronize().w(),
+            None => self.stream.synchronize().w(),
+        }
+    }
+}
+
+impl<T> Drop for Pinned<T> {
+    fn drop(&mut self) {
+        if let Err(e) = self.settle() {
+            tracing::warn!("a GPU's copies did not end: {e}");
+        }
+    }
+}
+
+fn uploaded<T: DeviceRepr + ValidAsZeroBits + Copy + Send>(
+    gpu: &Gpu,
+    shared: &Mutex<Option<Pinned<T>>>,
+    patches: &Patches<'_>,
+    of: impl Fn(f32) -> T + Sync,
+) -> Result<CudaSlice<T>> {
+    let (stream, (count, width)) = (gpu.stream(), patches.shape());
+    let numbers = count * width;
+    // Not held while patches are cut: a thread of the pool that waits for others does whatever else there is to do, another batch too.
+    let taken = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let mut pinned = match taken.filter(|pinned| pinned.memory.len() >= numbers) {
+        Some(pinned) => pinned,
+        None => Pinned::new(stream, numbers)?,
+    };
+    pinned.settle()?;
+    pinned.copied = None;
+    let memory = pinned.memory.as_mut_slice().w()?;
+    // SAFETY: the copies write all of it.
+    let mut slice = unsafe { stream.alloc::<T>(numbers) }.w()?;
+    let mut cut = 0;
+    for part in patches.parts(PART) {
+        let range = cut..cut + part.shape().0 * width;
+        part.cut_into(&mut memory[range.clone()], &of)?;
+        stream.memcpy_htod(&memory[range.clone()], &mut slice.slice_mut(range.clone())).w()?;
+        cut = range.end;
+    }
+    pinned.copied = Some(stream.record_event(None).w()?);
+    let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    if shared.as_ref().is_none_or(|other| other.memory.len() < pinned.memory.len()) {
+        // What was there, if anything, is dropped when the lock is free.
+        let smaller = shared.replace(pinned);
+        drop(shared);
+        drop(smaller);
+    }
+    Ok(slice)
+}

@@ -1,0 +1,247 @@
+//! The backbone on a device of candle's: a GPU by Metal, one by CUDA whose shape our kernels do not compute, or the CPU as their stand-in in tests.
+//!
+//! Linear maps and norms run once over all tokens of all samples; attention and the low-rank update run once for each number of tokens that some
+//! samples share. The residual stream, norms, softmax and routing are in f32, the products' operands in the chosen format.
+mod choice;
+mod embed;
+mod groups;
+mod layer;
+mod low_rank;
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::ops::{layer_norm, softmax_last_dim};
+
+use super::backbone::{Adapters, Backbone, Dummy};
+use super::packed::Span;
+pub use choice::{DeviceChoice, OpenDevice};
+use delo_kernels::Precision;
+use delo_model::input::Sample;
+use delo_model::method::task_model::TARGETS;
+use delo_model::vilt::{Description, LayerNorm, Linear, Loader, Pooler, ViltError};
+pub(super) use embed::Embeddings;
+#[cfg(feature = "cuda")]
+pub(super) use embed::Patches;
+use groups::{Group, merge, pick};
+pub(super) use layer::{Layer, cls};
+use low_rank::{Averages, Factors, LayerUpdate};
+
+/// A frozen ViLT on a device.
+#[derive(Debug)]
+pub(super) struct DeviceBackbone {
+    device: Device,
+    precision: Precision,
+    dtype: DType,
+    /// Number format and device.
+    kernel: String,
+    heads: usize,
+    embeddings: Embeddings,
+    layers: Vec<Layer>,
+    pooler: Pooler,
+}
+
+/// How the samples of a stream stand in it.
+struct Stream<'a> {
+    spans: &'a [Span],
+    groups: Vec<Group>,
+    /// Of each group; none where no sample is adapted.
+    averages: Vec<Averages>,
+}
+
+impl DeviceBackbone {
+    /// Takes a checkpoint part by part, each straight to the device.
+    pub fn load(loader: Loader, open: OpenDevice, precision: Precision) -> std::result::Result<(Self, Description), ViltError> {
+        let dtype = open.dtype(precision)?;
+        let mut loader = loader.onto(&open.device);
+        let embeddings = Embeddings::new(loader.embeddings()?, dtype)?;
+        let layers = Layer::all(&mut loader, |map| cast(map, dtype))?;
+        let Pooler { layernorm, dense } = loader.pooler()?;
+        let backbone = Self {
+            precision,
+            dtype,
+            kernel: format!("{precision} {}", open.name),
+            heads: loader.config().num_attention_heads,
+            embeddings,
+            layers,
+            pooler: Pooler { layernorm, dense: cast(&dense, dtype)? },
+            device: open.device,
+        };
+        Ok((backbone, loader.finish()))
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    pub fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// The layer norm of a stream, ready to multiply.
+    fn normalised(&self, norm: &LayerNorm, hidden: &Tensor) -> Result<Tensor> {
+        normalise(norm, hidden)?.to_dtype(self.dtype)
+    }
+
+    /// One pre-norm encoder layer.
+    fn layer(&self, layer: &Layer, hidden: &Tensor, groups: &[Group], update: Option<&LayerUpdate>) -> Result<Tensor> {
+        let x = self.normalised(&layer.norm_before, hidden)?;
+        let qkv = layer.qkv.forward(&x)?;
+        let of_group = |(index, group): (usize, &Group)| {
+            let factors = update.and_then(|update| update.groups[index].as_ref());
+            let qkv = self.mapped(group, &x, &qkv, factors, 0..TARGETS.len())?;
+            attend(&qkv.get(0)?, &qkv.get(1)?, &qkv.get(2)?)
+        };
+        let contexts = groups.iter().enumerate().map(of_group).collect::<Result<Vec<_>>>()?;
+        self.after_attention(layer, hidden, &merge(groups, &contexts)?)
+    }
+
+    /// A layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample, `[samples, d]`.
+    fn layer_of_cls(&self, layer: &Layer, hidden: &Tensor, stream: &Stream<'_>, update: Option<&LayerUpdate>) -> Result<Tensor> {
+        let x = self.normalised(&layer.norm_before, hidden)?;
+        let kv = layer.part(1..TARGETS.len())?.forward(&x)?;
+        let (x_cls, hidden) = (cls(&x, stream.spans)?, cls(hidden, stream.spans)?);
+        let q = layer.part(0..1)?.forward(&x_cls)?;
+        let cls_groups: Vec<Group> = stream.groups.iter().map(Group::of_one_row).collect();
+        let of_group = |index: usize| {
+            let factors = update.and_then(|update| update.groups[index].as_ref());
+            let q = self.mapped(&cls_groups[index], &x_cls, &q, factors, 0..1)?;
+            let kv = self.mapped(&stream.groups[index], &x, &kv, factors, 1..TARGETS.len())?;
+            attend(&q.get(0)?, &kv.get(0)?, &kv.get(1)?)
+        };
+        let contexts = (0..cls_groups.len()).map(of_group).collect::<Result<Vec<_>>>()?;
+        self.after_attention(layer, &hidden, &merge(&cls_groups, &contexts)?)
+    }
+
+    /// What follows the attention; row by row, so that it serves any rows.
+    fn after_attention(&self, layer: &Layer, hidden: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let hidden = (hidden + layer.attention_output.forward(context)?.to_dtype(DType::F32)?)?;
+        let inner = layer.intermediate.forward(&self.normalised(&layer.norm_after, &hidden)?)?.gelu_erf()?;
+        hidden + layer.output.forward(&inner)?.to_dtype(DType::F32)?
+    }
+
+    /// Some targets of a group's rows with its samples' updates, by head: `[targets, samples, heads, rows, d / heads]`. `x` is what was mapped,
+    /// `[tokens, d]`, and `mapped` what the frozen maps gave, `[tokens, targets · d]`.
+    fn mapped(&self, group: &Group, x: &Tensor, mapped: &Tensor, factors: Option<&Factors>, targets: Range<usize>) -> Result<Tensor> {
+        let (samples, rows, count, heads) = (group.samples.len(), group.rows, targets.len(), self.heads);
+        let frozen = group.take(mapped)?.reshape((samples, rows, count, heads, ()))?.permute((2, 0, 3, 1, 4))?;
+        let Some(factors) = factors else { return frozen.contiguous() };
+        let update = factors.apply(&group.take(x)?, targets)?;
+        frozen + update.reshape((samples, count, rows, heads, ()))?.permute((1, 0, 3, 2, 4))?
+    }
+
+    /// tanh(pooler · layernorm(h)) of each row.
+    fn pool(&self, cls: &Tensor) -> Result<Vec<Vec<f32>>> {
+        let x = self.normalised(&self.pooler.layernorm, cls)?;
+        self.pooler.dense.forward(&x)?.to_dtype(DType::F32)?.tanh()?.to_vec2()
+    }
+
+    fn stream<'a>(&self, spans: &'a [Span], adapters: Option<&Adapters<'_>>) -> Result<Stream<'a>> {
+        let groups = Group::of(spans);
+        let averages = match adapters {
+            Some(_) => groups.iter().map(|group| Averages::of(group, spans, &self.device)).collect::<Result<_>>()?,
+            None => Vec::new(),
+        };
+        Ok(Stream { spans, groups, averages })
+    }
+
+    /// Routes a layer's samples where it has adapters, and notes what was chosen.
+    fn update(
+        &self,
+        layer: usize,
+        hidden: &Tensor,
+        stream: &Stream<'_>,
+        adapters: Option<&mut Adapters<'_>>,
+    ) -> Result<Option<LayerUpdate>> {
+        let Some(adapters) = adapters else { return Ok(None) };
+        let update = LayerUpdate::route(&adapters.layer(layer), &stream.groups, &stream.averages, hidden, self.dtype)?;
+        Ok(update.inspect(|update| adapters.note(layer, update.chosen.clone())))
+    }
+
+    fn run_stream(
+        &self,
+        mut hidden: Tensor,
+        stream: &Stream<'_>,
+        layers: Range<usize>,
+        mut adapters: Option<&mut Adapters<'_>>,
+    ) -> Result<Tensor> {
+        for index in layers {
+            let update = self.update(index, &hidden, stream, adapters.as_deref_mut())?;
+            hidden = self.layer(&self.layers[index], &hidden, &stream.groups, update.as_ref())?;
+        }
+        Ok(hidden)
+    }
+}
+
+impl Backbone for DeviceBackbone {
+    type Hidden = Tensor;
+
+    fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Tensor, Vec<Span>)> {
+        self.embeddings.embed(samples, dummy, |patches| self.embeddings.upload(patches))
+    }
+
+    fn run(&self, hidden: &mut Tensor, spans: &[Span], layers: Range<usize>, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
+        let stream = self.stream(spans, adapters.as_deref())?;
+        *hidden = self.run_stream(hidden.clone(), &stream, layers, adapters)?;
+        Ok(())
+    }
+
+    fn run_to_pooled(
+        &self,
+        hidden: Tensor,
+        spans: &[Span],
+        first: usize,
+        mut adapters: Option<&mut Adapters<'_>>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let last = self.layers.len() - 1;
+        if first > last {
+            return self.pooled(&hidden, spans);
+        }
+        let stream = self.stream(spans, adapters.as_deref())?;
+        let hidden = self.run_stream(hidden, &stream, first..last, adapters.as_deref_mut())?;
+        let update = self.update(last, &hidden, &stream, adapters)?;
+        self.pool(&self.layer_of_cls(&self.layers[last], &hidden, &stream, update.as_ref())?)
+    }
+
+    fn pooled(&self, hidden: &Tensor, spans: &[Span]) -> Result<Vec<Vec<f32>>> {
+        self.pool(&cls(hidden, spans)?)
+    }
+
+    fn means(&self, hidden: &Tensor, ranges: &[Range<usize>]) -> Result<Vec<Vec<f32>>> {
+        let mean = |rows: &Range<usize>| match rows.len() {
+            0 => Tensor::zeros((1, hidden.dim(1)?), DType::F32, &self.device),
+            rows_of_it => hidden.narrow(0, rows.start, rows_of_it)?.mean_keepdim(0),
+        };
+        Tensor::cat(&ranges.iter().map(mean).collect::<Result<Vec<_>>>()?, 0)?.to_vec2()
+    }
+
+    fn select(&self, hidden: &Tensor, spans: &[Span]) -> Result<Tensor> {
+        pick(hidden, spans.iter().map(|span| (span.start, span.tokens())))
+    }
+
+    fn to_tensor(&self, hidden: &Tensor) -> Result<Tensor> {
+        hidden.to_device(&Device::Cpu)
+    }
+
+    fn load_tensor(&self, hidden: &Tensor) -> Result<Tensor> {
+        hidden.to_device(&self.device)?.to_dtype(DType::F32)?.contiguous()
+    }
+}
+
+fn cast(map: &Linear, dtype: DType) -> Result<Linear> {
+    Ok(Linear { weight: map.weight.to_dtype(dtype)?, bias: map.bias.to_dtype(dtype)? })
+}
+
+/// Layer normalisation of each row, `[rows, d]`. The rows lose their mean before candle's fused operation, whose variance E[x²] − E[x]² is then
+/// that of two passes.
+fn normalise(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+    layer_norm(&x.broadcast_sub(&x.mean_keepdim(1)?)?, &norm.weight, &norm.bias, norm.eps as f32)
+}
+
+/// softmax(Q Kᵀ / √d_head) V per head: `[samples, heads, rows, d_head]`, then `[samples, heads, tokens, d_head]` twice → `[samples, rows, d]`.
+fn attend(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+    let (samples, heads, rows, width) = query.dims4()?;
+    let scores = (query.matmul(&key.t()?)?.to_dtype(DType::F32)? / (width as f64).sqrt())?;
+    let weights = softmax_last_dim(&scores)?.to_dtype(value.dtype())?;
+    weights.matmul(value)?.transpose(1, 2)?.reshape((samples, rows, heads * width))
+}

@@ -1,0 +1,405 @@
+//! One task's layers while it learns: the frozen products forward and backward on packed weights, gradients for the low-rank factors alone.
+//!
+//! A layer is one operation of candle's graph. Its backward pass uses what its forward pass kept, and the transposes of the weights, which are
+//! packed when a task first learns.
+mod attention;
+mod low_rank;
+mod matrix;
+mod segment_mean;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Tensor};
+
+use self::matrix::Matrix;
+use super::cpu::{CpuBackbone, Map};
+use super::packed::{Packed, Span};
+use super::tensors::{values, with_values};
+use super::{Compute, Engine, TaskOutput};
+use delo_kernels::attention::{Attended, attention as attend};
+use delo_kernels::elementwise::{gelu, gelu_slope};
+use delo_kernels::norm::Norm;
+use delo_kernels::{Kernel, MapSink, PackedMatrix, RowsMut, RowsRef, Stream, Tile, TileSink, parallel, product};
+use delo_model::input::Presence;
+use delo_model::method::task_model::{TARGETS, TaskModel};
+use segment_mean::SegmentMean;
+
+/// Rows that one piece of work covers.
+const ROWS: usize = 32;
+
+impl Engine {
+    /// One task's adapted layers and head over the state entering its first adapted layer. Differentiable in the task's variables.
+    ///
+    /// # Errors
+    /// An engine that does not compute in f32 on the CPU.
+    pub fn run_task(&self, packed: &Packed, task: &TaskModel) -> Result<TaskOutput> {
+        let Compute::F32(backbone) = &self.compute else {
+            candle_core::bail!("a task learns in f32 on the CPU: load the backbone with that precision");
+        };
+        let (spec, samples) = (&task.spec, packed.spans.len());
+        let spans: Arc<[Span]> = packed.spans.clone();
+        let mut hidden = packed.hidden.clone();
+        let (mut query_visual, mut query_textual) = (Vec::new(), Vec::new());
+        for (layer, pools) in spec.adapted_layers().zip(&task.layers) {
+            let (visual, textual) = queries(&hidden, &spans)?;
+            let selected = pools.select(spec, &visual, &textual)?;
+            let rows = samples * TARGETS.len() * 2 * spec.rank;
+            let (a, b) = (selected.a.reshape((rows, spec.hidden))?, selected.b.reshape((rows, spec.hidden))?);
+            let operation = AdaptedLayer {
+                layer: LearningLayer::of(backbone, layer),
+                spans: spans.clone(),
+                pairs: 2 * spec.rank,
+                // Nothing before the first adapted layer learns, and of the last one only the text CLS is looked at.
+                first: layer == spec.first_adapted_layer,
+                last: layer + 1 == spec.layers,
+                kept: Mutex::default(),
+            };
+            hidden = hidden.apply_op3(&a, &b, operation)?;
+            query_visual.push(visual);
+            query_textual.push(textual);
+        }
+        if task.layers.is_empty() {
+            let rows: Vec<u32> = spans.iter().map(|span| span.start as u32).collect();
+            hidden = hidden.index_select(&Tensor::from_vec(rows, samples, &Device::Cpu)?, 0)?;
+        }
+        let (norm, pooler) = backbone.pooler();
+        let operation =
+            Pool { norm: norm.clone(), kernel: *backbone.kernel(), pooler: pooler.clone(), back: backbone.transposes().pooler.clone() };
+        Ok(TaskOutput { logits: task.head(&hidden.apply_op1(operation)?)?, query_visual, query_textual })
+    }
+}
+
+/// q^v and q^t of each sample, `[samples, d]` each, the proxy in place of what is missing (METHOD.md 3).
+fn queries(hidden: &Tensor, spans: &Arc<[Span]>) -> Result<(Tensor, Tensor)> {
+    let means = hidden.apply_op1(SegmentMean(spans.clone()))?;
+    let samples = spans.len();
+    let chosen = |first: usize, instead: usize, lost: Presence| {
+        let index: Vec<u32> =
+            spans.iter().enumerate().map(|(i, span)| (i + if span.presence == lost { instead } else { first } * samples) as u32).collect();
+        means.index_select(&Tensor::from_vec(index, samples, &Device::Cpu)?, 0)
+    };
+    Ok((chosen(0, 1, Presence::TextOnly)?, chosen(1, 0, Presence::ImageOnly)?))
+}
+
+/// One frozen layer and what its backward pass multiplies by.
+#[derive(Clone)]
+struct LearningLayer {
+    kernel: Kernel<f32>,
+    heads: usize,
+    layer: Arc<super::cpu::Layer<f32>>,
+    back: Arc<super::cpu::TransposedLayer>,
+}
+
+impl LearningLayer {
+    fn of(backbone: &CpuBackbone<f32>, index: usize) -> Self {
+        let back = backbone.transposes().layers[index].clone();
+        Self { kernel: *backbone.kernel(), heads: backbone.heads(), layer: backbone.layer_at(index), back }
+    }
+}
+
+/// `(h, a, b)` to the state after one pre-norm encoder layer. `h` is `[tokens, d]`; `a` and `b` are `[samples · TARGETS · pairs, d]`, sample by sample,
+/// target by target, with the pairs of both modalities. The result has a row for every token, or for every text CLS.
+struct AdaptedLayer {
+    layer: LearningLayer,
+    spans: Arc<[Span]>,
+    /// Factor pairs of a target: 2 r.
+    pairs: usize,
+    /// The state that enters depends on nothing that learns.
+    first: bool,
+    /// Only the text CLS of each sample goes on.
+    last: bool,
+    /// From the forward to the backward pass.
+    kept: Mutex<Option<Kept>>,
+}
+
+/// What the forward pass of a layer keeps.
+struct Kept {
+    /// The normalised state, `[tokens, d]`.
+    x: Stream<f32>,
+    /// `[tokens, 3 d]`
+    qkv: Stream<f32>,
+    /// The state after the attention, `[rows, d]`.
+    middle: Stream<f32>,
+    /// What enters the GELU, `[rows, intermediate]`.
+    inner: Stream<f32>,
+}
+
+impl AdaptedLayer {
+    /// Tokens of each sample, and the rows of its queries and results.
+    fn attended(&self) -> Vec<Attended> {
+        let of_sample = |(i, span): (usize, &Span)| {
+            let tokens = span.start..span.end();
+            Attended { queries: if self.last { i..i + 1 } else { tokens.clone() }, tokens }
+        };
+        self.spans.iter().enumerate().map(of_sample).collect()
+    }
+
+    /// The token behind each row of the result.
+    fn rows(&self) -> Vec<usize> {
+        if self.last {
+            return self.spans.iter().map(|span| span.start).collect();
+        }
+        (0..self.spans.last().map_or(0, Span::end)).collect()
+    }
+
+    /// One sample's share of the low-rank operands.
+    fn share<'a>(&self, x: RowsRef<'a, f32>, a: &'a [f32], b: &'a [f32], sample: usize) -> low_rank::Share<'a> {
+        let (d, span) = (x.width(), &self.spans[sample]);
+        let factors = sample * TARGETS.len() * self.pairs * d..(sample + 1) * TARGETS.len() * self.pairs * d;
+        low_rank::Share {
+            x: x.range(span.start..span.end()).into(),
+            a: Matrix::new(&a[factors.clone()], TARGETS.len() * self.pairs, d, d),
+            b: &b[factors],
+            tokens: span.tokens(),
+            pairs: self.pairs,
+            d,
+        }
+    }
+
+    fn forward(&self, h: RowsRef<'_, f32>, a: &[f32], b: &[f32]) -> (Vec<f32>, Kept) {
+        let LearningLayer { kernel, heads, layer, .. } = &self.layer;
+        let (tokens, d, isa) = (h.rows(), h.width(), kernel.isa);
+        let mut x = Stream::zeros(tokens, d);
+        layer.norm_before.rows(isa, h, &x.view_mut());
+        let mut qkv = affine(kernel, x.view(), &layer.qkv, |x| x);
+        {
+            let (stride, rows) = (qkv.view().stride(), qkv.view_mut());
+            parallel(self.spans.len(), |sample| {
+                let span = &self.spans[sample];
+                // SAFETY: samples are disjoint.
+                let mut rows = unsafe { rows.whole(span.start..span.end()) };
+                self.share(x.view(), a, b, sample).forward(rows.values_mut(), stride);
+            });
+        }
+        let (attended, rows) = (self.attended(), self.rows());
+        // A row's query stands in its token's row.
+        let asked = Stream::of_rows(qkv.view(), rows.iter().copied());
+        let part = |part: usize| qkv.view().columns(part * d..(part + 1) * d);
+        let mut context = Stream::zeros(rows.len(), d);
+        attend(kernel, [asked.view().columns(0..d), part(1), part(2)], &attended, *heads, &context.view_mut());
+        let mut middle = affine(kernel, context.view(), &layer.attention_output, |x| x);
+        for (row, &token) in rows.iter().enumerate() {
+            middle.row_mut(row).iter_mut().zip(h.row(token)).for_each(|(m, h)| *m += h);
+        }
+        let mut normalised = Stream::zeros(rows.len(), d);
+        layer.norm_after.rows(isa, middle.view(), &normalised.view_mut());
+        let inner = affine(kernel, normalised.view(), &layer.intermediate, |x| x);
+        let mut activated = Stream::zeros(rows.len(), inner.width());
+        each_row(kernel, inner.view(), &activated.view_mut(), |x, out| out.iter_mut().zip(x).for_each(|(o, &x)| *o = gelu(x)));
+        let out = affine(kernel, activated.view(), &layer.output, |x| x);
+        let mut flat = Vec::with_capacity(rows.len() * d);
+        for row in 0..rows.len() {
+            flat.extend(out.row(row).iter().zip(middle.row(row)).map(|(o, m)| o + m));
+        }
+        (flat, Kept { x, qkv, middle, inner })
+    }
+
+    /// Gradients of h (unless nothing before learns), a and b.
+    fn backward(
+        &self,
+        kept: &Kept,
+        h: RowsRef<'_, f32>,
+        a: &[f32],
+        b: &[f32],
+        grad: RowsRef<'_, f32>,
+    ) -> (Option<Vec<f32>>, Vec<f32>, Vec<f32>) {
+        let LearningLayer { kernel, heads, layer, back } = &self.layer;
+        let (tokens, d) = (h.rows(), h.width());
+        let rows = self.rows();
+        let mut inner = Stream::zeros(rows.len(), kept.inner.width());
+        product(kernel, grad, &back.output, None, &SlopeSink { x: kept.inner.view(), out: inner.view_mut() });
+        let normalised = linear(kernel, inner.view(), &back.intermediate);
+        let mut middle = Stream::zeros(rows.len(), d);
+        {
+            let middle = middle.view_mut();
+            pieces(kernel, rows.len(), |row| {
+                // SAFETY: each row belongs to one piece.
+                let out = unsafe { middle.part(row, 0..d) };
+                out.copy_from_slice(grad.row(row));
+                layer.norm_after.add_gradient(kept.middle.row(row), normalised.row(row), out);
+            });
+        }
+        let context = linear(kernel, middle.view(), &back.attention_output);
+        let mut qkv = Stream::zeros(tokens, TARGETS.len() * d);
+        attention::backward(kernel, kept.qkv.view(), &self.attended(), *heads, context.view(), &qkv.view_mut());
+        let mut x = if self.first { Stream::default() } else { linear(kernel, qkv.view(), &back.qkv) };
+        let (mut da, mut db) = (vec![0.0; a.len()], vec![0.0; b.len()]);
+        {
+            let (x_stride, grad_stride) = (x.view().stride(), qkv.view().stride());
+            let (x, factors) = (x.view_mut(), TARGETS.len() * self.pairs * d);
+            let (da, db) =
+                (RowsMut::new(&mut da, self.spans.len(), factors, factors), RowsMut::new(&mut db, self.spans.len(), factors, factors));
+            parallel(self.spans.len(), |sample| {
+                let span = &self.spans[sample];
+                let share = self.share(kept.x.view(), a, b, sample);
+                let grad = qkv.view().range(span.start..span.end());
+                // SAFETY: samples are disjoint, in the stream and among the factors.
+                unsafe {
+                    let mut dx = (!self.first).then(|| x.whole(span.start..span.end()));
+                    let dx = dx.as_mut().map(|dx| (dx.values_mut(), x_stride));
+                    share.backward(grad.values(), grad_stride, dx, da.part(sample, 0..factors), db.part(sample, 0..factors));
+                }
+            });
+        }
+        if self.first {
+            return (None, da, db);
+        }
+        let mut dh = vec![0.0; tokens * d];
+        {
+            let dh = RowsMut::new(&mut dh, tokens, d, d);
+            let mut row_of = vec![None; tokens];
+            rows.iter().enumerate().for_each(|(row, &token)| row_of[token] = Some(row));
+            pieces(kernel, tokens, |token| {
+                // SAFETY: each row belongs to one piece.
+                let out = unsafe { dh.part(token, 0..d) };
+                if let Some(row) = row_of[token] {
+                    out.copy_from_slice(middle.row(row));
+                }
+                layer.norm_before.add_gradient(h.row(token), x.row(token), out);
+            });
+        }
+        (Some(dh), da, db)
+    }
+}
+
+impl CustomOp3 for AdaptedLayer {
+    fn name(&self) -> &'static str {
+        "adapted-layer"
+    }
+
+    fn cpu_fwd(
+        &self,
+        h: &CpuStorage,
+        h_layout: &Layout,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (tokens, d) = h_layout.shape().dims2()?;
+        let h = RowsRef::new(values(h, h_layout)?, tokens, d, d);
+        let (out, kept) = self.forward(h, values(a, a_layout)?, values(b, b_layout)?);
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        let rows = out.len() / d;
+        Ok((CpuStorage::F32(out), Shape::from((rows, d))))
+    }
+
+    fn bwd(
+        &self,
+        h: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = kept.as_ref().ok_or_else(|| candle_core::Error::Msg("a backward pass without its forward pass".to_owned()))?;
+        let (rows, d) = grad.dims2()?;
+        let (dh, da, db) = with_values(h, |h_values| {
+            with_values(a, |a| {
+                with_values(b, |b| {
+                    with_values(grad, |grad| {
+                        let h = RowsRef::new(h_values, h_values.len() / d, d, d);
+                        self.backward(kept, h, a, b, RowsRef::new(grad, rows, d, d))
+                    })
+                })
+            })
+        })????;
+        let like = |values: Vec<f32>, t: &Tensor| Tensor::from_vec(values, t.shape(), t.device()).map(Some);
+        Ok((dh.map(|dh| like(dh, h)).transpose()?.flatten(), like(da, a)?, like(db, b)?))
+    }
+}
+
+/// tanh(pooler · layernorm(h)) of each row, `[rows, d]`.
+struct Pool {
+    kernel: Kernel<f32>,
+    norm: Norm,
+    pooler: Arc<Map<f32>>,
+    back: Arc<PackedMatrix<f32>>,
+}
+
+impl CustomOp1 for Pool {
+    fn name(&self) -> &'static str {
+        "pool"
+    }
+
+    fn cpu_fwd(&self, h: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, d) = layout.shape().dims2()?;
+        let h = RowsRef::new(values(h, layout)?, rows, d, d);
+        let mut x = Stream::<f32>::zeros(rows, d);
+        self.norm.rows(self.kernel.isa, h, &x.view_mut());
+        let out = affine(&self.kernel, x.view(), &self.pooler, delo_kernels::elementwise::tanh);
+        Ok((CpuStorage::F32(out.to_vec()), layout.shape().clone()))
+    }
+
+    fn bwd(&self, h: &Tensor, pooled: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (rows, d) = h.dims2()?;
+        let before_tanh = (grad * (1.0 - pooled.sqr()?)?)?;
+        let mut out = vec![0.0; rows * d];
+        with_values(&before_tanh, |grad| {
+            with_values(h, |h| {
+                let x = linear(&self.kernel, RowsRef::new(grad, rows, d, d), &self.back);
+                for (row, (out, h)) in out.chunks_exact_mut(d).zip(h.chunks_exact(d)).enumerate() {
+                    self.norm.add_gradient(h, x.row(row), out);
+                }
+            })
+        })??;
+        Ok(Some(Tensor::from_vec(out, h.shape(), h.device())?))
+    }
+}
+
+/// `f(x Wᵀ + b)`
+fn affine(kernel: &Kernel<f32>, x: RowsRef<'_, f32>, map: &Map<f32>, f: impl Fn(f32) -> f32 + Sync) -> Stream<f32> {
+    let mut out = Stream::zeros(x.rows(), map.weight.n());
+    product(kernel, x, &map.weight, Some(&map.bias), &MapSink { isa: kernel.isa, f, out: out.view_mut() });
+    out
+}
+
+/// `x Wᵀ`
+fn linear(kernel: &Kernel<f32>, x: RowsRef<'_, f32>, weight: &PackedMatrix<f32>) -> Stream<f32> {
+    let mut out = Stream::zeros(x.rows(), weight.n());
+    product(kernel, x, weight, None, &MapSink { isa: kernel.isa, f: |x| x, out: out.view_mut() });
+    out
+}
+
+/// Calls `f` with each row's number, on the pool, compiled for the kernel's instructions.
+fn pieces(kernel: &Kernel<f32>, rows: usize, f: impl Fn(usize) + Sync) {
+    parallel(rows.div_ceil(ROWS), |piece| {
+        kernel.isa.run(
+            #[inline(always)]
+            || (piece * ROWS..rows.min((piece + 1) * ROWS)).for_each(&f),
+        );
+    });
+}
+
+/// `f(row of x, row of out)` of every row.
+fn each_row(kernel: &Kernel<f32>, x: RowsRef<'_, f32>, out: &RowsMut<'_, f32>, f: impl Fn(&[f32], &mut [f32]) + Sync) {
+    // SAFETY: each row belongs to one piece.
+    pieces(kernel, x.rows(), |row| f(x.row(row), unsafe { out.part(row, 0..x.width()) }));
+}
+
+/// `out = (grad Wᵀ) · gelu'(x)`
+struct SlopeSink<'a> {
+    x: RowsRef<'a, f32>,
+    out: RowsMut<'a, f32>,
+}
+
+impl TileSink for SlopeSink<'_> {
+    #[inline(always)]
+    fn tile(&self, tile: &mut Tile<'_>) {
+        let columns = tile.column..tile.column + tile.columns;
+        for row in 0..tile.rows {
+            // SAFETY: no two tiles cover the same cell.
+            let out = unsafe { self.out.part(tile.row + row, columns.clone()) };
+            let x = &self.x.row(tile.row + row)[columns.clone()];
+            out.iter_mut().zip(tile.row(row)).zip(x).for_each(|((o, &grad), &x)| *o = grad * gelu_slope(x));
+        }
+    }
+}
+
+impl fmt::Debug for AdaptedLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdaptedLayer").field("pairs", &self.pairs).finish_non_exhaustive()
+    }
+}

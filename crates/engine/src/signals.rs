@@ -1,0 +1,73 @@
+//! The frozen backbone's signals, from which the task is told (METHOD.md 4, ROUTING.md 2).
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use candle_core::Result;
+
+use super::backbone::Backbone;
+use super::cpu::low_rank::query_rows;
+use super::packed::Span;
+use delo_kernels::elementwise::dot;
+use delo_model::input::Presence;
+use delo_model::routing::keys::KeySignal;
+
+/// The wanted signals, `[samples, width]` each, given the state entering layer 0, which is spent.
+pub(super) fn signals<B: Backbone>(
+    backbone: &B,
+    mut hidden: B::Hidden,
+    spans: &[Span],
+    layers: usize,
+    wanted: &[KeySignal],
+) -> Result<BTreeMap<KeySignal, Vec<Vec<f32>>>> {
+    if wanted == [KeySignal::Pooled] {
+        return Ok(BTreeMap::from([(KeySignal::Pooled, backbone.run_to_pooled(hidden, spans, 0, None)?)]));
+    }
+    let last = wanted.iter().map(|s| s.layer().unwrap_or(layers)).max().unwrap_or(0);
+    let mut out = BTreeMap::new();
+    for layer in 0..=last {
+        for &signal in wanted.iter().filter(|s| s.layer().unwrap_or(layers) == layer) {
+            out.insert(signal, signal_at(backbone, &hidden, spans, signal)?);
+        }
+        if layer < last {
+            backbone.run(&mut hidden, spans, layer..layer + 1, None)?;
+        }
+    }
+    Ok(out)
+}
+
+/// One signal of the state that tells it, `[samples, width]`. A signal without a layer is told by the state after the last.
+pub(super) fn signal_at<B: Backbone>(backbone: &B, hidden: &B::Hidden, spans: &[Span], signal: KeySignal) -> Result<Vec<Vec<f32>>> {
+    let means = |rows: fn(&Span) -> Range<usize>| backbone.means(hidden, &spans.iter().map(rows).collect::<Vec<_>>());
+    match signal {
+        KeySignal::MeanQuery { .. } => {
+            let (visual, textual) = (means(|span| query_rows(span)[0].clone())?, means(|span| query_rows(span)[1].clone())?);
+            let mean = |(v, t): (Vec<f32>, Vec<f32>)| v.iter().zip(&t).map(|(v, t)| (v + t) / 2.0).collect();
+            Ok(visual.into_iter().zip(textual).map(mean).collect())
+        }
+        KeySignal::TextCls { .. } => means(|span| span.start..span.start + 1),
+        KeySignal::Pooled => backbone.pooled(hidden, spans),
+        KeySignal::Parts { .. } => {
+            let more = [means(|span| span.start..span.start + 1)?, means(|span| span.image_cls()..span.image_cls() + 1)?];
+            Ok(parts(spans, &means(Span::words)?, &means(Span::patches)?, &more))
+        }
+        KeySignal::Summary => Ok(parts(spans, &means(Span::words)?, &means(Span::patches)?, &[backbone.pooled(hidden, spans)?])),
+    }
+}
+
+/// The mean over text tokens, the mean over patches and `more` (`[samples, d]` each), all scaled to length 1, the mean of a missing modality
+/// zero, then the one-hot modality pattern (ROUTING.md 2): `[samples, (2 + more) d + 3]`.
+fn parts(spans: &[Span], words: &[Vec<f32>], patches: &[Vec<f32>], more: &[Vec<Vec<f32>>]) -> Vec<Vec<f32>> {
+    let of_sample = |(i, span): (usize, &Span)| {
+        let text = (&words[i], span.presence == Presence::ImageOnly);
+        let image = (&patches[i], span.presence == Presence::TextOnly);
+        let mut out = Vec::new();
+        for (part, lost) in [text, image].into_iter().chain(more.iter().map(|rows| (&rows[i], false))) {
+            let length = dot(part, part).sqrt();
+            let scale = if lost || length == 0.0 { 0.0 } else { 1.0 / length };
+            out.extend(part.iter().map(|x| x * scale));
+        }
+        out.extend([Presence::Complete, Presence::ImageOnly, Presence::TextOnly].map(|p| f32::from(u8::from(p == span.presence))));
+        out
+    };
+    spans.iter().enumerate().map(of_sample).collect()
+}

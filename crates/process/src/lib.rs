@@ -1,0 +1,7 @@
+//! What the process asks of the operating system: freed memory back, more open files, errors instead of signals, threads.
+//!
+//! Invariant: the only crate of the service that calls the C library directly.
+pub mod allocator;
+pub mod descriptors;
+pub mod file_size;
+pub mod threads;

@@ -1,0 +1,292 @@
+//! The protocol of METHOD.md 6: sessions arrive in the data set's order; after each, every sample of the tasks so far is routed and scored.
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::metrics::ScoreMatrix;
+use super::report::{Column, Report, SampleRecord, TaskRow};
+use crate::dataset::{Dataset, DatasetError, Label, Split};
+use crate::missing::MissingTable;
+use crate::samples::samples;
+use crate::score::{ByPattern, predict, score};
+use delo_engine::{Catalogue, CatalogueError, Engine, EngineError, Query, Resident, RoutingRule};
+use delo_model::input::{InputProcessor, Presence, Sample};
+use delo_model::routing::keys::{KeySignal, Signals};
+
+/// Samples that go through the backbone together.
+const BATCH: usize = 32;
+
+/// Which partitions are evaluated, on what, with which rules of routing.
+#[derive(Debug)]
+pub struct Evaluation<'a> {
+    pub engine: &'a Engine,
+    pub processor: &'a InputProcessor,
+    pub data: &'a Dataset,
+    pub missing: &'a MissingTable,
+    pub split: Split,
+    /// In any order; those of no task of the data set are left out, and the report says so.
+    pub partitions: &'a [Arc<Resident>],
+    /// A task-agnostic column for each.
+    pub rules: &'a [RoutingRule],
+}
+
+/// Why an evaluation gives no figures.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("no partition is of a task of {0}: train them with `delo train --data … --task …`")]
+    NoTask(String),
+    #[error("two partitions are of task {0:?}: leave one in the folder")]
+    Twice(String),
+    #[error("partition {task:?} has labels {found:?}, the data set {expected:?}: evaluate on the data that it was trained on")]
+    Labels { task: String, found: Vec<String>, expected: Vec<String> },
+    #[error("the forward pass failed: {0}")]
+    Compute(#[from] candle_core::Error),
+}
+
+/// One evaluated sample.
+struct Scored {
+    /// Index in the data set's list.
+    item: usize,
+    /// Position among the evaluated tasks.
+    task: usize,
+    presence: Presence,
+    truth: Label,
+    /// Of its true task's partition.
+    prediction: Label,
+    /// For each rule, the position of the task chosen once tasks 0..=j are learnt, for every j.
+    routes: Vec<Vec<Option<usize>>>,
+}
+
+/// One routing rule over the stages: entry j holds the partitions of tasks 0..=j.
+struct Stages {
+    catalogues: Vec<Catalogue>,
+}
+
+/// Evaluates partitions as if their sessions had come one after another. `done` hears how many samples are done, of how many.
+///
+/// # Errors
+/// See [`EvalError`].
+pub fn evaluate(evaluation: &Evaluation<'_>, done: &mut dyn FnMut(usize, usize)) -> Result<Evaluated, EvalError> {
+    let (engine, data) = (evaluation.engine, evaluation.data);
+    let tasks = evaluation.tasks()?;
+    let empty = |rule| Catalogue::empty(engine.backbone(), rule).with_special_tokens(evaluation.processor.special_tokens());
+    let rules = evaluation.rules.iter().map(|&rule| Stages::build(empty(rule), &tasks)).collect::<Result<Vec<_>, _>>()?;
+    let everything = empty(RoutingRule::default()).with_all(tasks.iter().map(|(_, r)| r.clone()))?;
+    let signals: BTreeSet<KeySignal> = rules.iter().flat_map(|r| &r.catalogues).map(Catalogue::signal).collect();
+    let signals: Vec<KeySignal> = signals.into_iter().collect();
+
+    let rows: Vec<(usize, Vec<usize>)> =
+        tasks.iter().enumerate().map(|(place, (task, _))| (place, data.rows(*task, evaluation.split))).collect();
+    let total = rows.iter().map(|(_, rows)| rows.len()).sum();
+    let mut scored: Vec<Scored> = Vec::with_capacity(total);
+    for (place, rows) in &rows {
+        let resident = &tasks[*place].1;
+        let threshold = resident.partition.meta.multi_label.then_some(0.5);
+        for chunk in rows.chunks(BATCH) {
+            let samples = samples(data, chunk, evaluation.missing, evaluation.processor)?;
+            let frozen = engine.signals(&engine.embed(&samples, everything.dummy_image())?, &signals)?;
+            let routes = rules.iter().map(|stages| stages.route(&frozen, &tasks)).collect::<Result<Vec<_>, _>>()?;
+            let query = |sample: &Sample| Query::given(sample.clone(), resident.clone());
+            let answers = engine.classify(&everything, &samples.iter().map(query).collect::<Vec<_>>());
+            for (i, answer) in answers.into_iter().enumerate() {
+                scored.push(Scored {
+                    item: chunk[i],
+                    task: *place,
+                    presence: samples[i].presence(),
+                    truth: data.items[chunk[i]].label.clone(),
+                    prediction: predict(&answer?.scores, threshold),
+                    routes: routes.iter().map(|rule| rule[i].clone()).collect(),
+                });
+            }
+            done(scored.len(), total);
+        }
+    }
+    let samples = scored.iter().map(|sample| record(data, &tasks, sample)).collect();
+    Ok(Evaluated { report: report(evaluation, &tasks, &rules, &scored), samples })
+}
+
+/// What an evaluation yields: the figures, and the samples that they are drawn from.
+#[derive(Debug)]
+pub struct Evaluated {
+    pub report: Report,
+    /// In the order of the tasks, then of the data set's list.
+    pub samples: Vec<SampleRecord>,
+}
+
+fn record(data: &Dataset, tasks: &[(usize, Arc<Resident>)], sample: &Scored) -> SampleRecord {
+    let (task, resident) = &tasks[sample.task];
+    let labels = &resident.partition.meta.labels;
+    let named = |label: &Label| -> Vec<String> {
+        match label {
+            Label::Class(class) => vec![labels[*class].clone()],
+            Label::Classes(flags) => labels.iter().zip(flags).filter(|(_, flag)| **flag).map(|(label, _)| label.clone()).collect(),
+        }
+    };
+    let routed = |stages: &Vec<Option<usize>>| stages.last().copied().flatten().map(|place| tasks[place].1.task().to_owned());
+    SampleRecord {
+        item: sample.item,
+        image: data.items[sample.item].image.clone(),
+        task: data.tasks[*task].name.clone(),
+        pattern: sample.presence,
+        truth: named(&sample.truth),
+        prediction: named(&sample.prediction),
+        routed: sample.routes.iter().map(routed).collect(),
+    }
+}
+
+impl Evaluation<'_> {
+    /// The tasks of the data set that have a partition, in the data set's order, as (index in the data set, partition).
+    fn tasks(&self) -> Result<Vec<(usize, Arc<Resident>)>, EvalError> {
+        let mut tasks = Vec::new();
+        for (index, task) in self.data.tasks.iter().enumerate() {
+            let mut mine = self.partitions.iter().filter(|r| r.task() == task.name);
+            let Some(resident) = mine.next() else { continue };
+            if mine.next().is_some() {
+                return Err(EvalError::Twice(task.name.clone()));
+            }
+            let found = &resident.partition.meta.labels;
+            if *found != task.labels {
+                return Err(EvalError::Labels { task: task.name.clone(), found: found.clone(), expected: task.labels.clone() });
+            }
+            tasks.push((index, resident.clone()));
+        }
+        if tasks.is_empty() { Err(EvalError::NoTask(self.data.name.clone())) } else { Ok(tasks) }
+    }
+}
+
+impl Stages {
+    fn build(empty: Catalogue, tasks: &[(usize, Arc<Resident>)]) -> Result<Self, CatalogueError> {
+        let mut last = empty;
+        let mut catalogues = Vec::with_capacity(tasks.len());
+        for (_, resident) in tasks {
+            let next = last.with(resident.clone())?;
+            catalogues.push(std::mem::replace(&mut last, next));
+        }
+        catalogues.push(last);
+        // The first catalogue is the empty one.
+        catalogues.remove(0);
+        Ok(Self { catalogues })
+    }
+
+    /// For each sample, the position of the task that each stage's catalogue chooses.
+    fn route(&self, signals: &Signals, tasks: &[(usize, Arc<Resident>)]) -> candle_core::Result<Vec<Vec<Option<usize>>>> {
+        let mut routes: Vec<Vec<Option<usize>>> = Vec::new();
+        for catalogue in &self.catalogues {
+            let rows = signals.get(&catalogue.signal().to_string()).map(Tensor::to_vec2::<f32>).transpose()?.unwrap_or_default();
+            routes.resize_with(rows.len(), Vec::new);
+            for (sample, row) in rows.iter().enumerate() {
+                let chosen = catalogue.candidates(row).into_iter().next();
+                routes[sample].push(chosen.and_then(|best| tasks.iter().position(|(_, r)| r.task() == &*best.task)));
+            }
+        }
+        Ok(routes)
+    }
+
+    /// The metric and signal that decide once every task is learnt.
+    fn name(&self) -> String {
+        self.catalogues.last().map_or(String::new(), |c| format!("{} {}", c.metric(), c.signal()))
+    }
+
+    fn notice(&self) -> Option<&str> {
+        self.catalogues.last().and_then(Catalogue::notice)
+    }
+}
+
+/// Who decides the task of a sample.
+#[derive(Clone, Copy)]
+enum Decision {
+    Oracle,
+    /// The rule of this index.
+    Key(usize),
+}
+
+impl Decision {
+    /// The sample's prediction once tasks 0..=stage are learnt; `None` where it went to a wrong task.
+    fn prediction(self, sample: &Scored, stage: usize) -> Option<&Label> {
+        let right = match self {
+            Self::Oracle => true,
+            Self::Key(rule) => sample.routes[rule][stage] == Some(sample.task),
+        };
+        right.then_some(&sample.prediction)
+    }
+
+    fn score<'a>(self, samples: impl Iterator<Item = &'a Scored> + Clone, stage: usize) -> Option<f64> {
+        let predictions: Vec<_> = samples.clone().map(|s| self.prediction(s, stage)).collect();
+        score(&predictions, &samples.map(|s| &s.truth).collect::<Vec<_>>())
+    }
+}
+
+fn report(evaluation: &Evaluation<'_>, tasks: &[(usize, Arc<Resident>)], rules: &[Stages], scored: &[Scored]) -> Report {
+    let data = evaluation.data;
+    let known: BTreeSet<&str> = data.tasks.iter().map(|t| t.name.as_str()).collect();
+    let mut notes: Vec<String> = rules.iter().filter_map(Stages::notice).map(str::to_owned).collect();
+    let lacking: Vec<&str> =
+        data.tasks.iter().enumerate().filter(|(i, _)| tasks.iter().all(|(t, _)| t != i)).map(|(_, t)| t.name.as_str()).collect();
+    if !lacking.is_empty() {
+        notes.push(format!("no partition for {}: left out of every figure", lacking.join(", ")));
+    }
+    let foreign: Vec<&str> = evaluation.partitions.iter().map(|r| r.task()).filter(|t| !known.contains(t)).collect();
+    if !foreign.is_empty() {
+        notes.push(format!("not of this data set, and not loaded: {}", foreign.join(", ")));
+    }
+    Report {
+        data: data.name.clone(),
+        split: evaluation.split,
+        measure: if data.multi_label { "F1-macro" } else { "accuracy" }.to_owned(),
+        eta: evaluation.missing.eta,
+        missing: evaluation.missing.kind,
+        seed: evaluation.missing.seed,
+        samples: scored.len(),
+        oracle: column("task-oracle".to_owned(), Decision::Oracle, tasks, scored, data.multi_label),
+        agnostic: rules
+            .iter()
+            .enumerate()
+            .map(|(rule, stages)| column(format!("task-agnostic, {}", stages.name()), Decision::Key(rule), tasks, scored, data.multi_label))
+            .collect(),
+        notes,
+    }
+}
+
+fn column(name: String, decision: Decision, tasks: &[(usize, Arc<Resident>)], scored: &[Scored], multi_label: bool) -> Column {
+    let last = tasks.len() - 1;
+    let of_task = |task: usize| scored.iter().filter(move |s| s.task == task);
+    let matrix = ScoreMatrix::of(tasks.len(), |i, j| decision.score(of_task(i), j).unwrap_or(0.0));
+    let presence: Vec<Presence> = scored.iter().map(|s| s.presence).collect();
+    let by_pattern = ByPattern::of(&presence, |chosen| {
+        let chosen = chosen.iter().map(|&i| &scored[i]);
+        if !multi_label {
+            return decision.score(chosen, last);
+        }
+        // Classes differ between tasks: F1-macro within each, then the mean over those that have such samples.
+        let tasks: Vec<f64> =
+            (0..tasks.len()).filter_map(|task| decision.score(chosen.clone().filter(move |s| s.task == task), last)).collect();
+        (!tasks.is_empty()).then(|| tasks.iter().sum::<f64>() / tasks.len() as f64)
+    });
+    let right = |s: &Scored| decision.prediction(s, last).is_some();
+    let share = |hits: usize, of: usize| (of > 0).then(|| 100.0 * hits as f64 / of as f64);
+    let routing = ByPattern::of(&presence, |chosen| share(chosen.iter().filter(|&&i| right(&scored[i])).count(), chosen.len()));
+    Column {
+        ap: matrix.average_performance(),
+        fg: matrix.forgetting(),
+        score: by_pattern,
+        routing: matches!(decision, Decision::Key(_)).then_some(routing),
+        tasks: tasks
+            .iter()
+            .enumerate()
+            .map(|(task, (_, resident))| TaskRow {
+                task: resident.task().to_owned(),
+                samples: of_task(task).count(),
+                scores: matrix.rows()[task].clone(),
+                routing: share(of_task(task).filter(|s| right(s)).count(), of_task(task).count()),
+            })
+            .collect(),
+        name,
+    }
+}

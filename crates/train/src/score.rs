@@ -1,0 +1,105 @@
+//! How good predictions are: accuracy for one label, F1-macro for several (METHOD.md 6).
+use serde::{Deserialize, Serialize};
+
+use super::dataset::Label;
+use delo_model::input::Presence;
+use delo_model::method::selection::top;
+
+/// The answer that some values stand for, one value a class: the largest (ties to the lower index), or, where `threshold` is given (multi-label),
+/// every class above it: 0 for logits, 0.5 for scores.
+pub fn predict(values: &[f32], threshold: Option<f32>) -> Label {
+    if let Some(threshold) = threshold {
+        return Label::Classes(values.iter().map(|&x| x > threshold).collect());
+    }
+    Label::Class(top(values, 1).next().map_or(0, |class| class as usize))
+}
+
+/// Percent: accuracy, or F1-macro over the classes for multi-label. `None` in place of a prediction is wrong: it names no class of the task.
+/// `None` where there is nothing to score.
+pub fn score(predictions: &[Option<&Label>], truth: &[&Label]) -> Option<f64> {
+    match truth.first()? {
+        Label::Class(_) => {
+            let right = predictions.iter().zip(truth).filter(|(p, t)| **p == Some(**t)).count();
+            Some(100.0 * right as f64 / truth.len() as f64)
+        }
+        Label::Classes(flags) => {
+            Some(100.0 * (0..flags.len()).map(|class| f1(predictions, truth, class)).sum::<f64>() / flags.len() as f64)
+        }
+    }
+}
+
+/// 2 tp / (2 tp + fp + fn) of one class; 0 where the class neither occurs nor is predicted.
+fn f1(predictions: &[Option<&Label>], truth: &[&Label], class: usize) -> f64 {
+    let has = |label: &Label| matches!(label, Label::Classes(flags) if flags[class]);
+    let (mut hits, mut errors) = (0, 0);
+    for (predicted, truth) in predictions.iter().zip(truth) {
+        match (predicted.is_some_and(has), has(truth)) {
+            (true, true) => hits += 1,
+            (false, false) => {}
+            _ => errors += 1,
+        }
+    }
+    if hits == 0 { 0.0 } else { 2.0 * f64::from(hits) / (2.0 * f64::from(hits) + f64::from(errors)) }
+}
+
+/// A figure over all samples and over those of each modality pattern, in percent; `None` where there are no such samples.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ByPattern {
+    pub all: Option<f64>,
+    pub complete: Option<f64>,
+    pub image_only: Option<f64>,
+    pub text_only: Option<f64>,
+}
+
+impl ByPattern {
+    /// `figure` of the indices of all samples, and of those of each pattern.
+    pub fn of(presence: &[Presence], figure: impl Fn(&[usize]) -> Option<f64>) -> Self {
+        let only = |wanted| figure(&(0..presence.len()).filter(|&i| presence[i] == wanted).collect::<Vec<_>>());
+        Self {
+            all: figure(&(0..presence.len()).collect::<Vec<_>>()),
+            complete: only(Presence::Complete),
+            image_only: only(Presence::ImageOnly),
+            text_only: only(Presence::TextOnly),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn predicts_the_largest_value_or_every_class_above_the_threshold() {
+        assert_eq!(predict(&[0.1, 0.7, 0.7, -1.0], None), Label::Class(1));
+        assert_eq!(predict(&[0.1, -0.7, 0.0], Some(0.0)), Label::Classes(vec![true, false, false]));
+    }
+
+    #[test]
+    fn accuracy_counts_a_missing_prediction_as_wrong() {
+        let (a, b) = (Label::Class(0), Label::Class(1));
+        assert_eq!(score(&[Some(&a), Some(&a), None, Some(&b)], &[&a, &b, &a, &b]), Some(50.0));
+        assert_eq!(score(&[], &[]), None);
+    }
+
+    #[test]
+    fn f1_macro_is_the_mean_of_the_classes() {
+        let label = |a, b, c| Label::Classes(vec![a, b, c]);
+        let truth = [label(true, false, false), label(true, true, false), label(false, true, false)];
+        let guess = [label(true, true, false), label(false, true, false), label(false, true, false)];
+        let predictions: Vec<_> = guess.iter().map(Some).collect();
+        let truth: Vec<_> = truth.iter().collect();
+        // Class 0: 1 hit, 1 error; class 1: 2 hits, 1 error; class 2 never occurs.
+        let expected = 100.0 * (2.0 / 3.0 + 4.0 / 5.0 + 0.0) / 3.0;
+        assert!((score(&predictions, &truth).unwrap() - expected).abs() < 1e-9);
+        // A sample without prediction has none of its classes: class 0 keeps 1 hit and 1 error, class 1 has 3 errors.
+        let expected = 100.0 * (2.0 / 3.0 + 0.0 + 0.0) / 3.0;
+        assert!((score(&[predictions[0], None, None], &truth).unwrap() - expected).abs() < 1e-9);
+    }
+
+    #[test]
+    fn figures_are_split_by_pattern() {
+        let presence = [Presence::Complete, Presence::TextOnly, Presence::Complete];
+        let counts = ByPattern::of(&presence, |rows| (!rows.is_empty()).then_some(rows.len() as f64));
+        assert_eq!(counts, ByPattern { all: Some(3.0), complete: Some(2.0), image_only: None, text_only: Some(1.0) });
+    }
+}

@@ -1,0 +1,292 @@
+//! What the trainer promises of a session: the same artifact for the same seed, also when it is interrupted, and figures that follow it into `eval`.
+use std::ops::ControlFlow;
+
+use delo_engine::{Catalogue, Resident, RoutingRule};
+use delo_fixtures::colours::write_data;
+use delo_fixtures::{engine, key_rule};
+use delo_model::input::{InputProcessor, Limits};
+use delo_model::model_dir::ModelDir;
+use delo_model::partition::KeyRule;
+use delo_model::{KeyAverage, KeySignal, Metric, Partition};
+use delo_train::eval::{EvalError, Evaluation, SampleRecord, evaluate};
+use delo_train::{Dataset, Event, MissingKind, MissingTable, Outputs, Session, Settings, Split, TrainError, Trained, train};
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    data: Dataset,
+    missing: MissingTable,
+    processor: InputProcessor,
+    settings: Settings,
+}
+
+impl Fixture {
+    fn new(multi_label: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_data(dir.path(), multi_label);
+        let data = Dataset::open(dir.path()).unwrap();
+        let missing = MissingTable::draw(&data, 0.5, MissingKind::Both, 0).unwrap();
+        let config = &engine().backbone().config;
+        let processor =
+            InputProcessor::load(&ModelDir::Embedded, config.patch_size, config.max_position_embeddings, Limits::default()).unwrap();
+        let settings = Settings { experts: 4, rank: 2, first_adapted_layer: 4, lr: 2e-3, batch: 3, epochs: 3, ..Settings::default() };
+        Self { dir, data, missing, processor, settings }
+    }
+
+    /// 8 training samples in steps of 3: three steps an epoch.
+    fn outputs(&self, name: &str) -> Outputs {
+        Outputs {
+            artifact: self.dir.path().join(format!("{name}.safetensors")),
+            log: self.dir.path().join(format!("{name}.jsonl")),
+            force: false,
+            resume: false,
+            checkpoint_every: 0,
+            cache_bytes: 1 << 30,
+            created: "2026-01-01T00:00:00Z".to_owned(),
+        }
+    }
+
+    /// Trains a task; stops after `steps` steps where given.
+    fn train(&self, task: usize, settings: &Settings, outputs: &Outputs, steps: Option<usize>) -> Result<Trained, TrainError> {
+        self.train_with_key(task, settings, outputs, steps, key_rule(Metric::Whitened, KeySignal::Parts { layer: 2 }))
+    }
+
+    fn train_with_key(
+        &self,
+        task: usize,
+        settings: &Settings,
+        outputs: &Outputs,
+        steps: Option<usize>,
+        key: KeyRule,
+    ) -> Result<Trained, TrainError> {
+        let session = Session {
+            engine: engine(),
+            processor: &self.processor,
+            backbone: "emoji-mini".to_owned(),
+            data: &self.data,
+            missing: &self.missing,
+            task,
+            settings,
+            key,
+        };
+        train(&session, outputs, &mut |event| match (event, steps) {
+            (Event::Step { record, .. }, Some(last)) if record.step + 1 == last => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        })
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.outputs(name).artifact).unwrap()
+    }
+
+    /// The log without its times.
+    fn losses(&self, name: &str) -> Vec<serde_json::Value> {
+        let log = std::fs::read_to_string(self.outputs(name).log).unwrap();
+        let line = |line| {
+            let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+            record["seconds"] = 0.into();
+            record
+        };
+        log.lines().map(line).collect()
+    }
+
+    fn partition(&self, name: &str) -> Partition {
+        Partition::read(&self.bytes(name), engine().backbone()).unwrap()
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
+    let f = Fixture::new(false);
+    f.train(0, &f.settings, &f.outputs("one"), None).unwrap();
+    // Whether the frozen states are kept or computed at each step makes no difference.
+    f.train(0, &f.settings, &Outputs { cache_bytes: 0, ..f.outputs("two") }, None).unwrap();
+    f.train(0, &Settings { seed: 1, ..f.settings.clone() }, &f.outputs("three"), None).unwrap();
+    assert!(f.bytes("one") == f.bytes("two"));
+    assert_eq!(f.losses("one"), f.losses("two"));
+    assert_ne!(f.partition("one").checksum, f.partition("three").checksum);
+}
+
+#[test]
+fn a_resumed_session_gives_the_artifact_and_log_of_one_never_interrupted() {
+    let f = Fixture::new(false);
+    f.train(1, &f.settings, &f.outputs("whole"), None).unwrap();
+    // Stopped in the second epoch, two steps after the checkpoint; then in the third, with checkpoints inside epochs.
+    let often = Outputs { checkpoint_every: 2, ..f.outputs("parts") };
+    assert!(matches!(f.train(1, &f.settings, &f.outputs("parts"), Some(5)), Err(TrainError::Stopped { step: 5 })));
+    assert!(matches!(f.train(1, &f.settings, &often, None), Err(TrainError::Interrupted(_))));
+    let resumed = Outputs { resume: true, ..often };
+    assert!(matches!(f.train(1, &f.settings, &resumed, Some(7)), Err(TrainError::Stopped { step: 7 })));
+    f.train(1, &f.settings, &resumed, None).unwrap();
+    assert!(f.bytes("whole") == f.bytes("parts"));
+    assert_eq!(f.losses("whole"), f.losses("parts"));
+    assert_eq!(f.losses("parts").len(), 9);
+    assert!(!f.dir.path().join("parts.safetensors.checkpoint").exists());
+}
+
+#[test]
+fn a_checkpoint_of_other_settings_is_refused_by_name() {
+    let f = Fixture::new(false);
+    f.train(0, &f.settings, &f.outputs("p"), Some(4)).unwrap_err();
+    let other = Settings { lr: 0.5, ..f.settings.clone() };
+    let error = f.train(0, &other, &Outputs { resume: true, ..f.outputs("p") }, None).unwrap_err().to_string();
+    assert!(error.contains("was made with lr 0.002, this run has 0.5"), "{error}");
+}
+
+#[test]
+fn an_artifact_is_overwritten_only_on_demand() {
+    let f = Fixture::new(false);
+    let settings = Settings { epochs: 1, first_adapted_layer: 6, ..f.settings.clone() };
+    f.train(0, &settings, &f.outputs("p"), None).unwrap();
+    assert!(matches!(f.train(0, &settings, &f.outputs("p"), None), Err(TrainError::Exists(_))));
+    f.train(0, &settings, &Outputs { force: true, ..f.outputs("p") }, None).unwrap();
+}
+
+#[test]
+fn the_loss_falls_and_every_term_is_logged() {
+    let f = Fixture::new(false);
+    let settings = Settings { epochs: 12, ..f.settings.clone() };
+    f.train(0, &settings, &f.outputs("p"), None).unwrap();
+    let log = f.losses("p");
+    let mean = |rows: &[serde_json::Value]| rows.iter().map(|r| r["classification"].as_f64().unwrap()).sum::<f64>() / rows.len() as f64;
+    assert!(mean(&log[log.len() - 6..]) < 0.5 * mean(&log[..6]), "{} then {}", mean(&log[..6]), mean(&log[log.len() - 6..]));
+    assert!(log.iter().any(|r| r["alignment"].as_f64().is_some_and(|x| x > 0.0)));
+    assert!(log.iter().any(|r| r["consistency"].as_f64().is_some_and(|x| x > 0.0)));
+}
+
+#[test]
+fn a_linear_head_trains_without_adapters() {
+    let f = Fixture::new(false);
+    let trained = f.train(0, &Settings { first_adapted_layer: 6, ..f.settings.clone() }, &f.outputs("p"), None).unwrap();
+    assert_eq!((trained.pool_parameters, trained.samples, trained.steps), (0, 8, 9));
+    assert!(f.losses("p").iter().all(|r| r["alignment"].is_null() && r["consistency"].is_null()));
+}
+
+#[test]
+fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
+    for multi_label in [false, true] {
+        let f = Fixture::new(multi_label);
+        f.train(0, &f.settings, &f.outputs("a"), None).unwrap();
+        f.train(1, &f.settings, &f.outputs("b"), None).unwrap();
+        let residents = ["b", "a"].map(|name| Resident::new(f.partition(name), 1));
+        let rules = [
+            RoutingRule { metric: Some(Metric::Whitened), ..Default::default() },
+            RoutingRule { metric: Some(Metric::Plain), ..Default::default() },
+        ];
+        let evaluation = Evaluation {
+            engine: engine(),
+            processor: &f.processor,
+            data: &f.data,
+            missing: &f.missing,
+            split: Split::Val,
+            partitions: &residents,
+            rules: &rules,
+        };
+        let evaluated = evaluate(&evaluation, &mut |_, _| ()).unwrap();
+        let report = &evaluated.report;
+        assert_eq!(report.samples, 4);
+        // The data set's order, not the folder's.
+        let tasks: Vec<_> = report.oracle.tasks.iter().map(|t| t.task.as_str()).collect();
+        assert_eq!(tasks, ["warm", "cool"]);
+        let name = if multi_label { "val_f1_macro" } else { "val_accuracy" };
+        for (row, resident) in report.oracle.tasks.iter().zip(residents.iter().rev()) {
+            assert_eq!(row.scores.last(), Some(&resident.partition.meta.metrics[name]), "{name}");
+        }
+        // The samples that the figures are drawn from.
+        let rows: Vec<usize> = (0..2).flat_map(|task| f.data.rows(task, Split::Val)).collect();
+        assert_eq!(evaluated.samples.iter().map(|s| s.item).collect::<Vec<_>>(), rows);
+        let share = |right: fn(&SampleRecord) -> bool| {
+            Some(100.0 * evaluated.samples.iter().filter(|s| right(s)).count() as f64 / evaluated.samples.len() as f64)
+        };
+        assert_eq!(share(|s| s.routed[1].as_ref() == Some(&s.task)), report.agnostic[1].routing.unwrap().all);
+        if !multi_label {
+            assert_eq!(share(|s| s.truth == s.prediction), report.oracle.score.all);
+        }
+        assert_eq!(report.oracle.fg, Some(0.0));
+        assert_eq!(report.agnostic.len(), 2);
+        for column in &report.agnostic {
+            assert!(column.ap <= report.oracle.ap);
+            assert_eq!(column.tasks[0].scores.len(), 2);
+            // One task alone takes every sample.
+            assert_eq!(column.tasks[0].scores[0], report.oracle.tasks[0].scores[0]);
+        }
+
+        // The routing accuracy is that of the catalogue that serves.
+        let catalogue = Catalogue::empty(engine().backbone(), rules[0]).with_all(residents.clone()).unwrap();
+        let rows: Vec<usize> = (0..2).flat_map(|task| f.data.rows(task, Split::Val)).collect();
+        let samples = delo_train::samples::samples(&f.data, &rows, &f.missing, &f.processor).unwrap();
+        let chosen = engine().route(&catalogue, &samples).unwrap();
+        let hits = rows.iter().zip(&chosen).filter(|(row, c)| *c[0].task == f.data.tasks[f.data.items[**row].task].name).count();
+        assert_eq!(report.agnostic[0].routing.unwrap().all, Some(25.0 * hits as f64));
+
+        let alone = Evaluation { partitions: &residents[..1], ..evaluation };
+        assert!(evaluate(&alone, &mut |_, _| ()).unwrap().report.notes[0].contains("no partition for warm"));
+        let none = Evaluation { partitions: &[], ..alone };
+        assert!(matches!(evaluate(&none, &mut |_, _| ()), Err(EvalError::NoTask(_))));
+    }
+}
+
+#[test]
+fn an_artifact_holds_the_keys_of_its_two_rules_and_no_others() {
+    let f = Fixture::new(false);
+    let settings = Settings { epochs: 1, first_adapted_layer: 6, ..f.settings.clone() };
+    let (parts, mean) = (KeySignal::Parts { layer: 2 }, KeySignal::MeanQuery { layer: 0 });
+    let names = |keys: &std::collections::BTreeMap<String, Vec<f32>>| keys.keys().cloned().collect::<Vec<_>>();
+    for (i, (metric, signal, plain_signal, plain_average, means, emas)) in [
+        (Metric::Whitened, parts, KeySignal::Pooled, KeyAverage::Mean, &["parts@2", "pooled"][..], &[][..]),
+        (Metric::Plain, parts, mean, KeyAverage::Ema, &["parts@2"], &["mean@0"]),
+        (Metric::Whitened, mean, mean, KeyAverage::Ema, &["mean@0"], &["mean@0"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (name, key) = (format!("p{i}"), KeyRule { metric, signal, plain_signal, plain_average });
+        f.train_with_key(0, &settings, &f.outputs(&name), None, key).unwrap();
+        let keys = f.partition(&name).keys;
+        assert!(names(&keys.mean) == means && names(&keys.ema) == emas, "{name}: {}", keys.held());
+        assert_eq!(names(&keys.moments), [signal.to_string()]);
+    }
+
+    // A rule with another signal is refused with the signals that the artifact holds, and how to train with
+    // another.
+    let rule = RoutingRule { metric: Some(Metric::Plain), signal: Some(mean), average: Some(KeyAverage::Ema) };
+    let told = Catalogue::empty(engine().backbone(), rule).with(Resident::new(f.partition("p0"), 1)).unwrap_err().to_string();
+    for words in [
+        "no ema key of the signal mean@0",
+        "mean keys of parts@2, pooled; second moment of parts@2",
+        "--plain-signal mean@0 --plain-average ema",
+    ] {
+        assert!(told.contains(words), "{told}");
+    }
+    let rule = RoutingRule { metric: Some(Metric::Whitened), signal: Some(KeySignal::Summary), average: None };
+    let catalogue = Catalogue::empty(engine().backbone(), rule).with(Resident::new(f.partition("p0"), 1)).unwrap();
+    let notice = catalogue.notice().unwrap();
+    assert!(notice.contains("second moment of parts@2") && notice.contains("--key-signal summary"), "{notice}");
+}
+
+#[test]
+fn the_artifact_says_how_special_tokens_were_read_and_evaluation_reads_them_so() {
+    for special_tokens in [false, true] {
+        let f = Fixture::new(false);
+        let f = Fixture { processor: f.processor.with_special_tokens(special_tokens), ..f };
+        f.train(0, &Settings { epochs: 1, first_adapted_layer: 6, ..f.settings.clone() }, &f.outputs("p"), None).unwrap();
+        let partition = f.partition("p");
+        assert_eq!(partition.meta.special_tokens, Some(special_tokens));
+        let evaluation = |processor: &InputProcessor| {
+            let residents = [Resident::new(partition.clone(), 1)];
+            let evaluation = Evaluation {
+                engine: engine(),
+                processor,
+                data: &f.data,
+                missing: &f.missing,
+                split: Split::Val,
+                partitions: &residents,
+                rules: &[RoutingRule::default()],
+            };
+            evaluate(&evaluation, &mut |_, _| ()).map(drop).map_err(|e| e.to_string())
+        };
+        evaluation(&f.processor).unwrap();
+        let other = Fixture::new(false).processor.with_special_tokens(!special_tokens);
+        let error = evaluation(&other).unwrap_err();
+        assert!(error.contains("--special-tokens"), "{error}");
+    }
+}

@@ -1,0 +1,291 @@
+//! How fast the engine and its kernels are: random samples and partitions of one shape through the whole forward, and single products.
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::Result;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+use delo_engine::{Catalogue, Engine, Query, Resident, RoutingRule};
+use delo_kernels::attention::{Attended, attention};
+use delo_kernels::{Element, Isa, Kernel, MapSink, PANEL, PackedMatrix, Start, Stream, parallel, product, threads};
+use delo_model::input::{Pixels, Sample};
+use delo_model::method::task_model::{TARGETS, TaskModel};
+use delo_model::partition::{BackboneRecord, KeyRule, PartitionMeta, to_bytes};
+use delo_model::routing::keys::{KeyAverage, KeySignal, Metric, SessionKeys};
+use delo_model::{Partition, PoolSpec};
+
+/// Forwards that are run before any is timed.
+const WARM_UP: usize = 2;
+/// Classes of a task.
+const CLASSES: usize = 10;
+
+/// What samples of a batch hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Text and image.
+    Complete,
+    TextOnly,
+    ImageOnly,
+    /// In turn: complete, text only, image only, and images of a half, three quarters and five quarters of the size.
+    Mixed,
+}
+
+/// What is measured: each combination of batch, tasks, kind and way to the task, all in turn, so that a busy machine slows all of them.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// Height and width of every image, in pixels, multiples of the patch size.
+    pub image: [usize; 2],
+    /// Height and width of the image that stands in for a missing one.
+    pub dummy_image: [usize; 2],
+    /// Tokens of every text, CLS and SEP included.
+    pub text: usize,
+    /// Resident tasks, given in turn to the samples of a batch; 0 runs the frozen backbone alone.
+    pub tasks: Vec<usize>,
+    pub kinds: Vec<Kind>,
+    pub batches: Vec<usize>,
+    /// Whether the engine decides the task, by the whitened metric of this signal, beside rows whose task is given.
+    pub route: Option<KeySignal>,
+    pub pools: PoolSpec,
+    /// Timed forwards of each row.
+    pub runs: usize,
+}
+
+/// One combination's figures.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    pub precision: String,
+    pub batch: usize,
+    pub tasks: usize,
+    pub kind: Kind,
+    /// Whether the engine decided the task.
+    pub routed: bool,
+    /// Real tokens of the batch.
+    pub tokens: usize,
+    /// Median time of a forward.
+    pub seconds: f64,
+    pub requests_per_second: f64,
+}
+
+/// One row's inputs.
+struct Case<'a> {
+    row: Row,
+    samples: Vec<Sample>,
+    queries: Vec<Query>,
+    catalogue: &'a Catalogue,
+    seconds: Vec<f64>,
+}
+
+/// Measures each combination on random samples and random partitions.
+///
+/// # Errors
+/// A workload that does not fit the backbone.
+pub fn measure(engine: &Engine, workload: &Workload) -> Result<Vec<Row>> {
+    let most = workload.tasks.iter().copied().max().unwrap_or(0);
+    let residents = residents(engine, workload, most)?;
+    let catalogue = |tasks: usize| {
+        Catalogue::empty(engine.backbone(), RoutingRule::default())
+            .with_all(residents[..tasks].iter().cloned())
+            .map_err(|e| candle_core::Error::Msg(e.to_string()))
+    };
+    let catalogues = workload.tasks.iter().map(|&tasks| catalogue(tasks)).collect::<Result<Vec<_>>>()?;
+    let mut cases = Vec::new();
+    for &batch in &workload.batches {
+        for catalogue in &catalogues {
+            for &kind in &workload.kinds {
+                for routed in [false, true] {
+                    let tasks = catalogue.residents().count();
+                    if !routed || (workload.route.is_some() && tasks > 0) {
+                        cases.push(case(engine, workload, catalogue, batch, kind, routed));
+                    }
+                }
+            }
+        }
+    }
+    for run in 0..WARM_UP + workload.runs {
+        for case in &mut cases {
+            let start = Instant::now();
+            if case.row.tasks == 0 {
+                engine.pooled(&case.samples, workload.dummy_image)?;
+            } else if let Some(Err(e)) = engine.classify(case.catalogue, &case.queries).into_iter().find(|a| a.is_err()) {
+                candle_core::bail!("{e}");
+            }
+            if run >= WARM_UP {
+                case.seconds.push(start.elapsed().as_secs_f64());
+            }
+        }
+    }
+    Ok(cases.into_iter().map(finish).collect())
+}
+
+fn case<'a>(engine: &Engine, workload: &Workload, catalogue: &'a Catalogue, batch: usize, kind: Kind, routed: bool) -> Case<'a> {
+    let mut rng = ChaCha8Rng::seed_from_u64(batch as u64);
+    let samples: Vec<Sample> = (0..batch).map(|i| sample(engine, workload, kind, i, &mut rng)).collect();
+    let tasks = catalogue.residents().count();
+    let task = |i: usize| if routed || tasks == 0 { None } else { catalogue.get(&name(i % tasks)).cloned() };
+    let query = |(i, s): (usize, &Sample)| match task(i) {
+        Some(task) => Query::given(s.clone(), task),
+        None => Query::open(s.clone()),
+    };
+    let queries = samples.iter().enumerate().map(query).collect();
+    let tokens = samples.iter().map(|sample| engine.tokens(workload.dummy_image, sample)).sum();
+    let row = Row { precision: engine.precision().to_string(), batch, tasks, kind, routed, tokens, seconds: 0.0, requests_per_second: 0.0 };
+    Case { row, samples, queries, catalogue, seconds: Vec::with_capacity(workload.runs) }
+}
+
+fn finish(mut case: Case<'_>) -> Row {
+    let seconds = median(&mut case.seconds);
+    Row { seconds, requests_per_second: case.row.batch as f64 / seconds, ..case.row }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn sample(engine: &Engine, workload: &Workload, kind: Kind, index: usize, rng: &mut ChaCha8Rng) -> Sample {
+    let config = &engine.backbone().config;
+    // Quarters of the image's side.
+    let (text, image) = match kind {
+        Kind::Complete => (true, Some(4)),
+        Kind::TextOnly => (true, None),
+        Kind::ImageOnly => (false, Some(4)),
+        Kind::Mixed => [(true, Some(4)), (true, None), (false, Some(4)), (true, Some(2)), (false, Some(3)), (true, Some(5))][index % 6],
+    };
+    let side = |pixels: usize, quarters: usize| (pixels / config.patch_size * quarters / 4).max(1) * config.patch_size;
+    Sample {
+        text: text.then(|| (0..workload.text).map(|_| rng.random_range(0..config.vocab_size as u32)).collect()),
+        image: image.map(|quarters| {
+            let [height, width] = workload.image.map(|pixels| side(pixels, quarters));
+            Pixels { height, width, data: (0..3 * height * width).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect() }
+        }),
+    }
+}
+
+fn name(task: usize) -> String {
+    format!("task-{task:04}")
+}
+
+/// Partitions of random factors, each in memory of its own.
+fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<Arc<Resident>>> {
+    if tasks == 0 {
+        return Ok(Vec::new());
+    }
+    let signal = workload.route.unwrap_or(KeySignal::MeanQuery { layer: 0 });
+    let model = TaskModel::init(workload.pools.clone(), CLASSES, 0)?;
+    for pools in &model.layers {
+        pools.b.set(&pools.a)?;
+    }
+    let width = signal.width(workload.pools.hidden);
+    let mut keys = SessionKeys::default();
+    keys.mean.insert(signal.to_string(), vec![1.0; width]);
+    if workload.route.is_some() {
+        // White: every direction as strong as any other.
+        let moment = (0..width).flat_map(|i| (i..width).map(move |j| f32::from(u8::from(i == j))));
+        keys.moments.insert(signal.to_string(), moment.collect());
+    }
+    let metric = if workload.route.is_some() { Metric::Whitened } else { Metric::Plain };
+    let meta = PartitionMeta {
+        task: name(0),
+        labels: (0..CLASSES).map(|label| label.to_string()).collect(),
+        multi_label: false,
+        pools: workload.pools.clone(),
+        targets: TARGETS.map(str::to_owned).to_vec(),
+        key: KeyRule { metric, signal, plain_signal: signal, plain_average: KeyAverage::Mean },
+        dummy_image: workload.dummy_image,
+        special_tokens: None,
+        backbone: BackboneRecord { fingerprint: engine.backbone().fingerprint.clone(), name: "bench".to_owned() },
+        training: serde_json::Value::Null,
+        data: serde_json::Value::Null,
+        seed: 0,
+        metrics: Default::default(),
+        created: String::new(),
+        delo_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let refused = |e: delo_model::PartitionError| candle_core::Error::Msg(e.to_string());
+    let bytes = to_bytes(&meta, &model, &keys).map_err(refused)?;
+    let first = Partition::read(&bytes, engine.backbone()).map_err(refused)?.in_precision(engine.precision());
+    let resident = |task: usize| {
+        let mut partition = first.clone();
+        partition.meta.task = name(task);
+        let mut rng = ChaCha8Rng::seed_from_u64(task as u64);
+        let key = (0..width).map(|_| rng.random::<f32>() - 0.5).collect();
+        partition.keys.mean.insert(signal.to_string(), key);
+        Resident::new(partition, 1)
+    };
+    Ok((0..tasks).map(resident).collect())
+}
+
+/// One product's figures.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KernelRow {
+    pub kernel: &'static str,
+    /// Which product of the backbone, or `ceiling`: operands that stay in the first-level cache.
+    pub product: String,
+    /// Rows, k and columns.
+    pub shape: [usize; 3],
+    pub gflops: f64,
+}
+
+/// The products of a layer `hidden` wide with an MLP of `intermediate`, at each number of `rows`, and the attention of one sample of so many tokens,
+/// each beside what the kernel does at most; best of several runs.
+pub fn measure_kernel<E: Element>(isa: Isa, hidden: usize, intermediate: usize, heads: usize, rows: &[usize]) -> Vec<KernelRow> {
+    let kernel = E::kernel(isa);
+    let row = |product: &str, shape: [usize; 3], gflops| KernelRow { kernel: kernel.name, product: product.to_owned(), shape, gflops };
+    let mut out = vec![row("ceiling", [kernel.rows, 128.max(E::STEP), PANEL], ceiling(&kernel))];
+    for &rows in rows {
+        for (name, k, n) in [
+            ("query, key, value", hidden, 3 * hidden),
+            ("attention output", hidden, hidden),
+            ("intermediate", hidden, intermediate),
+            ("output", intermediate, hidden),
+        ] {
+            let weights = PackedMatrix::<E>::new(&[&vec![0.01; k * n]], k);
+            let (x, mut to) = (Stream::<E>::zeros(rows, k), Stream::<f32>::zeros(rows, n));
+            let work = 2.0 * (rows * k * n) as f64;
+            out.push(row(
+                name,
+                [rows, k, n],
+                best(work, || product(&kernel, x.view(), &weights, None, &MapSink { isa, f: |x| x, out: to.view_mut() })),
+            ));
+        }
+        let (qkv, mut to) = (Stream::<E>::zeros(rows, 3 * hidden), Stream::<E>::zeros(rows, hidden));
+        let parts = [0, 1, 2].map(|part| qkv.view().columns(part * hidden..(part + 1) * hidden));
+        let one = [Attended { tokens: 0..rows, queries: 0..rows }];
+        let work = 4.0 * (rows * rows * hidden) as f64;
+        out.push(row("attention", [rows, rows, hidden], best(work, || attention(&kernel, parts, &one, heads, &to.view_mut()))));
+    }
+    out
+}
+
+/// GFLOP/s of the fastest of several runs.
+fn best(work: f64, mut f: impl FnMut() + Send) -> f64 {
+    delo_engine::in_pool(|| {
+        let mut seconds = f64::INFINITY;
+        for _ in 0..12 {
+            let start = Instant::now();
+            f();
+            seconds = seconds.min(start.elapsed().as_secs_f64());
+        }
+        work / seconds / 1e9
+    })
+}
+
+/// What the micro-kernel does on every thread of the pool while nothing leaves the first-level cache.
+fn ceiling<E: Element>(kernel: &Kernel<E>) -> f64 {
+    const REPEATS: usize = 20_000;
+    let k = 128.max(E::STEP);
+    let work = 2.0 * (threads() * REPEATS * kernel.rows * k * PANEL) as f64;
+    best(work, || {
+        parallel(threads(), |_| {
+            let (x, weights) = (Stream::<E>::zeros(kernel.rows, k), PackedMatrix::<E>::new(&[&vec![0.0; k * PANEL]], k));
+            let mut out = vec![0.0; kernel.rows * PANEL];
+            for _ in 0..REPEATS {
+                kernel.multiply(std::hint::black_box(x.view()), k, weights.panel(0), Start::Zero, &mut out, PANEL);
+            }
+            std::hint::black_box(&out);
+        });
+    })
+}
