@@ -8,11 +8,13 @@
 //! - [`partition`]: the artifact, one file that holds what one task adds.
 pub mod input;
 pub mod method;
+pub mod modality;
 pub mod model_dir;
 pub mod partition;
 pub mod routing;
 pub mod vilt;
 
-pub use method::{Layout, PoolSpec, TaskModel};
+pub use method::{Layout, LinearSpec, LoraSpec, Method, PoolSpec, TaskModel};
+pub use modality::{Modality, PerModality};
 pub use partition::{Partition, PartitionError, PartitionMeta};
-pub use routing::{KeyAverage, KeySignal, Metric, SessionKeys, TaskRouter};
+pub use routing::{KeyAverage, KeySignal, Metric, SessionKeys};

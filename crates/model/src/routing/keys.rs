@@ -98,7 +98,7 @@ impl TryFrom<String> for KeySignal {
 }
 
 /// How a key is drawn from a session's signals.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyAverage {
     /// key ← β·key + (1 − β)·mean of the batch, while the task trains.
@@ -117,8 +117,21 @@ impl fmt::Display for KeyAverage {
     }
 }
 
+impl KeyAverage {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Ema, Self::Mean];
+}
+
+impl FromStr for KeyAverage {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        Self::ALL.into_iter().find(|a| a.to_string() == text).ok_or_else(|| format!("{text:?} is no average of keys: give ema or mean"))
+    }
+}
+
 /// How a query is compared with the task keys.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
     /// The cosine itself.
@@ -137,32 +150,45 @@ impl fmt::Display for Metric {
     }
 }
 
-/// All signals of some samples: name of the signal (as displayed) → `[samples, width]`.
-pub type Signals = BTreeMap<String, Tensor>;
+impl Metric {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Plain, Self::Whitened];
+}
 
-/// What a session stores: its keys and second moments, by the name of their signal.
+impl FromStr for Metric {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        Self::ALL.into_iter().find(|m| m.to_string() == text).ok_or_else(|| format!("{text:?} is no metric: give plain or whitened"))
+    }
+}
+
+/// Signals of some samples, `[samples, width]` each.
+pub type Signals = BTreeMap<KeySignal, Tensor>;
+
+/// What a session stores: its keys and second moments, by their signal.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SessionKeys {
     /// Plain means, `[width]`.
-    pub mean: BTreeMap<String, Vec<f32>>,
+    pub mean: BTreeMap<KeySignal, Vec<f32>>,
     /// Exponential moving averages, `[width]`.
-    pub ema: BTreeMap<String, Vec<f32>>,
+    pub ema: BTreeMap<KeySignal, Vec<f32>>,
     /// Mean φφᵀ: the upper triangle row by row, `[width (width + 1) / 2]`.
-    pub moments: BTreeMap<String, Vec<f32>>,
+    pub moments: BTreeMap<KeySignal, Vec<f32>>,
 }
 
 impl SessionKeys {
     /// Means of all signals, and second moments of those in `whitened`. The moving averages start at nothing.
     pub fn of(signals: &Signals, whitened: &[KeySignal]) -> Result<Self> {
         let mut keys = Self::default();
-        for (name, values) in signals {
-            keys.mean.insert(name.clone(), values.mean(0)?.to_vec1()?);
+        for (signal, values) in signals {
+            keys.mean.insert(*signal, values.mean(0)?.to_vec1()?);
         }
-        for name in whitened.iter().map(KeySignal::to_string) {
-            let values = signals.get(&name).ok_or_else(|| candle_core::Error::Msg(format!("signal {name} was not computed")))?;
+        for signal in whitened {
+            let values = signals.get(signal).ok_or_else(|| candle_core::Error::Msg(format!("signal {signal} was not computed")))?;
             let (samples, width) = values.dims2()?;
             let moment = (values.t()?.matmul(values)? / samples as f64)?.to_vec2::<f32>()?;
-            keys.moments.insert(name, moment.iter().enumerate().flat_map(|(i, row)| row[i..width].iter().copied()).collect());
+            keys.moments.insert(*signal, moment.iter().enumerate().flat_map(|(i, row)| row[i..width].iter().copied()).collect());
         }
         Ok(keys)
     }
@@ -170,12 +196,12 @@ impl SessionKeys {
     /// One step of training: key ← β·key + (1 − β)·mean of the batch's signals; the first batch is the key's start (METHOD.md 4).
     pub fn moving_average_step(&mut self, signals: &Signals, batch: &[usize], beta: f32) -> Result<()> {
         let rows: Vec<u32> = batch.iter().map(|&row| row as u32).collect();
-        for (name, values) in signals {
+        for (signal, values) in signals {
             let index = Tensor::new(rows.as_slice(), values.device())?;
             let mean: Vec<f32> = values.index_select(&index, 0)?.mean(0)?.to_dtype(DType::F32)?.to_vec1()?;
-            match self.ema.get_mut(name) {
+            match self.ema.get_mut(signal) {
                 Some(key) => key.iter_mut().zip(&mean).for_each(|(key, mean)| *key = beta * *key + (1.0 - beta) * mean),
-                None => drop(self.ema.insert(name.clone(), mean)),
+                None => drop(self.ema.insert(*signal, mean)),
             }
         }
         Ok(())
@@ -184,7 +210,11 @@ impl SessionKeys {
     /// What is stored, for people: `mean keys of pooled, summary; second moment of summary`.
     pub fn held(&self) -> String {
         let kinds = [("mean keys", &self.mean), ("ema keys", &self.ema), ("second moment", &self.moments)];
-        let names = |map: &BTreeMap<String, Vec<f32>>| map.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let names = |map: &BTreeMap<KeySignal, Vec<f32>>| {
+            let mut names: Vec<String> = map.keys().map(KeySignal::to_string).collect();
+            names.sort();
+            names.join(", ")
+        };
         let held = kinds.iter().filter(|(_, map)| !map.is_empty()).map(|(kind, map)| format!("{kind} of {}", names(map)));
         held.collect::<Vec<_>>().join("; ")
     }
@@ -195,6 +225,6 @@ impl SessionKeys {
             KeyAverage::Ema => &self.ema,
             KeyAverage::Mean => &self.mean,
         };
-        keys.get(&signal.to_string()).map(Vec::as_slice)
+        keys.get(&signal).map(Vec::as_slice)
     }
 }

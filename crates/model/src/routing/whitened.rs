@@ -1,46 +1,51 @@
-//! The task decision: one cosine per resident task (METHOD.md 4, Eq. 8 of the paper; ROUTING.md 2).
+//! The whitened metric: the cosine with each task's key in the metric of all resident sessions' second moments
+//! (ROUTING.md 2).
+use std::sync::Arc;
+
 use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::{Mat, Side};
 
+use super::{KeyAverage, KeyChoice, NotPositiveDefinite, SessionKeys, TaskMetric, TaskRule, TaskScore, by_cosine};
 use delo_kernels::Isa;
 use delo_kernels::elementwise::dot;
 
 /// λ: how much of the mean second moment is added to the diagonal.
 const RIDGE: f64 = 0.1;
 
-/// Keys of the resident tasks in the metric that decides. Built anew for each catalogue; the order of tasks in it is the catalogue's own.
+/// See the module.
+pub(super) struct Whitened;
+
+/// cos(φ, key) of each task in the metric M⁻¹, M = L Lᵀ = Σ S + λ tr(Σ S) / width · I over the sessions' moments S.
 #[derive(Debug)]
-pub struct TaskRouter {
+struct WhitenedRule {
     isa: Isa,
     width: usize,
-    /// What a signal is multiplied by to give the products with the unit keys: the keys themselves, or with M = L Lᵀ, each key μ's M⁻¹μ / ‖L⁻¹μ‖.
-    /// `[tasks, width]`
+    /// Of each key μ: M⁻¹μ / ‖L⁻¹μ‖. `[tasks, width]`
     keys: Vec<f32>,
-    /// The lower triangle of L⁻¹, row by row, whose product with a signal has the signal's length in the metric; `None` for the plain cosine.
-    whitening: Option<Vec<f32>>,
+    /// The lower triangle of L⁻¹, row by row, whose product with a signal has the signal's length in the metric.
+    whitening: Vec<f32>,
 }
 
-/// Why the resident moments give no metric.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the second moments of the resident partitions are not positive definite: one of them is damaged, retrain or unload it")]
-pub struct NotPositiveDefinite;
-
-impl TaskRouter {
-    pub fn plain<'a>(keys: impl IntoIterator<Item = &'a [f32]>) -> Self {
-        let mut width = 0;
-        let unit_key = |key: &[f32]| {
-            width = key.len();
-            unit(key.iter().map(|&x| f64::from(x)).collect()).into_iter().map(|x| x as f32)
-        };
-        let keys = keys.into_iter().flat_map(unit_key).collect();
-        Self { isa: Isa::detect(), width, keys, whitening: None }
+impl TaskMetric for Whitened {
+    /// Its keys are plain means.
+    fn knows(&self, session: &SessionKeys, choice: KeyChoice) -> bool {
+        session.moments.contains_key(&choice.signal) && session.key(choice.signal, KeyAverage::Mean).is_some()
     }
 
+    fn rule(&self, sessions: &[&SessionKeys], choice: KeyChoice) -> Result<Arc<dyn TaskRule>, NotPositiveDefinite> {
+        let statistics = sessions.iter().filter_map(|session| {
+            Some((session.mean.get(&choice.signal)?.as_slice(), session.moments.get(&choice.signal)?.as_slice()))
+        });
+        Ok(Arc::new(WhitenedRule::new(statistics)?))
+    }
+}
+
+impl WhitenedRule {
     /// From each task's key `[width]` and the packed upper triangle of its second moment. The metric is solved in f64 and kept in f32.
     ///
     /// # Errors
     /// Where G + λ tr(G)/width · I has no Cholesky factor.
-    pub fn whitened<'a>(tasks: impl IntoIterator<Item = (&'a [f32], &'a [f32])>) -> Result<Self, NotPositiveDefinite> {
+    fn new<'a>(tasks: impl IntoIterator<Item = (&'a [f32], &'a [f32])>) -> Result<Self, NotPositiveDefinite> {
         let tasks: Vec<_> = tasks.into_iter().collect();
         let width = tasks.first().map_or(0, |(key, _)| key.len());
         let mut gram = vec![0f64; width * (width + 1) / 2];
@@ -70,30 +75,13 @@ impl TaskRouter {
             keys.extend((0..width).map(|i| (solved[(i, 0)] * scale) as f32));
         }
         let whitening = (0..width).flat_map(|i| (0..=i).map(move |j| (i, j))).map(|at| inverse[at] as f32).collect();
-        Ok(Self { isa: Isa::detect(), width, keys, whitening: Some(whitening) })
+        Ok(Self { isa: Isa::detect(), width, keys, whitening })
     }
 
-    /// The cosine of one sample's signal `[width]` with every key, in order; 0 for a signal of no length.
-    pub fn cosines(&self, signal: &[f32]) -> Vec<f32> {
-        let mut cosines = vec![0.0; self.keys.len().checked_div(self.width).unwrap_or(0)];
-        self.isa.run(
-            #[inline(always)]
-            || {
-                let length = self.length(signal);
-                let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
-                for (cosine, key) in cosines.iter_mut().zip(self.keys.chunks_exact(self.width.max(1))) {
-                    *cosine = scale * dot(key, signal);
-                }
-            },
-        );
-        cosines
-    }
-
-    /// ‖φ‖, or ‖L⁻¹φ‖
+    /// ‖L⁻¹φ‖
     #[inline(always)]
     fn length(&self, signal: &[f32]) -> f32 {
-        let Some(whitening) = &self.whitening else { return dot(signal, signal).sqrt() };
-        let (mut squares, mut rest) = (0f32, whitening.as_slice());
+        let (mut squares, mut rest) = (0f32, self.whitening.as_slice());
         for i in 0..self.width {
             let (row, below) = rest.split_at(i + 1);
             let x = dot(row, &signal[..=i]);
@@ -104,13 +92,20 @@ impl TaskRouter {
     }
 }
 
-/// Scaled to length 1, unless it has none.
-fn unit(mut x: Vec<f64>) -> Vec<f64> {
-    let length = x.iter().map(|x| x * x).sum::<f64>().sqrt();
-    if length > 0.0 {
-        x.iter_mut().for_each(|x| *x /= length);
+impl TaskRule for WhitenedRule {
+    /// The cosines; 0 for a signal of no length.
+    fn scores(&self, signal: &[f32]) -> Vec<TaskScore> {
+        let mut scores = Vec::with_capacity(self.keys.len() / self.width.max(1));
+        self.isa.run(
+            #[inline(always)]
+            || {
+                let length = self.length(signal);
+                let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
+                scores.extend(self.keys.chunks_exact(self.width.max(1)).map(|key| by_cosine(scale * dot(key, signal))));
+            },
+        );
+        scores
     }
-    x
 }
 
 #[cfg(test)]
@@ -122,21 +117,16 @@ mod tests {
         // Two tasks in two dimensions, by hand: G = S₁ + S₂ = [[3, 1], [1, 2]], M = G + 0.1 · 5/2 · I.
         let (s1, s2) = ([2.0, 0.5, 1.0], [1.0, 0.5, 1.0]);
         let (k1, k2) = ([1.0, 0.2], [-0.3, 0.8]);
-        let router = TaskRouter::whitened([(k1.as_slice(), s1.as_slice()), (k2.as_slice(), s2.as_slice())]).unwrap();
+        let rule = WhitenedRule::new([(k1.as_slice(), s1.as_slice()), (k2.as_slice(), s2.as_slice())]).unwrap();
         let (a, b, c) = (3.25, 1.0, 2.25);
         let det = a * c - b * b;
         let inverse = |x: [f64; 2], y: [f64; 2]| (c * x[0] * y[0] - b * (x[0] * y[1] + x[1] * y[0]) + a * x[1] * y[1]) / det;
         let phi = [0.7f32, -0.4];
         let wide = |x: [f32; 2]| [f64::from(x[0]), f64::from(x[1])];
-        for (key, got) in [k1, k2].into_iter().zip(router.cosines(&phi)) {
+        for (key, got) in [k1, k2].into_iter().zip(rule.scores(&phi)) {
             let (p, k) = (wide(phi), wide(key));
             let want = inverse(p, k) / (inverse(p, p) * inverse(k, k)).sqrt();
-            assert!((f64::from(got) - want).abs() < 1e-6, "{got} for {want}");
+            assert!((f64::from(got.score) - want).abs() < 1e-6, "{got:?} for {want}");
         }
-    }
-
-    #[test]
-    fn a_signal_of_no_length_has_cosine_zero() {
-        assert_eq!(TaskRouter::plain([[1.0f32, 0.0].as_slice()]).cosines(&[0.0, 0.0]), [0.0]);
     }
 }

@@ -1,0 +1,431 @@
+//! DeLo: factor pools of rank-one experts, chosen for each sample by routers (METHOD.md 2, 3).
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_nn::ops::softmax;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::factors::{BankShape, FactorBank, Routers};
+use super::normal::gaussian;
+use super::numbers::Numbers;
+use super::selection::top;
+use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodSpec, PoolId, Target, Tensors, flat, tensor_of};
+use crate::modality::{Modality, PerModality};
+
+/// Pools of a layer.
+const POOLS: usize = PoolId::COUNT;
+/// The most experts of a pool.
+const MAX_EXPERTS: usize = 4096;
+
+/// How a pool is laid out (METHOD.md 2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// The paper's equations: A is `[E, d_in]`, B is `[E, d_out]`.
+    #[default]
+    RankOne,
+    /// The paper's parameter counts: A is `[E, r, d_in]`, B is `[E, d_out, r]`.
+    Slotted,
+}
+
+impl Layout {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::RankOne, Self::Slotted];
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RankOne => "rank_one",
+            Self::Slotted => "slotted",
+        })
+    }
+}
+
+impl FromStr for Layout {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        Self::ALL.into_iter().find(|layout| layout.to_string() == text).ok_or_else(|| format!("{text:?} is no layout: give rank_one or slotted"))
+    }
+}
+
+/// The shape of one task's pools.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PoolSpec {
+    pub layout: Layout,
+    /// E: factors in a pool.
+    pub experts: usize,
+    /// r: factors selected of a pool.
+    pub rank: usize,
+    /// α: scale of the update.
+    pub alpha: f64,
+    /// s: adapters from this layer on. Equal to the number of layers: no adapter at all, a linear head on the frozen pooled output.
+    pub first_adapted_layer: usize,
+    /// Of the backbone.
+    pub layers: usize,
+    /// Of the backbone: d.
+    pub hidden: usize,
+}
+
+impl PoolSpec {
+    /// Slots of an expert: r where it holds a factor for each place of the adapter, else 1.
+    pub fn slots(&self) -> usize {
+        match self.layout {
+            Layout::RankOne => 1,
+            Layout::Slotted => self.rank,
+        }
+    }
+
+    fn adapted_layers(&self) -> Range<usize> {
+        self.first_adapted_layer..self.layers
+    }
+
+    /// Shape of A and of B in the artifact.
+    fn factor_shapes(&self) -> [Vec<usize>; 2] {
+        let (e, d, r) = (self.experts, self.hidden, self.rank);
+        match self.layout {
+            Layout::RankOne => [vec![e, d], vec![e, d]],
+            Layout::Slotted => [vec![e, r, d], vec![e, d, r]],
+        }
+    }
+
+    /// The tensors of one layer, the pools of each stacked.
+    fn stacked(&self, tensors: &Tensors, layer: usize) -> Result<Stacked<Tensor>> {
+        let (e, d, r) = (self.experts, self.hidden, self.rank);
+        let [a, b] = self.factor_shapes();
+        let stack = |name: &str, shape: &[usize]| {
+            let of_pool = |pool: PoolId| in_stack(name, tensor_of(tensors, &format!("{}.{name}", pool.prefix(layer)), shape)?, self.layout);
+            Tensor::stack(&PoolId::all().map(of_pool).collect::<Result<Vec<_>>>()?, 0)
+        };
+        Ok(Stacked {
+            a: stack("a", &a)?,
+            b: stack("b", &b)?,
+            router_a: stack("router_a.weight", &[e, d])?,
+            bias_a: stack("router_a.bias", &[e])?,
+            router_b: stack("router_b.weight", &[e, d])?,
+            bias_b: stack("router_b.bias", &[e])?,
+            router_ab: stack("router_ab", &[r, d, e])?,
+        })
+    }
+}
+
+impl MethodSpec for PoolSpec {
+    fn name(&self) -> &'static str {
+        "delo"
+    }
+
+    fn field(&self) -> &'static str {
+        "pools"
+    }
+
+    fn backbone(&self) -> BackboneShape {
+        BackboneShape { layers: self.layers, hidden: self.hidden }
+    }
+
+    fn first_adapted_layer(&self) -> usize {
+        self.first_adapted_layer
+    }
+
+    fn targets(&self) -> &'static [Target] {
+        &Target::ALL
+    }
+
+    fn validate(&self) -> std::result::Result<(), String> {
+        let Self { experts, rank, alpha, first_adapted_layer, layers, .. } = self;
+        if *rank == 0 || rank > experts {
+            return Err(format!("rank {rank} must be between 1 and the {experts} experts of a pool"));
+        }
+        if *experts > MAX_EXPERTS {
+            return Err(format!("{experts} experts in a pool are more than the 4,096 that are supported"));
+        }
+        if first_adapted_layer > layers {
+            return Err(format!("first adapted layer {first_adapted_layer} must be at most {layers}, the backbone's layers"));
+        }
+        if !alpha.is_finite() {
+            return Err(format!("alpha {alpha} must be a finite number"));
+        }
+        Ok(())
+    }
+
+    fn terms(&self) -> &'static [LossTerm] {
+        &[LossTerm::Alignment, LossTerm::Consistency]
+    }
+
+    fn summary(&self) -> String {
+        let Self { layout, experts, rank, alpha, first_adapted_layer, layers, .. } = self;
+        format!("{layout} experts, E = {experts}, r = {rank}, α = {alpha}, layers {first_adapted_layer} to {}", layers.saturating_sub(1))
+    }
+
+    /// A and routers Gaussian (σ = 0.02), B and biases zero.
+    fn start(&self, rng: &mut ChaCha8Rng) -> Result<Box<dyn Learner>> {
+        let layers = self.adapted_layers().map(|_| LayerPools::init(self, rng)).collect::<Result<_>>()?;
+        Ok(Box::new(Experts { spec: self.clone(), layers }))
+    }
+
+    fn learner(&self, tensors: &Tensors) -> Result<Box<dyn Learner>> {
+        let of_layer = |layer| self.stacked(tensors, layer)?.try_map(Var::from_tensor);
+        let layers = self.adapted_layers().map(of_layer).collect::<Result<_>>()?;
+        Ok(Box::new(Experts { spec: self.clone(), layers }))
+    }
+
+    fn adapter(&self, tensors: &Tensors) -> Result<Adapter> {
+        let banks = self.adapted_layers().map(|layer| self.stacked(tensors, layer)?.bank(self)).collect::<Result<_>>()?;
+        Ok(Adapter::new(self.first_adapted_layer, banks))
+    }
+}
+
+/// One layer's factor pools and routers, the pools of each stacked: p = [`PoolId::COUNT`], s = [`PoolSpec::slots`].
+#[derive(Debug)]
+struct Stacked<T> {
+    /// A `[p, E, s, d]`
+    a: T,
+    /// B `[p, E, s, d]`; slots stand before d, so that a factor is contiguous.
+    b: T,
+    /// W_A `[p, E, d]`
+    router_a: T,
+    /// `[p, E]`
+    bias_a: T,
+    /// W_B `[p, E, d]`
+    router_b: T,
+    /// `[p, E]`
+    bias_b: T,
+    /// W_AB `[p, r, d, E]`
+    router_ab: T,
+}
+
+/// What learns of one layer.
+type LayerPools = Stacked<Var>;
+
+impl<T> Stacked<T> {
+    fn try_map<U>(self, f: impl Fn(&T) -> Result<U>) -> Result<Stacked<U>> {
+        Ok(Stacked {
+            a: f(&self.a)?,
+            b: f(&self.b)?,
+            router_a: f(&self.router_a)?,
+            bias_a: f(&self.bias_a)?,
+            router_b: f(&self.router_b)?,
+            bias_b: f(&self.bias_b)?,
+            router_ab: f(&self.router_ab)?,
+        })
+    }
+
+    /// Each with its name in the artifact.
+    fn named(&self) -> [(&'static str, &T); 7] {
+        [
+            ("a", &self.a),
+            ("b", &self.b),
+            ("router_a.weight", &self.router_a),
+            ("router_a.bias", &self.bias_a),
+            ("router_b.weight", &self.router_b),
+            ("router_b.bias", &self.bias_b),
+            ("router_ab", &self.router_ab),
+        ]
+    }
+}
+
+impl Stacked<Tensor> {
+    /// The same numbers, ready to serve: the products of A's factors with W_AB stand in place of W_AB.
+    fn bank(&self, spec: &PoolSpec) -> Result<FactorBank> {
+        let (experts, slots, hidden, rank) = (spec.experts, spec.slots(), spec.hidden, spec.rank);
+        let mut table = Vec::with_capacity(POOLS * rank * experts * experts);
+        for pool in 0..POOLS {
+            let (a, router) = (self.a.get(pool)?, self.router_ab.get(pool)?);
+            for place in 0..rank {
+                let factors = a.narrow(1, place.min(slots - 1), 1)?.squeeze(1)?.contiguous()?;
+                table.extend(flat(&factors.matmul(&router.get(place)?)?)?);
+            }
+        }
+        let routers = Routers {
+            a: Numbers::F32(flat(&self.router_a)?),
+            bias_a: flat(&self.bias_a)?,
+            b: Numbers::F32(flat(&self.router_b)?),
+            bias_b: flat(&self.bias_b)?,
+            table,
+        };
+        let shape = BankShape { groups: Modality::ALL.len(), experts, rank, slots, hidden };
+        Ok(FactorBank::new(shape, spec.alpha as f32, flat(&self.a)?, flat(&self.b)?, Some(routers)))
+    }
+}
+
+/// The parameters of all adapted layers.
+#[derive(Debug)]
+struct Experts {
+    spec: PoolSpec,
+    /// From layer `first_adapted_layer` on.
+    layers: Vec<LayerPools>,
+}
+
+impl Learner for Experts {
+    fn vars(&self) -> BTreeMap<String, Var> {
+        let mut out = BTreeMap::new();
+        for (layer, pools) in self.spec.adapted_layers().zip(&self.layers) {
+            out.extend(pools.named().map(|(name, var)| (format!("layers.{layer}.{name}"), var.clone())));
+        }
+        out
+    }
+
+    /// `layers.0.query.visual.a`, …: each pool a tensor of its own in the shape of METHOD.md 2: A `[E, d]` or
+    /// `[E, r, d]`, B `[E, d]` or `[E, d, r]`, routers `[E, d]`, biases `[E]`, W_AB `[r, d, E]`.
+    fn tensors(&self) -> Result<Tensors> {
+        let mut out = Tensors::new();
+        for (layer, pools) in self.spec.adapted_layers().zip(&self.layers) {
+            for (name, var) in pools.named() {
+                for pool in PoolId::all() {
+                    let tensor = in_artifact(name, var.as_tensor().get(pool.index())?, self.spec.layout)?;
+                    out.insert(format!("{}.{name}", pool.prefix(layer)), tensor.copy()?);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn pairs(&self, layer: usize, queries: PerModality<&Tensor>) -> Result<FactorPairs> {
+        self.layers[layer - self.spec.first_adapted_layer].pairs(&self.spec, queries)
+    }
+}
+
+impl LayerPools {
+    fn init(spec: &PoolSpec, rng: &mut ChaCha8Rng) -> Result<Self> {
+        let (e, s, d, r) = (spec.experts, spec.slots(), spec.hidden, spec.rank);
+        let mut gaussian = |shape: &[usize]| Var::from_tensor(&gaussian(rng, shape)?);
+        let (a, router_a, router_b, router_ab) =
+            (gaussian(&[POOLS, e, s, d])?, gaussian(&[POOLS, e, d])?, gaussian(&[POOLS, e, d])?, gaussian(&[POOLS, r, d, e])?);
+        let zeros = |shape: &[usize]| Var::zeros(shape, DType::F32, &Device::Cpu);
+        Ok(Self {
+            a,
+            b: zeros(&[POOLS, e, s, d])?,
+            router_a,
+            bias_a: zeros(&[POOLS, e])?,
+            router_b,
+            bias_b: zeros(&[POOLS, e])?,
+            router_ab,
+        })
+    }
+
+    /// Routes by the query signals `[samples, d]` and gathers the factors (METHOD.md 2), differentiably: a selected factor weighs exactly 1,
+    /// and the backward pass goes straight through to the scores.
+    fn pairs(&self, spec: &PoolSpec, queries: PerModality<&Tensor>) -> Result<FactorPairs> {
+        let (samples, d) = queries.image.dims2()?;
+        let (e, r) = (spec.experts, spec.rank);
+        // Pools alternate between the modalities: [p, samples, d].
+        let modalities = queries.iter().map(|(_, query)| *query).collect::<Vec<_>>();
+        let q = Tensor::stack(&modalities, 0)?.unsqueeze(0)?.expand((Target::COUNT, modalities.len(), samples, d))?;
+        let q = q.reshape((POOLS, samples, d))?;
+        let scores = |weight: &Var, bias: &Var| -> Result<Tensor> {
+            let logits = q.matmul(&weight.as_tensor().transpose(1, 2)?)?.broadcast_add(&bias.as_tensor().unsqueeze(1)?)?;
+            softmax(&logits, D::Minus1)
+        };
+        let score_a = scores(&self.router_a, &self.bias_a)?;
+        let top_a = top_of_each_row(&score_a, r)?;
+        let a = gather(&self.a, spec, &top_a, samples)?;
+        // The places of W_AB and of the selected A factors pair up, so both sums are one product.
+        let selected = a.detach().reshape((POOLS, samples, r * d))?;
+        let paired = selected.matmul(&self.router_ab.as_tensor().reshape((POOLS, r * d, e))?)?;
+        let score_b = (scores(&self.router_b, &self.bias_b)? + softmax(&paired, D::Minus1)?)?;
+        let top_b = top_of_each_row(&score_b, r)?;
+        let b = gather(&self.b, spec, &top_b, samples)?;
+        let coefficient = (straight_through(&score_a, &top_a)? * straight_through(&score_b, &top_b)?)?;
+        let b = b.broadcast_mul(&(coefficient * spec.alpha)?.unsqueeze(3)?)?;
+        let by_sample = |t: Tensor| t.transpose(0, 1)?.contiguous()?.reshape((samples, POOLS * r, d));
+        Ok(FactorPairs { a: by_sample(a)?, b: by_sample(b)?, pairs: Modality::ALL.len() * r })
+    }
+}
+
+/// The r best of each row of `[p, samples, E]`, by falling score, ties to the lower index: `[p, samples, r]` of u32.
+fn top_of_each_row(scores: &Tensor, r: usize) -> Result<Tensor> {
+    let (pools, samples, e) = scores.dims3()?;
+    let values = scores.flatten_all()?.to_vec1::<f32>()?;
+    let indices: Vec<u32> = values.chunks_exact(e).flat_map(|row| top(row, r)).collect();
+    Tensor::from_vec(indices, (pools, samples, r), scores.device())
+}
+
+/// The chosen factors `[p, samples, r, d]` of a pool `[p, E, s, d]`; the i-th chosen expert gives its i-th slot.
+fn gather(pool: &Var, spec: &PoolSpec, chosen: &Tensor, samples: usize) -> Result<Tensor> {
+    let (e, s, d, r) = (spec.experts, spec.slots(), spec.hidden, spec.rank);
+    let rows: Vec<u32> = chosen
+        .flatten_all()?
+        .to_vec1::<u32>()?
+        .into_iter()
+        .enumerate()
+        .map(|(i, expert)| {
+            let (pool, place) = (i / (samples * r), i % r);
+            ((pool * e + expert as usize) * s + place.min(s - 1)) as u32
+        })
+        .collect();
+    let rows = Tensor::from_vec(rows, POOLS * samples * r, pool.device())?;
+    pool.as_tensor().reshape((POOLS * e * s, d))?.index_select(&rows, 0)?.reshape((POOLS, samples, r, d))
+}
+
+/// 1 + s − stop_gradient(s) of the chosen scores, `[p, samples, r]`.
+fn straight_through(scores: &Tensor, chosen: &Tensor) -> Result<Tensor> {
+    let s = scores.contiguous()?.gather(chosen, 2)?;
+    let zero = (&s - s.detach())?;
+    zero + 1.0
+}
+
+/// A pool's tensor as the artifact holds it, from one slice of the stack.
+fn in_artifact(name: &str, tensor: Tensor, layout: Layout) -> Result<Tensor> {
+    match (name, layout) {
+        ("a" | "b", Layout::RankOne) => tensor.squeeze(1),
+        ("b", Layout::Slotted) => tensor.transpose(1, 2)?.contiguous(),
+        _ => Ok(tensor),
+    }
+}
+
+/// The slice of the stack, from the artifact's tensor.
+fn in_stack(name: &str, tensor: &Tensor, layout: Layout) -> Result<Tensor> {
+    match (name, layout) {
+        ("a" | "b", Layout::RankOne) => tensor.unsqueeze(1),
+        ("b", Layout::Slotted) => tensor.transpose(1, 2)?.contiguous(),
+        _ => Ok(tensor.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::{Method, TaskModel};
+
+    fn vilt_b32(layout: Layout, experts: usize, rank: usize) -> PoolSpec {
+        PoolSpec { layout, experts, rank, alpha: 2.0, first_adapted_layer: 0, layers: 12, hidden: 768 }
+    }
+
+    fn parameters(experts: usize, rank: usize) -> usize {
+        TaskModel::init(Method::Delo { pools: vilt_b32(Layout::Slotted, experts, rank) }, 1, 0).unwrap().adapter_parameters()
+    }
+
+    #[test]
+    fn slotted_pools_have_the_parameter_counts_of_table_5() {
+        let counts = [(16, 2, 7.1), (16, 4, 12.4), (16, 8, 23.0), (32, 2, 14.2), (32, 4, 24.8), (32, 8, 46.0)];
+        for (experts, rank, millions) in counts {
+            let count = parameters(experts, rank);
+            assert_eq!(count, 6 * 12 * experts * (3 * rank * 768 + 2 * 769));
+            assert_eq!(format!("{:.1}", count as f64 / 1e6), format!("{millions:.1}"));
+        }
+        assert_eq!(parameters(16, 4), 12_388_608);
+    }
+
+    #[test]
+    fn artifact_tensors_give_the_same_parameters_back() {
+        for layout in [Layout::RankOne, Layout::Slotted] {
+            let spec = PoolSpec { layout, experts: 5, rank: 2, alpha: 2.0, first_adapted_layer: 1, layers: 3, hidden: 8 };
+            let method = Method::Delo { pools: spec };
+            let model = TaskModel::init(method.clone(), 3, 7).unwrap();
+            let b = &model.vars()["layers.2.b"];
+            b.set(&Tensor::randn(0f32, 1.0, b.shape(), &Device::Cpu).unwrap()).unwrap();
+            let tensors = model.to_tensors().unwrap();
+            let shape = if layout == Layout::Slotted { vec![5, 8, 2] } else { vec![5, 8] };
+            assert_eq!(tensors["layers.2.value.textual.b"].dims(), shape);
+            let back = TaskModel::from_tensors(method, 3, &tensors).unwrap();
+            for (name, var) in model.vars() {
+                let values = |v: &Var| v.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(values(&var), values(&back.vars()[&name]), "{name}");
+            }
+        }
+    }
+}

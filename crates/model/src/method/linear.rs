@@ -1,0 +1,82 @@
+//! A linear head on the frozen pooled output: the method that adds nothing to the backbone.
+use std::collections::BTreeMap;
+
+use candle_core::{Result, Tensor, Var};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodSpec, Target, Tensors};
+use crate::modality::PerModality;
+
+/// The backbone under the head.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinearSpec {
+    /// Of the backbone.
+    pub layers: usize,
+    /// Of the backbone: d.
+    pub hidden: usize,
+}
+
+impl MethodSpec for LinearSpec {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn field(&self) -> &'static str {
+        "linear"
+    }
+
+    fn backbone(&self) -> BackboneShape {
+        BackboneShape { layers: self.layers, hidden: self.hidden }
+    }
+
+    fn first_adapted_layer(&self) -> usize {
+        self.layers
+    }
+
+    fn targets(&self) -> &'static [Target] {
+        &[]
+    }
+
+    fn validate(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    fn terms(&self) -> &'static [LossTerm] {
+        &[]
+    }
+
+    fn summary(&self) -> String {
+        "a linear head alone".to_owned()
+    }
+
+    fn start(&self, _: &mut ChaCha8Rng) -> Result<Box<dyn Learner>> {
+        Ok(Box::new(Nothing))
+    }
+
+    fn learner(&self, _: &Tensors) -> Result<Box<dyn Learner>> {
+        Ok(Box::new(Nothing))
+    }
+
+    fn adapter(&self, _: &Tensors) -> Result<Adapter> {
+        Ok(Adapter::new(self.layers, Vec::new()))
+    }
+}
+
+/// No parameters beside the head's.
+#[derive(Debug)]
+struct Nothing;
+
+impl Learner for Nothing {
+    fn vars(&self) -> BTreeMap<String, Var> {
+        BTreeMap::new()
+    }
+
+    fn tensors(&self) -> Result<Tensors> {
+        Ok(Tensors::new())
+    }
+
+    fn pairs(&self, layer: usize, _: PerModality<&Tensor>) -> Result<FactorPairs> {
+        candle_core::bail!("a linear head adds nothing to layer {layer}")
+    }
+}

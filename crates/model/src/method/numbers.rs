@@ -1,0 +1,73 @@
+//! Numbers as they stay resident, in f32 or bf16.
+use delo_kernels::elementwise::{dot, sum};
+use delo_kernels::{Element, Precision, bf16};
+
+/// Numbers as they stay resident.
+#[derive(Clone, Debug)]
+pub enum Numbers {
+    /// In f32.
+    F32(Vec<f32>),
+    /// In bf16.
+    Bf16(Vec<bf16>),
+}
+
+impl Numbers {
+    /// `len` numbers from `start` on.
+    pub fn slice(&self, start: usize, len: usize) -> NumbersRef<'_> {
+        match self {
+            Self::F32(values) => NumbersRef::F32(&values[start..start + len]),
+            Self::Bf16(values) => NumbersRef::Bf16(&values[start..start + len]),
+        }
+    }
+
+    /// A copy in f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(values) => values.clone(),
+            Self::Bf16(values) => values.iter().map(|x| x.get()).collect(),
+        }
+    }
+
+    /// The same numbers in another format.
+    #[must_use]
+    pub fn in_precision(self, precision: Precision) -> Self {
+        match (self, precision) {
+            (Self::F32(values), Precision::Bf16) => Self::Bf16(values.into_iter().map(bf16::of).collect()),
+            (Self::Bf16(values), Precision::F32) => Self::F32(values.into_iter().map(Element::get).collect()),
+            (same, _) => same,
+        }
+    }
+}
+
+/// Some of [`Numbers`].
+#[derive(Clone, Copy, Debug)]
+pub enum NumbersRef<'a> {
+    /// In f32.
+    F32(&'a [f32]),
+    /// In bf16.
+    Bf16(&'a [bf16]),
+}
+
+impl NumbersRef<'_> {
+    /// Σ x·y with a row in f32.
+    #[inline(always)]
+    pub fn dot(self, other: &[f32]) -> f32 {
+        match self {
+            Self::F32(values) => dot(values, other),
+            Self::Bf16(values) => {
+                let n = values.len().min(other.len());
+                let (values, other) = (&values[..n], &other[..n]);
+                sum(n, |i| values[i].get() * other[i])
+            }
+        }
+    }
+
+    /// Writes them in f32.
+    #[inline(always)]
+    pub fn widen(self, out: &mut [f32]) {
+        match self {
+            Self::F32(values) => out[..values.len()].copy_from_slice(values),
+            Self::Bf16(values) => out.iter_mut().zip(values).for_each(|(o, x)| *o = x.get()),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The adapted maps of a layer and the pools of factors that belong to them.
+use crate::modality::Modality;
+
+/// An adapted linear map of a layer. The order is that in which pools are stacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// The query map of attention.
+    Query,
+    /// The key map of attention.
+    Key,
+    /// The value map of attention.
+    Value,
+}
+
+impl Target {
+    /// All of them, in order.
+    pub const ALL: [Self; 3] = [Self::Query, Self::Key, Self::Value];
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// `query`, `key` or `value`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Key => "key",
+            Self::Value => "value",
+        }
+    }
+
+    /// The names of all, in order: what the header of an artifact lists.
+    pub fn names() -> Vec<String> {
+        Self::ALL.map(|target| target.name().to_owned()).to_vec()
+    }
+}
+
+/// A factor pool of a layer: one for each target and modality (METHOD.md 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolId {
+    /// The map that it adapts.
+    pub target: Target,
+    /// The modality by whose query its factors are chosen.
+    pub modality: Modality,
+}
+
+impl PoolId {
+    /// Pools of a layer.
+    pub const COUNT: usize = Target::COUNT * Modality::ALL.len();
+
+    /// All pools of a layer, in the order in which they are stacked.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Target::ALL.into_iter().flat_map(|target| Modality::ALL.map(|modality| Self { target, modality }))
+    }
+
+    /// Its place in the stack.
+    pub fn index(self) -> usize {
+        self.target as usize * Modality::ALL.len() + self.modality as usize
+    }
+
+    /// The pool's tensors in the artifact begin with this: `layers.0.query.visual`.
+    pub fn prefix(self, layer: usize) -> String {
+        format!("layers.{layer}.{}.{}", self.target.name(), self.modality.pool_name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_stands_where_its_index_says() {
+        for (place, pool) in PoolId::all().enumerate() {
+            assert_eq!(pool.index(), place);
+        }
+        let pool = PoolId { target: Target::Key, modality: Modality::Text };
+        assert_eq!((pool.index(), pool.prefix(2).as_str()), (3, "layers.2.key.textual"));
+    }
+}

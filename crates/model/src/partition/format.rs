@@ -1,0 +1,228 @@
+//! The bytes of an artifact: one safetensors file with a header of its own. What can be checked without a backbone is
+//! checked here.
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Metadata, TensorView};
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{PartitionError, PartitionMeta, field, malformed};
+use crate::method::{TaskModel, Tensors};
+use crate::routing::SessionKeys;
+
+/// What the header's `format` says.
+const FORMAT: &str = "delo-partition";
+/// The newest format version that this program reads, and the one it writes.
+pub const FORMAT_VERSION: u32 = 2;
+/// Longest task name and label, in bytes.
+const MAX_NAME: usize = 256;
+/// Most classes of a task.
+const MAX_CLASSES: usize = 65_536;
+/// Prefixes of the tensors that a session stores to decide the task.
+pub(super) const MEAN_KEY: &str = "key.mean.";
+pub(super) const EMA_KEY: &str = "key.ema.";
+pub(super) const MOMENT: &str = "moment.";
+
+/// An artifact that was read and found sound in itself; not yet bound to a backbone.
+#[derive(Debug)]
+pub struct Artifact {
+    pub meta: PartitionMeta,
+    pub tensors: Tensors,
+    /// See [`super::Partition::checksum`].
+    pub checksum: String,
+    /// See [`super::Partition::digest`].
+    pub digest: String,
+}
+
+/// SHA-256 over some bytes, hexadecimal.
+pub fn digest(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+/// SHA-256 over names, types, shapes and bytes, in the order of names.
+fn checksum<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>) -> String {
+    let mut sorted: Vec<_> = tensors.into_iter().collect();
+    sorted.sort_by_key(|(name, ..)| *name);
+    let mut hash = Sha256::new();
+    for (name, dtype, shape, bytes) in sorted {
+        hash.update(format!("{name} {dtype:?} {shape:?}\n"));
+        hash.update(bytes);
+    }
+    format!("{:x}", hash.finalize())
+}
+
+/// The bytes of an artifact.
+///
+/// # Errors
+/// Tensors that are not f32 on the CPU.
+pub fn to_bytes(meta: &PartitionMeta, model: &TaskModel, keys: &SessionKeys) -> Result<Vec<u8>, PartitionError> {
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in model.to_tensors().map_err(malformed)? {
+        let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(malformed)?;
+        tensors.insert(name, (tensor.dims().to_vec(), values));
+    }
+    for (prefix, vectors) in [(MEAN_KEY, &keys.mean), (EMA_KEY, &keys.ema), (MOMENT, &keys.moments)] {
+        tensors.extend(vectors.iter().map(|(signal, values)| (format!("{prefix}{signal}"), (vec![values.len()], values.clone()))));
+    }
+    let bytes: BTreeMap<&str, (&[usize], Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, (shape, values))| (name.as_str(), (shape.as_slice(), values.iter().flat_map(|x| x.to_le_bytes()).collect())))
+        .collect();
+    let sum = checksum(bytes.iter().map(|(name, (shape, bytes))| (*name, Dtype::F32, *shape, bytes.as_slice())));
+    let header = HashMap::from([
+        ("format".to_owned(), FORMAT.to_owned()),
+        ("format_version".to_owned(), FORMAT_VERSION.to_string()),
+        ("checksum".to_owned(), sum),
+        ("partition".to_owned(), serde_json::to_string(meta).map_err(malformed)?),
+    ]);
+    let views: Vec<(&str, TensorView<'_>)> = bytes
+        .iter()
+        .map(|(name, (shape, bytes))| Ok((*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).map_err(malformed)?)))
+        .collect::<Result<_, PartitionError>>()?;
+    in_order(safetensors::serialize(views, Some(header)).map_err(malformed)?)
+}
+
+/// The same file with its header's keys sorted: `safetensors` writes the metadata in the order of a hash map, which is another in every process,
+/// and the same session must give the same bytes.
+fn in_order(mut file: Vec<u8>) -> Result<Vec<u8>, PartitionError> {
+    let (length, rest) = file.split_first_chunk_mut::<8>().ok_or_else(|| malformed("it has no header"))?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(malformed)?;
+    let header = rest.get_mut(..length).ok_or_else(|| malformed("its header is cut off"))?;
+    let entries: BTreeMap<String, BTreeMap<String, serde_json::Value>> = serde_json::from_slice(header).map_err(malformed)?;
+    let sorted = serde_json::to_vec(&entries).map_err(malformed)?;
+    // The same entries in another order take the same room; the rest is the padding that aligns the tensors.
+    let (text, padding) = header.split_at_mut_checked(sorted.len()).ok_or_else(|| malformed("its header has no room"))?;
+    text.copy_from_slice(&sorted);
+    padding.fill(b' ');
+    Ok(file)
+}
+
+/// The task that an artifact says it is of, from its header alone; nothing else is checked.
+///
+/// # Errors
+/// A header that can't be read.
+pub fn task_name(bytes: &[u8]) -> Result<String, PartitionError> {
+    #[derive(Deserialize)]
+    struct Named {
+        task: String,
+    }
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
+    let meta =
+        metadata.metadata().as_ref().and_then(|header| header.get("partition")).ok_or_else(|| malformed("its header names no task"))?;
+    Ok(serde_json::from_str::<Named>(meta).map_err(malformed)?.task)
+}
+
+impl Artifact {
+    /// Reads an artifact and checks what can be checked without a backbone: header, format, checksum, names, finite
+    /// numbers. Blocks for as long as two hashes of the bytes take.
+    ///
+    /// # Errors
+    /// See [`PartitionError`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, PartitionError> {
+        Self::parse_hashed(bytes, digest(bytes))
+    }
+
+    /// As [`Self::parse`], for a caller who knows the [`digest`] of the bytes already.
+    ///
+    /// # Errors
+    /// See [`PartitionError`].
+    pub fn parse_hashed(bytes: &[u8], digest: String) -> Result<Self, PartitionError> {
+        let (header_bytes, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
+        let header = metadata.metadata().as_ref().ok_or_else(|| malformed("its header holds no metadata"))?;
+        let entry = |key: &str| header.get(key).ok_or_else(|| malformed(format!("its header does not say its {key}")));
+        if entry("format")? != FORMAT {
+            return Err(malformed(format!("its format is {:?}", entry("format")?)));
+        }
+        let found: u32 = entry("format_version")?.parse().map_err(|_| malformed("its format version is no number"))?;
+        if found > FORMAT_VERSION {
+            return Err(PartitionError::NewerFormat { found });
+        }
+        let views = views(&metadata, &bytes[LENGTH + header_bytes..])?;
+        let sum = checksum(views.iter().map(|(name, view)| (name.as_str(), view.dtype(), view.shape(), view.data())));
+        if sum != *entry("checksum")? {
+            return Err(PartitionError::Checksum { found: sum, expected: entry("checksum")?.clone() });
+        }
+        let meta = meta(found, entry("partition")?)?;
+        check_names(&meta)?;
+        let tensors = views.into_iter().map(|(name, view)| Ok((name.clone(), finite(&name, &view)?)));
+        Ok(Self { meta, tensors: tensors.collect::<Result<_, PartitionError>>()?, checksum: sum, digest })
+    }
+}
+
+/// Bytes that say how long a safetensors header is.
+const LENGTH: usize = 8;
+
+/// The tensors of a file: its header was read and found to fit `data`, what follows it.
+fn views<'a>(metadata: &Metadata, data: &'a [u8]) -> Result<Vec<(String, TensorView<'a>)>, PartitionError> {
+    let view = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+        let (from, to) = info.data_offsets;
+        let data = data.get(from..to).ok_or_else(|| malformed(format!("tensor {name} is cut off")))?;
+        Ok((name, TensorView::new(info.dtype, info.shape.clone(), data).map_err(malformed)?))
+    };
+    metadata.tensors().into_iter().map(view).collect()
+}
+
+/// What the header says of the partition. Version 1 knows low-rank experts only and names no method.
+fn meta(version: u32, text: &str) -> Result<PartitionMeta, PartitionError> {
+    if version > 1 {
+        return serde_json::from_str(text).map_err(malformed);
+    }
+    let mut meta: Value = serde_json::from_str(text).map_err(malformed)?;
+    if let Some(fields) = meta.as_object_mut() {
+        fields.insert("method".to_owned(), "delo".into());
+    }
+    serde_json::from_value(meta).map_err(malformed)
+}
+
+/// Whether `name` can be a task's name or a label: 1 to 256 bytes without control characters.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > MAX_NAME {
+        return Err(format!("a name has 1 to {MAX_NAME} bytes, not {}", name.len()));
+    }
+    if name.chars().any(char::is_control) {
+        return Err("a name holds no control characters".to_owned());
+    }
+    Ok(())
+}
+
+fn check_names(meta: &PartitionMeta) -> Result<(), PartitionError> {
+    check_name(&meta.task).map_err(|reason| field("task", reason))?;
+    if meta.labels.is_empty() || meta.labels.len() > MAX_CLASSES {
+        return Err(field("labels", format!("a task has 1 to {MAX_CLASSES} labels, not {}", meta.labels.len())));
+    }
+    let mut places = HashMap::new();
+    for (i, label) in meta.labels.iter().enumerate() {
+        check_name(label).map_err(|reason| field(format!("labels[{i}]"), reason))?;
+        if let Some(first) = places.insert(label, i) {
+            return Err(field(
+                format!("labels[{i}]"),
+                format!("{label:?} is labels[{first}] already: give each class a name of its own and train again"),
+            ));
+        }
+    }
+    let targets: Vec<&str> = meta.method.targets().iter().map(|target| target.name()).collect();
+    if meta.targets != targets {
+        return Err(field("targets", format!("the method {} adapts {targets:?}, not {:?}", meta.method.name(), meta.targets)));
+    }
+    Ok(())
+}
+
+/// The tensor's values in f32.
+fn finite(name: &str, view: &TensorView<'_>) -> Result<Tensor, PartitionError> {
+    let dtype = match view.dtype() {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        other => return Err(field(name, format!("its type is {other:?}; F32, F16 and BF16 are read"))),
+    };
+    let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu).and_then(|t| t.to_dtype(DType::F32));
+    let tensor = tensor.map_err(malformed)?;
+    let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(malformed)?;
+    if values.iter().all(|x| x.is_finite()) { Ok(tensor) } else { Err(field(name, "it holds a NaN or an infinite number")) }
+}

@@ -1,0 +1,218 @@
+//! The partition artifact: one safetensors file that holds what one task adds to the backbone ([`format`]), and the
+//! same bound to a backbone, ready to serve.
+pub mod format;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::method::{Adapter, BackboneShape, Method, Tensors, flat, tensor_of};
+use crate::routing::{KeyAverage, KeyChoice, KeySignal, Metric, SessionKeys};
+use crate::vilt::Description;
+use delo_kernels::Precision;
+pub use format::{Artifact, FORMAT_VERSION, check_name, digest, task_name, to_bytes};
+use format::{EMA_KEY, MEAN_KEY, MOMENT};
+
+/// How this partition's key is meant to be compared (METHOD.md 4).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeyRule {
+    pub metric: Metric,
+    /// The signal of the whitened metric; the artifact holds its second moment.
+    pub signal: KeySignal,
+    /// The signal and average of the plain metric, also used where some resident partition has no moments.
+    pub plain_signal: KeySignal,
+    pub plain_average: KeyAverage,
+}
+
+/// The backbone a partition was trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackboneRecord {
+    /// See [`Description::fingerprint`].
+    pub fingerprint: String,
+    pub name: String,
+}
+
+/// What an artifact says of itself, in its header.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PartitionMeta {
+    /// The task's unique name.
+    pub task: String,
+    /// Class names, in the order of the head's rows.
+    pub labels: Vec<String>,
+    /// Scores are independent sigmoids, not a softmax.
+    pub multi_label: bool,
+    /// What it adds to the backbone: the fields `method` and, by method, `pools`, `lora` or `linear`.
+    #[serde(flatten)]
+    pub method: Method,
+    /// The adapted maps: those of [`MethodSpec::targets`].
+    pub targets: Vec<String>,
+    pub key: KeyRule,
+    /// Height and width of the white image that stands in for a missing one, in pixels.
+    pub dummy_image: [usize; 2],
+    /// Whether `[SEP]` and the like in the texts it was trained on were read as special tokens, not as words
+    /// ([`crate::input::InputProcessor::with_special_tokens`]). `None`: written by a program that knew no
+    /// choice; it goes with either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub special_tokens: Option<bool>,
+    pub backbone: BackboneRecord,
+    /// Hyper-parameters of the training, by flag name.
+    pub training: serde_json::Value,
+    /// Name of the data set, task number, and items by split and modality pattern.
+    pub data: serde_json::Value,
+    pub seed: u64,
+    /// Final figures, on the split that their name says.
+    pub metrics: BTreeMap<String, f64>,
+    /// RFC 3339, UTC.
+    pub created: String,
+    /// Of the program that wrote it.
+    pub delo_version: String,
+}
+
+/// What one task adds to the backbone, checked and ready to serve.
+#[derive(Clone, Debug)]
+pub struct Partition {
+    pub meta: PartitionMeta,
+    /// SHA-256 over the artifact's tensors (names, types, shapes, bytes), hexadecimal: its identity.
+    pub checksum: String,
+    /// SHA-256 over the bytes of the artifact's file, hexadecimal: what a registry names it by.
+    pub digest: String,
+    /// What its method adds to the layers.
+    pub adapter: Adapter,
+    /// `[classes, d]`
+    pub head_weight: Vec<f32>,
+    /// `[classes]`
+    pub head_bias: Vec<f32>,
+    pub keys: SessionKeys,
+}
+
+/// Why an artifact is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PartitionError {
+    #[error("not a delo partition: {0}")]
+    Malformed(String),
+    #[error("partition format {found} is newer than this program reads ({FORMAT_VERSION}): upgrade delo")]
+    NewerFormat { found: u32 },
+    #[error("trained on backbone {found}, not on {expected}: load it beside that backbone, or train it again on this one")]
+    WrongBackbone { found: String, expected: String },
+    #[error("tensor checksum {found} is not the header's {expected}: the file is damaged, copy it again")]
+    Checksum { found: String, expected: String },
+    #[error("the partition's {field} is unusable: {reason}")]
+    Field { field: String, reason: String },
+}
+
+fn malformed(e: impl std::fmt::Display) -> PartitionError {
+    PartitionError::Malformed(e.to_string())
+}
+
+fn field(field: impl Into<String>, reason: impl Into<String>) -> PartitionError {
+    PartitionError::Field { field: field.into(), reason: reason.into() }
+}
+
+impl Artifact {
+    /// Checks an artifact against a backbone and makes it ready to serve.
+    ///
+    /// # Errors
+    /// Another backbone, or shapes that do not fit it.
+    pub fn bind(self, backbone: &Description) -> Result<Partition, PartitionError> {
+        let Self { meta, tensors, checksum, digest } = self;
+        let expected = &backbone.fingerprint;
+        if meta.backbone.fingerprint != *expected {
+            return Err(PartitionError::WrongBackbone { found: meta.backbone.fingerprint, expected: expected.clone() });
+        }
+        let shape = BackboneShape { layers: backbone.config.num_hidden_layers, hidden: backbone.config.hidden_size };
+        check_shape(&meta, shape)?;
+        meta.method.validate().map_err(|reason| field(meta.method.field(), reason))?;
+        check_dummy(&meta, backbone)?;
+        let keys = session_keys(&tensors, &meta, shape)?;
+        let unfit = |e: candle_core::Error| field("tensors", e.to_string());
+        let head = |name: &str, shape: &[usize]| flat(tensor_of(&tensors, name, shape)?);
+        let classes = meta.labels.len();
+        Ok(Partition {
+            adapter: meta.method.adapter(&tensors).map_err(unfit)?,
+            head_weight: head("head.weight", &[classes, shape.hidden]).map_err(unfit)?,
+            head_bias: head("head.bias", &[classes]).map_err(unfit)?,
+            meta,
+            checksum,
+            digest,
+            keys,
+        })
+    }
+}
+
+impl Partition {
+    /// The same partition with its factors and routers in another number format.
+    #[must_use]
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { adapter: self.adapter.in_precision(precision), ..self }
+    }
+
+    /// Reads and checks an artifact: format, checksum, shapes, finite numbers, and the backbone it was trained on.
+    ///
+    /// # Errors
+    /// See [`PartitionError`]; nothing is changed by a refusal.
+    pub fn read(bytes: &[u8], backbone: &Description) -> Result<Self, PartitionError> {
+        Artifact::parse(bytes)?.bind(backbone)
+    }
+}
+
+/// A partition is made for one shape of backbone.
+fn check_shape(meta: &PartitionMeta, backbone: BackboneShape) -> Result<(), PartitionError> {
+    let made_for = meta.method.backbone();
+    if made_for == backbone {
+        return Ok(());
+    }
+    let BackboneShape { layers, hidden } = backbone;
+    let reason = format!(
+        "they are made for {} layers, {} wide; the backbone has {layers}, {hidden} wide",
+        made_for.layers, made_for.hidden
+    );
+    Err(field(meta.method.field(), reason))
+}
+
+fn check_dummy(meta: &PartitionMeta, backbone: &Description) -> Result<(), PartitionError> {
+    let (patch, [height, width]) = (backbone.config.patch_size, meta.dummy_image);
+    let sound = |side: usize| side > 0 && side.is_multiple_of(patch) && side <= 64 * patch;
+    if sound(height) && sound(width) {
+        return Ok(());
+    }
+    Err(field("dummy_image", format!("{height} × {width} is not a positive multiple of the {patch}-pixel patch, up to 64 patches a side")))
+}
+
+/// The keys and moments among the tensors, each of its signal's width.
+fn session_keys(
+    tensors: &Tensors,
+    meta: &PartitionMeta,
+    BackboneShape { layers, hidden }: BackboneShape,
+) -> Result<SessionKeys, PartitionError> {
+    let mut keys = SessionKeys::default();
+    for (name, tensor) in tensors {
+        let (map, signal) = if let Some(signal) = name.strip_prefix(MEAN_KEY) {
+            (&mut keys.mean, signal)
+        } else if let Some(signal) = name.strip_prefix(EMA_KEY) {
+            (&mut keys.ema, signal)
+        } else if let Some(signal) = name.strip_prefix(MOMENT) {
+            (&mut keys.moments, signal)
+        } else {
+            continue;
+        };
+        let parsed: KeySignal = signal.parse().map_err(|reason: String| field(name, reason))?;
+        if parsed.layer().is_some_and(|layer| layer > layers) {
+            return Err(field(name, format!("the backbone has {layers} layers")));
+        }
+        let width = parsed.width(hidden);
+        let expected = if name.starts_with(MOMENT) { width * (width + 1) / 2 } else { width };
+        if tensor.dims() != [expected] {
+            return Err(field(name, format!("its shape is {:?}, not [{expected}]", tensor.dims())));
+        }
+        map.insert(parsed, tensor.to_vec1().map_err(malformed)?);
+    }
+    let rule = &meta.key;
+    let whitened = KeyChoice { signal: rule.signal, average: KeyAverage::Mean };
+    if rule.metric == Metric::Whitened && !Metric::Whitened.definition().knows(&keys, whitened) {
+        return Err(field("key", format!("it is whitened over {}, whose key or second moment is missing", rule.signal)));
+    }
+    if keys.key(rule.plain_signal, rule.plain_average).is_none() {
+        return Err(field("key", format!("its {} key of {} is missing", rule.plain_average, rule.plain_signal)));
+    }
+    Ok(keys)
+}
