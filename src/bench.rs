@@ -11,10 +11,9 @@ use delo_engine::{Catalogue, Engine, Query, Resident, RoutingRule};
 use delo_kernels::attention::{Attended, attention};
 use delo_kernels::{Element, Isa, Kernel, MapSink, PANEL, PackedMatrix, Start, Stream, parallel, product, threads};
 use delo_model::input::{Pixels, Sample};
-use delo_model::method::task_model::{TARGETS, TaskModel};
 use delo_model::partition::{BackboneRecord, KeyRule, PartitionMeta, to_bytes};
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric, SessionKeys};
-use delo_model::{Partition, PoolSpec};
+use delo_model::{Method, Partition, PoolSpec, TaskModel};
 
 /// Forwards that are run before any is timed.
 const WARM_UP: usize = 2;
@@ -174,25 +173,28 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
         return Ok(Vec::new());
     }
     let signal = workload.route.unwrap_or(KeySignal::MeanQuery { layer: 0 });
-    let model = TaskModel::init(workload.pools.clone(), CLASSES, 0)?;
-    for pools in &model.layers {
-        pools.b.set(&pools.a)?;
+    let model = TaskModel::init(Method::Delo { pools: workload.pools.clone() }, CLASSES, 0)?;
+    let vars = model.vars();
+    for (name, b) in &vars {
+        if let Some(layer) = name.strip_suffix(".b") {
+            b.set(&vars[&format!("{layer}.a")])?;
+        }
     }
     let width = signal.width(workload.pools.hidden);
     let mut keys = SessionKeys::default();
-    keys.mean.insert(signal.to_string(), vec![1.0; width]);
+    keys.mean.insert(signal, vec![1.0; width]);
     if workload.route.is_some() {
         // White: every direction as strong as any other.
         let moment = (0..width).flat_map(|i| (i..width).map(move |j| f32::from(u8::from(i == j))));
-        keys.moments.insert(signal.to_string(), moment.collect());
+        keys.moments.insert(signal, moment.collect());
     }
     let metric = if workload.route.is_some() { Metric::Whitened } else { Metric::Plain };
     let meta = PartitionMeta {
         task: name(0),
         labels: (0..CLASSES).map(|label| label.to_string()).collect(),
         multi_label: false,
-        pools: workload.pools.clone(),
-        targets: TARGETS.map(str::to_owned).to_vec(),
+        targets: model.method().targets().iter().map(|target| target.name().to_owned()).collect(),
+        method: model.method().clone(),
         key: KeyRule { metric, signal, plain_signal: signal, plain_average: KeyAverage::Mean },
         dummy_image: workload.dummy_image,
         special_tokens: None,
@@ -212,7 +214,7 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
         partition.meta.task = name(task);
         let mut rng = ChaCha8Rng::seed_from_u64(task as u64);
         let key = (0..width).map(|_| rng.random::<f32>() - 0.5).collect();
-        partition.keys.mean.insert(signal.to_string(), key);
+        partition.keys.mean.insert(signal, key);
         Resident::new(partition, 1)
     };
     Ok((0..tasks).map(resident).collect())

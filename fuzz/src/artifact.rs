@@ -46,6 +46,6 @@ fn read(bytes: &[u8]) {
     let d = backbone().config.hidden_size;
     assert!(tensors >= 2, "a head has a weight and a bias");
     assert_eq!((partition.head_weight.len(), partition.head_bias.len()), (classes * d, classes));
-    assert_eq!(partition.pools.len(), partition.meta.pools.adapted_layers().len());
+    assert_eq!(partition.adapter.layers(), partition.meta.method.first_adapted_layer()..backbone().config.num_hidden_layers);
     assert!(partition.head_weight.iter().chain(&partition.head_bias).all(|x| x.is_finite()));
 }

@@ -13,6 +13,7 @@ use delo_engine::{DeviceChoice, Engine, Options};
 use delo_kernels::{Isa, Precision, bf16, threads};
 use delo_model::model_dir::ModelDir;
 use delo_model::vilt::{Loader, ViltConfig};
+use delo_model::method::MethodSpec;
 use delo_model::{KeySignal, Layout, PoolSpec};
 
 /// The backbone of random weights, in the shape of ViLT-B/32.
@@ -226,7 +227,7 @@ fn workload(args: &EngineArgs, config: &ViltConfig) -> Result<Workload, Failure>
         layers: config.num_hidden_layers,
         hidden: config.hidden_size,
     };
-    pools.validate().map_err(Failure::usage)?;
+    MethodSpec::validate(&pools).map_err(Failure::usage)?;
     let route = args.route.map(|signal| signal.unwrap_or(KeySignal::MeanQuery { layer: args.first_adapted_layer }));
     if route.and_then(KeySignal::layer).is_some_and(|layer| layer > config.num_hidden_layers) {
         return Err(Failure::usage(format!("--route: the backbone has layers 0 to {}", config.num_hidden_layers)));

@@ -55,7 +55,7 @@ pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
     let mut vectors = Vec::new();
     for signal in &wanted {
         let name = signal.to_string();
-        let tensor = signals.get(&name).ok_or_else(|| format!("the engine gave no signal {name}"))?;
+        let tensor = signals.get(signal).ok_or_else(|| format!("the engine gave no signal {name}"))?;
         vectors.push((name, tensor.flatten_all()?.to_vec1::<f32>()?));
     }
 

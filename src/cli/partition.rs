@@ -99,7 +99,7 @@ fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
         task,
         labels,
         multi_label,
-        pools,
+        method,
         key,
         dummy_image: [height, width],
         special_tokens,
@@ -114,13 +114,8 @@ fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
         vec!["task".to_owned(), task.clone()],
         vec!["labels".to_owned(), format!("{} ({})", labels.len(), abridged(labels))],
         vec!["scores".to_owned(), if *multi_label { "a sigmoid each" } else { "softmax" }.to_owned()],
-        vec![
-            "pools".to_owned(),
-            format!(
-                "{} experts, rank {}, alpha {}, from layer {} of {}",
-                pools.experts, pools.rank, pools.alpha, pools.first_adapted_layer, pools.layers
-            ),
-        ],
+        vec!["method".to_owned(), method.name().to_owned()],
+        vec![method.field().to_owned(), method.summary()],
         vec!["key".to_owned(), format!("{} over {}, else plain over {} ({})", key.metric, key.signal, key.plain_signal, key.plain_average)],
         vec!["dummy image".to_owned(), format!("{height} x {width} pixels")],
         vec![

@@ -244,20 +244,20 @@ fn modalities(presence: Presence, text: Option<TextReading>) -> pb::Modalities {
 
 fn routing(answer: &Answer, candidates: usize) -> Option<pb::Routing> {
     let best = answer.candidates.first()?;
-    let candidate = |c: &Candidate| pb::Candidate { task: c.task.to_string(), cosine: c.cosine };
+    let candidate = |c: &Candidate| pb::Candidate { task: c.task.to_string(), cosine: c.cosine() };
     Some(pb::Routing {
         task: best.task.to_string(),
-        cosine: best.cosine,
-        margin: answer.candidates.get(1).map(|second| best.cosine - second.cosine),
+        cosine: best.cosine(),
+        margin: answer.candidates.get(1).map(|second| best.cosine() - second.cosine()),
         candidates: answer.candidates.iter().take(candidates).map(candidate).collect(),
     })
 }
 
 fn factors(selected: SelectedFactors) -> pb::SelectedFactors {
-    let SelectedFactors { layer, target, modality, a, b } = selected;
+    let SelectedFactors { layer, pool, a, b } = selected;
     // A backbone has a few dozen layers.
     let layer = u32::try_from(layer).unwrap_or(u32::MAX);
-    pb::SelectedFactors { layer, target: target.to_owned(), modality: modality.to_owned(), a, b }
+    pb::SelectedFactors { layer, target: pool.target.name().to_owned(), modality: pool.modality.pool_name().to_owned(), a, b }
 }
 
 /// A status as a batch carries it.

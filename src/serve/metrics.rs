@@ -112,11 +112,11 @@ pub fn render(recorder: &PrometheusHandle, room: &Room) -> String {
 pub fn record_answer(series: &TaskSeries, answer: &Answer, presence: Presence) {
     answer.resident.counts.answered();
     if let Some(best) = answer.candidates.first() {
-        let margin = answer.candidates.get(1).map(|second| best.cosine - second.cosine);
-        series.routed(answer.resident.task(), presence, best.cosine, margin);
+        let margin = answer.candidates.get(1).map(|second| best.cosine() - second.cosine());
+        series.routed(answer.resident.task(), presence, best.cosine(), margin);
     }
-    for (modality, selected) in ["visual", "textual"].into_iter().zip(answer.factors_selected) {
-        counter!("delo_factor_selected_total", "modality" => modality).increment(selected);
+    for (modality, &selected) in answer.factors_selected.iter() {
+        counter!("delo_factor_selected_total", "modality" => modality.pool_name()).increment(selected);
     }
 }
 

@@ -3,7 +3,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use delo_model::partition::{BackboneRecord, KeyRule, PartitionMeta, to_bytes};
-use delo_model::{KeyAverage, KeySignal, Layout, Metric, PoolSpec, SessionKeys, TaskModel};
+use delo_model::{KeyAverage, KeySignal, Layout, LinearSpec, LoraSpec, Method, Metric, PoolSpec, SessionKeys, TaskModel};
 use delo_proto::load_partition_request::Source;
 use delo_proto::{ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest};
 use image::codecs::gif::GifEncoder;
@@ -158,8 +158,11 @@ pub fn artifacts() -> Seeds {
     let spec = |layout, experts, rank, first_adapted_layer| {
         let config = &backbone().config;
         let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
-        PoolSpec { layout, experts, rank, alpha: 2.0, first_adapted_layer, layers, hidden }
+        Method::Delo { pools: PoolSpec { layout, experts, rank, alpha: 2.0, first_adapted_layer, layers, hidden } }
     };
+    let (layers, hidden) = (backbone().config.num_hidden_layers, backbone().config.hidden_size);
+    let lora = Method::Lora { lora: LoraSpec { rank: 2, alpha: 1.0, first_adapted_layer: 1, layers, hidden } };
+    let linear = Method::Linear { linear: LinearSpec { layers, hidden } };
     let one = artifact(spec(Layout::RankOne, 2, 1, 1), Metric::Whitened, false);
     let (mut flipped, cut) = (one.clone(), one[..one.len() / 2].to_vec());
     *flipped.last_mut().unwrap() ^= 1;
@@ -169,6 +172,8 @@ pub fn artifacts() -> Seeds {
         ("slotted", artifact(spec(Layout::Slotted, 2, 2, 1), Metric::Plain, true)),
         ("head-alone", artifact(spec(Layout::RankOne, 1, 1, 2), Metric::Plain, false)),
         ("every-layer", artifact(spec(Layout::RankOne, 1, 1, 0), Metric::Plain, true)),
+        ("lora", artifact(lora, Metric::Whitened, false)),
+        ("linear", artifact(linear, Metric::Plain, true)),
         ("damaged-flipped", flipped),
         ("damaged-cut", cut),
         ("damaged-length", huge),
@@ -178,21 +183,21 @@ pub fn artifacts() -> Seeds {
     .into()
 }
 
-fn artifact(spec: PoolSpec, metric: Metric, multi_label: bool) -> Vec<u8> {
+fn artifact(method: Method, metric: Metric, multi_label: bool) -> Vec<u8> {
     let signal = KeySignal::MeanQuery { layer: 1 };
-    let width = signal.width(spec.hidden);
+    let width = signal.width(method.backbone().hidden);
     let mut keys = SessionKeys::default();
-    for signal in KeySignal::plain(spec.layers) {
-        keys.mean.insert(signal.to_string(), vec![0.5; signal.width(spec.hidden)]);
+    for signal in KeySignal::plain(method.backbone().layers) {
+        keys.mean.insert(signal, vec![0.5; signal.width(method.backbone().hidden)]);
     }
-    keys.moments.insert(signal.to_string(), vec![1.0; width * (width + 1) / 2]);
-    let model = TaskModel::init(spec.clone(), 2, 1).unwrap();
+    keys.moments.insert(signal, vec![1.0; width * (width + 1) / 2]);
+    let model = TaskModel::init(method.clone(), 2, 1).unwrap();
     let meta = PartitionMeta {
         task: "animals".to_owned(),
         labels: ["cat", "dog"].map(str::to_owned).into(),
         multi_label,
-        pools: spec,
-        targets: ["query", "key", "value"].map(str::to_owned).into(),
+        targets: method.targets().iter().map(|target| target.name().to_owned()).collect(),
+        method,
         key: KeyRule { metric, signal, plain_signal: KeySignal::Pooled, plain_average: KeyAverage::Mean },
         dummy_image: [32, 32],
         special_tokens: Some(false),

@@ -6,7 +6,8 @@ use candle_core::{Result, Tensor};
 
 use super::packed::Span;
 use delo_model::input::Sample;
-use delo_model::method::serving_pools::{Choice, ServingPools};
+use delo_model::method::Adapter;
+use delo_model::method::factors::{Choice, FactorBank};
 
 /// The frozen backbone on some processor, with room for each sample's own adapters.
 pub(super) trait Backbone: Debug + Send + Sync {
@@ -53,22 +54,22 @@ pub(super) struct Dummy<'a> {
     pub image: [usize; 2],
 }
 
-/// The low-rank updates of a pass: each sample's pools, and what was chosen of them.
+/// What a pass adds to the frozen layers: each sample's adapter, and what was chosen of it.
 pub(super) struct Adapters<'a> {
-    /// For each sample, the pools by layer; `None` in a layer that its task does not adapt.
-    pub pools: Vec<Vec<Option<&'a ServingPools>>>,
-    /// For each sample, each adapted layer with its choice in every pool.
+    of_samples: Vec<&'a Adapter>,
+    /// For each sample, each adapted layer with the choice in every group of its bank.
     pub chosen: Vec<Vec<(usize, Vec<Choice>)>>,
 }
 
 impl<'a> Adapters<'a> {
-    pub fn new(pools: Vec<Vec<Option<&'a ServingPools>>>) -> Self {
-        Self { chosen: vec![Vec::new(); pools.len()], pools }
+    /// One adapter for each sample, in order.
+    pub fn new(of_samples: Vec<&'a Adapter>) -> Self {
+        Self { chosen: vec![Vec::new(); of_samples.len()], of_samples }
     }
 
-    /// Each sample's pools in a layer.
-    pub fn layer(&self, layer: usize) -> Vec<Option<&'a ServingPools>> {
-        self.pools.iter().map(|layers| layers.get(layer).copied().flatten()).collect()
+    /// Each sample's factors in a layer; `None` where its task adds nothing to the layer.
+    pub fn layer(&self, layer: usize) -> Vec<Option<&'a FactorBank>> {
+        self.of_samples.iter().map(|adapter| adapter.bank(layer)).collect()
     }
 
     /// Notes what was chosen in a layer.

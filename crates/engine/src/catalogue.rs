@@ -3,9 +3,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Candidate, Resident};
-use delo_model::TaskRouter;
 use delo_model::partition::KeyRule;
-use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
+use delo_model::routing::{KeyAverage, KeyChoice, KeySignal, Metric, SessionKeys, TaskRule};
 use delo_model::vilt::Description;
 
 /// A part of a task's traffic: more than 0, at most 1.
@@ -85,7 +84,8 @@ pub struct Catalogue {
     /// By task name, each of a resident.
     trials: BTreeMap<Arc<str>, Trial>,
     rule: RoutingRule,
-    router: Arc<TaskRouter>,
+    /// Decides among the residents; `None` where there is none.
+    decider: Option<Arc<dyn TaskRule>>,
     metric: Metric,
     signal: KeySignal,
     notice: Option<String>,
@@ -98,8 +98,7 @@ pub struct Catalogue {
 /// The metric and the signal that decide among some partitions, and what to tell of a fall-back.
 struct Decision {
     metric: Metric,
-    signal: KeySignal,
-    average: KeyAverage,
+    choice: KeyChoice,
     notice: Option<String>,
 }
 
@@ -111,7 +110,7 @@ impl Catalogue {
             residents: BTreeMap::new(),
             trials: BTreeMap::new(),
             rule,
-            router: Arc::new(TaskRouter::plain([])),
+            decider: None,
             metric: rule.metric.unwrap_or_default(),
             signal: rule.signal.unwrap_or(KeySignal::MeanQuery { layer: 0 }),
             notice: None,
@@ -179,7 +178,7 @@ impl Catalogue {
     }
 
     fn trying(&self, trials: BTreeMap<Arc<str>, Trial>) -> Self {
-        Self { residents: self.residents.clone(), trials, router: self.router.clone(), notice: self.notice.clone(), ..*self }
+        Self { residents: self.residents.clone(), trials, decider: self.decider.clone(), notice: self.notice.clone(), ..*self }
     }
 
     /// This catalogue with one partition less, its version on trial included.
@@ -206,8 +205,7 @@ impl Catalogue {
         let mut trials = self.trials.clone();
         trials.retain(|task, _| residents.contains_key(task));
         let Some(first) = residents.values().next() else {
-            let (router, notice) = (Arc::new(TaskRouter::plain([])), None);
-            return Ok(Self { residents, trials, router, notice, ..*self });
+            return Ok(Self { residents, trials, decider: None, notice: None, ..*self });
         };
         let dummy_image = first.dummy_image();
         for resident in residents.values().chain(trials.values().map(|t| &t.resident)) {
@@ -215,34 +213,29 @@ impl Catalogue {
             check_special_tokens(resident, self.special_tokens)?;
         }
         let decision = self.decide(residents.values())?;
-        let key = |r: &'_ Arc<Resident>| -> Result<Vec<f32>, CatalogueError> {
-            let average = if decision.metric == Metric::Whitened { KeyAverage::Mean } else { decision.average };
-            r.partition.keys.key(decision.signal, average).map(<[f32]>::to_vec).ok_or_else(|| CatalogueError::Incompatible {
+        let Decision { metric, choice: KeyChoice { signal, average }, .. } = decision;
+        let ignorant = residents.values().find(|r| !metric.definition().knows(&r.partition.keys, decision.choice));
+        if let Some(r) = ignorant {
+            return Err(CatalogueError::Incompatible {
                 task: r.task().to_owned(),
                 reason: format!(
                     "it has no {average} key of the signal {signal}; it holds {held}: choose one of these, or train it with --plain-signal {signal} --plain-average {average}",
-                    signal = decision.signal,
                     held = r.partition.keys.held()
                 ),
-            })
-        };
-        let keys: Vec<_> = residents.values().map(key).collect::<Result<_, _>>()?;
-        let router = match decision.metric {
-            Metric::Plain => TaskRouter::plain(keys.iter().map(Vec::as_slice)),
-            Metric::Whitened => {
-                let name = decision.signal.to_string();
-                let moments = residents.values().map(|r| r.partition.keys.moments[&name].as_slice());
-                TaskRouter::whitened(keys.iter().map(Vec::as_slice).zip(moments))
-                    .map_err(|e| CatalogueError::Incompatible { task: first.task().to_owned(), reason: e.to_string() })?
-            }
-        };
+            });
+        }
+        let sessions: Vec<&SessionKeys> = residents.values().map(|r| &r.partition.keys).collect();
+        let decider = metric
+            .definition()
+            .rule(&sessions, decision.choice)
+            .map_err(|e| CatalogueError::Incompatible { task: first.task().to_owned(), reason: e.to_string() })?;
         Ok(Self {
             residents,
             trials,
             rule: self.rule,
-            router: Arc::new(router),
-            metric: decision.metric,
-            signal: decision.signal,
+            decider: Some(decider),
+            metric,
+            signal,
             notice: decision.notice,
             dummy_image,
             special_tokens: self.special_tokens,
@@ -260,25 +253,25 @@ impl Catalogue {
         let metric = self.rule.metric.unwrap_or(if whitened.is_some() { Metric::Whitened } else { Metric::Plain });
         let plain = |notice| Decision {
             metric: Metric::Plain,
-            signal: self.rule.signal.filter(|_| metric == Metric::Plain).unwrap_or(plain_signal),
-            average: self.rule.average.unwrap_or(plain_average),
+            choice: KeyChoice {
+                signal: self.rule.signal.filter(|_| metric == Metric::Plain).unwrap_or(plain_signal),
+                average: self.rule.average.unwrap_or(plain_average),
+            },
             notice,
         };
         if metric == Metric::Plain {
             return Ok(plain(None));
         }
         let signal = self.rule.signal.unwrap_or(signal);
-        let lacking = residents.clone().find(|r| {
-            let keys = &r.partition.keys;
-            !keys.moments.contains_key(&signal.to_string()) || keys.key(signal, KeyAverage::Mean).is_none()
-        });
+        let choice = KeyChoice { signal, average: KeyAverage::Mean };
+        let lacking = residents.clone().find(|r| !metric.definition().knows(&r.partition.keys, choice));
         Ok(match lacking {
             Some(r) => plain(Some(format!(
                 "task {:?} has no second moment of {signal} (it holds {}): tasks are told by the plain cosine of {plain_signal} until it is trained with --key-signal {signal} or unloaded",
                 r.task(),
                 r.partition.keys.held()
             ))),
-            None => Decision { metric, signal, average: KeyAverage::Mean, notice: None },
+            None => Decision { metric, choice, notice: None },
         })
     }
 
@@ -345,11 +338,11 @@ impl Catalogue {
         self.residents.values().chain(trials).map(|r| r.first_adapted_layer()).min().unwrap_or(layers)
     }
 
-    /// Every resident task with the cosine of its key and this signal `[width]`, falling; equal ones by name.
+    /// Every resident task with its score for a sample of this signal `[width]`, falling; equal ones by name.
     pub fn candidates(&self, signal: &[f32]) -> Vec<Candidate> {
-        let cosines = self.router.cosines(signal);
-        let mut out: Vec<_> = self.residents.keys().zip(cosines).map(|(task, cosine)| Candidate { task: task.clone(), cosine }).collect();
-        out.sort_by(|x, y| y.cosine.total_cmp(&x.cosine));
+        let scores = self.decider.as_ref().map_or_else(Vec::new, |decider| decider.scores(signal));
+        let mut out: Vec<_> = self.residents.keys().zip(scores).map(|(task, score)| Candidate { task: task.clone(), score }).collect();
+        out.sort_by(|x, y| y.score.score.total_cmp(&x.score.score));
         out
     }
 }

@@ -11,8 +11,9 @@ use super::signals::{self, signal_at};
 use super::{Answer, Candidate, Catalogue, Compute, Engine, EngineError, Query, Resident, SelectedFactors, with_backbone};
 use delo_model::input::Sample;
 use delo_model::method::selection::softmax;
-use delo_model::method::serving_pools::{Choice, ServingPools};
-use delo_model::method::task_model::{MODALITIES, TARGETS};
+use delo_model::PerModality;
+use delo_model::method::PoolId;
+use delo_model::method::factors::{Choice, FactorBank};
 use delo_model::routing::keys::KeySignal;
 
 /// A sample whose task is decided.
@@ -89,8 +90,7 @@ impl Engine {
         let given = accepted.iter().filter_map(|query| query.given.as_ref()).map(|resident| resident.first_adapted_layer());
         let start = given.fold(catalogue.first_adapted_layer(layers), usize::min);
         let routed = self.decide(backbone, catalogue, accepted, start, &mut hidden, &spans)?;
-        let pools = routed.iter().map(|routed| (0..layers).map(|layer| pools_of(&routed.resident, layer)).collect()).collect();
-        let mut adapters = Adapters::new(pools);
+        let mut adapters = Adapters::new(routed.iter().map(|routed| &routed.resident.partition.adapter).collect());
         let pooled = backbone.run_to_pooled(hidden, &spans, start, Some(&mut adapters))?;
         let chosen = std::mem::take(&mut adapters.chosen);
         let answers = routed.iter().zip(pooled).zip(chosen).zip(accepted);
@@ -157,11 +157,6 @@ fn in_a_row(spans: &[Span]) -> Vec<Span> {
     placed.collect()
 }
 
-/// The pools that a partition has in a layer.
-fn pools_of(resident: &Resident, layer: usize) -> Option<&ServingPools> {
-    resident.partition.pools.get(layer.checked_sub(resident.first_adapted_layer())?)
-}
-
 fn answer(routed: Routed, pooled: &[f32], choices: &[(usize, Vec<Choice>)], explain: bool) -> Answer {
     let partition = &routed.resident.partition;
     let logit = |(row, bias): (&[f32], &f32)| bias + row.iter().zip(pooled).map(|(w, x)| w * x).sum::<f32>();
@@ -171,22 +166,18 @@ fn answer(routed: Routed, pooled: &[f32], choices: &[(usize, Vec<Choice>)], expl
     } else {
         softmax(&mut scores);
     }
-    let mut factors_selected = [0; 2];
-    for (_, pools) in choices {
-        for (pool, choice) in pools.iter().enumerate() {
-            factors_selected[pool % MODALITIES.len()] += choice.a.len() as u64;
-        }
+    let explanation = || choices.iter().flat_map(|(layer, choices)| explained(partition.adapter.bank(*layer), *layer, choices));
+    let mut factors_selected = PerModality::default();
+    for factors in explanation() {
+        factors_selected[factors.pool.modality] += factors.a.len() as u64;
     }
-    let factors = explain.then(|| choices.iter().flat_map(|(layer, pools)| explained(*layer, pools)).collect());
+    let factors = explain.then(|| explanation().collect());
     Answer { scores, candidates: routed.candidates, factors_selected, factors, resident: routed.resident }
 }
 
-fn explained(layer: usize, pools: &[Choice]) -> impl Iterator<Item = SelectedFactors> + '_ {
-    pools.iter().enumerate().map(move |(pool, Choice { a, b })| SelectedFactors {
-        layer,
-        target: TARGETS[pool / MODALITIES.len()],
-        modality: MODALITIES[pool % MODALITIES.len()],
-        a: a.clone(),
-        b: b.clone(),
-    })
+/// What the routers of a layer chose; nothing where every sample uses the same factors.
+fn explained<'a>(bank: Option<&FactorBank>, layer: usize, choices: &'a [Choice]) -> impl Iterator<Item = SelectedFactors> + use<'a> {
+    let routed = bank.is_some_and(|bank| bank.routers().is_some());
+    let choices = if routed { choices } else { &[] };
+    PoolId::all().zip(choices).map(move |(pool, Choice { a, b })| SelectedFactors { layer, pool, a: a.clone(), b: b.clone() })
 }

@@ -40,7 +40,7 @@ impl Engine {
             let hidden = backbone.load_tensor(&packed.hidden)?;
             in_pool(|| signals::signals(backbone, hidden, &packed.spans, layers, wanted))?
         });
-        found.into_iter().map(|(signal, rows)| Ok((signal.to_string(), from_rows(&rows)?))).collect()
+        found.into_iter().map(|(signal, rows)| Ok((signal, from_rows(&rows)?))).collect()
     }
 
     pub(super) fn dummy(&self, image: [usize; 2]) -> Dummy<'_> {

@@ -5,7 +5,7 @@ mod classify;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-mod device;
+mod candle;
 mod forward;
 mod learn;
 pub mod packed;
@@ -23,11 +23,14 @@ use cpu::CpuBackbone;
 use cuda::CudaBackbone;
 use delo_kernels::{Isa, Precision, bf16, threads};
 use delo_model::input::Sample;
+use delo_model::PerModality;
+use delo_model::method::PoolId;
 use delo_model::method::selection::top;
+use delo_model::routing::TaskScore;
 use delo_model::model_dir::ModelDir;
 use delo_model::vilt::{Description, Loader, ViltError};
-use device::DeviceBackbone;
-pub use device::DeviceChoice;
+use candle::CandleBackbone;
+pub use candle::DeviceChoice;
 pub use forward::in_pool;
 pub use packed::{Packed, Span};
 pub use resident::{Counted, Resident, VersionCounts};
@@ -69,10 +72,10 @@ pub struct Answer {
     pub resident: Arc<Resident>,
     /// One score per label of the partition, in the partition's order: softmax, or sigmoids for a multi-label task.
     pub scores: Vec<f32>,
-    /// Every resident task and its cosine, falling; empty where the partition was given.
+    /// Every resident task with its score, falling; empty where the partition was given.
     pub candidates: Vec<Candidate>,
-    /// Factors applied per modality, `[visual, textual]`, over all adapted layers and targets.
-    pub factors_selected: [u64; 2],
+    /// Factors that routers chose by each modality's query, over all adapted layers and targets.
+    pub factors_selected: PerModality<u64>,
     /// The factors chosen, where asked for.
     pub factors: Option<Vec<SelectedFactors>>,
 }
@@ -91,21 +94,28 @@ impl Answer {
     }
 }
 
-/// A task and how near the sample is to its key.
+/// A task and what the rule says of it for a sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
+    /// Its name.
     pub task: Arc<str>,
-    pub cosine: f32,
+    /// What decides, and the cosine where the rule has one.
+    pub score: TaskScore,
+}
+
+impl Candidate {
+    /// The cosine with the task's key; what decides, where the rule compares with no key.
+    pub fn cosine(&self) -> f32 {
+        self.score.cosine.unwrap_or(self.score.score)
+    }
 }
 
 /// The factors one sample used in one adapted map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SelectedFactors {
     pub layer: usize,
-    /// `query`, `key` or `value`.
-    pub target: &'static str,
-    /// `visual` or `textual`.
-    pub modality: &'static str,
+    /// The adapted map, and the modality by whose query they were chosen.
+    pub pool: PoolId,
     /// Selected A factors (experts), by falling score; the i-th is paired with the i-th of `b`.
     pub a: Vec<u32>,
     pub b: Vec<u32>,
@@ -125,10 +135,8 @@ pub enum EngineError {
 pub struct TaskOutput {
     /// `[samples, classes]`
     pub logits: Tensor,
-    /// q^v entering each adapted layer, proxies in place of what is missing: `[samples, d]` a layer.
-    pub query_visual: Vec<Tensor>,
-    /// q^t, likewise.
-    pub query_textual: Vec<Tensor>,
+    /// The queries entering each adapted layer, proxies in place of what is missing: `[samples, d]` a modality.
+    pub queries: Vec<PerModality<Tensor>>,
 }
 
 /// What the engine computes with; `None` leaves the choice to it.
@@ -159,7 +167,7 @@ enum Compute {
     Bf16(CpuBackbone<bf16>),
     #[cfg(feature = "cuda")]
     Cuda(CudaBackbone),
-    Device(DeviceBackbone),
+    Device(CandleBackbone),
 }
 
 /// Evaluates an expression with the backbone behind a [`Compute`], whatever its type.
@@ -199,7 +207,7 @@ impl Engine {
                 let (cuda, backbone) = CudaBackbone::load(loader, open, precision)?;
                 return Ok(Self { compute: Compute::Cuda(cuda), backbone, dummy_text });
             }
-            let (device, backbone) = DeviceBackbone::load(loader, open, precision)?;
+            let (device, backbone) = CandleBackbone::load(loader, open, precision)?;
             return Ok(Self { compute: Compute::Device(device), backbone, dummy_text });
         }
         let isa = Isa::at_most(options.isa);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
+use delo_model::PerModality;
 use delo_model::input::Presence;
 
 /// Where one sample stands in the stream: `[text CLS, text…, SEP][image CLS, patches…]`.
@@ -43,6 +44,16 @@ impl Span {
     /// Rows of the patches.
     pub fn patches(&self) -> Range<usize> {
         self.image_cls() + 1..self.start + self.tokens()
+    }
+
+    /// The rows whose mean is the query of each modality: its own, or the proxy's where it is missing (METHOD.md 3).
+    pub fn query_rows(&self) -> PerModality<Range<usize>> {
+        let (image, text) = (self.patches(), self.words());
+        match self.presence {
+            Presence::Complete => PerModality { image, text },
+            Presence::ImageOnly => PerModality { image: image.clone(), text: image },
+            Presence::TextOnly => PerModality { image: text.clone(), text },
+        }
     }
 }
 

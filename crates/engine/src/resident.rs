@@ -25,7 +25,7 @@ impl Resident {
 
     /// The first layer that it adapts: all before it is frozen and shared.
     pub fn first_adapted_layer(&self) -> usize {
-        self.partition.meta.pools.first_adapted_layer
+        self.partition.meta.method.first_adapted_layer()
     }
 
     /// Height and width of the image that stands in for a missing one, in pixels.

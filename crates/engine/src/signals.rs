@@ -5,7 +5,6 @@ use std::ops::Range;
 use candle_core::Result;
 
 use super::backbone::Backbone;
-use super::cpu::low_rank::query_rows;
 use super::packed::Span;
 use delo_kernels::elementwise::dot;
 use delo_model::input::Presence;
@@ -40,7 +39,7 @@ pub(super) fn signal_at<B: Backbone>(backbone: &B, hidden: &B::Hidden, spans: &[
     let means = |rows: fn(&Span) -> Range<usize>| backbone.means(hidden, &spans.iter().map(rows).collect::<Vec<_>>());
     match signal {
         KeySignal::MeanQuery { .. } => {
-            let (visual, textual) = (means(|span| query_rows(span)[0].clone())?, means(|span| query_rows(span)[1].clone())?);
+            let (visual, textual) = (means(|span| span.query_rows().image)?, means(|span| span.query_rows().text)?);
             let mean = |(v, t): (Vec<f32>, Vec<f32>)| v.iter().zip(&t).map(|(v, t)| (v + t) / 2.0).collect();
             Ok(visual.into_iter().zip(textual).map(mean).collect())
         }

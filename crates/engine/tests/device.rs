@@ -81,7 +81,7 @@ fn alike(found: &[Answer], expected: &[Answer]) {
         assert_eq!(found.resident.task(), expected.resident.task());
         assert_eq!(found.factors, expected.factors);
         assert_eq!(found.factors_selected, expected.factors_selected);
-        let cosines = |answer: &Answer| answer.candidates.iter().map(|candidate| candidate.cosine).collect::<Vec<_>>();
+        let cosines = |answer: &Answer| answer.candidates.iter().map(|candidate| candidate.cosine()).collect::<Vec<_>>();
         let pairs = [(found.scores.clone(), expected.scores.clone()), (cosines(found), cosines(expected))];
         for (x, y) in pairs.iter().flat_map(|(found, expected)| found.iter().zip(expected)) {
             assert!((x - y).abs() < 1e-4, "{x} for {y}");

@@ -8,7 +8,7 @@ use delo_kernels::{Isa, Precision};
 use delo_model::input::{Pixels, Sample};
 use delo_model::model_dir::ModelDir;
 use delo_model::vilt::{PaddedInput, Vilt};
-use delo_model::{KeySignal, Layout, Metric, TaskModel};
+use delo_model::{KeySignal, Layout, Method, Metric, TaskModel};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -88,7 +88,7 @@ fn scores_do_not_depend_on_the_batch_nor_on_the_threads() {
     let pools = [1, 2].map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
     let bits = |answer: Result<Answer, EngineError>| {
         let answer = answer.unwrap();
-        let cosines: Vec<u32> = answer.candidates.iter().map(|c| c.cosine.to_bits()).collect();
+        let cosines: Vec<u32> = answer.candidates.iter().map(|c| c.cosine().to_bits()).collect();
         (answer.resident.task().to_owned(), answer.scores.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), cosines)
     };
     let mut rng = ChaCha8Rng::seed_from_u64(11);
@@ -131,10 +131,10 @@ fn all_b_zero_equals_the_frozen_backbone() {
     let samples: Vec<Sample> = (0..6).map(random_sample).collect();
     let packed = engine().embed(&samples, engine().default_dummy_image()).unwrap();
     for layout in [Layout::RankOne, Layout::Slotted] {
-        let model = TaskModel::init(spec(layout, 0), 4, 9).unwrap();
+        let model = TaskModel::init(Method::Delo { pools: spec(layout, 0) }, 4, 9).unwrap();
         let frozen = engine().signals(&packed, &[KeySignal::Pooled]).unwrap();
         let adapted = engine().run_task(&packed, &model).unwrap().logits;
-        assert!(difference(&model.head(&frozen["pooled"]).unwrap(), &adapted) < 1e-6);
+        assert!(difference(&model.head(&frozen[&KeySignal::Pooled]).unwrap(), &adapted) < 1e-6);
     }
 }
 
@@ -173,7 +173,7 @@ fn a_signal_in_the_frozen_prefix_routes_as_a_pass_of_its_own_does() {
         let route = |c| engine().classify(c, &[Query::open(random_sample(seed))]).remove(0).unwrap();
         let (shared, own) = (route(&shared), route(&own));
         assert_eq!(shared.resident.task(), own.resident.task());
-        assert!((shared.candidates[0].cosine - own.candidates[0].cosine).abs() < 1e-5);
+        assert!((shared.candidates[0].cosine() - own.candidates[0].cosine()).abs() < 1e-5);
     }
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dataset::Label;
 use delo_engine::TaskOutput;
+use delo_model::PerModality;
 
 /// Which layers' query signals L_align draws together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -58,12 +59,12 @@ impl Objective {
         let (mut alignment, mut consistency) = (None, None);
         if !batch.complete.is_empty() {
             let rows = Tensor::from_slice(&batch.complete, batch.complete.len(), logits.device())?;
-            if self.alignment > 0.0 && !output.query_visual.is_empty() {
-                let layers = output.query_visual.len();
+            if self.alignment > 0.0 && !output.queries.is_empty() {
+                let layers = output.queries.len();
                 let first = if self.aligned_layers == AlignedLayers::All { 0 } else { layers - 1 };
                 let mut sum = Tensor::zeros((), logits.dtype(), logits.device())?;
-                for (visual, textual) in output.query_visual.iter().zip(&output.query_textual).skip(first) {
-                    sum = (sum + self::alignment(&visual.index_select(&rows, 0)?, &textual.index_select(&rows, 0)?)?)?;
+                for PerModality { image, text } in output.queries.iter().skip(first) {
+                    sum = (sum + self::alignment(&image.index_select(&rows, 0)?, &text.index_select(&rows, 0)?)?)?;
                 }
                 let term = (sum / (layers - first) as f64)?;
                 total = (total + (&term * self.alignment)?)?;
@@ -218,8 +219,10 @@ mod tests {
         // Two samples, the second complete; its proxied copy is the third row.
         let output = TaskOutput {
             logits: tensor(&[&[1.0, 0.0], &[0.5, 0.0], &[0.0, 0.5]]),
-            query_visual: vec![tensor(&[[1.0, 0.0].as_slice(); 3]), tensor(&[[1.0, 1.0].as_slice(); 3])],
-            query_textual: vec![tensor(&[[0.0, 1.0].as_slice(); 3]), tensor(&[[1.0, 1.0].as_slice(); 3])],
+            queries: vec![
+                PerModality { image: tensor(&[[1.0, 0.0].as_slice(); 3]), text: tensor(&[[0.0, 1.0].as_slice(); 3]) },
+                PerModality { image: tensor(&[[1.0, 1.0].as_slice(); 3]), text: tensor(&[[1.0, 1.0].as_slice(); 3]) },
+            ],
         };
         let labels = [Label::Class(0), Label::Class(1)];
         let batch = Batch { targets: targets(&[&labels[0], &labels[1]], &Device::Cpu).unwrap(), complete: vec![1] };

@@ -3,14 +3,14 @@ use serde::{Deserialize, Serialize};
 
 use super::objective::{AlignedLayers, Objective};
 use super::optimiser::AdamWConfig;
-use delo_model::method::task_model::{Layout, PoolSpec};
+use delo_model::method::{Layout, LossTerm, Method, PoolSpec};
 
 /// All that decides what a session learns, its data and backbone apart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
 #[command(next_help_heading = "Method")]
 pub struct Settings {
     /// Layout of the factor pools
-    #[arg(long, value_enum, default_value_t = Layout::RankOne)]
+    #[arg(long, default_value_t = Layout::RankOne)]
     pub layout: Layout,
     /// E: factors in a pool
     #[arg(long, value_name = "E", default_value_t = 16)]
@@ -111,17 +111,10 @@ impl Settings {
         demand(positive(self.epsilon), "--epsilon", &self.epsilon, "give a number above 0")
     }
 
-    /// The shape of the pools on a backbone of `layers` layers, `hidden` wide.
-    pub fn pools(&self, layers: usize, hidden: usize) -> PoolSpec {
-        PoolSpec {
-            layout: self.layout,
-            experts: self.experts,
-            rank: self.rank,
-            alpha: self.alpha,
-            first_adapted_layer: self.first_adapted_layer,
-            layers,
-            hidden,
-        }
+    /// What learns on a backbone of `layers` layers, `hidden` wide.
+    pub fn method(&self, layers: usize, hidden: usize) -> Method {
+        let Self { layout, experts, rank, alpha, first_adapted_layer, .. } = *self;
+        Method::Delo { pools: PoolSpec { layout, experts, rank, alpha, first_adapted_layer, layers, hidden } }
     }
 
     /// The optimiser's constants.
@@ -130,12 +123,13 @@ impl Settings {
     }
 
     /// The loss. Without adapters a proxied copy predicts what its original does and no query learns: both extra terms are off.
-    pub fn objective(&self, multi_label: bool, layers: usize) -> Objective {
-        let weight = |weight| if self.first_adapted_layer == layers { 0.0 } else { weight };
+    pub fn objective(&self, multi_label: bool, method: &Method) -> Objective {
+        let adapts = method.first_adapted_layer() < method.backbone().layers;
+        let weight = |term: LossTerm, weight: f64| if adapts && method.terms().contains(&term) { weight } else { 0.0 };
         Objective {
             multi_label,
-            alignment: weight(self.lambda_align),
-            consistency: weight(self.lambda_con),
+            alignment: weight(LossTerm::Alignment, self.lambda_align),
+            consistency: weight(LossTerm::Consistency, self.lambda_con),
             aligned_layers: self.aligned_layers,
         }
     }
@@ -181,7 +175,8 @@ mod tests {
 
     #[test]
     fn a_linear_head_alone_has_one_loss() {
-        let objective = Settings { first_adapted_layer: 6, ..Settings::default() }.objective(false, 6);
+        let settings = Settings { first_adapted_layer: 6, ..Settings::default() };
+        let objective = settings.objective(false, &settings.method(6, 8));
         assert_eq!((objective.alignment, objective.consistency), (0.0, 0.0));
     }
 }

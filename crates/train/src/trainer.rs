@@ -24,7 +24,7 @@ use super::settings::{Settings, SettingsError};
 use super::step_log::{StepLog, StepRecord};
 use delo_engine::{Engine, Packed};
 use delo_model::input::{InputProcessor, Presence, Sample};
-use delo_model::method::task_model::{TARGETS, TaskModel};
+use delo_model::method::TaskModel;
 use delo_model::partition::{self, BackboneRecord, KeyRule, PartitionError, PartitionMeta};
 use delo_model::routing::keys::{KeyAverage, KeySignal, SessionKeys, Signals};
 
@@ -143,14 +143,16 @@ pub fn train(
     let prefix = FrozenPrefix::new(engine, &samples, settings.first_adapted_layer, session.dummy_image())
         .keep(outputs.cache_bytes, &mut |done, total| heard(Event::Prefix { done, total }))?;
     let seed = stream(Purpose::Start, settings.seed, (task.id, 0)).next_u64();
-    let model = TaskModel::init(settings.pools(layers, hidden), task.labels.len(), seed)?;
+    let method = settings.method(layers, hidden);
+    let objective = settings.objective(data.multi_label, &method);
+    let model = TaskModel::init(method, task.labels.len(), seed)?;
     let mut steps = Steps {
         session,
         samples: &samples,
         labels: rows.iter().map(|&row| &data.items[row].label).collect(),
         prefix,
         optimiser: AdamW::new(model.vars(), settings.adamw())?,
-        objective: settings.objective(data.multi_label, layers),
+        objective,
         schedule: Schedule::new(settings.lr, settings.epochs * rows.len().div_ceil(settings.batch), settings.warmup),
         model,
     };
@@ -190,7 +192,7 @@ pub fn train(
         artifact: outputs.artifact.clone(),
         steps: batches.len(),
         samples: rows.len(),
-        pool_parameters: steps.model.pool_parameters(),
+        pool_parameters: steps.model.adapter_parameters(),
         seconds: start.elapsed().as_secs_f64(),
         validation,
     })
@@ -309,18 +311,18 @@ impl Session<'_> {
     fn keys(&self, samples: &[Sample], batches: &[Vec<usize>]) -> Result<SessionKeys, TrainError> {
         let KeyRule { signal, plain_signal, plain_average, .. } = self.key;
         let wanted: Vec<KeySignal> = BTreeSet::from([signal, plain_signal]).into_iter().collect();
-        let mut chunks: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+        let mut chunks: BTreeMap<KeySignal, Vec<Tensor>> = BTreeMap::new();
         for chunk in samples.chunks(CHUNK) {
-            for (name, values) in self.engine.signals(&self.engine.embed(chunk, self.dummy_image())?, &wanted)? {
-                chunks.entry(name).or_default().push(values);
+            for (signal, values) in self.engine.signals(&self.engine.embed(chunk, self.dummy_image())?, &wanted)? {
+                chunks.entry(signal).or_default().push(values);
             }
         }
         let mut signals =
-            chunks.into_iter().map(|(name, values)| Ok((name, Tensor::cat(&values, 0)?))).collect::<candle_core::Result<Signals>>()?;
+            chunks.into_iter().map(|(signal, values)| Ok((signal, Tensor::cat(&values, 0)?))).collect::<candle_core::Result<Signals>>()?;
         let mut keys = SessionKeys::of(&signals, &[signal])?;
         if plain_average == KeyAverage::Ema {
-            keys.mean.retain(|name, _| *name == signal.to_string());
-            signals.retain(|name, _| *name == plain_signal.to_string());
+            keys.mean.retain(|kept, _| *kept == signal);
+            signals.retain(|kept, _| *kept == plain_signal);
             for batch in batches {
                 keys.moving_average_step(&signals, batch, self.settings.key_beta as f32)?;
             }
@@ -360,8 +362,8 @@ impl Session<'_> {
             task: task.name.clone(),
             labels: task.labels.clone(),
             multi_label: self.data.multi_label,
-            pools: model.spec.clone(),
-            targets: TARGETS.map(str::to_owned).to_vec(),
+            method: model.method().clone(),
+            targets: model.method().targets().iter().map(|target| target.name().to_owned()).collect(),
             key: self.key.clone(),
             dummy_image: self.dummy_image(),
             special_tokens: Some(self.processor.special_tokens()),

@@ -7,54 +7,56 @@ use aligned_vec::{AVec, ConstAlign};
 use super::super::packed::Span;
 use delo_kernels::norm::mean;
 use delo_kernels::{Element, Isa, Kernel, PANEL, RowsMut, RowsRef, Start, Stream, Tile, pack_column, parallel};
-use delo_model::input::Presence;
-use delo_model::method::serving_pools::{Choice, NumbersRef, ServingPools};
-use delo_model::method::task_model::{MODALITIES, POOLS, TARGETS};
+use delo_model::PerModality;
+use delo_model::method::Target;
+use delo_model::method::factors::{Choice, FactorBank};
+use delo_model::method::numbers::NumbersRef;
 
 /// Factor pairs that are added to a row of results at once.
 const AT_ONCE: usize = 8;
 
 /// One sample's factors in one layer.
 struct Factors<'a, E: Element> {
-    pools: &'a ServingPools,
+    bank: &'a FactorBank,
+    /// In every group.
     choices: Vec<Choice>,
-    /// All A factors of the sample as columns: `[POOLS · r]` of them, in panels.
+    /// All A factors of the sample as columns, target by target: `[targets · pairs]` of them, in panels.
     down: AVec<E, ConstAlign<64>>,
 }
 
 /// Every sample's update in one layer.
 pub(super) struct LayerUpdate<'a, E: Element> {
     samples: Vec<Option<Factors<'a, E>>>,
-    /// r, the largest there is.
-    rank: usize,
+    /// Factor pairs of a target, the most there are.
+    pairs: usize,
     /// Adds B factors up.
     kernel: Kernel<f32>,
 }
 
 impl<'a, E: Element> LayerUpdate<'a, E> {
     /// Routes every sample by the state entering the layer (METHOD.md 2 and 3); `None` where no sample is adapted.
-    pub fn route(isa: Isa, pools: &[Option<&'a ServingPools>], hidden: RowsRef<'_, f32>, spans: &[Span]) -> Option<Self> {
-        let rank = pools.iter().flatten().map(|pools| pools.pairs() / MODALITIES.len()).max()?;
+    pub fn route(isa: Isa, banks: &[Option<&'a FactorBank>], hidden: RowsRef<'_, f32>, spans: &[Span]) -> Option<Self> {
+        let pairs = banks.iter().flatten().map(|bank| bank.pairs()).max()?;
         let d = hidden.width();
-        let samples: Vec<OnceLock<Factors<'a, E>>> = pools.iter().map(|_| OnceLock::new()).collect();
+        let samples: Vec<OnceLock<Factors<'a, E>>> = banks.iter().map(|_| OnceLock::new()).collect();
         parallel(spans.len(), |sample| {
-            let Some(pools) = pools[sample] else { return };
-            let mut queries = [vec![0.0; d], vec![0.0; d]];
+            let Some(bank) = banks[sample] else { return };
+            let mut queries = PerModality { image: vec![0.0; d], text: vec![0.0; d] };
             isa.run(
                 #[inline(always)]
-                || queries.iter_mut().zip(query_rows(&spans[sample])).for_each(|(query, rows)| mean(hidden, rows, query)),
+                || spans[sample].query_rows().iter().for_each(|(modality, rows)| mean(hidden, rows.clone(), &mut queries[modality])),
             );
-            let choices: Vec<Choice> = (0..POOLS).map(|pool| pools.choose(isa, pool, &queries[pool % MODALITIES.len()])).collect();
-            let down = pack_factors(pools, &choices, d);
+            let choices = bank.choose(isa, &queries);
+            let down = pack_factors(bank, &choices, d);
             // Each sample is one piece of work: nobody set it before.
-            let _ = samples[sample].set(Factors { pools, choices, down });
+            let _ = samples[sample].set(Factors { bank, choices, down });
         });
-        Some(Self { samples: samples.into_iter().map(OnceLock::into_inner).collect(), rank, kernel: f32::kernel(isa) })
+        Some(Self { samples: samples.into_iter().map(OnceLock::into_inner).collect(), pairs, kernel: f32::kernel(isa) })
     }
 
     /// Columns of [`Self::project`]'s results.
     pub fn width(&self) -> usize {
-        (POOLS * self.rank).next_multiple_of(PANEL)
+        (Target::COUNT * self.pairs).next_multiple_of(PANEL)
     }
 
     /// α · x Aᵀ of some rows of one sample, `x` being the layer's normalised input, into the rows of `u` from `first` on.
@@ -64,7 +66,7 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
     #[inline(always)]
     pub unsafe fn project(&self, kernel: &Kernel<E>, x: RowsRef<'_, E>, sample: usize, first: usize, u: &RowsMut<'_, f32>) {
         let Some(factors) = &self.samples[sample] else { return };
-        let alpha = factors.pools.alpha();
+        let alpha = factors.bank.alpha();
         let k = x.width().next_multiple_of(E::STEP);
         let mut results = vec![0f32; x.rows() * PANEL];
         for (index, panel) in factors.down.chunks_exact(k * PANEL).enumerate() {
@@ -90,13 +92,12 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
         at: usize,
         tile: &mut Tile<'_>,
     ) {
-        let Some(Factors { pools, choices, .. }) = &self.samples[sample] else { return };
+        let Some(Factors { bank, choices, .. }) = &self.samples[sample] else { return };
         let mut factors = FactorPanel([[0.0; PANEL]; AT_ONCE]);
         let mut filled = 0;
-        let mut done = target * pools.pairs();
-        for modality in 0..MODALITIES.len() {
-            let pool = target * MODALITIES.len() + modality;
-            for factor in pools.b_factors(pool, &choices[pool]) {
+        let (groups, mut done) = (bank.shape().groups, target * bank.pairs());
+        for group in target * groups..(target + 1) * groups {
+            for factor in bank.b_factors(group, &choices[group]) {
                 part(factor, &columns).widen(&mut factors.0[filled][at..]);
                 filled += 1;
                 if filled == AT_ONCE {
@@ -135,21 +136,12 @@ fn part<'a>(factor: NumbersRef<'a>, columns: &Range<usize>) -> NumbersRef<'a> {
     }
 }
 
-/// The rows whose means are q^v and q^t, the proxy's where a modality is missing (METHOD.md 3).
-pub(crate) fn query_rows(span: &Span) -> [Range<usize>; 2] {
-    match span.presence {
-        Presence::Complete => [span.patches(), span.words()],
-        Presence::ImageOnly => [span.patches(), span.patches()],
-        Presence::TextOnly => [span.words(), span.words()],
-    }
-}
-
-/// The chosen A factors of all pools, pool by pool, as the columns of panels.
-fn pack_factors<E: Element>(pools: &ServingPools, choices: &[Choice], d: usize) -> AVec<E, ConstAlign<64>> {
-    let (k, columns) = (d.next_multiple_of(E::STEP), TARGETS.len() * pools.pairs());
+/// The chosen A factors of all groups, group by group, as the columns of panels.
+fn pack_factors<E: Element>(bank: &FactorBank, choices: &[Choice], d: usize) -> AVec<E, ConstAlign<64>> {
+    let (k, columns) = (d.next_multiple_of(E::STEP), Target::COUNT * bank.pairs());
     let mut panels: AVec<E, ConstAlign<64>> = AVec::new(64);
     panels.resize(columns.div_ceil(PANEL) * k * PANEL, E::default());
-    let factors = choices.iter().enumerate().flat_map(|(pool, choice)| pools.a_factors(pool, choice));
+    let factors = choices.iter().enumerate().flat_map(|(group, choice)| bank.a_factors(group, choice));
     for (column, factor) in factors.enumerate() {
         let panel = &mut panels[column / PANEL * k * PANEL..][..k * PANEL];
         match factor {

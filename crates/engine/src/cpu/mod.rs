@@ -17,7 +17,7 @@ use delo_kernels::{
     Element, Isa, Kernel, MapSink, PANEL, PackedMatrix, ResidualSink, RowsMut, Stream, Tile, TileSink, parallel, product, product_panels,
 };
 use delo_model::input::Sample;
-use delo_model::method::task_model::TARGETS;
+use delo_model::method::Target;
 use delo_model::vilt::{Description, LayerNorm, Linear, Loader, ViltError};
 use embed::Embeddings;
 use low_rank::LayerUpdate;
@@ -225,7 +225,7 @@ impl<E: Element> CpuBackbone<E> {
     fn layer(&self, index: usize, hidden: &mut Stream<f32>, spans: &[Span], update: Option<&LayerUpdate<'_, E>>, w: &mut Workspace<E>) {
         let (layer, d) = (&self.layers[index], hidden.width());
         self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
-        w.qkv.reshape(hidden.rows(), TARGETS.len() * d);
+        w.qkv.reshape(hidden.rows(), Target::COUNT * d);
         let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
         let sink = QkvSink { isa: self.kernel.isa, d, update: update.map(|update| (update, &w.u)), owners: &owners, out: w.qkv.view_mut() };
         product(&self.kernel, w.x.view(), &layer.qkv.weight, Some(&layer.qkv.bias), &sink);
@@ -259,7 +259,7 @@ impl<E: Element> CpuBackbone<E> {
     ) -> Stream<f32> {
         let (layer, d, samples) = (&self.layers[index], hidden.width(), spans.len());
         self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
-        w.qkv.reshape(hidden.rows(), TARGETS.len() * d);
+        w.qkv.reshape(hidden.rows(), Target::COUNT * d);
         let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
         let map = &layer.qkv;
         let sink = QkvSink { isa: self.kernel.isa, d, update: update.map(|update| (update, &w.u)), owners: &owners, out: w.qkv.view_mut() };
@@ -269,7 +269,7 @@ impl<E: Element> CpuBackbone<E> {
         let [x, qkv, inner] = &mut w.cls;
         let cls = || spans.iter().map(|span| span.start);
         x.gather(w.x.view(), cls());
-        qkv.reshape(samples, TARGETS.len() * d);
+        qkv.reshape(samples, Target::COUNT * d);
         if update.is_some() {
             w.cls_u.gather(w.u.view(), cls());
         }

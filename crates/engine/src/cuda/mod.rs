@@ -13,7 +13,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::backbone::{Adapters, Backbone, Dummy};
-use super::device::{Embeddings, Layer, OpenDevice, cls};
+use super::candle::{Embeddings, Layer, OpenDevice, cls};
 use super::packed::Span;
 use delo_kernels::Precision;
 use delo_model::input::Sample;

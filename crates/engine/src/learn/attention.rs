@@ -1,5 +1,5 @@
 //! The backward pass of attention, head by head.
-use super::matrix::{Matrix, MatrixMut, Target, product};
+use super::matrix::{Assign, Matrix, MatrixMut, product};
 use delo_kernels::attention::{Attended, weights};
 use delo_kernels::{Kernel, RowsMut, RowsRef, parallel};
 
@@ -25,7 +25,7 @@ pub fn backward(
         let (q, k, v) = (Matrix::from(q), Matrix::from(k), Matrix::from(qkv.range(tokens.clone()).columns(columns(2))));
         let grad = Matrix::from(grad.range(queries.clone()).columns(head * width..(head + 1) * width));
         let mut scores = vec![0.0; rows * n];
-        product(MatrixMut::new(&mut scores, rows, n, n), Target::Overwrite, 1.0, grad, v.t());
+        product(MatrixMut::new(&mut scores, rows, n, n), Assign::Overwrite, 1.0, grad, v.t());
         for (s, w) in scores.chunks_exact_mut(n).zip(probabilities.chunks_exact(n)) {
             let dot: f32 = s.iter().zip(w).map(|(s, w)| s * w).sum();
             s.iter_mut().zip(w).for_each(|(s, w)| *s = w * (*s - dot));
@@ -36,7 +36,7 @@ pub fn backward(
         let results =
             [(0, asked, scale, scores, k), (1, tokens.clone(), scale, scores.t(), q), (2, tokens.clone(), 1.0, probabilities.t(), grad)];
         for (part, rows, scale, lhs, rhs) in results {
-            product(MatrixMut::new(&mut out, rows.len(), width, width), Target::Overwrite, scale, lhs, rhs);
+            product(MatrixMut::new(&mut out, rows.len(), width, width), Assign::Overwrite, scale, lhs, rhs);
             for (row, values) in rows.zip(out.chunks_exact(width)) {
                 // SAFETY: a row and head of a sample belong to one task, each of its three parts to one product.
                 unsafe { grad_qkv.part(row, columns(part)) }.copy_from_slice(values);

@@ -62,7 +62,7 @@ impl<'a> MatrixMut<'a> {
 
 /// What happens to the values that the target holds already.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum Assign {
     Overwrite,
     Add,
 }
@@ -71,7 +71,7 @@ pub enum Target {
 ///
 /// # Panics
 /// Where the shapes do not agree.
-pub fn product(out: MatrixMut<'_>, target: Target, scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+pub fn product(out: MatrixMut<'_>, assign: Assign, scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>) {
     assert_eq!((lhs.rows, lhs.columns, rhs.columns), (out.rows, rhs.rows, out.columns), "shapes of a product");
     // SAFETY: the constructors checked that every index of these shapes and strides lies within its slice, the target is borrowed
     // mutably, so it overlaps neither operand, and its own rows do not overlap.
@@ -83,7 +83,7 @@ pub fn product(out: MatrixMut<'_>, target: Target, scale: f32, lhs: Matrix<'_>, 
             out.values.as_mut_ptr(),
             1,
             out.row_stride as isize,
-            target == Target::Add,
+            assign == Assign::Add,
             lhs.values.as_ptr(),
             lhs.column_stride as isize,
             lhs.row_stride as isize,
@@ -115,7 +115,7 @@ mod tests {
             let before = out.clone();
             let at = |i: usize, j: usize| if transposed { b[j * (k + pad) + i] } else { b[i * (n + pad) + j] };
             let rhs = if transposed { Matrix::new(&b, n, k, k + pad).t() } else { Matrix::new(&b, k, n, n + pad) };
-            product(MatrixMut::new(&mut out, m, n, n + pad), if add { Target::Add } else { Target::Overwrite }, 2.0, Matrix::new(&a, m, k, k + pad), rhs);
+            product(MatrixMut::new(&mut out, m, n, n + pad), if add { Assign::Add } else { Assign::Overwrite }, 2.0, Matrix::new(&a, m, k, k + pad), rhs);
             for i in 0..m {
                 for j in 0..n + pad {
                     let old = before[i * (n + pad) + j];

@@ -22,7 +22,8 @@ use delo_kernels::elementwise::{gelu, gelu_slope};
 use delo_kernels::norm::Norm;
 use delo_kernels::{Kernel, MapSink, PackedMatrix, RowsMut, RowsRef, Stream, Tile, TileSink, parallel, product};
 use delo_model::input::Presence;
-use delo_model::method::task_model::{TARGETS, TaskModel};
+use delo_model::PerModality;
+use delo_model::method::{FactorPairs, Target, TaskModel};
 use segment_mean::SegmentMean;
 
 /// Rows that one piece of work covers.
@@ -37,41 +38,41 @@ impl Engine {
         let Compute::F32(backbone) = &self.compute else {
             candle_core::bail!("a task learns in f32 on the CPU: load the backbone with that precision");
         };
-        let (spec, samples) = (&task.spec, packed.spans.len());
+        let (first_layer, layers) = (task.method().first_adapted_layer(), self.backbone.config.num_hidden_layers);
+        let (samples, d) = (packed.spans.len(), self.backbone.config.hidden_size);
         let spans: Arc<[Span]> = packed.spans.clone();
         let mut hidden = packed.hidden.clone();
-        let (mut query_visual, mut query_textual) = (Vec::new(), Vec::new());
-        for (layer, pools) in spec.adapted_layers().zip(&task.layers) {
-            let (visual, textual) = queries(&hidden, &spans)?;
-            let selected = pools.select(spec, &visual, &textual)?;
-            let rows = samples * TARGETS.len() * 2 * spec.rank;
-            let (a, b) = (selected.a.reshape((rows, spec.hidden))?, selected.b.reshape((rows, spec.hidden))?);
+        let mut of_layers = Vec::new();
+        for layer in first_layer..layers {
+            let queries = queries(&hidden, &spans)?;
+            let FactorPairs { a, b, pairs } = task.pairs(layer, queries.as_ref())?;
+            let rows = samples * Target::COUNT * pairs;
+            let (a, b) = (a.reshape((rows, d))?, b.reshape((rows, d))?);
             let operation = AdaptedLayer {
                 layer: LearningLayer::of(backbone, layer),
                 spans: spans.clone(),
-                pairs: 2 * spec.rank,
+                pairs,
                 // Nothing before the first adapted layer learns, and of the last one only the text CLS is looked at.
-                first: layer == spec.first_adapted_layer,
-                last: layer + 1 == spec.layers,
+                first: layer == first_layer,
+                last: layer + 1 == layers,
                 kept: Mutex::default(),
             };
             hidden = hidden.apply_op3(&a, &b, operation)?;
-            query_visual.push(visual);
-            query_textual.push(textual);
+            of_layers.push(queries);
         }
-        if task.layers.is_empty() {
+        if of_layers.is_empty() {
             let rows: Vec<u32> = spans.iter().map(|span| span.start as u32).collect();
             hidden = hidden.index_select(&Tensor::from_vec(rows, samples, &Device::Cpu)?, 0)?;
         }
         let (norm, pooler) = backbone.pooler();
         let operation =
             Pool { norm: norm.clone(), kernel: *backbone.kernel(), pooler: pooler.clone(), back: backbone.transposes().pooler.clone() };
-        Ok(TaskOutput { logits: task.head(&hidden.apply_op1(operation)?)?, query_visual, query_textual })
+        Ok(TaskOutput { logits: task.head(&hidden.apply_op1(operation)?)?, queries: of_layers })
     }
 }
 
-/// q^v and q^t of each sample, `[samples, d]` each, the proxy in place of what is missing (METHOD.md 3).
-fn queries(hidden: &Tensor, spans: &Arc<[Span]>) -> Result<(Tensor, Tensor)> {
+/// The queries of each sample, `[samples, d]` of each modality, the proxy in place of what is missing (METHOD.md 3).
+fn queries(hidden: &Tensor, spans: &Arc<[Span]>) -> Result<PerModality<Tensor>> {
     let means = hidden.apply_op1(SegmentMean(spans.clone()))?;
     let samples = spans.len();
     let chosen = |first: usize, instead: usize, lost: Presence| {
@@ -79,7 +80,7 @@ fn queries(hidden: &Tensor, spans: &Arc<[Span]>) -> Result<(Tensor, Tensor)> {
             spans.iter().enumerate().map(|(i, span)| (i + if span.presence == lost { instead } else { first } * samples) as u32).collect();
         means.index_select(&Tensor::from_vec(index, samples, &Device::Cpu)?, 0)
     };
-    Ok((chosen(0, 1, Presence::TextOnly)?, chosen(1, 0, Presence::ImageOnly)?))
+    Ok(PerModality { image: chosen(0, 1, Presence::TextOnly)?, text: chosen(1, 0, Presence::ImageOnly)? })
 }
 
 /// One frozen layer and what its backward pass multiplies by.
@@ -98,12 +99,12 @@ impl LearningLayer {
     }
 }
 
-/// `(h, a, b)` to the state after one pre-norm encoder layer. `h` is `[tokens, d]`; `a` and `b` are `[samples · TARGETS · pairs, d]`, sample by sample,
-/// target by target, with the pairs of both modalities. The result has a row for every token, or for every text CLS.
+/// `(h, a, b)` to the state after one pre-norm encoder layer. `h` is `[tokens, d]`; `a` and `b` are `[samples · targets · pairs, d]`, sample by sample,
+/// target by target. The result has a row for every token, or for every text CLS.
 struct AdaptedLayer {
     layer: LearningLayer,
     spans: Arc<[Span]>,
-    /// Factor pairs of a target: 2 r.
+    /// Factor pairs of a target.
     pairs: usize,
     /// The state that enters depends on nothing that learns.
     first: bool,
@@ -146,10 +147,10 @@ impl AdaptedLayer {
     /// One sample's share of the low-rank operands.
     fn share<'a>(&self, x: RowsRef<'a, f32>, a: &'a [f32], b: &'a [f32], sample: usize) -> low_rank::Share<'a> {
         let (d, span) = (x.width(), &self.spans[sample]);
-        let factors = sample * TARGETS.len() * self.pairs * d..(sample + 1) * TARGETS.len() * self.pairs * d;
+        let factors = sample * Target::COUNT * self.pairs * d..(sample + 1) * Target::COUNT * self.pairs * d;
         low_rank::Share {
             x: x.range(span.start..span.end()).into(),
-            a: Matrix::new(&a[factors.clone()], TARGETS.len() * self.pairs, d, d),
+            a: Matrix::new(&a[factors.clone()], Target::COUNT * self.pairs, d, d),
             b: &b[factors],
             tokens: span.tokens(),
             pairs: self.pairs,
@@ -221,13 +222,13 @@ impl AdaptedLayer {
             });
         }
         let context = linear(kernel, middle.view(), &back.attention_output);
-        let mut qkv = Stream::zeros(tokens, TARGETS.len() * d);
+        let mut qkv = Stream::zeros(tokens, Target::COUNT * d);
         attention::backward(kernel, kept.qkv.view(), &self.attended(), *heads, context.view(), &qkv.view_mut());
         let mut x = if self.first { Stream::default() } else { linear(kernel, qkv.view(), &back.qkv) };
         let (mut da, mut db) = (vec![0.0; a.len()], vec![0.0; b.len()]);
         {
             let (x_stride, grad_stride) = (x.view().stride(), qkv.view().stride());
-            let (x, factors) = (x.view_mut(), TARGETS.len() * self.pairs * d);
+            let (x, factors) = (x.view_mut(), Target::COUNT * self.pairs * d);
             let (da, db) =
                 (RowsMut::new(&mut da, self.spans.len(), factors, factors), RowsMut::new(&mut db, self.spans.len(), factors, factors));
             parallel(self.spans.len(), |sample| {

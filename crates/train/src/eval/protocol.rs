@@ -179,7 +179,7 @@ impl Stages {
     fn route(&self, signals: &Signals, tasks: &[(usize, Arc<Resident>)]) -> candle_core::Result<Vec<Vec<Option<usize>>>> {
         let mut routes: Vec<Vec<Option<usize>>> = Vec::new();
         for catalogue in &self.catalogues {
-            let rows = signals.get(&catalogue.signal().to_string()).map(Tensor::to_vec2::<f32>).transpose()?.unwrap_or_default();
+            let rows = signals.get(&catalogue.signal()).map(Tensor::to_vec2::<f32>).transpose()?.unwrap_or_default();
             routes.resize_with(rows.len(), Vec::new);
             for (sample, row) in rows.iter().enumerate() {
                 let chosen = catalogue.candidates(row).into_iter().next();

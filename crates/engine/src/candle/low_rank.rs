@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::super::cpu::low_rank::query_rows;
 use super::super::packed::Span;
+use super::factors::DeviceFactors;
 use super::groups::Group;
-use delo_model::method::device_pools::DevicePools;
-use delo_model::method::serving_pools::{Choice, ServingPools};
-use delo_model::method::task_model::{MODALITIES, POOLS, TARGETS};
+use delo_model::Modality;
+use delo_model::method::Target;
+use delo_model::method::factors::{Choice, FactorBank, Routers};
 
 /// Reads the query signals of a group's samples off a stream.
 #[derive(Debug)]
@@ -33,26 +33,26 @@ pub(super) struct Factors {
     b: Tensor,
 }
 
-/// Neighbours in a group that share their pools.
+/// Neighbours in a group that share their factors.
 struct Run<'a> {
     /// Places in the group.
     places: Range<usize>,
-    /// The pools, here and on the device; `None` where the task does not adapt this layer.
-    pools: Option<(&'a ServingPools, Arc<DevicePools>)>,
+    /// The factors, here and on the device; `None` where the task adds nothing to this layer.
+    bank: Option<(&'a FactorBank, Arc<DeviceFactors>)>,
 }
 
 impl Averages {
     /// The weights whose product with a sample's tokens is q^v and q^t (METHOD.md 3): `[samples, 2, tokens]`.
     pub fn of(group: &Group, spans: &[Span], device: &Device) -> Result<Self> {
-        let mut weights = vec![0f32; group.samples.len() * MODALITIES.len() * group.rows];
-        for (weights, &sample) in weights.chunks_exact_mut(MODALITIES.len() * group.rows).zip(&group.samples) {
+        let mut weights = vec![0f32; group.samples.len() * Modality::ALL.len() * group.rows];
+        for (weights, &sample) in weights.chunks_exact_mut(Modality::ALL.len() * group.rows).zip(&group.samples) {
             let start = spans[sample].start;
-            for (weights, rows) in weights.chunks_exact_mut(group.rows).zip(query_rows(&spans[sample])) {
+            for (weights, (_, rows)) in weights.chunks_exact_mut(group.rows).zip(spans[sample].query_rows().iter()) {
                 let share = 1.0 / rows.len().max(1) as f32;
                 weights[rows.start - start..rows.end - start].fill(share);
             }
         }
-        Ok(Self(Tensor::from_vec(weights, (group.samples.len(), MODALITIES.len(), group.rows), device)?))
+        Ok(Self(Tensor::from_vec(weights, (group.samples.len(), Modality::ALL.len(), group.rows), device)?))
     }
 
     /// `[samples, 2, d]`
@@ -64,24 +64,29 @@ impl Averages {
 impl LayerUpdate {
     /// Routes every sample by the state entering the layer (METHOD.md 2 and 3); `None` where no sample is adapted.
     pub fn route(
-        pools: &[Option<&ServingPools>],
+        banks: &[Option<&FactorBank>],
         groups: &[Group],
         averages: &[Averages],
         hidden: &Tensor,
         dtype: DType,
     ) -> Result<Option<Self>> {
-        if pools.iter().all(Option::is_none) {
+        if banks.iter().all(Option::is_none) {
             return Ok(None);
         }
-        let runs = groups.iter().map(|group| runs(group, pools, hidden.device(), dtype)).collect::<Result<Vec<_>>>()?;
+        let runs = groups.iter().map(|group| runs(group, banks, hidden.device(), dtype)).collect::<Result<Vec<_>>>()?;
         let mut products = products(&runs, groups, averages, hidden)?.into_iter();
-        let mut chosen = vec![None; pools.len()];
+        let mut chosen = vec![None; banks.len()];
         for (group, runs) in groups.iter().zip(&runs) {
             for run in runs {
-                let Some((pools, _)) = &run.pools else { continue };
+                let Some((bank, _)) = &run.bank else { continue };
                 for place in run.places.clone() {
-                    let products: Vec<f32> = products.by_ref().take(MODALITIES.len() * 2 * POOLS * pools.experts()).collect();
-                    chosen[group.samples[place]] = Some(choose(pools, &products));
+                    chosen[group.samples[place]] = Some(match bank.routers() {
+                        Some(routers) => {
+                            let count = Modality::ALL.len() * 2 * bank.shape().all_groups() * bank.shape().experts;
+                            choose(bank, routers, &products.by_ref().take(count).collect::<Vec<_>>())
+                        }
+                        None => bank.unrouted(),
+                    });
                 }
             }
         }
@@ -93,22 +98,22 @@ impl LayerUpdate {
 impl Factors {
     /// Copies the chosen factors, one selection from each run's pools.
     fn gather(group: &Group, runs: &[Run<'_>], chosen: &[Option<Vec<Choice>>], device: &Device, dtype: DType) -> Result<Option<Self>> {
-        let adapted = || runs.iter().filter_map(|run| Some((run, run.pools.as_ref()?)));
-        let Some((pairs, d)) = adapted().map(|(_, (pools, _))| (pools.pairs(), pools.hidden())).max() else { return Ok(None) };
+        let adapted = || runs.iter().filter_map(|run| Some((run, run.bank.as_ref()?)));
+        let Some((pairs, d)) = adapted().map(|(_, (bank, _))| (bank.pairs(), bank.shape().hidden)).max() else { return Ok(None) };
         let mut rows: Vec<u32> = Vec::new();
-        for (run, (pools, on_device)) in adapted() {
+        for (run, (bank, on_device)) in adapted() {
             let choices = || group.samples[run.places.clone()].iter().filter_map(|&sample| chosen[sample].as_ref());
-            choices().for_each(|choices| push_rows(&mut rows, pools, on_device, choices, pairs, 0, |choice| &choice.a));
-            choices().for_each(|choices| push_rows(&mut rows, pools, on_device, choices, pairs, on_device.first_b(), |choice| &choice.b));
+            choices().for_each(|choices| push_rows(&mut rows, bank, on_device, choices, pairs, 0, |choice| &choice.a));
+            choices().for_each(|choices| push_rows(&mut rows, bank, on_device, choices, pairs, on_device.first_b(), |choice| &choice.b));
         }
         let (rows, mut taken) = (Tensor::new(rows, device)?, 0);
         let mut parts = Vec::with_capacity(runs.len());
         for run in runs {
-            let shape = (2, run.places.len(), TARGETS.len(), pairs, d);
-            parts.push(match &run.pools {
+            let shape = (2, run.places.len(), Target::COUNT, pairs, d);
+            parts.push(match &run.bank {
                 Some((_, on_device)) => {
-                    let count = 2 * run.places.len() * TARGETS.len() * pairs;
-                    let factors = on_device.factors(&rows.narrow(0, taken, count)?)?;
+                    let count = 2 * run.places.len() * Target::COUNT * pairs;
+                    let factors = on_device.rows(&rows.narrow(0, taken, count)?)?;
                     taken += count;
                     factors.reshape(shape)?
                 }
@@ -130,22 +135,22 @@ impl Factors {
     }
 }
 
-fn runs<'a>(group: &Group, pools: &[Option<&'a ServingPools>], device: &Device, dtype: DType) -> Result<Vec<Run<'a>>> {
+fn runs<'a>(group: &Group, banks: &[Option<&'a FactorBank>], device: &Device, dtype: DType) -> Result<Vec<Run<'a>>> {
     let mut runs: Vec<Run<'a>> = Vec::new();
     for (place, &sample) in group.samples.iter().enumerate() {
-        let pools = pools[sample];
+        let bank = banks[sample];
         match runs.last_mut() {
-            Some(run) if same(run.pools.as_ref().map(|(pools, _)| *pools), pools) => run.places.end = place + 1,
+            Some(run) if same(run.bank.as_ref().map(|(bank, _)| *bank), bank) => run.places.end = place + 1,
             _ => {
-                let pools = pools.map(|pools| Ok::<_, candle_core::Error>((pools, pools.on_device(device, dtype)?))).transpose()?;
-                runs.push(Run { places: place..place + 1, pools });
+                let bank = bank.map(|bank| Ok::<_, candle_core::Error>((bank, DeviceFactors::of(bank, device, dtype)?))).transpose()?;
+                runs.push(Run { places: place..place + 1, bank });
             }
         }
     }
     Ok(runs)
 }
 
-fn same(one: Option<&ServingPools>, other: Option<&ServingPools>) -> bool {
+fn same(one: Option<&FactorBank>, other: Option<&FactorBank>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => std::ptr::eq(one, other),
         (None, None) => true,
@@ -153,48 +158,51 @@ fn same(one: Option<&ServingPools>, other: Option<&ServingPools>) -> bool {
     }
 }
 
-/// The routers' products with q^v and q^t, `[2, 2 · p · E]` of each adapted sample, in the order of groups and runs: one copy to the CPU.
+/// The routers' products with the query of each modality, `[modalities, 2 · g · E]` of each sample that is routed, in the
+/// order of groups and runs: one copy to the CPU.
 fn products(runs: &[Vec<Run<'_>>], groups: &[Group], averages: &[Averages], hidden: &Tensor) -> Result<Vec<f32>> {
     let mut products = Vec::new();
     for ((group, runs), averages) in groups.iter().zip(runs).zip(averages) {
-        if runs.iter().all(|run| run.pools.is_none()) {
+        let routed = |run: &Run<'_>| run.bank.as_ref().is_some_and(|(bank, _)| bank.routers().is_some());
+        if !runs.iter().any(routed) {
             continue;
         }
         let queries = averages.queries(group, hidden)?;
         for run in runs {
-            let Some((_, on_device)) = &run.pools else { continue };
+            let Some(routers) = run.bank.as_ref().and_then(|(_, on_device)| on_device.routers()) else { continue };
             let queries = queries.narrow(0, run.places.start, run.places.len())?.flatten(0, 1)?;
-            products.push(on_device.router_products(&queries)?.flatten_all()?);
+            products.push(routers.products(&queries)?.flatten_all()?);
         }
     }
-    Tensor::cat(&products, 0)?.to_vec1()
+    if products.is_empty() { Ok(Vec::new()) } else { Tensor::cat(&products, 0)?.to_vec1() }
 }
 
-/// Every pool's choice of one sample, given `[2, 2 · p · E]`.
-fn choose(pools: &ServingPools, products: &[f32]) -> Vec<Choice> {
-    let (e, width) = (pools.experts(), 2 * POOLS * pools.experts());
-    let of_pool = |pool: usize| {
-        let row = &products[pool % MODALITIES.len() * width..][..width];
-        let part = |router: usize| row[(router * POOLS + pool) * e..][..e].to_vec();
-        pools.choose_by(pool, part(0), part(1))
+/// The choice in every group for one sample, given `[modalities, 2 · g · E]`.
+fn choose(bank: &FactorBank, routers: &Routers, products: &[f32]) -> Vec<Choice> {
+    let (experts, groups) = (bank.shape().experts, bank.shape().all_groups());
+    let of_group = |group: usize| {
+        let row = &products[bank.modality(group) as usize * 2 * groups * experts..][..2 * groups * experts];
+        let part = |router: usize| row[(router * groups + group) * experts..][..experts].to_vec();
+        bank.choose_in(group, routers, part(0), part(1))
     };
-    (0..POOLS).map(of_pool).collect()
+    (0..groups).map(of_group).collect()
 }
 
-/// Appends the rows of one sample's factors of A or of B, `[targets, pairs]`: those of both modalities, then zeros.
+/// Appends the rows of one sample's factors of A or of B, `[targets, pairs]`: those of all groups of a target, then zeros.
 fn push_rows(
     rows: &mut Vec<u32>,
-    pools: &ServingPools,
-    on_device: &DevicePools,
+    bank: &FactorBank,
+    on_device: &DeviceFactors,
     choices: &[Choice],
     pairs: usize,
     first: usize,
     side: fn(&Choice) -> &[u32],
 ) {
-    for (target, choices) in choices.chunks_exact(MODALITIES.len()).enumerate() {
+    let groups = bank.shape().groups;
+    for (target, choices) in choices.chunks_exact(groups).enumerate() {
         let full = rows.len() + pairs;
-        for (modality, choice) in choices.iter().enumerate() {
-            rows.extend(pools.factor_rows(target * MODALITIES.len() + modality, side(choice)).map(|row| (first + row) as u32));
+        for (group, choice) in choices.iter().enumerate() {
+            rows.extend(bank.factor_rows(target * groups + group, side(choice)).map(|row| (first + row) as u32));
         }
         rows.resize(full, on_device.zero() as u32);
     }

@@ -4,6 +4,7 @@
 //! samples share. The residual stream, norms, softmax and routing are in f32, the products' operands in the chosen format.
 mod choice;
 mod embed;
+pub(crate) mod factors;
 mod groups;
 mod layer;
 mod low_rank;
@@ -18,7 +19,7 @@ use super::packed::Span;
 pub use choice::{DeviceChoice, OpenDevice};
 use delo_kernels::Precision;
 use delo_model::input::Sample;
-use delo_model::method::task_model::TARGETS;
+use delo_model::method::Target;
 use delo_model::vilt::{Description, LayerNorm, Linear, Loader, Pooler, ViltError};
 pub(super) use embed::Embeddings;
 #[cfg(feature = "cuda")]
@@ -29,7 +30,7 @@ use low_rank::{Averages, Factors, LayerUpdate};
 
 /// A frozen ViLT on a device.
 #[derive(Debug)]
-pub(super) struct DeviceBackbone {
+pub(super) struct CandleBackbone {
     device: Device,
     precision: Precision,
     dtype: DType,
@@ -49,7 +50,7 @@ struct Stream<'a> {
     averages: Vec<Averages>,
 }
 
-impl DeviceBackbone {
+impl CandleBackbone {
     /// Takes a checkpoint part by part, each straight to the device.
     pub fn load(loader: Loader, open: OpenDevice, precision: Precision) -> std::result::Result<(Self, Description), ViltError> {
         let dtype = open.dtype(precision)?;
@@ -89,7 +90,7 @@ impl DeviceBackbone {
         let qkv = layer.qkv.forward(&x)?;
         let of_group = |(index, group): (usize, &Group)| {
             let factors = update.and_then(|update| update.groups[index].as_ref());
-            let qkv = self.mapped(group, &x, &qkv, factors, 0..TARGETS.len())?;
+            let qkv = self.mapped(group, &x, &qkv, factors, 0..Target::COUNT)?;
             attend(&qkv.get(0)?, &qkv.get(1)?, &qkv.get(2)?)
         };
         let contexts = groups.iter().enumerate().map(of_group).collect::<Result<Vec<_>>>()?;
@@ -99,14 +100,14 @@ impl DeviceBackbone {
     /// A layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample, `[samples, d]`.
     fn layer_of_cls(&self, layer: &Layer, hidden: &Tensor, stream: &Stream<'_>, update: Option<&LayerUpdate>) -> Result<Tensor> {
         let x = self.normalised(&layer.norm_before, hidden)?;
-        let kv = layer.part(1..TARGETS.len())?.forward(&x)?;
+        let kv = layer.part(1..Target::COUNT)?.forward(&x)?;
         let (x_cls, hidden) = (cls(&x, stream.spans)?, cls(hidden, stream.spans)?);
         let q = layer.part(0..1)?.forward(&x_cls)?;
         let cls_groups: Vec<Group> = stream.groups.iter().map(Group::of_one_row).collect();
         let of_group = |index: usize| {
             let factors = update.and_then(|update| update.groups[index].as_ref());
             let q = self.mapped(&cls_groups[index], &x_cls, &q, factors, 0..1)?;
-            let kv = self.mapped(&stream.groups[index], &x, &kv, factors, 1..TARGETS.len())?;
+            let kv = self.mapped(&stream.groups[index], &x, &kv, factors, 1..Target::COUNT)?;
             attend(&q.get(0)?, &kv.get(0)?, &kv.get(1)?)
         };
         let contexts = (0..cls_groups.len()).map(of_group).collect::<Result<Vec<_>>>()?;
@@ -173,7 +174,7 @@ impl DeviceBackbone {
     }
 }
 
-impl Backbone for DeviceBackbone {
+impl Backbone for CandleBackbone {
     type Hidden = Tensor;
 
     fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Tensor, Vec<Span>)> {

@@ -1,0 +1,97 @@
+//! One layer's factors on a device, where factors and routers stay.
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor};
+use delo_model::method::factors::FactorBank;
+
+/// The numbers of a [`FactorBank`] that a forward multiplies by; g, E, s, r, d as there.
+#[derive(Debug)]
+pub(crate) struct DeviceFactors {
+    device: Device,
+    dtype: DType,
+    /// A, then α B, then one factor of zeros: `[2 · g · E · s + 1, d]`.
+    factors: Tensor,
+    /// `None` where nothing chooses.
+    routers: Option<DeviceRouters>,
+}
+
+/// What chooses the factors.
+#[derive(Debug)]
+pub(crate) struct DeviceRouters {
+    /// W_A, then W_B, in f32: `[2 · g · E, d]`.
+    pub weights: Tensor,
+    /// The biases of W_A, then of W_B: `[2 · g · E]`.
+    #[cfg(feature = "cuda")]
+    pub biases: Tensor,
+    /// What A's factors add to the scores of B: `[g, r, E, E]`.
+    #[cfg(feature = "cuda")]
+    pub table: Tensor,
+}
+
+impl DeviceFactors {
+    /// The copy of a bank on a device, in its number format: made at the first call, freed with the bank.
+    ///
+    /// # Errors
+    /// No room on the device.
+    pub fn of(bank: &FactorBank, device: &Device, dtype: DType) -> Result<Arc<Self>> {
+        let fits = |copy: &Self| copy.dtype == dtype && copy.device.same_device(device);
+        bank.copies().get_or_make(fits, || Self::copied(bank, device, dtype))
+    }
+
+    fn copied(bank: &FactorBank, device: &Device, dtype: DType) -> Result<Self> {
+        let d = bank.shape().hidden;
+        let [mut factors, b] = bank.factor_numbers().map(|numbers| numbers.to_f32());
+        factors.extend(b.into_iter().map(|x| bank.alpha() * x));
+        factors.resize(factors.len() + d, 0.0);
+        let routers = bank.routers().map(|routers| {
+            let weights = [&routers.a, &routers.b].map(|numbers| numbers.to_f32()).concat();
+            Ok::<_, candle_core::Error>(DeviceRouters {
+                weights: Tensor::from_vec(weights, ((), d), device)?,
+                #[cfg(feature = "cuda")]
+                biases: Tensor::new([routers.bias_a.as_slice(), &routers.bias_b].concat(), device)?,
+                #[cfg(feature = "cuda")]
+                table: Tensor::new(routers.table.as_slice(), device)?,
+            })
+        });
+        Ok(Self {
+            factors: Tensor::from_vec(factors, ((), d), device)?.to_dtype(dtype)?,
+            routers: routers.transpose()?,
+            device: device.clone(),
+            dtype,
+        })
+    }
+
+    /// All factors in one piece, see the field.
+    #[cfg(feature = "cuda")]
+    pub fn all(&self) -> &Tensor {
+        &self.factors
+    }
+
+    /// What chooses the factors.
+    pub fn routers(&self) -> Option<&DeviceRouters> {
+        self.routers.as_ref()
+    }
+
+    /// The factors at some rows, `[rows, d]`: a factor of A stands where [`FactorBank::factor_rows`] says, one of B
+    /// [`Self::first_b`] rows later.
+    pub fn rows(&self, rows: &Tensor) -> Result<Tensor> {
+        self.factors.index_select(rows, 0)
+    }
+
+    /// Rows of A.
+    pub fn first_b(&self) -> usize {
+        self.zero() / 2
+    }
+
+    /// The row of the factor of zeros.
+    pub fn zero(&self) -> usize {
+        self.factors.dims()[0] - 1
+    }
+}
+
+impl DeviceRouters {
+    /// W_A q, then W_B q, of every group: `[queries, d]` → `[queries, 2 · g · E]`.
+    pub fn products(&self, queries: &Tensor) -> Result<Tensor> {
+        queries.matmul(&self.weights.t()?)
+    }
+}
