@@ -12,8 +12,8 @@ use delo_model::method::task_model::{Layout, POOLS, PoolSpec, TaskModel, pool_pr
 use delo_model::model_dir::ModelDir;
 use delo_model::routing::keys::{KeyAverage, KeySignal, SessionKeys, Signals};
 use delo_model::routing::task_router::TaskRouter;
-use delo_train::dataset::Label;
-use delo_train::objective::{AlignedLayers, Batch, Objective, targets};
+use delo_train::data::Label;
+use delo_train::training::objective::{AlignedLayers, Batch, Objective, targets};
 
 /// Side of the backbone's square, and so of the dummy image, in pixels.
 const SQUARE: usize = 48;
