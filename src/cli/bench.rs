@@ -11,9 +11,9 @@ use super::output::{print, print_json, table};
 use crate::bench::{Kind, Workload, measure, measure_kernel};
 use delo_engine::{DeviceChoice, Engine, Options};
 use delo_kernels::{Isa, Precision, bf16, threads};
+use delo_model::method::MethodSpec;
 use delo_model::model_dir::ModelDir;
 use delo_model::vilt::{Loader, ViltConfig};
-use delo_model::method::MethodSpec;
 use delo_model::{KeySignal, Layout, PoolSpec};
 
 /// The backbone of random weights, in the shape of ViLT-B/32.

@@ -2,6 +2,7 @@
 use std::path::PathBuf;
 
 use super::Failure;
+use super::choice::choice;
 use delo_train::{Dataset, MissingKind, MissingTable};
 
 /// A data set in the layout of METHOD.md 6, and which of its items lose a modality.
@@ -15,7 +16,11 @@ pub struct DataArgs {
     #[arg(long, value_name = "SHARE", default_value_t = 0.7)]
     pub eta: f64,
     /// The modality that is lost; both: half of these items lose the image, the others the text
-    #[arg(long, value_enum, default_value_t = MissingKind::Both)]
+    #[arg(long, default_value_t = MissingKind::Both, value_parser = choice(&[
+        (MissingKind::Text, ""),
+        (MissingKind::Image, ""),
+        (MissingKind::Both, "Half of the chosen items lose the image, the others the text"),
+    ]))]
     pub missing: MissingKind,
     /// A stored missing table; --eta, --missing and --seed then do not choose the items
     #[arg(long, value_name = "FILE")]

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::Failure;
 use super::backbone::Backbone;
+use super::choice::{averages, choice};
 use super::compute::InferenceArgs;
 use super::data::DataArgs;
 use super::output::{print, print_json};
@@ -36,7 +37,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     backbone: Option<PathBuf>,
     /// The items to evaluate
-    #[arg(long, value_enum, default_value_t = Split::Test, help_heading = "Data")]
+    #[arg(long, default_value_t = Split::Test, value_parser = choice(&Split::ALL.map(|split| (split, ""))), help_heading = "Data")]
     split: Split,
     /// Metric of the task key; both prints a column for each [default: what the partitions say]
     #[arg(long, value_enum, help_heading = "Routing")]
@@ -45,7 +46,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "SIGNAL", help_heading = "Routing", requires = "metric")]
     signal: Option<KeySignal>,
     /// Key of the plain metric [default: what the partitions say]
-    #[arg(long, value_enum, help_heading = "Routing")]
+    #[arg(long, value_parser = averages(), help_heading = "Routing")]
     average: Option<KeyAverage>,
     /// Also write one JSON line for each sample: its true task and labels, the labels answered, the task chosen
     #[arg(long, value_name = "FILE")]

@@ -2,6 +2,7 @@
 mod admin;
 mod backbone;
 mod bench;
+mod choice;
 mod classify;
 mod client;
 mod compute;
@@ -15,6 +16,7 @@ mod output;
 mod partition;
 mod registry;
 mod serve;
+mod settings;
 mod train;
 
 use std::process::ExitCode;

@@ -114,7 +114,7 @@ fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
         vec!["task".to_owned(), task.clone()],
         vec!["labels".to_owned(), format!("{} ({})", labels.len(), abridged(labels))],
         vec!["scores".to_owned(), if *multi_label { "a sigmoid each" } else { "softmax" }.to_owned()],
-        vec!["method".to_owned(), method.name().to_owned()],
+        vec!["method".to_owned(), method.kind().to_string()],
         vec![method.field().to_owned(), method.summary()],
         vec!["key".to_owned(), format!("{} over {}, else plain over {} ({})", key.metric, key.signal, key.plain_signal, key.plain_average)],
         vec!["dummy image".to_owned(), format!("{height} x {width} pixels")],

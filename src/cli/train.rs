@@ -10,15 +10,17 @@ use time::format_description::well_known::Rfc3339;
 
 use super::Failure;
 use super::backbone::Backbone;
+use super::choice::{averages, metrics};
 use super::compute::ComputeArgs;
 use super::data::DataArgs;
 use super::output::print;
+use super::settings::SettingsArgs;
 use delo_engine::DeviceChoice;
 use delo_kernels::Precision;
 use delo_model::partition::KeyRule;
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
-use delo_train::dataset::Task;
-use delo_train::{Dataset, Event, Outputs, Session, Settings, TrainError, Trained, train};
+use delo_train::data::Task;
+use delo_train::{Dataset, Event, Outputs, Session, TrainError, Trained, train};
 
 /// Trains one session of a data set, or all of them one after another, and writes their partitions.
 ///
@@ -44,9 +46,9 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     backbone: Option<PathBuf>,
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsArgs,
     /// How the partition's key is compared with a sample
-    #[arg(long, value_enum, default_value_t = Metric::Whitened, help_heading = "Task key")]
+    #[arg(long, default_value_t = Metric::Whitened, value_parser = metrics(), help_heading = "Task key")]
     key_metric: Metric,
     /// Signal of the whitened metric: summary, pooled, or parts@LAYER, mean@LAYER, cls@LAYER; partitions that serve together need the same
     #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Summary, help_heading = "Task key")]
@@ -55,7 +57,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Pooled, help_heading = "Task key")]
     plain_signal: KeySignal,
     /// Key of the plain metric: the mean over the session, or the paper's moving average
-    #[arg(long, value_enum, default_value_t = KeyAverage::Mean, help_heading = "Task key")]
+    #[arg(long, default_value_t = KeyAverage::Mean, value_parser = averages(), help_heading = "Task key")]
     plain_average: KeyAverage,
     /// The partition to write; with --all the folder for NAME.safetensors of every session
     #[arg(long, value_name = "FILE", help_heading = "Output")]
@@ -72,8 +74,9 @@ pub struct TrainArgs {
     /// Steps between checkpoints; 0 means at the end of each epoch
     #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Output")]
     checkpoint_every: usize,
-    /// Memory for the states of the frozen layers, in MiB; they are computed at each step where they do not fit
-    #[arg(long, value_name = "MIB", default_value_t = 4096, help_heading = "Output")]
+    /// Memory for the states of the frozen layers, in MiB; samples whose states do not fit are decoded and computed at each step. What else training
+    /// takes grows little with the number of samples: no image is kept in memory
+    #[arg(long, value_name = "MIB", default_value_t = 2048, help_heading = "Output")]
     cache_mib: usize,
     #[command(flatten)]
     compute: ComputeArgs,
@@ -95,7 +98,7 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
             )));
         }
     }
-    let settings = Settings { seed: args.data.seed, ..args.settings };
+    let settings = args.settings.settings(args.data.seed);
     let Backbone { engine, processor, name } = &backbone;
     for (task, artifact) in runs {
         if args.all && args.resume && artifact.exists() {
@@ -132,7 +135,7 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The sessions to train, each with the file that its partition goes to.
+/// The sessions to train, each with the file of its partition.
 fn runs(args: &TrainArgs, data: &Dataset) -> Result<Vec<(usize, PathBuf)>, Failure> {
     if let Some(task) = &args.task {
         return Ok(vec![(data.task(task).map_err(Failure::usage)?, args.out.clone())]);
@@ -174,7 +177,8 @@ fn summary(trained: &Trained, task: &str, multi_label: bool, log: &Path, table: 
     )
 }
 
-/// The time of creation that the artifact states: SOURCE_DATE_EPOCH where it is set, so that a build can be repeated to the byte.
+/// The time of creation that the artifact states: SOURCE_DATE_EPOCH where it is set, so that a run can be repeated with
+/// the same bytes.
 #[expect(clippy::disallowed_methods, reason = "an artifact tells people when it was made; nothing is decided by it")]
 fn created() -> Result<String, Failure> {
     let now = match std::env::var("SOURCE_DATE_EPOCH") {

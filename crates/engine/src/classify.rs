@@ -9,11 +9,11 @@ use super::forward::in_pool;
 use super::packed::Span;
 use super::signals::{self, signal_at};
 use super::{Answer, Candidate, Catalogue, Compute, Engine, EngineError, Query, Resident, SelectedFactors, with_backbone};
-use delo_model::input::Sample;
-use delo_model::method::selection::softmax;
 use delo_model::PerModality;
+use delo_model::input::Sample;
 use delo_model::method::PoolId;
 use delo_model::method::factors::{Choice, FactorBank};
+use delo_model::method::selection::softmax;
 use delo_model::routing::keys::KeySignal;
 
 /// A sample whose task is decided.

@@ -1,11 +1,11 @@
 //! Many samples of many tasks become one packed batch and one forward.
 mod backbone;
+mod candle;
 pub mod catalogue;
 mod classify;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-mod candle;
 mod forward;
 mod learn;
 pub mod packed;
@@ -17,20 +17,20 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use candle::CandleBackbone;
+pub use candle::DeviceChoice;
 pub use catalogue::{Catalogue, CatalogueError, RoutingRule, Share, Trial, TrialMode};
 use cpu::CpuBackbone;
 #[cfg(feature = "cuda")]
 use cuda::CudaBackbone;
 use delo_kernels::{Isa, Precision, bf16, threads};
-use delo_model::input::Sample;
 use delo_model::PerModality;
+use delo_model::input::Sample;
 use delo_model::method::PoolId;
 use delo_model::method::selection::top;
-use delo_model::routing::TaskScore;
 use delo_model::model_dir::ModelDir;
+use delo_model::routing::TaskScore;
 use delo_model::vilt::{Description, Loader, ViltError};
-use candle::CandleBackbone;
-pub use candle::DeviceChoice;
 pub use forward::in_pool;
 pub use packed::{Packed, Span};
 pub use resident::{Counted, Resident, VersionCounts};

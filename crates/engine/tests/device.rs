@@ -201,21 +201,18 @@ fn frozen_signals_are_those_of_the_cpu() {
 }
 
 #[test]
-fn a_device_keeps_one_copy_of_a_partition_and_frees_it_with_the_partition() {
+fn a_device_keeps_one_copy_of_each_layer_s_factors() {
     let catalogue = catalogue(Metric::Plain, KeySignal::Pooled);
     let batch = queries(&catalogue, [(0, Some(1)), (1, Some(1))]);
-    answers(stand_in(), &catalogue, &batch);
-    let copy = || catalogue.get("task-1").unwrap().partition.pools[0].on_device(&Device::Cpu, DType::F32).unwrap();
-    let first = copy();
-    answers(stand_in(), &catalogue, &batch);
-    assert!(Arc::ptr_eq(&first, &copy()));
-    let kept = Arc::downgrade(&first);
-    drop(first);
-    assert!(kept.upgrade().is_some());
-    drop(catalogue.without("task-1").unwrap());
-    // The queries name the partition that they are for, and hold it as well.
-    drop((catalogue, batch));
-    assert!(kept.upgrade().is_none());
+    let copies = || {
+        let adapter = &catalogue.get("task-1").unwrap().partition.adapter;
+        adapter.layers().map(|layer| adapter.bank(layer).unwrap().copies().len()).collect::<Vec<_>>()
+    };
+    assert!(!copies().is_empty() && copies().iter().all(|&copies| copies == 0));
+    for _ in 0..2 {
+        answers(stand_in(), &catalogue, &batch);
+        assert!(copies().iter().all(|&copies| copies == 1), "{:?}", copies());
+    }
 }
 
 #[test]

@@ -3,12 +3,14 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::Device;
 use delo_engine::{Answer, Catalogue, CatalogueError, EngineError, Options, Query, Resident, RoutingRule, Share, Trial, TrialMode};
-use delo_fixtures::{difference, engine, key_rule, random_model, random_sample, resident, spec};
+use delo_fixtures::{
+    difference, engine, engine_with, key_rule, other_methods, random_model, random_model_of, random_sample, resident, spec,
+};
 use delo_kernels::{Isa, Precision};
 use delo_model::input::{Pixels, Sample};
 use delo_model::model_dir::ModelDir;
 use delo_model::vilt::{PaddedInput, Vilt};
-use delo_model::{KeySignal, Layout, Method, Metric, TaskModel};
+use delo_model::{KeySignal, Layout, Method, MethodKind, Metric, TaskModel};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -94,7 +96,7 @@ fn scores_do_not_depend_on_the_batch_nor_on_the_threads() {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     for precision in Precision::ALL {
         for isa in Isa::available() {
-            let engine = delo_fixtures::engine_with(Options { precision: Some(precision), isa: Some(isa), ..Options::default() });
+            let engine = engine_with(Options { precision: Some(precision), isa: Some(isa), ..Options::default() });
             let classify = |pool: usize, chosen: &[Query]| pools[pool].install(|| engine.classify(&catalogue, chosen));
             let alone: Vec<_> = queries.iter().map(|q| bits(classify(0, std::slice::from_ref(q)).remove(0))).collect();
             let batches = if isa == Isa::detect() { 100 } else { 4 };
@@ -114,7 +116,7 @@ fn scores_do_not_depend_on_the_batch_nor_on_the_threads() {
 fn bf16_scores_are_near_those_of_f32() {
     let catalogue = catalogue(Metric::Plain, KeySignal::Pooled);
     for isa in Isa::available() {
-        let engine = delo_fixtures::engine_with(Options { precision: Some(Precision::Bf16), isa: Some(isa), ..Options::default() });
+        let engine = engine_with(Options { precision: Some(Precision::Bf16), isa: Some(isa), ..Options::default() });
         for seed in 0..12 {
             let query = query(&catalogue, random_sample(seed), Some("task-0"));
             let [exact, rounded] =
@@ -141,10 +143,12 @@ fn all_b_zero_equals_the_frozen_backbone() {
 #[test]
 fn serving_computes_what_the_learning_model_computes() {
     let samples: Vec<Sample> = (0..9).map(random_sample).collect();
-    for (layout, first) in [(Layout::RankOne, 0), (Layout::Slotted, 0), (Layout::RankOne, 3), (Layout::Slotted, 5), (Layout::RankOne, 6)] {
-        let model = random_model(spec(layout, first), 5, 3);
+    let experts = [(Layout::RankOne, 0), (Layout::Slotted, 0), (Layout::RankOne, 3), (Layout::Slotted, 5), (Layout::RankOne, 6)];
+    let experts = experts.map(|(layout, first)| Method::Delo { pools: spec(layout, first) });
+    for method in experts.into_iter().chain([0, 4].into_iter().flat_map(other_methods)) {
+        let model = random_model_of(method.clone(), 5, 3);
         let entering = engine().embed(&samples, engine().default_dummy_image()).unwrap();
-        let entering = engine().run_frozen(&entering, 0..first).unwrap();
+        let entering = engine().run_frozen(&entering, 0..method.first_adapted_layer()).unwrap();
         let logits = engine().run_task(&entering, &model).unwrap().logits;
         let expected = candle_nn::ops::softmax(&logits, 1).unwrap().to_vec2::<f32>().unwrap();
         let resident = resident("only", &model, key_rule(Metric::Plain, KeySignal::Pooled), 1);
@@ -152,8 +156,35 @@ fn serving_computes_what_the_learning_model_computes() {
         let queries: Vec<Query> = samples.iter().map(|s| Query::open(s.clone())).collect();
         for (answer, expected) in engine().classify(&catalogue, &queries).into_iter().zip(expected) {
             for (x, y) in answer.unwrap().scores.iter().zip(expected) {
-                assert!((x - y).abs() < 1e-5, "{layout:?} from layer {first}: {x} for {y}");
+                assert!((x - y).abs() < 1e-5, "{method:?}: {x} for {y}");
             }
+        }
+    }
+}
+
+#[test]
+fn methods_are_served_side_by_side_in_one_batch_as_each_is_alone() {
+    let methods = [Method::Delo { pools: spec(Layout::Slotted, 2) }].into_iter().chain([1, 3].into_iter().flat_map(other_methods));
+    let residents: Vec<_> = methods
+        .enumerate()
+        .map(|(i, method)| {
+            let model = random_model_of(method, 3 + i, i as u64);
+            resident(&format!("task-{i}"), &model, key_rule(Metric::Plain, KeySignal::Pooled), i as u64)
+        })
+        .collect();
+    let catalogue = Catalogue::empty(engine().backbone(), RoutingRule::default()).with_all(residents.iter().cloned()).unwrap();
+    for precision in Precision::ALL {
+        let engine = engine_with(Options { precision: Some(precision), ..Options::default() });
+        let samples = (0..20u64).map(|seed| Query::given(random_sample(seed), residents[seed as usize % residents.len()].clone()));
+        let queries: Vec<Query> = samples.map(|query| Query { explain: true, ..query }).collect();
+        let together = engine.classify(&catalogue, &queries);
+        for (query, answer) in queries.iter().zip(together) {
+            let (answer, alone) = (answer.unwrap(), engine.classify(&catalogue, std::slice::from_ref(query)).remove(0).unwrap());
+            let bits = |answer: &Answer| answer.scores.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&answer), bits(&alone), "{} in {precision}", answer.resident.task());
+            let chosen = answer.factors_selected.image + answer.factors_selected.text;
+            let routed = answer.resident.partition.meta.method.kind() == MethodKind::Delo;
+            assert_eq!((routed, routed), (chosen > 0, !answer.factors.unwrap().is_empty()));
         }
     }
 }

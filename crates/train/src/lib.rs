@@ -1,21 +1,21 @@
-//! Offline training of one session: data sets, missing tables, objective, optimiser, schedule and trainer (METHOD.md 5, 6).
-pub mod checkpoint;
-pub mod dataset;
-pub mod durable;
-pub mod eval;
-pub mod missing;
-pub mod objective;
-pub mod optimiser;
-pub mod prefix;
-pub mod random;
-pub mod samples;
-pub mod schedule;
-pub mod score;
-pub mod settings;
-pub mod step_log;
-pub mod trainer;
+//! Offline training of one task, and evaluation of partitions (METHOD.md 5, 6).
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`data`] | what a data set is: items, missing modalities, samples, scores of predictions |
+//! | [`training`] | one session: objective, optimiser, schedule, frozen prefix, checkpoints, trainer |
+//! | [`eval`] | AP, FG and routing accuracy of trained partitions |
+//! | [`random`] | random streams that are the same on every machine |
+//!
+//! `training` and `eval` know `data`, and not each other.
+//!
+//! Invariant: the result of a session is a function of its data, settings, seed and backbone alone. The number of threads,
+//! the memory for kept states and interruptions change how long it takes, and no bit of the artifact.
 
-pub use dataset::{Dataset, DatasetError, Split};
-pub use missing::{MissingKind, MissingTable};
-pub use settings::Settings;
-pub use trainer::{Event, Outputs, Session, TrainError, Trained, train};
+pub mod data;
+pub mod eval;
+pub mod random;
+pub mod training;
+
+pub use data::{Dataset, DatasetError, MissingKind, MissingTable, Split};
+pub use training::{Event, Outputs, Session, Settings, TrainError, Trained, train};

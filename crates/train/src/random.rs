@@ -3,7 +3,7 @@ use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// What a stream of random numbers is for: two purposes never share numbers, whatever their seed and place.
+/// What a stream of random numbers is for. Streams of two purposes are different for every seed and place.
 #[derive(Clone, Copy, Debug)]
 pub enum Purpose {
     /// Which items lose a modality; place = (task id, split).
@@ -16,7 +16,8 @@ pub enum Purpose {
     Start = 4,
 }
 
-/// The stream for one purpose, seed and place. Every place is its own stream, so that none depends on how many numbers another drew.
+/// The stream for one purpose, seed and place. Every place has a stream of its own, which does not depend on how many
+/// numbers were drawn for another.
 pub fn stream(purpose: Purpose, seed: u64, place: (u64, u64)) -> ChaCha8Rng {
     let mut key = [0; 32];
     for (chunk, word) in key.chunks_exact_mut(8).zip([purpose as u64, seed, place.0, place.1]) {
@@ -64,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_are_fixed_for_ever() {
+    fn choices_never_change() {
         assert_eq!(choose(&mut stream(Purpose::Missing, 0, (0, 0)), 10, 4), [7, 2, 4, 6]);
     }
 

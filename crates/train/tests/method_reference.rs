@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use delo_engine::{Engine, Options, Packed};
 use delo_kernels::{Isa, Precision};
+use delo_model::PerModality;
 use delo_model::input::{Pixels, Presence, Sample};
-use delo_model::method::serving_pools::{Choice, ServingPools};
-use delo_model::method::task_model::{Layout, POOLS, PoolSpec, TaskModel, pool_prefixes};
+use delo_model::method::{Layout, Method, MethodSpec, PoolId, PoolSpec, TaskModel};
 use delo_model::model_dir::ModelDir;
-use delo_model::routing::keys::{KeyAverage, KeySignal, SessionKeys, Signals};
-use delo_model::routing::task_router::TaskRouter;
-use delo_train::dataset::Label;
-use delo_train::objective::{AlignedLayers, Batch, Objective, targets};
+use delo_model::routing::KeyChoice;
+use delo_model::routing::keys::{KeyAverage, KeySignal, Metric, SessionKeys, Signals};
+use delo_train::data::Label;
+use delo_train::training::objective::{AlignedLayers, Batch, Objective, targets};
 
 /// Side of the backbone's square, and so of the dummy image, in pixels.
 const SQUARE: usize = 48;
@@ -68,7 +68,7 @@ fn cases() -> Vec<Case> {
             let name = format!("{name}-{first_adapted_layer}");
             let tensors = tensors(&format!("{name}.safetensors"));
             let spec = PoolSpec { layout, experts: 5, rank: 2, alpha: 2.0, first_adapted_layer, layers: 3, hidden: 24 };
-            let task = TaskModel::from_tensors(spec.clone(), 3, &tensors).unwrap();
+            let task = TaskModel::from_tensors(Method::Delo { pools: spec.clone() }, 3, &tensors).unwrap();
             Case { losses: losses[&name].clone(), name, tensors, spec, task }
         })
         .collect()
@@ -95,26 +95,28 @@ fn task_layers_give_the_reference_logits_and_queries() {
         let entering = engine.run_frozen(&packed, 0..spec.first_adapted_layer).unwrap();
         let output = engine.run_task(&entering, &task).unwrap();
         let logits = close(&name, &output.logits, &tensors["logits"], 1e-4);
-        let visual = close(&name, &Tensor::stack(&output.query_visual, 0).unwrap(), &tensors["query.visual"], 1e-4);
-        let textual = close(&name, &Tensor::stack(&output.query_textual, 0).unwrap(), &tensors["query.textual"], 1e-4);
+        let stacked =
+            |query: fn(&PerModality<Tensor>) -> &Tensor| Tensor::stack(&output.queries.iter().map(query).collect::<Vec<_>>(), 0).unwrap();
+        let visual = close(&name, &stacked(|queries| &queries.image), &tensors["query.visual"], 1e-4);
+        let textual = close(&name, &stacked(|queries| &queries.text), &tensors["query.textual"], 1e-4);
         println!("{name}: logits {logits:e}, q^v {visual:e}, q^t {textual:e}");
     }
 }
 
 #[test]
 fn served_pools_choose_the_reference_factors() {
-    for Case { name, tensors, spec, task, .. } in cases() {
-        for (at, layer) in spec.adapted_layers().enumerate() {
-            let pools = ServingPools::new(&spec, &task.layers[at]).unwrap();
+    for Case { name, tensors, spec, .. } in cases() {
+        let adapter = spec.adapter(&tensors).unwrap();
+        for (at, layer) in adapter.layers().enumerate() {
+            let bank = adapter.bank(layer).unwrap();
             let query = |side: &str| tensors[&format!("query.{side}")].get(at).unwrap().to_vec2::<f32>().unwrap();
-            for (sample, (visual, textual)) in query("visual").iter().zip(query("textual")).enumerate() {
-                let choose = |pool: usize| pools.choose(Isa::detect(), pool, if pool.is_multiple_of(2) { visual } else { &textual });
-                let choices: Vec<Choice> = (0..POOLS).map(choose).collect();
-                for ((pool, prefix), choice) in pool_prefixes(layer).zip(choices) {
-                    let prefix = prefix.replacen("layers", "factors", 1);
+            for (sample, (image, text)) in query("visual").into_iter().zip(query("textual")).enumerate() {
+                let choices = bank.choose(Isa::detect(), &PerModality { image, text });
+                for (pool, choice) in PoolId::all().zip(choices) {
+                    let prefix = pool.prefix(layer).replacen("layers", "factors", 1);
                     let factors = |side: &str| tensors[&format!("{prefix}.{side}")].get(sample).unwrap().to_vec1::<i64>().unwrap();
                     let expected = [factors("a"), factors("b")].map(|f| f.into_iter().map(|e| e as u32).collect::<Vec<_>>());
-                    assert_eq!([choice.a, choice.b], expected, "{name}, sample {sample}, {prefix}, pool {pool}");
+                    assert_eq!([choice.a, choice.b], expected, "{name}, sample {sample}, {prefix}");
                 }
             }
         }
@@ -152,7 +154,7 @@ fn the_objective_gives_the_reference_losses_and_gradients() {
                     assert!((value - expected(&term)).abs() < 1e-4, "{name}: {term} is {value}, not {}", expected(&term));
                 }
                 if !multi_label {
-                    let (worst, largest) = gradients_agree(&name, hidden, &spec, &task, &found.total, &tensors);
+                    let (worst, largest) = gradients_agree(&name, hidden, &task, &found.total, &tensors);
                     println!("{name}, {hidden} hidden: gradients differ by {worst:e} of {largest}");
                 }
             }
@@ -161,27 +163,13 @@ fn the_objective_gives_the_reference_losses_and_gradients() {
 }
 
 /// Every gradient of the loss, by the parameter's name in the artifact.
-fn gradients_agree(
-    name: &str,
-    hidden: &str,
-    spec: &PoolSpec,
-    task: &TaskModel,
-    loss: &Tensor,
-    expected: &BTreeMap<String, Tensor>,
-) -> (f32, f32) {
+fn gradients_agree(name: &str, hidden: &str, task: &TaskModel, loss: &Tensor, expected: &BTreeMap<String, Tensor>) -> (f32, f32) {
     let gradients = loss.backward().unwrap();
-    let mut of = TaskModel::from_tensors(spec.clone(), 3, expected).unwrap();
-    let gradient = |var: &Var| Var::from_tensor(gradients.get(var.as_tensor()).unwrap()).unwrap();
-    for (to, from) in of.layers.iter_mut().zip(&task.layers) {
-        to.a = gradient(&from.a);
-        to.b = gradient(&from.b);
-        to.router_a = gradient(&from.router_a);
-        to.bias_a = gradient(&from.bias_a);
-        to.router_b = gradient(&from.router_b);
-        to.bias_b = gradient(&from.bias_b);
-        to.router_ab = gradient(&from.router_ab);
+    let of = TaskModel::from_tensors(task.method().clone(), 3, expected).unwrap();
+    let vars = task.vars();
+    for (parameter, var) in of.vars() {
+        var.set(gradients.get(vars[&parameter].as_tensor()).unwrap()).unwrap();
     }
-    (of.head_weight, of.head_bias) = (gradient(&task.head_weight), gradient(&task.head_bias));
     let found = of.to_tensors().unwrap();
     let mut worst = (0f32, 0f32);
     for (parameter, gradient) in found {
@@ -201,20 +189,17 @@ fn frozen_signals_and_task_cosines_are_the_reference_ones() {
     let signals = engine.signals(&embedded(&engine, &samples), &wanted).unwrap();
     let session = |k: usize| -> SessionKeys {
         let rows: Signals =
-            signals.iter().map(|(name, all)| (name.clone(), all.narrow(0, 10 * k, 10).unwrap().contiguous().unwrap())).collect();
+            signals.iter().map(|(signal, all)| (*signal, all.narrow(0, 10 * k, 10).unwrap().contiguous().unwrap())).collect();
         SessionKeys::of(&rows, &wanted).unwrap()
     };
     let sessions: Vec<SessionKeys> = (0..3).map(session).collect();
     for (name, signal) in names.iter().zip(wanted) {
-        let worst = close(name, &signals[name], &expected[name], 1e-4);
-        let keys: Vec<&[f32]> = sessions.iter().map(|s| s.key(signal, KeyAverage::Mean).unwrap()).collect();
-        let routers = [
-            ("plain", TaskRouter::plain(keys.iter().copied())),
-            ("whitened", TaskRouter::whitened(keys.iter().copied().zip(sessions.iter().map(|s| s.moments[name].as_slice()))).unwrap()),
-        ];
-        for (metric, router) in routers {
-            let rows = signals[name].to_vec2::<f32>().unwrap();
-            let cosines: Vec<f32> = rows.iter().flat_map(|row| router.cosines(row)).collect();
+        let worst = close(name, &signals[&signal], &expected[name], 1e-4);
+        for metric in Metric::ALL {
+            let choice = KeyChoice { signal, average: KeyAverage::Mean };
+            let rule = metric.definition().rule(&sessions.iter().collect::<Vec<_>>(), choice).unwrap();
+            let rows = signals[&signal].to_vec2::<f32>().unwrap();
+            let cosines: Vec<f32> = rows.iter().flat_map(|row| rule.scores(row)).filter_map(|task| task.cosine).collect();
             let cosines = Tensor::from_vec(cosines, (30, 3), &Device::Cpu).unwrap();
             let off = close(&format!("{metric} cosines of {name}"), &cosines, &expected[&format!("{metric}.{name}")], 1e-4);
             println!("{name}: signal {worst:e}, {metric} cosines {off:e}");

@@ -5,9 +5,8 @@ use delo_engine::{Answer, Catalogue, Options, Query, RoutingRule};
 use delo_kernels::Precision;
 use delo_model::input::{InputProcessor, Limits, Sample};
 use delo_model::model_dir::ModelDir;
-use delo_train::dataset::Label;
+use delo_train::data::{Label, Samples};
 use delo_train::eval::read_embedded;
-use delo_train::samples::samples;
 use delo_train::{Dataset, MissingKind, MissingTable, Split};
 
 /// Share of samples, in percent, whose best label bf16 must leave as f32 has it.
@@ -32,9 +31,10 @@ fn items(tasks: &[&str]) -> Vec<Item> {
     let mut items = Vec::new();
     for (index, task) in data.tasks.iter().enumerate().filter(|(_, task)| tasks.contains(&task.name.as_str())) {
         let rows = data.rows(index, Split::Test);
-        let read = samples(&data, &rows, &missing, &processor).unwrap();
+        let samples = Samples::new(&data, rows, &missing, &processor);
+        let read = samples.read(&(0..samples.len()).collect::<Vec<_>>()).unwrap();
         let of = |(sample, row): (Sample, &usize)| Item { task: task.name.clone(), label: data.items[*row].label.clone(), sample };
-        items.extend(read.into_iter().zip(&rows).map(of));
+        items.extend(read.into_iter().zip(rows).map(of));
     }
     items
 }

@@ -8,6 +8,7 @@ use delo_model::input::{InputProcessor, Limits};
 use delo_model::model_dir::ModelDir;
 use delo_model::partition::KeyRule;
 use delo_model::{KeyAverage, KeySignal, Metric, Partition};
+use delo_train::data::Samples;
 use delo_train::eval::{EvalError, Evaluation, SampleRecord, evaluate};
 use delo_train::{Dataset, Event, MissingKind, MissingTable, Outputs, Session, Settings, Split, TrainError, Trained, train};
 
@@ -192,7 +193,7 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
             assert_eq!(row.scores.last(), Some(&resident.partition.meta.metrics[name]), "{name}");
         }
         // The samples that the figures are drawn from.
-        let rows: Vec<usize> = (0..2).flat_map(|task| f.data.rows(task, Split::Val)).collect();
+        let rows: Vec<usize> = (0..2).flat_map(|task| f.data.rows(task, Split::Val).to_vec()).collect();
         assert_eq!(evaluated.samples.iter().map(|s| s.item).collect::<Vec<_>>(), rows);
         let share = |right: fn(&SampleRecord) -> bool| {
             Some(100.0 * evaluated.samples.iter().filter(|s| right(s)).count() as f64 / evaluated.samples.len() as f64)
@@ -212,8 +213,8 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
 
         // The routing accuracy is that of the catalogue that serves.
         let catalogue = Catalogue::empty(engine().backbone(), rules[0]).with_all(residents.clone()).unwrap();
-        let rows: Vec<usize> = (0..2).flat_map(|task| f.data.rows(task, Split::Val)).collect();
-        let samples = delo_train::samples::samples(&f.data, &rows, &f.missing, &f.processor).unwrap();
+        let rows: Vec<usize> = (0..2).flat_map(|task| f.data.rows(task, Split::Val).to_vec()).collect();
+        let samples = Samples::new(&f.data, &rows, &f.missing, &f.processor).read(&[0, 1, 2, 3]).unwrap();
         let chosen = engine().route(&catalogue, &samples).unwrap();
         let hits = rows.iter().zip(&chosen).filter(|(row, c)| *c[0].task == f.data.tasks[f.data.items[**row].task].name).count();
         assert_eq!(report.agnostic[0].routing.unwrap().all, Some(25.0 * hits as f64));
@@ -230,7 +231,11 @@ fn an_artifact_holds_the_keys_of_its_two_rules_and_no_others() {
     let f = Fixture::new(false);
     let settings = Settings { epochs: 1, first_adapted_layer: 6, ..f.settings.clone() };
     let (parts, mean) = (KeySignal::Parts { layer: 2 }, KeySignal::MeanQuery { layer: 0 });
-    let names = |keys: &std::collections::BTreeMap<String, Vec<f32>>| keys.keys().cloned().collect::<Vec<_>>();
+    let names = |keys: &std::collections::BTreeMap<KeySignal, Vec<f32>>| {
+        let mut names: Vec<String> = keys.keys().map(KeySignal::to_string).collect();
+        names.sort();
+        names
+    };
     for (i, (metric, signal, plain_signal, plain_average, means, emas)) in [
         (Metric::Whitened, parts, KeySignal::Pooled, KeyAverage::Mean, &["parts@2", "pooled"][..], &[][..]),
         (Metric::Plain, parts, mean, KeyAverage::Ema, &["parts@2"], &["mean@0"]),

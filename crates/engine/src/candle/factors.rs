@@ -95,3 +95,31 @@ impl DeviceRouters {
         queries.matmul(&self.weights.t()?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use delo_model::method::factors::BankShape;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_belongs_to_its_bank_and_ends_with_it() {
+        let shape = BankShape { groups: 1, experts: 2, rank: 2, slots: 1, hidden: 4 };
+        let bank = FactorBank::new(shape, 2.0, vec![1.0; 24], vec![3.0; 24], None);
+        let copy = |bank: &FactorBank, dtype| DeviceFactors::of(bank, &Device::Cpu, dtype).unwrap();
+        let first = copy(&bank, DType::F32);
+        assert!(Arc::ptr_eq(&first, &copy(&bank, DType::F32)));
+        assert!(!Arc::ptr_eq(&first, &copy(&bank, DType::F16)), "a number format has a copy of its own");
+        assert!(!Arc::ptr_eq(&first, &copy(&bank.clone(), DType::F32)), "a clone has a copy of its own");
+        assert_eq!((first.first_b(), first.zero()), (6, 12));
+        assert_eq!(
+            first.rows(&Tensor::new(&[0u32, 6, 12], &Device::Cpu).unwrap()).unwrap().to_vec2::<f32>().unwrap(),
+            [[1.0; 4], [6.0; 4], [0.0; 4]]
+        );
+        let kept = Arc::downgrade(&first);
+        drop(first);
+        assert!(kept.upgrade().is_some());
+        drop(bank);
+        assert!(kept.upgrade().is_none());
+    }
+}

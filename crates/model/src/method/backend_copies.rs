@@ -28,6 +28,16 @@ impl BackendCopies {
         copies.push(copy.clone());
         Ok(copy)
     }
+
+    /// How many copies there are.
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether no backend made a copy yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// A clone of the numbers stands in memory of its own, on devices as on the CPU.
@@ -39,7 +49,6 @@ impl Clone for BackendCopies {
 
 impl fmt::Debug for BackendCopies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let copies = self.0.lock().unwrap_or_else(PoisonError::into_inner).len();
-        f.debug_struct("BackendCopies").field("copies", &copies).finish()
+        f.debug_struct("BackendCopies").field("copies", &self.len()).finish()
     }
 }

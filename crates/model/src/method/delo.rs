@@ -13,7 +13,7 @@ use super::factors::{BankShape, FactorBank, Routers};
 use super::normal::gaussian;
 use super::numbers::Numbers;
 use super::selection::top;
-use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodSpec, PoolId, Target, Tensors, flat, tensor_of};
+use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, PoolId, Target, Tensors, flat, tensor_of};
 use crate::modality::{Modality, PerModality};
 
 /// Pools of a layer.
@@ -50,7 +50,10 @@ impl FromStr for Layout {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        Self::ALL.into_iter().find(|layout| layout.to_string() == text).ok_or_else(|| format!("{text:?} is no layout: give rank_one or slotted"))
+        Self::ALL
+            .into_iter()
+            .find(|layout| layout.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is no layout: give rank_one or slotted"))
     }
 }
 
@@ -115,8 +118,8 @@ impl PoolSpec {
 }
 
 impl MethodSpec for PoolSpec {
-    fn name(&self) -> &'static str {
-        "delo"
+    fn kind(&self) -> MethodKind {
+        MethodKind::Delo
     }
 
     fn field(&self) -> &'static str {

@@ -84,11 +84,8 @@ impl FactorBank {
     /// The same factors and routers in another number format.
     #[must_use]
     pub fn in_precision(self, precision: Precision) -> Self {
-        let routers = self.routers.map(|routers| Routers {
-            a: routers.a.in_precision(precision),
-            b: routers.b.in_precision(precision),
-            ..routers
-        });
+        let routers =
+            self.routers.map(|routers| Routers { a: routers.a.in_precision(precision), b: routers.b.in_precision(precision), ..routers });
         let (a, b) = (self.a.in_precision(precision), self.b.in_precision(precision));
         Self { a, b, routers, copies: BackendCopies::default(), ..self }
     }

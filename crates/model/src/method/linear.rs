@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodSpec, Target, Tensors};
+use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, Target, Tensors};
 use crate::modality::PerModality;
 
 /// The backbone under the head.
@@ -18,8 +18,8 @@ pub struct LinearSpec {
 }
 
 impl MethodSpec for LinearSpec {
-    fn name(&self) -> &'static str {
-        "linear"
+    fn kind(&self) -> MethodKind {
+        MethodKind::Linear
     }
 
     fn field(&self) -> &'static str {

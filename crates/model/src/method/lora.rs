@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::factors::{BankShape, FactorBank};
 use super::normal::gaussian;
-use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodSpec, Target, Tensors, flat, tensor_of};
+use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, Target, Tensors, flat, tensor_of};
 use crate::modality::PerModality;
 
 /// The shape of one task's update: ΔW = α Σ_i b_i ⊗ a_i of query, key and value in each adapted layer.
@@ -51,8 +51,8 @@ impl LoraSpec {
 }
 
 impl MethodSpec for LoraSpec {
-    fn name(&self) -> &'static str {
-        "lora"
+    fn kind(&self) -> MethodKind {
+        MethodKind::Lora
     }
 
     fn field(&self) -> &'static str {
@@ -97,9 +97,9 @@ impl MethodSpec for LoraSpec {
     /// A Gaussian (σ = 0.02), B zero.
     fn start(&self, rng: &mut ChaCha8Rng) -> Result<Box<dyn Learner>> {
         let shape = (Target::COUNT, self.rank, self.hidden);
-        let layers = self.adapted_layers().map(|_| {
-            Ok(LayerLora { a: Var::from_tensor(&gaussian(rng, shape)?)?, b: Var::zeros(shape, DType::F32, &Device::Cpu)? })
-        });
+        let layers = self
+            .adapted_layers()
+            .map(|_| Ok(LayerLora { a: Var::from_tensor(&gaussian(rng, shape)?)?, b: Var::zeros(shape, DType::F32, &Device::Cpu)? }));
         Ok(Box::new(Lora { layers: layers.collect::<Result<_>>()?, spec: self.clone() }))
     }
 

@@ -19,8 +19,9 @@ pub mod selection;
 mod task_model;
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::ops::{Deref, Range};
+use std::str::FromStr;
 
 use candle_core::{Result, Tensor, Var};
 use delo_kernels::Precision;
@@ -37,6 +38,43 @@ pub use task_model::TaskModel;
 
 /// Tensors by name, f32 on the CPU.
 pub type Tensors = BTreeMap<String, Tensor>;
+
+/// The methods by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MethodKind {
+    /// Dual decomposed low-rank experts.
+    #[default]
+    Delo,
+    /// One static low-rank update a task.
+    Lora,
+    /// A linear head alone.
+    Linear,
+}
+
+impl MethodKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Delo, Self::Lora, Self::Linear];
+}
+
+impl fmt::Display for MethodKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Delo => "delo",
+            Self::Lora => "lora",
+            Self::Linear => "linear",
+        })
+    }
+}
+
+impl FromStr for MethodKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|kind| kind.to_string() == text);
+        found.ok_or_else(|| format!("{text:?} is no method: give delo, lora or linear"))
+    }
+}
 
 /// Which method a partition holds, and the numbers that shape it. In an artifact's header: `"method": "delo"` and a
 /// field with the numbers.
@@ -84,8 +122,8 @@ pub struct BackboneShape {
 /// What a method is before anything is learnt. All of its tensors are f32; `head.weight` and `head.bias` belong to
 /// [`TaskModel`].
 pub trait MethodSpec: Debug {
-    /// Its name in artifacts and on the command line.
-    fn name(&self) -> &'static str;
+    /// Its name.
+    fn kind(&self) -> MethodKind;
 
     /// The field of an artifact's header that holds its numbers.
     fn field(&self) -> &'static str;

@@ -162,10 +162,8 @@ fn check_shape(meta: &PartitionMeta, backbone: BackboneShape) -> Result<(), Part
         return Ok(());
     }
     let BackboneShape { layers, hidden } = backbone;
-    let reason = format!(
-        "they are made for {} layers, {} wide; the backbone has {layers}, {hidden} wide",
-        made_for.layers, made_for.hidden
-    );
+    let reason =
+        format!("they are made for {} layers, {} wide; the backbone has {layers}, {hidden} wide", made_for.layers, made_for.hidden);
     Err(field(meta.method.field(), reason))
 }
 

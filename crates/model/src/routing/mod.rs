@@ -53,9 +53,7 @@ pub trait TaskMetric: Sync {
 
 /// Why the resident moments give no metric.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the second moments of the resident partitions are not positive definite: one of them is damaged, retrain or unload it"
-)]
+#[error("the second moments of the resident partitions are not positive definite: one of them is damaged, retrain or unload it")]
 pub struct NotPositiveDefinite;
 
 impl Metric {

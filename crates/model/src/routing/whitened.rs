@@ -33,9 +33,9 @@ impl TaskMetric for Whitened {
     }
 
     fn rule(&self, sessions: &[&SessionKeys], choice: KeyChoice) -> Result<Arc<dyn TaskRule>, NotPositiveDefinite> {
-        let statistics = sessions.iter().filter_map(|session| {
-            Some((session.mean.get(&choice.signal)?.as_slice(), session.moments.get(&choice.signal)?.as_slice()))
-        });
+        let statistics = sessions
+            .iter()
+            .filter_map(|session| Some((session.mean.get(&choice.signal)?.as_slice(), session.moments.get(&choice.signal)?.as_slice())));
         Ok(Arc::new(WhitenedRule::new(statistics)?))
     }
 }

@@ -1,11 +1,11 @@
-//! What a continual learner is judged by: AP and FG over the scores a_{i,j} (METHOD.md 6).
+//! The figures of a continual learner: AP and FG over the scores a_{i,j} (METHOD.md 6).
 
 /// a_{i,j}: score on task i once tasks 0..=j are learnt, in percent, for j ≥ i; row i starts at j = i.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScoreMatrix(Vec<Vec<f64>>);
 
 impl ScoreMatrix {
-    /// Of `tasks` tasks, from `a(i, j)`, asked for every j ≥ i.
+    /// The scores of `tasks` tasks; `a(i, j)` is called for every j ≥ i.
     pub fn of(tasks: usize, a: impl Fn(usize, usize) -> f64) -> Self {
         Self((0..tasks).map(|i| (i..tasks).map(|j| a(i, j)).collect()).collect())
     }

@@ -1,4 +1,4 @@
-//! The partitions to evaluate: those of a folder, or those in the program.
+//! The partitions to evaluate: those of a folder, or those embedded in the program.
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,17 +10,31 @@ use delo_model::{Partition, PartitionError};
 /// Why partitions cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PartitionsError {
+    /// A file or folder that cannot be read.
     #[error("cannot read {}: {source}; --partitions names a folder of *.safetensors", path.display())]
-    Unreadable { path: PathBuf, source: std::io::Error },
+    Unreadable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A folder without partitions.
     #[error("{}: no *.safetensors in this folder; `delo train` writes them", .0.display())]
     Empty(PathBuf),
+    /// The program was built without partitions.
     #[error("this program holds no partitions: name a folder with --partitions")]
     NoneEmbedded,
+    /// A file that is no partition of the backbone.
     #[error("{name}: {source}")]
-    Refused { name: String, source: PartitionError },
+    Refused {
+        /// Name of the partition's file.
+        name: String,
+        /// Why it is refused.
+        source: PartitionError,
+    },
 }
 
-/// The partitions of a folder ([`partition_files`]), in order of name.
+/// The partitions of a folder ([`partition_files`]), by rising name.
 ///
 /// # Errors
 /// [`PartitionsError`] names the file that is refused.
@@ -36,10 +50,10 @@ pub fn read_directory(dir: &Path, backbone: &Description) -> Result<Vec<Arc<Resi
     paths.iter().map(|path| resident(path.display().to_string(), &std::fs::read(path).map_err(unreadable(path))?, backbone)).collect()
 }
 
-/// The partitions in the program.
+/// The partitions embedded in the program.
 ///
 /// # Errors
-/// [`PartitionsError::Refused`] where `vilt` is not the backbone in the program.
+/// [`PartitionsError::NoneEmbedded`]; [`PartitionsError::Refused`] where `backbone` is not the one in the program.
 pub fn read_embedded(backbone: &Description) -> Result<Vec<Arc<Resident>>, PartitionsError> {
     if embedded_partitions().is_empty() {
         return Err(PartitionsError::NoneEmbedded);

@@ -1,4 +1,5 @@
-//! The protocol of METHOD.md 6: sessions arrive in the data set's order; after each, every sample of the tasks so far is routed and scored.
+//! The protocol of METHOD.md 6: sessions arrive in the data set's order; after each of them, every sample of the tasks
+//! learnt until then is routed and scored.
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -6,10 +7,7 @@ use candle_core::Tensor;
 
 use super::metrics::ScoreMatrix;
 use super::report::{Column, Report, SampleRecord, TaskRow};
-use crate::dataset::{Dataset, DatasetError, Label, Split};
-use crate::missing::MissingTable;
-use crate::samples::samples;
-use crate::score::{ByPattern, predict, score};
+use crate::data::{ByPattern, Dataset, DatasetError, Label, MissingTable, Samples, Split, predict, score};
 use delo_engine::{Catalogue, CatalogueError, Engine, EngineError, Query, Resident, RoutingRule};
 use delo_model::input::{InputProcessor, Presence, Sample};
 use delo_model::routing::keys::{KeySignal, Signals};
@@ -17,35 +15,54 @@ use delo_model::routing::keys::{KeySignal, Signals};
 /// Samples that go through the backbone together.
 const BATCH: usize = 32;
 
-/// Which partitions are evaluated, on what, with which rules of routing.
+/// The partitions to evaluate, the data, and the rules of routing.
 #[derive(Debug)]
 pub struct Evaluation<'a> {
+    /// The frozen backbone.
     pub engine: &'a Engine,
+    /// Makes samples of images and texts, as the backbone's checkpoint says.
     pub processor: &'a InputProcessor,
+    /// The data set.
     pub data: &'a Dataset,
+    /// Which items lose a modality.
     pub missing: &'a MissingTable,
+    /// The items to evaluate.
     pub split: Split,
     /// In any order; those of no task of the data set are left out, and the report says so.
     pub partitions: &'a [Arc<Resident>],
-    /// A task-agnostic column for each.
+    /// The report has a task-agnostic column for each of them.
     pub rules: &'a [RoutingRule],
 }
 
 /// Why an evaluation gives no figures.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
+    /// An item whose image or text cannot be read.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
+    /// Partitions that do not go together, or lack the key of a rule.
     #[error(transparent)]
     Catalogue(#[from] CatalogueError),
+    /// A sample that the engine refuses.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// No task of the data set has a partition.
     #[error("no partition is of a task of {0}: train them with `delo train --data … --task …`")]
     NoTask(String),
+    /// A task has more than one partition.
     #[error("two partitions are of task {0:?}: leave one in the folder")]
     Twice(String),
+    /// A partition whose labels are not those of its task.
     #[error("partition {task:?} has labels {found:?}, the data set {expected:?}: evaluate on the data that it was trained on")]
-    Labels { task: String, found: Vec<String>, expected: Vec<String> },
+    Labels {
+        /// Name of the task.
+        task: String,
+        /// The partition's labels.
+        found: Vec<String>,
+        /// The data set's labels.
+        expected: Vec<String>,
+    },
+    /// The engine failed.
     #[error("the forward pass failed: {0}")]
     Compute(#[from] candle_core::Error),
 }
@@ -58,7 +75,7 @@ struct Scored {
     task: usize,
     presence: Presence,
     truth: Label,
-    /// Of its true task's partition.
+    /// The prediction of its true task's partition.
     prediction: Label,
     /// For each rule, the position of the task chosen once tasks 0..=j are learnt, for every j.
     routes: Vec<Vec<Option<usize>>>,
@@ -69,11 +86,12 @@ struct Stages {
     catalogues: Vec<Catalogue>,
 }
 
-/// Evaluates partitions as if their sessions had come one after another. `done` hears how many samples are done, of how many.
+/// Evaluates partitions as if their sessions had come one after another. Samples are decoded in chunks, of which at most two
+/// are held. `progress` is called with the number of samples that are done, and the number of all.
 ///
 /// # Errors
-/// See [`EvalError`].
-pub fn evaluate(evaluation: &Evaluation<'_>, done: &mut dyn FnMut(usize, usize)) -> Result<Evaluated, EvalError> {
+/// [`EvalError`].
+pub fn evaluate(evaluation: &Evaluation<'_>, progress: &mut dyn FnMut(usize, usize)) -> Result<Evaluated, EvalError> {
     let (engine, data) = (evaluation.engine, evaluation.data);
     let tasks = evaluation.tasks()?;
     let empty = |rule| Catalogue::empty(engine.backbone(), rule).with_special_tokens(evaluation.processor.special_tokens());
@@ -82,39 +100,39 @@ pub fn evaluate(evaluation: &Evaluation<'_>, done: &mut dyn FnMut(usize, usize))
     let signals: BTreeSet<KeySignal> = rules.iter().flat_map(|r| &r.catalogues).map(Catalogue::signal).collect();
     let signals: Vec<KeySignal> = signals.into_iter().collect();
 
-    let rows: Vec<(usize, Vec<usize>)> =
-        tasks.iter().enumerate().map(|(place, (task, _))| (place, data.rows(*task, evaluation.split))).collect();
-    let total = rows.iter().map(|(_, rows)| rows.len()).sum();
+    let total = tasks.iter().map(|(task, _)| data.rows(*task, evaluation.split).len()).sum();
     let mut scored: Vec<Scored> = Vec::with_capacity(total);
-    for (place, rows) in &rows {
-        let resident = &tasks[*place].1;
+    for (position, (task, resident)) in tasks.iter().enumerate() {
         let threshold = resident.partition.meta.multi_label.then_some(0.5);
-        for chunk in rows.chunks(BATCH) {
-            let samples = samples(data, chunk, evaluation.missing, evaluation.processor)?;
-            let frozen = engine.signals(&engine.embed(&samples, everything.dummy_image())?, &signals)?;
+        let rows = data.rows(*task, evaluation.split);
+        let samples = Samples::new(data, rows, evaluation.missing, evaluation.processor);
+        samples.for_each_chunk(BATCH, |chunk, samples| {
+            let frozen = engine.signals(&engine.embed(samples, everything.dummy_image())?, &signals)?;
             let routes = rules.iter().map(|stages| stages.route(&frozen, &tasks)).collect::<Result<Vec<_>, _>>()?;
             let query = |sample: &Sample| Query::given(sample.clone(), resident.clone());
             let answers = engine.classify(&everything, &samples.iter().map(query).collect::<Vec<_>>());
-            for (i, answer) in answers.into_iter().enumerate() {
+            for (i, (answer, &row)) in answers.into_iter().zip(&rows[chunk]).enumerate() {
                 scored.push(Scored {
-                    item: chunk[i],
-                    task: *place,
+                    item: row,
+                    task: position,
                     presence: samples[i].presence(),
-                    truth: data.items[chunk[i]].label.clone(),
+                    truth: data.items[row].label.clone(),
                     prediction: predict(&answer?.scores, threshold),
                     routes: routes.iter().map(|rule| rule[i].clone()).collect(),
                 });
             }
-            done(scored.len(), total);
-        }
+            progress(scored.len(), total);
+            Ok::<_, EvalError>(())
+        })?;
     }
     let samples = scored.iter().map(|sample| record(data, &tasks, sample)).collect();
     Ok(Evaluated { report: report(evaluation, &tasks, &rules, &scored), samples })
 }
 
-/// What an evaluation yields: the figures, and the samples that they are drawn from.
+/// The result of an evaluation: the figures, and the samples that they are computed from.
 #[derive(Debug)]
 pub struct Evaluated {
+    /// The figures.
     pub report: Report,
     /// In the order of the tasks, then of the data set's list.
     pub samples: Vec<SampleRecord>,
@@ -129,7 +147,7 @@ fn record(data: &Dataset, tasks: &[(usize, Arc<Resident>)], sample: &Scored) -> 
             Label::Classes(flags) => labels.iter().zip(flags).filter(|(_, flag)| **flag).map(|(label, _)| label.clone()).collect(),
         }
     };
-    let routed = |stages: &Vec<Option<usize>>| stages.last().copied().flatten().map(|place| tasks[place].1.task().to_owned());
+    let routed = |stages: &Vec<Option<usize>>| stages.last().copied().flatten().map(|position| tasks[position].1.task().to_owned());
     SampleRecord {
         item: sample.item,
         image: data.items[sample.item].image.clone(),
@@ -189,7 +207,7 @@ impl Stages {
         Ok(routes)
     }
 
-    /// The metric and signal that decide once every task is learnt.
+    /// The metric and the signal by which the last stage decides.
     fn name(&self) -> String {
         self.catalogues.last().map_or(String::new(), |c| format!("{} {}", c.metric(), c.signal()))
     }
@@ -199,16 +217,17 @@ impl Stages {
     }
 }
 
-/// Who decides the task of a sample.
+/// How the task of a sample is decided.
 #[derive(Clone, Copy)]
 enum Decision {
+    /// The true task is given.
     Oracle,
-    /// The rule of this index.
+    /// By the routing rule of this index.
     Key(usize),
 }
 
 impl Decision {
-    /// The sample's prediction once tasks 0..=stage are learnt; `None` where it went to a wrong task.
+    /// The sample's prediction once tasks 0..=stage are learnt; `None` where another task than its own is chosen.
     fn prediction(self, sample: &Scored, stage: usize) -> Option<&Label> {
         let right = match self {
             Self::Oracle => true,

@@ -1,17 +1,17 @@
-//! What an evaluation found, for people and for programs.
+//! The figures of an evaluation, as tables for people and as JSON for programs.
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::Split;
-use crate::missing::MissingKind;
-use crate::score::ByPattern;
+use crate::data::{ByPattern, MissingKind, Split};
 use delo_model::input::Presence;
 
 /// One task in a column.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskRow {
+    /// Name of the task.
     pub task: String,
+    /// Number of its samples.
     pub samples: usize,
     /// a_{i,i}, …, a_{i,T} in percent: after its own session, after each later one.
     pub scores: Vec<f64>,
@@ -22,13 +22,17 @@ pub struct TaskRow {
 /// All figures under one way to decide the task, in percent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Column {
+    /// `task-oracle`, or `task-agnostic` with the metric and signal that decide.
     pub name: String,
+    /// AP: the mean score over tasks once every task is learnt.
     pub ap: Option<f64>,
+    /// FG: the mean fall of a task's score from its best to the last; `None` with one task.
     pub fg: Option<f64>,
     /// Once every task is learnt. Accuracy is over samples, F1-macro the mean over tasks.
     pub score: ByPattern,
     /// Share of the samples that go to their true task once every task is learnt; null for the oracle.
     pub routing: Option<ByPattern>,
+    /// In the data set's order.
     pub tasks: Vec<TaskRow>,
 }
 
@@ -37,7 +41,7 @@ pub struct Column {
 pub struct SampleRecord {
     /// Index in the data set's list.
     pub item: usize,
-    /// The picture's file, as the list names it.
+    /// The image's file, as the list names it.
     pub image: String,
     /// The true task.
     pub task: String,
@@ -45,7 +49,7 @@ pub struct SampleRecord {
     pub pattern: Presence,
     /// True labels.
     pub truth: Vec<String>,
-    /// Labels that the true task's partition answers.
+    /// Labels that the true task's partition predicts.
     pub prediction: Vec<String>,
     /// The task that each routing rule chooses, in the order of the report's task-agnostic columns.
     pub routed: Vec<Option<String>>,
@@ -54,18 +58,25 @@ pub struct SampleRecord {
 /// The figures of METHOD.md 6: the task-oracle column never comes without its task-agnostic ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
+    /// Name of the data set.
     pub data: String,
+    /// The part of it that was evaluated.
     pub split: Split,
     /// `accuracy` or `F1-macro`.
     pub measure: String,
+    /// η of the missing table.
     pub eta: f64,
+    /// The modality that items lose.
     pub missing: MissingKind,
     /// Of the missing table.
     pub seed: u64,
+    /// Samples of all evaluated tasks.
     pub samples: usize,
+    /// The true task is given.
     pub oracle: Column,
+    /// The task key decides: a column for each routing rule.
     pub agnostic: Vec<Column>,
-    /// What a reader of the figures must know.
+    /// What limits the figures: tasks without a partition, partitions of no task, a metric that could not be used.
     pub notes: Vec<String>,
 }
 
@@ -78,7 +89,7 @@ impl Report {
     /// The tables that a person reads.
     pub fn table(&self) -> String {
         let Self { data, measure, eta, seed, samples, .. } = self;
-        let (split, missing) = (format!("{:?}", self.split).to_lowercase(), format!("{:?}", self.missing).to_lowercase());
+        let (split, missing) = (self.split, self.missing);
         let tasks = self.oracle.tasks.len();
         let mut out =
             format!("{data}, {split} split: {samples} samples of {tasks} tasks, missing {missing} {eta} (seed {seed}); {measure} in %\n\n");
@@ -112,7 +123,7 @@ impl Report {
         }
         align(&mut out, &rows);
         for note in &self.notes {
-            // Writing to a string can't fail.
+            // Writing to a string cannot fail.
             let _ = writeln!(out, "\nnote: {note}");
         }
         out.trim_end().to_owned()
@@ -127,7 +138,7 @@ fn cells(figures: &ByPattern) -> [String; 4] {
     [figures.all, figures.complete, figures.image_only, figures.text_only].map(shown)
 }
 
-/// Columns two spaces apart; the first to the left, figures to the right.
+/// Appends a table: columns two spaces apart, the first aligned to the left, the others to the right.
 fn align(out: &mut String, rows: &[Vec<String>]) {
     let widths: Vec<usize> =
         (0..rows[0].len()).map(|c| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)).collect();
@@ -152,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_shows_the_oracle_beside_its_twin_and_the_routing_by_pattern() {
+    fn the_table_shows_the_oracle_beside_the_task_agnostic_column_and_routing_by_pattern() {
         let routing = ByPattern { all: Some(75.0), complete: Some(100.0), image_only: Some(50.0), text_only: None };
         let report = Report {
             data: "TINY".into(),

@@ -5,12 +5,16 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
-/// What does not change over the steps.
+/// The constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWConfig {
+    /// β₁: decay of the first moment.
     pub beta1: f64,
+    /// β₂: decay of the second moment.
     pub beta2: f64,
+    /// ε: added to the root of the second moment.
     pub epsilon: f64,
+    /// A step shrinks a variable by its learning rate times this.
     pub weight_decay: f64,
 }
 
@@ -35,6 +39,9 @@ pub struct AdamW {
 
 impl AdamW {
     /// An optimiser that has taken no step.
+    ///
+    /// # Errors
+    /// A variable that is not in f32.
     pub fn new(vars: BTreeMap<String, Var>, config: AdamWConfig) -> Result<Self> {
         let parameter = |(name, var): (String, Var)| {
             let value = flat(&var)?;
@@ -49,6 +56,9 @@ impl AdamW {
     }
 
     /// One step at learning rate `rate`. A variable that the loss does not depend on keeps its value.
+    ///
+    /// # Errors
+    /// A gradient that is not in f32.
     pub fn step(&mut self, gradients: &GradStore, rate: f64) -> Result<()> {
         self.step += 1;
         let AdamWConfig { beta1, beta2, epsilon, weight_decay } = self.config;
@@ -70,6 +80,9 @@ impl AdamW {
     }
 
     /// Variables and moments by name: `value.NAME`, `first.NAME`, `second.NAME`.
+    ///
+    /// # Errors
+    /// Those of candle, none of which is expected.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::new();
         for p in &self.parameters {
@@ -80,7 +93,10 @@ impl AdamW {
         Ok(state)
     }
 
-    /// Continues from a [`AdamW::state`] after `step` steps; the variables take its values.
+    /// Continues from the [`AdamW::state`] after `step` steps; the variables take its values.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape than its variable.
     pub fn restore(&mut self, state: &BTreeMap<String, Tensor>, step: usize) -> Result<()> {
         for p in &mut self.parameters {
             let read = |part: &str| {

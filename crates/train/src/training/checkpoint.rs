@@ -1,4 +1,4 @@
-//! The checkpoint of an interrupted session: variables, moments and the step, beside the artifact to be.
+//! The checkpoint of an interrupted session: variables, moments and the step, in a file beside the artifact.
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -11,23 +11,45 @@ use super::durable::replace;
 /// Why a checkpoint cannot be written or continued.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
+    /// A file that is damaged or no checkpoint.
     #[error("checkpoint {}: {problem}; remove it, or start over with --force", path.display())]
-    Unusable { path: PathBuf, problem: String },
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The checkpoint of a session with another identity.
     #[error(
         "checkpoint {} was made with {name} {before}, this run has {after}: repeat the first command, or start over with --force",
         path.display()
     )]
-    OtherRun { path: PathBuf, name: String, before: Value, after: Value },
+    OtherRun {
+        /// The file.
+        path: PathBuf,
+        /// The first entry of the identities that differs.
+        name: String,
+        /// Its value in the checkpoint.
+        before: Value,
+        /// Its value in this session.
+        after: Value,
+    },
+    /// The file system refuses the checkpoint.
     #[error("cannot write {}: {problem}", path.display())]
-    Write { path: PathBuf, problem: String },
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
 }
 
-/// Where a session stands after some steps.
+/// The state of a session after some steps.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// Steps taken.
     pub step: usize,
-    /// All that decides the session's result, by name; only the same session may go on from here.
+    /// All that decides the session's result, by name; a session with another identity may not go on from here.
     pub identity: Map<String, Value>,
     /// [`super::optimiser::AdamW::state`].
     pub tensors: BTreeMap<String, Tensor>,
@@ -42,14 +64,17 @@ struct Header {
 const HEADER: &str = "delo_checkpoint";
 
 impl Checkpoint {
-    /// Where the checkpoint of an artifact lies.
+    /// The checkpoint's file of an artifact: beside it, with `.checkpoint` after its name.
     pub fn path(artifact: &Path) -> PathBuf {
         let mut name = artifact.as_os_str().to_owned();
         name.push(".checkpoint");
         name.into()
     }
 
-    /// Replaces the file at `path` at once: a crash leaves the old checkpoint or this one.
+    /// Replaces the file at `path`: a crash leaves the old checkpoint or this one.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Write`].
     pub fn write(&self, path: &Path) -> Result<(), CheckpointError> {
         let fail = |problem: &dyn std::fmt::Display| CheckpointError::Write { path: path.to_owned(), problem: problem.to_string() };
         let header = Header { step: self.step, identity: self.identity.clone() };
@@ -61,7 +86,8 @@ impl Checkpoint {
     /// The checkpoint at `path`; `None` where there is none.
     ///
     /// # Errors
-    /// [`CheckpointError::Unusable`] for a damaged file, [`CheckpointError::OtherRun`] for that of a session with another `identity`.
+    /// [`CheckpointError::Unusable`] for a damaged file, [`CheckpointError::OtherRun`] for the checkpoint of a session with
+    /// another `identity`.
     pub fn read(path: &Path, identity: &Map<String, Value>) -> Result<Option<Self>, CheckpointError> {
         let fail = |problem: &dyn std::fmt::Display| CheckpointError::Unusable { path: path.to_owned(), problem: problem.to_string() };
         let bytes = match std::fs::read(path) {

@@ -9,7 +9,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// `steps` in all, the first `warmup` share of them (at least one step) rising to `peak`.
+    /// A schedule of `steps` steps; over the first `warmup · steps` of them, at least one, the rate rises to `peak`.
     pub fn new(peak: f64, steps: usize, warmup: f64) -> Self {
         Self { peak, warm: ((steps as f64 * warmup) as usize).max(1), steps }
     }

@@ -4,50 +4,56 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rand::RngCore;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::{Checkpoint, CheckpointError};
-use super::dataset::{Dataset, DatasetError, Label, Split};
+use super::checkpoint::Checkpoint;
 use super::durable::replace;
-use super::missing::MissingTable;
+use super::error::TrainError;
 use super::objective::{Batch, Objective, targets};
 use super::optimiser::AdamW;
-use super::prefix::{CHUNK, FrozenPrefix};
-use super::random::{Purpose, below, choose, stream};
-use super::samples::samples;
+use super::prefix::{CHUNK, Decoded, FrozenPrefix};
 use super::schedule::Schedule;
-use super::score::{ByPattern, predict, score};
-use super::settings::{Settings, SettingsError};
+use super::settings::Settings;
 use super::step_log::{StepLog, StepRecord};
+use crate::data::samples::read_ahead;
+use crate::data::{ByPattern, Dataset, Label, MissingTable, Samples, Split, predict, score};
+use crate::random::{Purpose, below, choose, stream};
 use delo_engine::{Engine, Packed};
+use delo_model::TaskModel;
 use delo_model::input::{InputProcessor, Presence, Sample};
-use delo_model::method::TaskModel;
-use delo_model::partition::{self, BackboneRecord, KeyRule, PartitionError, PartitionMeta};
+use delo_model::partition::{self, BackboneRecord, KeyRule, PartitionMeta};
 use delo_model::routing::keys::{KeyAverage, KeySignal, SessionKeys, Signals};
 
-/// What is to be learnt, on what, how.
+/// One session: the task to learn, its data, and how it is learnt.
 #[derive(Debug)]
 pub struct Session<'a> {
+    /// The frozen backbone.
     pub engine: &'a Engine,
+    /// Makes samples of images and texts, as the backbone's checkpoint says.
     pub processor: &'a InputProcessor,
-    /// Of the backbone, to show to people.
+    /// Name of the backbone, to show to people.
     pub backbone: String,
+    /// The data set; only the items of `task` are read.
     pub data: &'a Dataset,
+    /// Which items lose a modality.
     pub missing: &'a MissingTable,
     /// Index in [`Dataset::tasks`].
     pub task: usize,
+    /// The hyper-parameters.
     pub settings: &'a Settings,
+    /// How the artifact's key is compared with a sample.
     pub key: KeyRule,
 }
 
 /// Where a session writes, and whether over what is there.
 #[derive(Clone, Debug)]
 pub struct Outputs {
+    /// The file of the artifact.
     pub artifact: PathBuf,
-    /// A JSON line for each step.
+    /// The file of the log: a JSON line for each step.
     pub log: PathBuf,
     /// Overwrite the artifact, and start over where a checkpoint lies.
     pub force: bool,
@@ -55,7 +61,7 @@ pub struct Outputs {
     pub resume: bool,
     /// Steps between checkpoints; 0 means at the end of each epoch.
     pub checkpoint_every: usize,
-    /// Bytes that cached states of the frozen layers may take.
+    /// Bytes that kept states of the frozen layers may take.
     pub cache_bytes: usize,
     /// Creation time that the artifact states, RFC 3339, UTC.
     pub created: String,
@@ -64,19 +70,35 @@ pub struct Outputs {
 /// How far a session is. The observer may stop it after any event.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// States of the frozen prefix are computed.
-    Prefix { done: usize, total: usize },
-    /// The session goes on from a checkpoint after `step` steps.
-    Resumed { step: usize },
-    /// One step of `steps` is done.
-    Step { record: &'a StepRecord, steps: usize },
+    /// Samples are decoded, and the states of the frozen prefix computed that memory has room for.
+    Prefix {
+        /// Samples that are ready.
+        done: usize,
+        /// All samples of the session.
+        total: usize,
+    },
+    /// The session goes on from a checkpoint.
+    Resumed {
+        /// Steps that were taken before.
+        step: usize,
+    },
+    /// One step is done.
+    Step {
+        /// Its losses.
+        record: &'a StepRecord,
+        /// Steps of the whole session.
+        steps: usize,
+    },
 }
 
-/// What a session came to.
+/// The result of a session.
 #[derive(Clone, Debug)]
 pub struct Trained {
+    /// The file of the artifact.
     pub artifact: PathBuf,
+    /// Steps of the whole session, those before an interruption included.
     pub steps: usize,
+    /// Training samples.
     pub samples: usize,
     /// Learning parameters, without the head.
     pub pool_parameters: usize,
@@ -86,34 +108,13 @@ pub struct Trained {
     pub validation: ByPattern,
 }
 
-/// Why a session ends without an artifact.
-#[derive(Debug, thiserror::Error)]
-pub enum TrainError {
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-    #[error(transparent)]
-    Dataset(#[from] DatasetError),
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error("task {0:?} has no item in the train split: check task_id and split in the list of items")]
-    NoSamples(String),
-    #[error("{} exists: choose another --out, or overwrite it with --force", .0.display())]
-    Exists(PathBuf),
-    #[error("an interrupted run lies in {}: go on with --resume, or start over with --force", .0.display())]
-    Interrupted(PathBuf),
-    #[error("the loss is not finite at step {step}: lower --lr ({lr})")]
-    Diverged { step: usize, lr: f64 },
-    #[error("stopped at step {step}: go on with --resume")]
-    Stopped { step: usize },
-    #[error("cannot write {}: {source}", path.display())]
-    Write { path: PathBuf, source: std::io::Error },
-    #[error("the artifact cannot be made: {0}")]
-    Artifact(#[from] PartitionError),
-    #[error("the forward or backward pass failed: {0}")]
-    Compute(#[from] candle_core::Error),
-}
-
-/// Trains one session and writes its artifact. The same session gives the same artifact, also when it is interrupted and resumed.
+/// Trains one session and writes its artifact. The same session gives the same artifact, also when it is interrupted and
+/// resumed, and whatever the number of threads and the memory for kept states.
+///
+/// Memory does not grow with the number of images: pixels are decoded when they are needed, and of the states of the
+/// frozen layers as many are kept as [`Outputs::cache_bytes`] has room for. What grows is small: an item's entry in the
+/// data set and, while the keys are drawn, its signals (4 bytes for each number, about 4 hidden widths with the default
+/// rules).
 ///
 /// # Errors
 /// [`TrainError`]; the artifact is written whole or not at all.
@@ -137,20 +138,19 @@ pub fn train(
     let checkpoint = if outputs.resume { Checkpoint::read(&checkpoint_path, &identity)? } else { None };
     let first_step = checkpoint.as_ref().map_or(0, |c| c.step);
 
-    let samples = samples(data, &rows, session.missing, session.processor)?;
+    let samples = Samples::new(data, rows, session.missing, session.processor);
     let mut stopped = false;
-    let mut heard = |event: Event<'_>| stopped |= observe(event).is_break();
-    let prefix = FrozenPrefix::new(engine, &samples, settings.first_adapted_layer, session.dummy_image())
-        .keep(outputs.cache_bytes, &mut |done, total| heard(Event::Prefix { done, total }))?;
-    let seed = stream(Purpose::Start, settings.seed, (task.id, 0)).next_u64();
+    let mut report = |event: Event<'_>| stopped |= observe(event).is_break();
+    let mut progress = |done, total| report(Event::Prefix { done, total });
     let method = settings.method(layers, hidden);
+    let (first, dummy_image) = (method.first_adapted_layer(), session.dummy_image());
+    let prefix = FrozenPrefix::new(engine, samples, first, dummy_image, outputs.cache_bytes, &mut progress)?;
+    let seed = stream(Purpose::Start, settings.seed, (task.id, 0)).next_u64();
     let objective = settings.objective(data.multi_label, &method);
     let model = TaskModel::init(method, task.labels.len(), seed)?;
     let mut steps = Steps {
         session,
-        samples: &samples,
         labels: rows.iter().map(|&row| &data.items[row].label).collect(),
-        prefix,
         optimiser: AdamW::new(model.vars(), settings.adamw())?,
         objective,
         schedule: Schedule::new(settings.lr, settings.epochs * rows.len().div_ceil(settings.batch), settings.warmup),
@@ -158,35 +158,43 @@ pub fn train(
     };
     if let Some(checkpoint) = &checkpoint {
         steps.optimiser.restore(&checkpoint.tensors, checkpoint.step)?;
-        heard(Event::Resumed { step: first_step });
+        report(Event::Resumed { step: first_step });
     }
     let mut log = StepLog::open(&outputs.log, first_step).map_err(write_error(&outputs.log))?;
 
     let batches = batches(rows.len(), settings, task.id);
     let per_epoch = rows.len().div_ceil(settings.batch);
-    for (step, batch) in batches.iter().enumerate().skip(first_step) {
-        if stopped {
-            return Err(TrainError::Stopped { step });
-        }
-        let record = steps.step(step, step / per_epoch, batch)?;
-        log.write(&record).map_err(write_error(&outputs.log))?;
-        let done = step + 1;
-        let due = match outputs.checkpoint_every {
-            0 => done.is_multiple_of(per_epoch),
-            every => done.is_multiple_of(every),
-        };
-        if due && done < batches.len() {
-            Checkpoint { step: done, identity: identity.clone(), tensors: steps.optimiser.state()? }.write(&checkpoint_path)?;
-        }
-        stopped |= observe(Event::Step { record: &record, steps: batches.len() }).is_break();
-    }
+    let remaining = batches.iter().enumerate().skip(first_step);
+    read_ahead(
+        remaining,
+        |(_, batch)| prefix.decode(batch),
+        |(step, batch), decoded| {
+            if stopped {
+                return Err(TrainError::Stopped { step });
+            }
+            let record = steps.step(step, step / per_epoch, batch, &prefix, &decoded)?;
+            log.write(&record).map_err(write_error(&outputs.log))?;
+            let done = step + 1;
+            let due = match outputs.checkpoint_every {
+                0 => done.is_multiple_of(per_epoch),
+                every => done.is_multiple_of(every),
+            };
+            if due && done < batches.len() {
+                Checkpoint { step: done, identity: identity.clone(), tensors: steps.optimiser.state()? }.write(&checkpoint_path)?;
+            }
+            stopped |= observe(Event::Step { record: &record, steps: batches.len() }).is_break();
+            Ok(())
+        },
+    )?;
+    // The kept states make room for the signals of all samples.
+    drop(prefix);
 
-    let keys = session.keys(&samples, &batches)?;
+    let keys = session.keys(samples, &batches)?;
     let validation = session.validate(&steps.model)?;
     let meta = session.meta(&steps.model, &validation, outputs);
     let bytes = partition::to_bytes(&meta, &steps.model, &keys)?;
     replace(&outputs.artifact, &bytes).map_err(write_error(&outputs.artifact))?;
-    // The artifact is complete: a checkpoint that can't be removed costs a message at the next run, not this one's result.
+    // The artifact is complete. A checkpoint that stays is named by the next run, which refuses to start over it.
     let _ = std::fs::remove_file(&checkpoint_path);
     Ok(Trained {
         artifact: outputs.artifact.clone(),
@@ -220,18 +228,18 @@ fn write_error(path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
     move |source| TrainError::Write { path, source }
 }
 
-/// The samples of every step of the session, in training order; each epoch has its own order, which depends on the seed, the task and the epoch only.
+/// The samples of every step of the session, in training order. Each epoch has an order of its own, which depends on the
+/// seed, the task and the epoch only.
 fn batches(samples: usize, settings: &Settings, task_id: u64) -> Vec<Vec<usize>> {
     let order = |epoch| choose(&mut stream(Purpose::Order, settings.seed, (task_id, epoch as u64)), samples, samples);
     (0..settings.epochs).flat_map(|epoch| order(epoch).chunks(settings.batch).map(<[_]>::to_vec).collect::<Vec<_>>()).collect()
 }
 
-/// What the steps of a session work on.
+/// What the steps of a session change and read.
 struct Steps<'a> {
     session: &'a Session<'a>,
-    samples: &'a [Sample],
+    /// Of the training samples, in order.
     labels: Vec<&'a Label>,
-    prefix: FrozenPrefix<'a>,
     model: TaskModel,
     optimiser: AdamW,
     objective: Objective,
@@ -240,11 +248,19 @@ struct Steps<'a> {
 
 impl Steps<'_> {
     /// One step on the samples of `batch`: a single packed forward over them and the proxied copies of the complete ones.
-    fn step(&mut self, step: usize, epoch: usize, batch: &[usize]) -> Result<StepRecord, TrainError> {
+    /// `decoded`: see [`FrozenPrefix::states`].
+    fn step(
+        &mut self,
+        step: usize,
+        epoch: usize,
+        batch: &[usize],
+        prefix: &FrozenPrefix<'_>,
+        decoded: &Decoded,
+    ) -> Result<StepRecord, TrainError> {
         let start = Instant::now();
         let Session { engine, data, settings, .. } = self.session;
-        let complete: Vec<usize> = (0..batch.len()).filter(|&i| self.samples[batch[i]].presence() == Presence::Complete).collect();
-        let mut parts = self.prefix.get(batch)?;
+        let mut parts = prefix.states(batch, decoded)?;
+        let complete: Vec<usize> = (0..batch.len()).filter(|&i| parts[i].spans[0].presence == Presence::Complete).collect();
         if self.objective.consistency > 0.0 {
             let mut rng = stream(Purpose::Hidden, settings.seed, (data.tasks[self.session.task].id, step as u64));
             let keeps = [Presence::ImageOnly, Presence::TextOnly][below(&mut rng, 2)];
@@ -279,7 +295,7 @@ impl Steps<'_> {
 impl Session<'_> {
     /// Height and width of the image that stands in for a missing one, in pixels.
     fn dummy_image(&self) -> [usize; 2] {
-        self.settings.dummy_image.as_deref().and_then(|size| size.try_into().ok()).unwrap_or(self.engine.default_dummy_image())
+        self.settings.dummy_image.unwrap_or(self.engine.default_dummy_image())
     }
 
     /// All that decides the result, by name.
@@ -299,26 +315,34 @@ impl Session<'_> {
             ("missing table (SHA-256)".to_owned(), json!(format!("{:x}", Sha256::digest(table)))),
             ("backbone".to_owned(), json!(self.engine.backbone().fingerprint)),
         ]);
-        // A checkpoint without this entry read them as words.
+        // A checkpoint without this entry is of a session that read special tokens as words.
         if self.processor.special_tokens() {
             identity.insert("--special-tokens".to_owned(), json!(true));
         }
         identity
     }
 
-    /// What the artifact's two rules compare, from the signals of the frozen backbone: key and second moment
-    /// of the whitened one, the key of the plain one. A moving average follows the batches in training order.
-    fn keys(&self, samples: &[Sample], batches: &[Vec<usize>]) -> Result<SessionKeys, TrainError> {
+    /// What the artifact's two rules compare, from the signals of the frozen backbone: key and second moment of the whitened
+    /// rule, the key of the plain one. A moving average follows the batches in training order.
+    ///
+    /// Every sample goes through the frozen layers once more: its signals may be those of a later layer than the kept states.
+    fn keys(&self, samples: Samples<'_>, batches: &[Vec<usize>]) -> Result<SessionKeys, TrainError> {
         let KeyRule { signal, plain_signal, plain_average, .. } = self.key;
         let wanted: Vec<KeySignal> = BTreeSet::from([signal, plain_signal]).into_iter().collect();
-        let mut chunks: BTreeMap<KeySignal, Vec<Tensor>> = BTreeMap::new();
-        for chunk in samples.chunks(CHUNK) {
+        let hidden = self.engine.backbone().config.hidden_size;
+        let room = |signal: &KeySignal| (*signal, Vec::with_capacity(samples.len() * signal.width(hidden)));
+        let mut rows: BTreeMap<KeySignal, Vec<f32>> = wanted.iter().map(room).collect();
+        samples.for_each_chunk(CHUNK, |_, chunk| {
             for (signal, values) in self.engine.signals(&self.engine.embed(chunk, self.dummy_image())?, &wanted)? {
-                chunks.entry(signal).or_default().push(values);
+                rows.entry(signal).or_default().extend(values.flatten_all()?.to_vec1::<f32>()?);
             }
-        }
-        let mut signals =
-            chunks.into_iter().map(|(signal, values)| Ok((signal, Tensor::cat(&values, 0)?))).collect::<candle_core::Result<Signals>>()?;
+            Ok::<_, TrainError>(())
+        })?;
+        let tensor = |(signal, values): (KeySignal, Vec<f32>)| {
+            let shape = (samples.len(), values.len() / samples.len());
+            Ok((signal, Tensor::from_vec(values, shape, &Device::Cpu)?))
+        };
+        let mut signals = rows.into_iter().map(tensor).collect::<candle_core::Result<Signals>>()?;
         let mut keys = SessionKeys::of(&signals, &[signal])?;
         if plain_average == KeyAverage::Ema {
             keys.mean.retain(|kept, _| *kept == signal);
@@ -333,15 +357,17 @@ impl Session<'_> {
     /// Task-oracle score on the val split, in percent.
     fn validate(&self, model: &TaskModel) -> Result<ByPattern, TrainError> {
         let rows = self.data.rows(self.task, Split::Val);
-        let samples = samples(self.data, &rows, self.missing, self.processor)?;
         let threshold = self.data.multi_label.then_some(0.0);
         let mut predictions = Vec::with_capacity(rows.len());
-        for chunk in samples.chunks(CHUNK) {
-            let prefix = self.engine.run_frozen(&self.engine.embed(chunk, self.dummy_image())?, 0..self.settings.first_adapted_layer)?;
+        let mut presence = Vec::with_capacity(rows.len());
+        let samples = Samples::new(self.data, rows, self.missing, self.processor);
+        samples.for_each_chunk(CHUNK, |_, chunk| {
+            let prefix = self.engine.run_frozen(&self.engine.embed(chunk, self.dummy_image())?, 0..model.method().first_adapted_layer())?;
             let logits = self.engine.run_task(&prefix, model)?.logits.to_vec2::<f32>()?;
             predictions.extend(logits.iter().map(|row| predict(row, threshold)));
-        }
-        let presence: Vec<Presence> = samples.iter().map(Sample::presence).collect();
+            presence.extend(chunk.iter().map(Sample::presence));
+            Ok::<_, TrainError>(())
+        })?;
         Ok(ByPattern::of(&presence, |chosen| {
             let predicted: Vec<_> = chosen.iter().map(|&i| Some(&predictions[i])).collect();
             let truth: Vec<_> = chosen.iter().map(|&i| &self.data.items[rows[i]].label).collect();
@@ -380,13 +406,13 @@ impl Session<'_> {
     /// What the artifact says of its data: the missing table's rule, and items by split and modality pattern.
     fn data_record(&self) -> Value {
         let mut items = Map::new();
-        for (name, split) in [("train", Split::Train), ("val", Split::Val), ("test", Split::Test)] {
+        for split in Split::ALL {
             let rows = self.data.rows(self.task, split);
             let count = |p| rows.iter().filter(|&&row| self.missing.presence(self.data, row) == p).count();
             let counts = json!({
                 "complete": count(Presence::Complete), "image_only": count(Presence::ImageOnly), "text_only": count(Presence::TextOnly),
             });
-            items.insert(name.to_owned(), counts);
+            items.insert(split.to_string(), counts);
         }
         json!({
             "name": self.data.name, "task_id": self.data.tasks[self.task].id, "eta": self.missing.eta, "missing": self.missing.kind,

@@ -10,25 +10,34 @@ use serde::{Deserialize, Serialize};
 pub struct StepRecord {
     /// Counted from 0, over all epochs.
     pub step: usize,
+    /// Counted from 0.
     pub epoch: usize,
+    /// The step's learning rate.
     pub lr: f64,
     /// L = classification + λ1 alignment + λ2 consistency.
     pub loss: f64,
+    /// L_c.
     pub classification: f64,
+    /// L_align, before weighting.
     pub alignment: Option<f64>,
+    /// L_con, before weighting.
     pub consistency: Option<f64>,
-    /// Wall time of the step.
+    /// Wall time of the step, in seconds.
     pub seconds: f64,
 }
 
-/// Writes each record as it comes: a killed run loses none but the last.
+/// Writes each record at once: a run that is killed loses at most the last one.
 #[derive(Debug)]
 pub struct StepLog {
     file: LineWriter<File>,
 }
 
 impl StepLog {
-    /// A log that goes on at `step`: lines of earlier steps stay, later ones (after the last checkpoint of an interrupted run) go.
+    /// A log that goes on at `step`. Lines of earlier steps stay; later ones, which an interrupted run wrote after its last
+    /// checkpoint, are removed.
+    ///
+    /// # Errors
+    /// Those of the file system.
     pub fn open(path: &Path, step: usize) -> Result<Self> {
         let mut kept = Vec::new();
         if step > 0 && path.exists() {
@@ -47,6 +56,9 @@ impl StepLog {
     }
 
     /// Appends one step.
+    ///
+    /// # Errors
+    /// Those of the file system.
     pub fn write(&mut self, record: &StepRecord) -> Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');

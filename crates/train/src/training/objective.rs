@@ -1,14 +1,17 @@
 //! The loss of one task: L = L_c + λ1 L_align + λ2 L_con (METHOD.md 5).
+use std::fmt;
+use std::str::FromStr;
+
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::log_softmax;
 use serde::{Deserialize, Serialize};
 
-use super::dataset::Label;
+use crate::data::Label;
 use delo_engine::TaskOutput;
 use delo_model::PerModality;
 
 /// Which layers' query signals L_align draws together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AlignedLayers {
     /// Those entering the last layer.
@@ -18,19 +21,44 @@ pub enum AlignedLayers {
     All,
 }
 
+impl AlignedLayers {
+    /// Both choices.
+    pub const ALL: [Self; 2] = [Self::Last, Self::All];
+}
+
+impl fmt::Display for AlignedLayers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Last => "last",
+            Self::All => "all",
+        })
+    }
+}
+
+impl FromStr for AlignedLayers {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let named = Self::ALL.into_iter().find(|layers| layers.to_string() == text);
+        named.ok_or_else(|| format!("{text:?} names no layers to align: write last or all"))
+    }
+}
+
 /// Which terms count, and how much. A term whose weight is 0 is not computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
+    /// L_c is binary cross-entropy; otherwise cross-entropy.
     pub multi_label: bool,
-    /// λ1
+    /// λ1: weight of L_align.
     pub alignment: f64,
-    /// λ2
+    /// λ2: weight of L_con.
     pub consistency: f64,
+    /// The layers of L_align.
     pub aligned_layers: AlignedLayers,
 }
 
-/// The samples of one step. The task's output has a row for each of them, then one for the copy of each complete sample in which
-/// one modality's query is replaced by its proxy (none where λ2 = 0).
+/// The samples of one step. The task's output has a row for each of them, then a row for the proxied copy of each complete
+/// sample, in which one modality's query is replaced by its proxy. Where λ2 = 0 there are no copies.
 #[derive(Debug)]
 pub struct Batch {
     /// See [`targets`].
@@ -44,13 +72,19 @@ pub struct Batch {
 pub struct Losses {
     /// L, a scalar, differentiable.
     pub total: Tensor,
+    /// L_c, a scalar.
     pub classification: Tensor,
+    /// L_align, a scalar.
     pub alignment: Option<Tensor>,
+    /// L_con, a scalar.
     pub consistency: Option<Tensor>,
 }
 
 impl Objective {
     /// The loss of one step.
+    ///
+    /// # Errors
+    /// Tensors whose shapes do not fit together.
     pub fn losses(&self, output: &TaskOutput, batch: &Batch) -> Result<Losses> {
         let samples = batch.targets.dim(0)?;
         let logits = output.logits.narrow(0, 0, samples)?;
@@ -82,6 +116,9 @@ impl Objective {
 }
 
 /// The targets of some samples: classes `[samples]` in u32, or flags `[samples, classes]` in f32.
+///
+/// # Errors
+/// Labels of different lengths.
 pub fn targets(labels: &[&Label], device: &Device) -> Result<Tensor> {
     let classes: Option<Vec<u32>> = labels.iter().map(|l| if let Label::Class(c) = l { Some(*c as u32) } else { None }).collect();
     if let Some(classes) = classes {
@@ -97,7 +134,11 @@ pub fn targets(labels: &[&Label], device: &Device) -> Result<Tensor> {
     Tensor::from_vec(flags, (labels.len(), classes), device)
 }
 
-/// L_c: cross-entropy of `[samples, classes]` logits; for multi-label, binary cross-entropy, the mean over samples and classes.
+/// L_c: cross-entropy of `[samples, classes]` logits; for multi-label, binary cross-entropy, the mean over samples and
+/// classes.
+///
+/// # Errors
+/// Tensors whose shapes do not fit together.
 pub fn classification(logits: &Tensor, targets: &Tensor, multi_label: bool) -> Result<Tensor> {
     if multi_label {
         // −y log σ(x) − (1 − y) log(1 − σ(x)) = softplus(x) − x y
@@ -107,15 +148,21 @@ pub fn classification(logits: &Tensor, targets: &Tensor, multi_label: bool) -> R
 }
 
 /// L_align: the mean of 1 − cos(q^v, q^t); both `[samples, d]`.
+///
+/// # Errors
+/// Tensors whose shapes do not fit together.
 pub fn alignment(visual: &Tensor, textual: &Tensor) -> Result<Tensor> {
     let dot = (visual * textual)?.sum(D::Minus1)?;
-    // The constant only keeps the gradient finite at a zero signal.
+    // The constant keeps the gradient finite where a signal is zero.
     let lengths = ((visual.sqr()?.sum(D::Minus1)? * textual.sqr()?.sum(D::Minus1)?)? + 1e-16)?.sqrt()?;
     1.0 - (dot / lengths)?.mean_all()?
 }
 
-/// L_con: KL(p_true ‖ p_proxy) of two `[samples, classes]` logits, the first detached: the mean over samples; for multi-label the mean
-/// Bernoulli divergence over samples and classes.
+/// L_con: KL(p_true ‖ p_proxy) of two `[samples, classes]` logits, the first detached: the mean over samples; for
+/// multi-label the mean Bernoulli divergence over samples and classes.
+///
+/// # Errors
+/// Tensors whose shapes do not fit together.
 pub fn consistency(truth: &Tensor, proxied: &Tensor, multi_label: bool) -> Result<Tensor> {
     let truth = truth.detach();
     if multi_label {
@@ -228,9 +275,9 @@ mod tests {
         let batch = Batch { targets: targets(&[&labels[0], &labels[1]], &Device::Cpu).unwrap(), complete: vec![1] };
         let objective = Objective { multi_label: false, alignment: 0.1, consistency: 0.2, aligned_layers: AlignedLayers::All };
         let losses = objective.losses(&output, &batch).unwrap();
-        let (c, a, k) =
-            (value(&losses.classification), value(losses.alignment.as_ref().unwrap()), value(losses.consistency.as_ref().unwrap()));
+        let [c, a, k] = [Some(&losses.classification), losses.alignment.as_ref(), losses.consistency.as_ref()].map(|t| value(t.unwrap()));
         close(a, 0.5);
+        assert!(k > 0.1, "the proxied copy predicts another class: {k}");
         close(value(&losses.total), c + 0.1 * a + 0.2 * k);
         let last = Objective { aligned_layers: AlignedLayers::Last, ..objective }.losses(&output, &batch).unwrap();
         close(value(last.alignment.as_ref().unwrap()), 0.0);

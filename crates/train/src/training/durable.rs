@@ -1,9 +1,10 @@
-//! Files that are whole or absent, whatever happens while they are written.
+//! Files that are replaced whole, so that a crash never leaves a part of one.
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-/// Puts `bytes` at `path`: written beside it, on the disk, then renamed. A crash leaves the old file or the new one.
+/// Writes `bytes` to a file beside `path`, flushes it to the disk and renames it to `path`. A crash leaves the old file or
+/// the new one.
 ///
 /// # Errors
 /// Those of the file system; the old file stays.
@@ -14,7 +15,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&beside, path)?;
-    // The rename itself is durable once the directory is.
+    // The rename survives a crash once the directory is on the disk.
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
 }

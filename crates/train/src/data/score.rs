@@ -5,8 +5,8 @@ use super::dataset::Label;
 use delo_model::input::Presence;
 use delo_model::method::selection::top;
 
-/// The answer that some values stand for, one value a class: the largest (ties to the lower index), or, where `threshold` is given (multi-label),
-/// every class above it: 0 for logits, 0.5 for scores.
+/// The prediction of a sample from one value for each class: the class of the largest value (ties to the lower index).
+/// With a `threshold` (multi-label; 0 for logits, 0.5 for scores): every class whose value is above it.
 pub fn predict(values: &[f32], threshold: Option<f32>) -> Label {
     if let Some(threshold) = threshold {
         return Label::Classes(values.iter().map(|&x| x > threshold).collect());
@@ -14,8 +14,8 @@ pub fn predict(values: &[f32], threshold: Option<f32>) -> Label {
     Label::Class(top(values, 1).next().map_or(0, |class| class as usize))
 }
 
-/// Percent: accuracy, or F1-macro over the classes for multi-label. `None` in place of a prediction is wrong: it names no class of the task.
-/// `None` where there is nothing to score.
+/// Accuracy, or F1-macro over the classes for multi-label, in percent; `None` without samples. A sample whose prediction
+/// is `None` counts as wrong: it went to another task, so that no class of its own is predicted.
 pub fn score(predictions: &[Option<&Label>], truth: &[&Label]) -> Option<f64> {
     match truth.first()? {
         Label::Class(_) => {
@@ -45,14 +45,18 @@ fn f1(predictions: &[Option<&Label>], truth: &[&Label], class: usize) -> f64 {
 /// A figure over all samples and over those of each modality pattern, in percent; `None` where there are no such samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ByPattern {
+    /// Of all samples.
     pub all: Option<f64>,
+    /// Of those with both modalities.
     pub complete: Option<f64>,
+    /// Of those without a text.
     pub image_only: Option<f64>,
+    /// Of those without an image.
     pub text_only: Option<f64>,
 }
 
 impl ByPattern {
-    /// `figure` of the indices of all samples, and of those of each pattern.
+    /// `figure` is called with the indices of all samples, and with those of each pattern.
     pub fn of(presence: &[Presence], figure: impl Fn(&[usize]) -> Option<f64>) -> Self {
         let only = |wanted| figure(&(0..presence.len()).filter(|&i| presence[i] == wanted).collect::<Vec<_>>());
         Self {

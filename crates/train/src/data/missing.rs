@@ -1,30 +1,65 @@
 //! Missing tables (METHOD.md 6): which items lose a modality, chosen once per seed, stored, and the same at every use.
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use super::dataset::{Dataset, Split};
-use super::random::{Purpose, choose, stream};
+use crate::random::{Purpose, choose, stream};
 use delo_model::input::Presence;
 
 /// Which modality may be lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MissingKind {
+    /// The chosen items lose the text.
     Text,
+    /// The chosen items lose the image.
     Image,
     /// Half of the chosen items lose the image, the others the text.
     Both,
 }
 
+impl MissingKind {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Text, Self::Image, Self::Both];
+}
+
+impl fmt::Display for MissingKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Image => "image",
+            Self::Both => "both",
+        })
+    }
+}
+
+impl FromStr for MissingKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = Self::ALL.into_iter().find(|kind| kind.to_string() == text);
+        named.ok_or_else(|| format!("{text:?} is no modality to lose: write text, image or both"))
+    }
+}
+
 /// Why a missing table cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MissingError {
+    /// A share outside 0 to 1.
     #[error("--eta {0} is not a share: give a number from 0 (all complete) to 1 (every item loses a modality)")]
     Eta(f64),
+    /// A stored table that cannot be read, written or used with the data set.
     #[error("missing table {}: {problem}", path.display())]
-    Table { path: PathBuf, problem: String },
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
 }
 
 /// The modality pattern of every item of a data set.
@@ -33,42 +68,44 @@ pub enum MissingError {
 pub struct MissingTable {
     /// η: share of each task's and split's items that lose a modality.
     pub eta: f64,
+    /// The modality that they lose.
     pub kind: MissingKind,
+    /// Decides which items they are.
     pub seed: u64,
-    /// Index of an item in the list → what it keeps. Items not listed are complete.
+    /// Index of an item in the list → what it keeps. Items that are not listed are complete.
     pub items: BTreeMap<usize, Presence>,
 }
 
 impl MissingTable {
-    /// int(n·η) items of every task and split lose a modality.
+    /// A table by which int(n·η) of the n items of every task and split lose a modality.
     ///
     /// # Errors
-    /// [`MissingError::Eta`] where η is no share.
+    /// [`MissingError::Eta`] where η is not from 0 to 1.
     pub fn draw(data: &Dataset, eta: f64, kind: MissingKind, seed: u64) -> Result<Self, MissingError> {
         if !(0.0..=1.0).contains(&eta) {
             return Err(MissingError::Eta(eta));
         }
         let mut items = BTreeMap::new();
         for (task, known) in data.tasks.iter().enumerate() {
-            for split in [Split::Train, Split::Val, Split::Test] {
+            for split in Split::ALL {
                 let rows = data.rows(task, split);
-                let lost =
-                    choose(&mut stream(Purpose::Missing, seed, (known.id, split as u64)), rows.len(), (rows.len() as f64 * eta) as usize);
-                for (place, &row) in lost.iter().enumerate() {
+                let count = (rows.len() as f64 * eta) as usize;
+                let chosen = choose(&mut stream(Purpose::Missing, seed, (known.id, split as u64)), rows.len(), count);
+                for (nth, &position) in chosen.iter().enumerate() {
                     let keeps = match kind {
                         MissingKind::Image => Presence::TextOnly,
                         MissingKind::Text => Presence::ImageOnly,
-                        MissingKind::Both if place < lost.len() / 2 => Presence::TextOnly,
+                        MissingKind::Both if nth < chosen.len() / 2 => Presence::TextOnly,
                         MissingKind::Both => Presence::ImageOnly,
                     };
-                    items.insert(rows[row], keeps);
+                    items.insert(rows[position], keeps);
                 }
             }
         }
         Ok(Self { eta, kind, seed, items })
     }
 
-    /// What an item keeps. An item without words has no text to lose: it is image-only whatever the table says.
+    /// What the item at `index` keeps. An item whose text is blank is image-only, whatever the table says.
     pub fn presence(&self, data: &Dataset, index: usize) -> Presence {
         if data.items[index].text.trim().is_empty() {
             return Presence::ImageOnly;
@@ -79,7 +116,7 @@ impl MissingTable {
     /// Reads a stored table for `data`.
     ///
     /// # Errors
-    /// [`MissingError::Table`]: unreadable, not a table, or of a longer list.
+    /// [`MissingError::Table`]: the file cannot be read, is no table, or names an item that `data` does not have.
     pub fn read(path: &Path, data: &Dataset) -> Result<Self, MissingError> {
         let fail = |problem: String| MissingError::Table { path: path.to_owned(), problem };
         let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
@@ -97,7 +134,7 @@ impl MissingTable {
     /// Stores the table as JSON.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// [`MissingError::Table`] with the problem of the file system.
     pub fn write(&self, path: &Path) -> Result<(), MissingError> {
         let json = serde_json::to_vec(self).map_err(std::io::Error::from);
         json.and_then(|json| std::fs::write(path, json)).map_err(|e| MissingError::Table { path: path.to_owned(), problem: e.to_string() })
@@ -119,7 +156,7 @@ mod tests {
             }
         }
         let tasks = (0..2).map(|id| Task { id, name: format!("task-{id}"), labels: vec!["0".into()] }).collect();
-        Dataset { dir: PathBuf::new(), name: "tiny".into(), multi_label: false, tasks, items }
+        Dataset::new(PathBuf::new(), "tiny".into(), false, tasks, items)
     }
 
     fn counts(table: &MissingTable, data: &Dataset, task: usize, split: Split) -> [usize; 3] {
@@ -163,7 +200,7 @@ mod tests {
         let path = dir.path().join("missing.json");
         table.write(&path).unwrap();
         assert_eq!(MissingTable::read(&path, &data).unwrap(), table);
-        let other = Dataset { items: data.items[..3].to_vec(), ..data };
+        let other = Dataset::new(data.dir, data.name, data.multi_label, data.tasks, data.items[..3].to_vec());
         assert!(MissingTable::read(&path, &other).unwrap_err().to_string().contains("another data set"));
     }
 

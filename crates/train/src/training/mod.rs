@@ -1,0 +1,19 @@
+//! Training of one session: objective, optimiser, schedule, frozen prefix, checkpoints and the trainer that joins them
+//! (METHOD.md 5).
+
+pub mod checkpoint;
+pub mod error;
+pub mod objective;
+pub mod optimiser;
+pub mod prefix;
+pub mod schedule;
+pub mod settings;
+pub mod step_log;
+pub mod trainer;
+
+mod durable;
+
+pub use error::TrainError;
+pub use objective::AlignedLayers;
+pub use settings::{Settings, SettingsError};
+pub use trainer::{Event, Outputs, Session, Trained, train};

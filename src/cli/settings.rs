@@ -1,0 +1,180 @@
+//! The flags of a session's hyper-parameters.
+
+use super::choice::choice;
+use delo_model::{Layout, MethodKind};
+use delo_train::Settings;
+use delo_train::training::AlignedLayers;
+
+/// Flags of [`Settings`], with its defaults.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Method")]
+pub struct SettingsArgs {
+    /// What a task adds to the backbone
+    #[arg(long, default_value_t = defaults().method, value_parser = choice(&[
+        (MethodKind::Delo, "Low-rank experts, chosen for each sample by routers"),
+        (MethodKind::Lora, "One static low-rank update of --rank for all samples of the task"),
+        (MethodKind::Linear, "A linear head on the frozen pooled output, nothing else"),
+    ]))]
+    method: MethodKind,
+    /// Layout of the factor pools
+    #[arg(long, default_value_t = defaults().layout, value_parser = choice(&[
+        (Layout::RankOne, "The paper's equations: A is `[E, d_in]`, B is `[E, d_out]`"),
+        (Layout::Slotted, "The paper's parameter counts: A is `[E, r, d_in]`, B is `[E, d_out, r]`"),
+    ]))]
+    layout: Layout,
+    /// E: factors in a pool
+    #[arg(long, value_name = "E", default_value_t = defaults().experts)]
+    experts: usize,
+    /// r: factors selected of a pool
+    #[arg(long, value_name = "R", default_value_t = defaults().rank)]
+    rank: usize,
+    /// α: scale of the low-rank update
+    #[arg(long, default_value_t = defaults().alpha)]
+    alpha: f64,
+    /// Adapters from this layer on; the backbone's number of layers means none: a linear head on the frozen pooled output
+    #[arg(long, value_name = "LAYER", default_value_t = defaults().first_adapted_layer)]
+    first_adapted_layer: usize,
+    /// λ1: weight of the alignment loss; 0 switches it off
+    #[arg(long, value_name = "λ1", default_value_t = defaults().lambda_align)]
+    lambda_align: f64,
+    /// λ2: weight of the consistency loss; 0 switches it off and saves its pass
+    #[arg(long, value_name = "λ2", default_value_t = defaults().lambda_con)]
+    lambda_con: f64,
+    /// Whose query signals the alignment loss draws together
+    #[arg(long, default_value_t = defaults().aligned_layers, value_parser = choice(&[
+        (AlignedLayers::Last, "Those entering the last layer"),
+        (AlignedLayers::All, "The mean over all adapted layers"),
+    ]))]
+    aligned_layers: AlignedLayers,
+    /// β of the exponential moving average of the task key
+    #[arg(long, value_name = "β", default_value_t = defaults().key_beta)]
+    key_beta: f64,
+    /// Height and width in pixels of the white image that stands in for a missing one [default: one patch; the paper's is the backbone's own image size]
+    #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"])]
+    dummy_image: Option<Vec<usize>>,
+    /// Passes over the session's samples
+    #[arg(long, default_value_t = defaults().epochs, help_heading = "Optimisation")]
+    epochs: usize,
+    /// Samples of a step
+    #[arg(long, default_value_t = defaults().batch, help_heading = "Optimisation")]
+    batch: usize,
+    /// Peak learning rate
+    #[arg(long, value_name = "RATE", default_value_t = defaults().lr, help_heading = "Optimisation")]
+    lr: f64,
+    /// Share of the steps over which the learning rate rises
+    #[arg(long, value_name = "SHARE", default_value_t = defaults().warmup, help_heading = "Optimisation")]
+    warmup: f64,
+    /// AdamW's decoupled weight decay
+    #[arg(long, default_value_t = defaults().weight_decay, help_heading = "Optimisation")]
+    weight_decay: f64,
+    /// AdamW's β1
+    #[arg(long, default_value_t = defaults().beta1, help_heading = "Optimisation")]
+    beta1: f64,
+    /// AdamW's β2
+    #[arg(long, default_value_t = defaults().beta2, help_heading = "Optimisation")]
+    beta2: f64,
+    /// AdamW's ε
+    #[arg(long, default_value_t = defaults().epsilon, help_heading = "Optimisation")]
+    epsilon: f64,
+}
+
+fn defaults() -> Settings {
+    Settings::default()
+}
+
+impl SettingsArgs {
+    /// The hyper-parameters of a session with this seed.
+    pub fn settings(&self, seed: u64) -> Settings {
+        Settings {
+            method: self.method,
+            layout: self.layout,
+            experts: self.experts,
+            rank: self.rank,
+            alpha: self.alpha,
+            first_adapted_layer: self.first_adapted_layer,
+            lambda_align: self.lambda_align,
+            lambda_con: self.lambda_con,
+            aligned_layers: self.aligned_layers,
+            key_beta: self.key_beta,
+            // The flag takes two values.
+            dummy_image: self.dummy_image.as_deref().and_then(|size| size.try_into().ok()),
+            epochs: self.epochs,
+            batch: self.batch,
+            lr: self.lr,
+            warmup: self.warmup,
+            weight_decay: self.weight_decay,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            seed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        settings: SettingsArgs,
+    }
+
+    fn settings(flags: &[&str]) -> Settings {
+        let line = <Line as clap::Parser>::try_parse_from([&["train"], flags].concat()).unwrap();
+        line.settings.settings(0)
+    }
+
+    #[test]
+    fn no_flag_means_the_defaults_of_the_method() {
+        assert_eq!(settings(&[]), Settings::default());
+    }
+
+    #[test]
+    fn every_flag_sets_its_own_value() {
+        let flags = [
+            ("--layout", "slotted"),
+            ("--experts", "17"),
+            ("--rank", "5"),
+            ("--alpha", "3.5"),
+            ("--first-adapted-layer", "2"),
+            ("--lambda-align", "0.25"),
+            ("--lambda-con", "0.75"),
+            ("--aligned-layers", "all"),
+            ("--key-beta", "0.625"),
+            ("--epochs", "11"),
+            ("--batch", "6"),
+            ("--lr", "0.125"),
+            ("--warmup", "0.0625"),
+            ("--weight-decay", "0.375"),
+            ("--beta1", "0.875"),
+            ("--beta2", "0.9375"),
+            ("--epsilon", "0.5"),
+        ];
+        let mut line: Vec<&str> = flags.iter().flat_map(|&(flag, value)| [flag, value]).collect();
+        line.extend(["--dummy-image", "16", "24"]);
+        let expected = Settings {
+            layout: Layout::Slotted,
+            experts: 17,
+            rank: 5,
+            alpha: 3.5,
+            first_adapted_layer: 2,
+            lambda_align: 0.25,
+            lambda_con: 0.75,
+            aligned_layers: AlignedLayers::All,
+            key_beta: 0.625,
+            dummy_image: Some([16, 24]),
+            epochs: 11,
+            batch: 6,
+            lr: 0.125,
+            warmup: 0.0625,
+            weight_decay: 0.375,
+            beta1: 0.875,
+            beta2: 0.9375,
+            epsilon: 0.5,
+            seed: 0,
+        };
+        assert_eq!(settings(&line), expected);
+    }
+}
