@@ -134,6 +134,7 @@ mod tests {
     #[test]
     fn every_flag_sets_its_own_value() {
         let flags = [
+            ("--method", "lora"),
             ("--layout", "slotted"),
             ("--experts", "17"),
             ("--rank", "5"),
@@ -155,6 +156,7 @@ mod tests {
         let mut line: Vec<&str> = flags.iter().flat_map(|&(flag, value)| [flag, value]).collect();
         line.extend(["--dummy-image", "16", "24"]);
         let expected = Settings {
+            method: MethodKind::Lora,
             layout: Layout::Slotted,
             experts: 17,
             rank: 5,

@@ -1,14 +1,14 @@
 //! What the trainer promises of a session: the same artifact for the same seed, also when it is interrupted, and figures that follow it into `eval`.
 use std::ops::ControlFlow;
 
-use delo_engine::{Catalogue, Resident, RoutingRule};
+use delo_engine::{Catalogue, Query, Resident, RoutingRule};
 use delo_fixtures::colours::write_data;
 use delo_fixtures::{engine, key_rule};
 use delo_model::input::{InputProcessor, Limits};
 use delo_model::model_dir::ModelDir;
 use delo_model::partition::KeyRule;
-use delo_model::{KeyAverage, KeySignal, Metric, Partition};
-use delo_train::data::Samples;
+use delo_model::{KeyAverage, KeySignal, MethodKind, Metric, Partition};
+use delo_train::data::{Label, Samples};
 use delo_train::eval::{EvalError, Evaluation, SampleRecord, evaluate};
 use delo_train::{Dataset, Event, MissingKind, MissingTable, Outputs, Session, Settings, Split, TrainError, Trained, train};
 
@@ -105,6 +105,58 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     assert!(f.bytes("one") == f.bytes("two"));
     assert_eq!(f.losses("one"), f.losses("two"));
     assert_ne!(f.partition("one").checksum, f.partition("three").checksum);
+}
+
+#[test]
+fn every_method_learns_resumes_and_serves_beside_the_others() {
+    let f = Fixture::new(false);
+    let mut residents = Vec::new();
+    for (i, method) in MethodKind::ALL.into_iter().enumerate() {
+        let (settings, task) = (Settings { method, lr: 1e-2, epochs: 12, ..f.settings.clone() }, i % 2);
+        let (whole, parts) = (f.outputs(&format!("{method}")), f.outputs(&format!("{method}-parts")));
+        let trained = f.train(task, &settings, &whole, None).unwrap();
+        assert_eq!(trained.pool_parameters == 0, method == MethodKind::Linear);
+        let losses: Vec<f64> = f.losses(&format!("{method}")).iter().map(|record| record["classification"].as_f64().unwrap()).collect();
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        let (first, last) = (mean(&losses[..3]), mean(&losses[losses.len() - 3..]));
+        assert!(last < 0.7 * first, "{method}: the loss went from {first} to {last}");
+        assert!(matches!(f.train(task, &settings, &parts, Some(5)), Err(TrainError::Stopped { step: 5 })));
+        f.train(task, &settings, &Outputs { resume: true, ..parts }, None).unwrap();
+        assert!(f.bytes(&format!("{method}")) == f.bytes(&format!("{method}-parts")), "{method}");
+        let mut partition = f.partition(&format!("{method}"));
+        assert_eq!(partition.meta.method.kind(), method);
+        partition.meta.task = method.to_string();
+        residents.push((task, Resident::new(partition, 1)));
+    }
+    let catalogue = Catalogue::empty(engine().backbone(), RoutingRule::default());
+    let catalogue = catalogue.with_all(residents.iter().map(|(_, resident)| resident.clone())).unwrap();
+    let rows = |task| f.data.rows(task, Split::Train).to_vec();
+    let queries: Vec<Query> = residents
+        .iter()
+        .flat_map(|(task, resident)| {
+            let rows = rows(*task);
+            let samples = Samples::new(&f.data, &rows, &f.missing, &f.processor);
+            samples
+                .read(&(0..samples.len()).collect::<Vec<_>>())
+                .unwrap()
+                .into_iter()
+                .map(|sample| Query::given(sample, resident.clone()))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let answers = engine().classify(&catalogue, &queries);
+    let truth = residents.iter().flat_map(|(task, _)| rows(*task));
+    for ((method, _), answers) in MethodKind::ALL.iter().zip(&residents).zip(answers.chunks(rows(0).len())) {
+        assert_eq!(answers.len(), rows(0).len(), "{method}");
+    }
+    let right = answers.iter().zip(truth).filter(|(answer, row)| {
+        let answer = answer.as_ref().unwrap();
+        let best = answer.best_label().map(str::to_owned);
+        let Label::Class(class) = f.data.items[*row].label else { panic!("one class an item") };
+        best.as_ref() == answer.resident.partition.meta.labels.get(class)
+    });
+    let (right, all) = (right.count(), queries.len());
+    assert!(right * 10 >= all * 8, "{right} of {all} training samples are told right");
 }
 
 #[test]

@@ -24,6 +24,8 @@ use delo_model::vilt::{Description, LayerNorm, Linear, Loader, Pooler, ViltError
 pub(super) use embed::Embeddings;
 #[cfg(feature = "cuda")]
 pub(super) use embed::Patches;
+#[cfg(feature = "cuda")]
+pub(super) use factors::DeviceFactors;
 use groups::{Group, merge, pick};
 pub(super) use layer::{Layer, cls};
 use low_rank::{Averages, Factors, LayerUpdate};

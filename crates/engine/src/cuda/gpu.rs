@@ -7,8 +7,10 @@ use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Error, Result, Shape, Storage, Tensor};
 
+use super::plan::POOLS;
 use super::plan::{Group, Members, Routing};
-use delo_model::method::task_model::{MODALITIES, POOLS, TARGETS};
+use delo_model::Modality;
+use delo_model::method::Target;
 use delo_model::vilt::LayerNorm;
 
 /// The kernels, compiled by `build.rs`.
@@ -225,7 +227,7 @@ impl Gpu {
     /// Every adapted sample's choice in every pool of a layer, given its query signals `[samples · modalities, d]`.
     pub fn choose(&self, queries: &Tensor, routing: &Routing, layer: usize) -> Result<()> {
         let (queries_of_all, d) = queries.dims2()?;
-        let config = grid(POOLS, queries_of_all / MODALITIES.len(), 1, (THREADS, 1), 3 * routing.experts * size_of::<f32>())?;
+        let config = grid(POOLS, queries_of_all / Modality::ALL.len(), 1, (THREADS, 1), 3 * routing.experts * size_of::<f32>())?;
         launch!(self, choose, config, self.address(queries)?, routing.pools(layer), routing.chosen(layer), int(d)?, int(routing.rank)?);
         Ok(())
     }
@@ -305,6 +307,6 @@ pub(super) struct Part<'a> {
 impl<'a> Part<'a> {
     /// All targets of a group's rows.
     pub fn whole(mapped: &'a Tensor, bias: &'a Tensor, update: Option<(&'a Tensor, &'a Routing, usize)>, group: &Group) -> Self {
-        Self { mapped, bias, update, members: group.members, first_target: 0, targets: TARGETS.len() }
+        Self { mapped, bias, update, members: group.members, first_target: 0, targets: Target::COUNT }
     }
 }

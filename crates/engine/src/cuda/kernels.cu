@@ -14,22 +14,25 @@ constexpr int PROJECTED = 12;
 constexpr int HELD = 4;
 // Factors that are read at once.
 constexpr int AT_ONCE = 4;
-// Query, key and value by two modalities.
-constexpr int POOLS = 6;
+// Query, key and value.
+constexpr int TARGETS = 3;
+// The most groups of factors of a layer: for each target, one a modality.
+constexpr int POOLS = TARGETS * 2;
 // Rows of a sample that a block projects or splits.
 constexpr int TILE = 8;
 
-// One sample's pools of a layer, as delo::delo::device_pools lays them out; no experts: its task does not adapt the layer.
+// One sample's factors of a layer, as candle/factors.rs lays them out; no experts: its task adds nothing to the layer.
 struct Pools {
-    // A, then alpha B, each [pools, experts, slots, d].
+    // A, then alpha B, each [targets * groups, experts, slots, d].
     const void *factors;
-    // W_A, then W_B: [2, pools, experts, d].
+    // W_A, then W_B: [2, targets * groups, experts, d]. Null: the first `rank` experts, for every sample.
     const float *routers;
-    // [2, pools, experts]
+    // [2, targets * groups, experts]
     const float *biases;
-    // [pools, rank, experts, experts]
+    // [targets * groups, rank, experts, experts]
     const float *table;
-    int experts, rank, slots, unused;
+    // `groups` of a target: one for each modality, or one.
+    int experts, rank, slots, groups;
 };
 
 // Where a sample of a group stands: its first row in what is mapped, its first row in the stream, its rows, its place in the batch.
@@ -206,10 +209,15 @@ extern "C" __global__ void choose(const float *queries, const Pools *of_samples,
     int pool = blockIdx.x, sample = blockIdx.y, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     Pools pools = of_samples[sample];
     int experts = pools.experts;
-    if (experts == 0) return;
-    const float *query = queries + (size_t)(sample * 2 + pool % 2) * d;
+    if (experts == 0 || pool >= TARGETS * pools.groups) return;
+    uint32_t *out = chosen + (size_t)(sample * POOLS + pool) * 2 * most;
+    if (pools.routers == nullptr) {
+        for (int place = threadIdx.x; place < pools.rank; place += blockDim.x) out[place] = out[most + place] = place;
+        return;
+    }
+    const float *query = queries + (size_t)(sample * 2 + pool % pools.groups) * d;
     for (int row = warp; row < 2 * experts; row += blockDim.x / WARP) {
-        int at = (row / experts * POOLS + pool) * experts + row % experts;
+        int at = (row / experts * TARGETS * pools.groups + pool) * experts + row % experts;
         const float *router = pools.routers + (size_t)at * d;
         float sum = 0;
         for (int k = lane * 4; k < d; k += WARP * 4) sum += dot(load4(router + k), load4(query + k));
@@ -219,7 +227,6 @@ extern "C" __global__ void choose(const float *queries, const Pools *of_samples,
     __syncthreads();
     if (warp > 0) return;
     float *of_a = scores, *of_b = scores + experts, *paired = scores + 2 * experts;
-    uint32_t *out = chosen + (size_t)(sample * POOLS + pool) * 2 * most;
     for (int i = lane; i < experts; i += WARP) paired[i] = 0;
     softmax_of(of_a, experts);
     for (int place = 0; place < pools.rank; place++) {
@@ -243,7 +250,7 @@ extern "C" __global__ void choose(const float *queries, const Pools *of_samples,
 template <typename T>
 __device__ inline const T *factor(const Pools &pools, const uint32_t *chosen, int sample, int pool, int side, int place, int d, int most) {
     int expert = chosen[((size_t)(sample * POOLS + pool) * 2 + side) * most + place];
-    size_t row = ((size_t)(side * POOLS + pool) * pools.experts + expert) * pools.slots + min(place, pools.slots - 1);
+    size_t row = ((size_t)(side * TARGETS * pools.groups + pool) * pools.experts + expert) * pools.slots + min(place, pools.slots - 1);
     return static_cast<const T *>(pools.factors) + row * d;
 }
 
@@ -267,7 +274,7 @@ __device__ void project(const T *x, const Pools *of_samples, const uint32_t *cho
         }
     }
     float *out = u + (size_t)(tile.first + first) * POOLS * most;
-    for (int pool = 0; pool < POOLS; pool++)
+    for (int pool = 0; pool < TARGETS * pools.groups; pool++)
         for (int place = 0; place < pools.rank; place += AT_ONCE) {
             const T *a[AT_ONCE];
             float sums[AT_ONCE] = {}, other_sums[AT_ONCE] = {};
@@ -315,9 +322,9 @@ __device__ void split(const T *mapped, const float *bias, const float *u, const 
     pools.experts = 0;
     if (of_samples) pools = of_samples[member.sample];
     if (pools.experts > 0)
-        for (int modality = 0; modality < 2; modality++)
+        for (int group = 0; group < pools.groups; group++)
             for (int place = 0; place < pools.rank; place += AT_ONCE) {
-                int pool = (first_target + target) * 2 + modality;
+                int pool = (first_target + target) * pools.groups + group;
                 float4 b[AT_ONCE];
 #pragma unroll
                 for (int j = 0; j < AT_ONCE; j++)

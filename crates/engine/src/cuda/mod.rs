@@ -16,8 +16,9 @@ use super::backbone::{Adapters, Backbone, Dummy};
 use super::candle::{Embeddings, Layer, OpenDevice, cls};
 use super::packed::Span;
 use delo_kernels::Precision;
+use delo_model::Modality;
 use delo_model::input::Sample;
-use delo_model::method::task_model::{MODALITIES, TARGETS};
+use delo_model::method::Target;
 use delo_model::vilt::{Description, Linear, Loader, Pooler, ViltConfig, ViltError};
 use gpu::{Gpu, Part};
 use plan::{Plan, Routing, range_words};
@@ -77,7 +78,7 @@ impl CudaBackbone {
     /// A layer's choice of experts by the state that enters it, and the projections of its normalised input.
     fn projections<'a>(&self, index: usize, hidden: &Tensor, x: &Tensor, plan: &'a Plan<'_>) -> Result<Option<(Tensor, &'a Routing)>> {
         let Some(routing) = plan.routing(index) else { return Ok(None) };
-        let queries = self.gpu.means(hidden, plan.queries, plan.spans.len() * MODALITIES.len())?;
+        let queries = self.gpu.means(hidden, plan.queries, plan.spans.len() * Modality::ALL.len())?;
         self.gpu.choose(&queries, routing, index)?;
         let (tiles, count) = plan.tiles;
         Ok(Some((self.gpu.project(x, routing, index, tiles, count)?, routing)))
@@ -106,11 +107,11 @@ impl CudaBackbone {
         let update = projections.as_ref().map(|(u, routing)| (u, *routing, index));
         let (x_cls, hidden) = (cls(&x, plan.spans)?, cls(hidden, plan.spans)?);
         let q = product(&x_cls, &layer.part(0..1)?)?;
-        let kv = product(&x, &layer.part(1..TARGETS.len())?)?;
+        let kv = product(&x, &layer.part(1..Target::COUNT)?)?;
         let contexts = gpu.empty(self.dtype, hidden.dims())?;
         for group in &plan.groups {
             let whole = Part::whole(&kv, &layer.qkv.bias, update, group);
-            let kv = gpu.split(group, &Part { first_target: 1, targets: TARGETS.len() - 1, ..whole }, self.heads)?;
+            let kv = gpu.split(group, &Part { first_target: 1, targets: Target::COUNT - 1, ..whole }, self.heads)?;
             let q = gpu.split(group, &Part { mapped: &q, members: group.cls, targets: 1, ..whole }, self.heads)?;
             gpu.attend([&q.get(0)?, &kv.get(0)?, &kv.get(1)?], group, group.cls, &contexts)?;
         }

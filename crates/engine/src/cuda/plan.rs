@@ -5,12 +5,11 @@ use std::sync::Arc;
 use candle_core::{DType, Result, Tensor};
 
 use super::super::backbone::Adapters;
-use super::super::cpu::low_rank::query_rows;
+use super::super::candle::DeviceFactors;
 use super::super::packed::Span;
 use super::gpu::{Gpu, TILE};
-use delo_model::method::device_pools::DevicePools;
-use delo_model::method::serving_pools::{Choice, ServingPools};
-use delo_model::method::task_model::{MODALITIES, POOLS};
+use delo_model::method::PoolId;
+use delo_model::method::factors::{BankShape, Choice, FactorBank};
 
 /// Samples whose numbers of tokens round up to one multiple of this attend as one batch, padded to the longest of them.
 const ALIKE: usize = 64;
@@ -20,6 +19,8 @@ const ALIGNED: usize = 8;
 const POOLS_WORDS: usize = 12;
 /// A, then B.
 const SIDES: usize = 2;
+/// The most groups of factors of a layer.
+pub(super) const POOLS: usize = PoolId::COUNT;
 
 /// Samples that attend as one batch.
 #[derive(Clone, Debug)]
@@ -61,7 +62,7 @@ pub(super) struct Routing {
     samples: usize,
     /// Pools of each layer and sample.
     address: u64,
-    /// The most experts of a pool, and the largest rank.
+    /// The most experts of a group, and the largest rank.
     pub experts: usize,
     pub rank: usize,
     /// `[layers, samples, pools, 2, rank]`
@@ -70,7 +71,7 @@ pub(super) struct Routing {
     /// Whether any sample is adapted, by layer.
     adapted: Vec<bool>,
     /// Kept until the last kernel that reads them is launched.
-    _pools: Vec<Arc<DevicePools>>,
+    _factors: Vec<Arc<DeviceFactors>>,
 }
 
 impl Routing {
@@ -95,18 +96,18 @@ impl Routing {
         let chosen = self.chosen.flatten_all()?.to_vec1::<u32>()?;
         let mut of_samples = chosen.chunks_exact(POOLS * SIDES * self.rank);
         for layer in self.layers.clone() {
-            let pools = adapters.layer(layer);
-            let of_layer = pools.iter().zip(of_samples.by_ref()).map(|(pools, numbers)| pools.map(|pools| self.choices(pools, numbers)));
+            let banks = adapters.layer(layer);
+            let of_layer = banks.iter().zip(of_samples.by_ref()).map(|(bank, numbers)| bank.map(|bank| self.choices(bank, numbers)));
             adapters.note(layer, of_layer.collect());
         }
         Ok(())
     }
 
-    /// Of every pool, given `[pools, 2, rank]`.
-    fn choices(&self, pools: &ServingPools, numbers: &[u32]) -> Vec<Choice> {
-        let rank = pools.pairs() / MODALITIES.len();
-        let of_pool = |sides: &[u32]| Choice { a: sides[..rank].to_vec(), b: sides[self.rank..][..rank].to_vec() };
-        numbers.chunks_exact(SIDES * self.rank).map(of_pool).collect()
+    /// Of every group, given `[pools, 2, rank]`.
+    fn choices(&self, bank: &FactorBank, numbers: &[u32]) -> Vec<Choice> {
+        let rank = bank.shape().rank;
+        let of_group = |sides: &[u32]| Choice { a: sides[..rank].to_vec(), b: sides[self.rank..][..rank].to_vec() };
+        numbers.chunks_exact(SIDES * self.rank).take(bank.shape().all_groups()).map(of_group).collect()
     }
 }
 
@@ -114,13 +115,12 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// No room on the device.
     pub fn new(gpu: &Gpu, spans: &'a [Span], layers: Range<usize>, adapters: Option<&Adapters<'_>>, dtype: DType) -> Result<Self> {
-        let pools: Vec<Vec<Option<&ServingPools>>> =
-            adapters.map_or_else(Vec::new, |a| layers.clone().map(|layer| a.layer(layer)).collect());
-        let all = || pools.iter().flatten().flatten();
+        let banks: Vec<Vec<Option<&FactorBank>>> = adapters.map_or_else(Vec::new, |a| layers.clone().map(|layer| a.layer(layer)).collect());
+        let all = || banks.iter().flatten().flatten();
         let (mut words, mut kept) = (Vec::new(), Vec::new());
         if all().next().is_some() {
-            for of_sample in pools.iter().flatten() {
-                words.extend(pools_words(gpu, *of_sample, dtype, &mut kept)?);
+            for of_sample in banks.iter().flatten() {
+                words.extend(bank_words(gpu, *of_sample, dtype, &mut kept)?);
             }
         }
         let mut groups: Vec<Group> = Vec::new();
@@ -148,7 +148,7 @@ impl<'a> Plan<'a> {
         }
         let tiles = (words.len() - before) / 4;
         let queries_at = bytes(&words);
-        words.extend(range_words(spans.iter().flat_map(query_rows)));
+        words.extend(range_words(spans.iter().flat_map(|span| span.query_rows().iter().map(|(_, rows)| rows.clone()).collect::<Vec<_>>())));
 
         let count = words.len();
         let words = Tensor::from_vec(words, count, &gpu.device())?;
@@ -157,14 +157,23 @@ impl<'a> Plan<'a> {
             group.members.address += base;
             group.cls.address += base;
         }
-        let most = |of: fn(&ServingPools) -> usize| all().map(|pools| of(pools)).max();
-        let routing = match (most(ServingPools::experts), most(ServingPools::pairs)) {
-            (Some(experts), Some(pairs)) => {
-                let rank = pairs / MODALITIES.len();
+        let most = |of: fn(&BankShape) -> usize| all().map(|bank| of(bank.shape())).max();
+        let routing = match (most(|shape| shape.experts), most(|shape| shape.rank)) {
+            (Some(experts), Some(rank)) => {
                 let chosen = gpu.empty(DType::U32, (layers.len(), spans.len(), POOLS, SIDES, rank))?;
-                let adapted = pools.iter().map(|of_samples| of_samples.iter().any(Option::is_some)).collect();
+                let adapted = banks.iter().map(|of_samples| of_samples.iter().any(Option::is_some)).collect();
                 let chosen_address = gpu.address(&chosen)?;
-                Some(Routing { layers, samples: spans.len(), address: base, experts, rank, chosen, chosen_address, adapted, _pools: kept })
+                Some(Routing {
+                    layers,
+                    samples: spans.len(),
+                    address: base,
+                    experts,
+                    rank,
+                    chosen,
+                    chosen_address,
+                    adapted,
+                    _factors: kept,
+                })
             }
             _ => None,
         };
@@ -188,16 +197,18 @@ pub(super) fn range_words(ranges: impl IntoIterator<Item = Range<usize>>) -> imp
 }
 
 /// `Pools` of `kernels.cu`.
-fn pools_words(gpu: &Gpu, pools: Option<&ServingPools>, dtype: DType, kept: &mut Vec<Arc<DevicePools>>) -> Result<[u32; POOLS_WORDS]> {
+fn bank_words(gpu: &Gpu, bank: Option<&FactorBank>, dtype: DType, kept: &mut Vec<Arc<DeviceFactors>>) -> Result<[u32; POOLS_WORDS]> {
     let mut words = [0; POOLS_WORDS];
-    let Some(pools) = pools else { return Ok(words) };
-    let on_device = pools.on_device(&gpu.device(), dtype)?;
-    for (words, tensor) in words.chunks_exact_mut(2).zip(on_device.tensors()) {
+    let Some(bank) = bank else { return Ok(words) };
+    let on_device = DeviceFactors::of(bank, &gpu.device(), dtype)?;
+    let routers = on_device.routers().map(|routers| [&routers.weights, &routers.biases, &routers.table]);
+    let tensors = [on_device.all()].into_iter().chain(routers.into_iter().flatten());
+    for (words, tensor) in words.chunks_exact_mut(2).zip(tensors) {
         let address = gpu.address(tensor)?;
         words.copy_from_slice(&[address as u32, (address >> u32::BITS) as u32]);
     }
-    let numbers = [pools.experts(), pools.pairs() / MODALITIES.len(), pools.slots()];
-    words[8..11].copy_from_slice(&numbers.map(|number| number as u32));
+    let BankShape { groups, experts, rank, slots, .. } = *bank.shape();
+    words[8..].copy_from_slice(&[experts, rank, slots, groups].map(|number| number as u32));
     kept.push(on_device);
     Ok(words)
 }
