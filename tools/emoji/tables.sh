@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the accuracy table of the README: trains each row's partitions on data/emoji-cmml, evaluates them on the test split and draws intervals.
+# Prints the accuracy table of docs/ACCURACY.md: trains each row's partitions on data/emoji-cmml, evaluates them on the test split and draws intervals.
 #
 #     bash tools/emoji/tables.sh [RUNS]            RUNS: where everything goes, runs/tables if left out; an interrupted run goes on
 #
