@@ -5,7 +5,8 @@ use super::objective::{AlignedLayers, Objective};
 use super::optimiser::AdamWConfig;
 use delo_model::method::task_model::{Layout, PoolSpec};
 
-/// All that decides what a session learns, its data and backbone apart. Stored in the artifact under these names.
+/// All that decides what a session learns, its data and backbone apart. Stored in the artifact under these
+/// names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Layout of the factor pools.
@@ -16,8 +17,8 @@ pub struct Settings {
     pub rank: usize,
     /// α: scale of the low-rank update.
     pub alpha: f64,
-    /// Adapters stand from this layer on; the backbone's number of layers means none: a linear head on the frozen pooled
-    /// output.
+    /// Adapters stand from this layer on; the backbone's number of layers means none: a linear head on the
+    /// frozen pooled output.
     pub first_adapted_layer: usize,
     /// λ1: weight of the alignment loss; 0 switches it off.
     pub lambda_align: f64,
@@ -89,7 +90,8 @@ pub struct SettingsError {
 }
 
 impl Settings {
-    /// Refuses values outside their range, for a backbone of `layers` layers and patches of `patch` × `patch` pixels.
+    /// Refuses values outside their range, for a backbone of `layers` layers and patches of `patch` × `patch`
+    /// pixels.
     ///
     /// # Errors
     /// [`SettingsError`] of the first such value.
@@ -141,8 +143,8 @@ impl Settings {
         AdamWConfig { beta1: self.beta1, beta2: self.beta2, epsilon: self.epsilon, weight_decay: self.weight_decay }
     }
 
-    /// The loss on a backbone of `layers` layers. Without adapters the alignment and the consistency loss are off: no query
-    /// learns, and a proxied copy predicts what its original does.
+    /// The loss on a backbone of `layers` layers. Without adapters the alignment and the consistency loss are
+    /// off: no query learns, and a proxied copy predicts what its original does.
     pub fn objective(&self, multi_label: bool, layers: usize) -> Objective {
         let weight = |weight| if self.first_adapted_layer == layers { 0.0 } else { weight };
         Objective {
