@@ -77,9 +77,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Output")]
     checkpoint_every: usize,
     /// Memory for the states of the frozen layers, in MiB; samples whose states do not fit are decoded and
-    /// computed at each step. What else training takes grows little with the number of samples: no image is
-    /// kept in memory
-    #[arg(long, value_name = "MIB", default_value_t = 2048, help_heading = "Output")]
+    /// computed at each step. Images are not kept, however many there are
+    #[arg(long, value_name = "MIB", default_value_t = 1024, help_heading = "Output")]
     cache_mib: usize,
     #[command(flatten)]
     compute: ComputeArgs,

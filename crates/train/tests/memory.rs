@@ -17,9 +17,9 @@ use delo_train::{Dataset, MissingKind, MissingTable, Outputs, Session, Settings,
 const IMAGES: usize = 300;
 /// Room for kept states.
 const CACHE_MIB: usize = 4;
-/// The peak may rise by this: two chunks of 32 decoded images are 108 MiB; the rest is for a chunk's states
-/// in the layers.
-const BOUND_MIB: usize = 256;
+/// The peak may rise by this: two chunks of 32 decoded images are 108 MiB; the rest is for the patches and
+/// states of a chunk on their way through the layers.
+const BOUND_MIB: usize = 320;
 
 /// The highest resident memory of this process since it started, in MiB.
 fn peak_mib() -> usize {

@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_artifact_could_hold_or_no_answer_tell_apart_are_refused() {
+    fn names_that_an_artifact_cannot_hold_or_that_are_not_unique_are_refused() {
         let list = r#"[{"task_id": 0, "split": "train", "image": "a.png", "text": "", "label": 0}]"#;
         for (name, labels, words) in [
             ("soups", r#"["red", "hot", "red"]"#, r#"task "soups": two labels are "red""#),

@@ -112,9 +112,9 @@ pub struct Trained {
 /// interrupted and resumed, and whatever the number of threads and the memory for kept states.
 ///
 /// Memory does not grow with the number of images: pixels are decoded when they are needed, and of the states
-/// of the frozen layers as many are kept as [`Outputs::cache_bytes`] has room for. What grows is small: an
-/// item's entry in the data set and, while the keys are drawn, its signals (4 bytes for each number, about 4
-/// hidden widths with the default rules).
+/// of the frozen layers as many are kept as [`Outputs::cache_bytes`] has room for. For each sample remain its
+/// entry in the data set and, while the keys are computed, its signals: 4 · (4 d + 3) bytes with the default
+/// rules, d the width of the backbone.
 ///
 /// # Errors
 /// [`TrainError`]; the artifact is written whole or not at all.
@@ -192,8 +192,8 @@ pub fn train(
     let meta = session.meta(&steps.model, &validation, outputs);
     let bytes = partition::to_bytes(&meta, &steps.model, &keys)?;
     replace(&outputs.artifact, &bytes).map_err(write_error(&outputs.artifact))?;
-    // The artifact is complete. A checkpoint that stays is named by the next run, which refuses to start over
-    // it.
+    // The artifact is complete. Where the checkpoint cannot be removed, the next run asks for --resume or
+    // --force.
     let _ = std::fs::remove_file(&checkpoint_path);
     Ok(Trained {
         artifact: outputs.artifact.clone(),
