@@ -7,8 +7,8 @@ use std::str::FromStr;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use delo_model::{KeyAverage, Metric};
 
-/// A parser of the names of `values`, so that help and errors list them. A value's help stands beside its name in the long
-/// help; an empty one is left out.
+/// A parser of the names of `values`, so that help and errors list them. A value's help stands beside its
+/// name in the long help; an empty one is left out.
 pub fn choice<T>(values: &[(T, &'static str)]) -> impl TypedValueParser<Value = T> + use<T>
 where
     T: Display + FromStr + Clone + Send + Sync + 'static,

@@ -31,7 +31,8 @@ pub struct SettingsArgs {
     /// α: scale of the low-rank update
     #[arg(long, default_value_t = defaults().alpha)]
     alpha: f64,
-    /// Adapters from this layer on; the backbone's number of layers means none: a linear head on the frozen pooled output
+    /// Adapters from this layer on; the backbone's number of layers means none: a linear head on the frozen
+    /// pooled output
     #[arg(long, value_name = "LAYER", default_value_t = defaults().first_adapted_layer)]
     first_adapted_layer: usize,
     /// λ1: weight of the alignment loss; 0 switches it off
@@ -49,7 +50,8 @@ pub struct SettingsArgs {
     /// β of the exponential moving average of the task key
     #[arg(long, value_name = "β", default_value_t = defaults().key_beta)]
     key_beta: f64,
-    /// Height and width in pixels of the white image that stands in for a missing one [default: one patch; the paper's is the backbone's own image size]
+    /// Height and width in pixels of the white image that stands in for a missing one [default: one patch;
+    /// the paper's is the backbone's own image size]
     #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"])]
     dummy_image: Option<Vec<usize>>,
     /// Passes over the session's samples

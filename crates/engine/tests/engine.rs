@@ -57,7 +57,7 @@ proptest! {
         let reference = reference().forward(&samples.iter().map(padded).collect::<Vec<_>>()).unwrap();
         let packed = engine().embed(&samples, engine().default_dummy_image()).unwrap();
         let signals = engine().signals(&packed, &[KeySignal::Pooled]).unwrap();
-        prop_assert!(difference(&signals["pooled"], &reference.pooled) < 1e-5);
+        prop_assert!(difference(&signals[&KeySignal::Pooled], &reference.pooled) < 1e-5);
     }
 
     #[test]

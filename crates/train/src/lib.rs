@@ -9,8 +9,11 @@
 //!
 //! `training` and `eval` know `data`, and not each other.
 //!
-//! Invariant: the result of a session is a function of its data, settings, seed and backbone alone. The number of threads,
-//! the memory for kept states and interruptions change how long it takes, and no bit of the artifact.
+//! Invariant: the result of a session is a function of its data, settings, seed and backbone alone. The
+//! number of threads, the memory for kept states and interruptions change how long it takes, and no bit of
+//! the artifact.
+
+#![warn(missing_docs)]
 
 pub mod data;
 pub mod eval;

@@ -16,8 +16,8 @@ pub enum Purpose {
     Start = 4,
 }
 
-/// The stream for one purpose, seed and place. Every place has a stream of its own, which does not depend on how many
-/// numbers were drawn for another.
+/// The stream for one purpose, seed and place. Every place has a stream of its own, which does not depend on
+/// how many numbers were drawn for another.
 pub fn stream(purpose: Purpose, seed: u64, place: (u64, u64)) -> ChaCha8Rng {
     let mut key = [0; 32];
     for (chunk, word) in key.chunks_exact_mut(8).zip([purpose as u64, seed, place.0, place.1]) {

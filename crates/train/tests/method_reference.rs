@@ -1,5 +1,5 @@
-//! Routing, adapters, losses, gradients and task keys are those of an independent implementation of METHOD.md and ROUTING.md.
-//! Fixtures: tools/fixtures/method.py.
+//! Routing, adapters, losses, gradients and task keys are those of an independent implementation of METHOD.md
+//! and ROUTING.md. Fixtures: tools/fixtures/method.py.
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! What bf16 costs in answers: the test split of Emoji-CMML, with the partitions in the program, in both number formats.
+//! What bf16 costs in answers: the test split of Emoji-CMML, with the partitions in the program, in both
+//! number formats.
 use std::path::Path;
 
 use delo_engine::{Answer, Catalogue, Options, Query, RoutingRule};
@@ -11,7 +12,8 @@ use delo_train::{Dataset, MissingKind, MissingTable, Split};
 
 /// Share of samples, in percent, whose best label bf16 must leave as f32 has it.
 const SAME_LABEL: f64 = 99.0;
-/// How far the average accuracy over tasks may move, in points. One item of the smallest of the seven tasks is 0.28.
+/// How far the average accuracy over tasks may move, in points. One item of the smallest of the seven tasks
+/// is 0.28.
 const AVERAGE: f64 = 0.5;
 
 /// A sample's task, true label and what is sent.

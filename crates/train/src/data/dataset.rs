@@ -175,8 +175,8 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// A data set of these tasks and items; every item's task is an index in `tasks`, and its label is over that
-    /// task's classes.
+    /// A data set of these tasks and items; every item's task is an index in `tasks`, and its label is over
+    /// that task's classes.
     pub fn new(dir: PathBuf, name: String, multi_label: bool, tasks: Vec<Task>, items: Vec<Item>) -> Self {
         let mut rows = vec![<[Vec<usize>; Split::ALL.len()]>::default(); tasks.len()];
         for (row, item) in items.iter().enumerate() {
@@ -187,8 +187,9 @@ impl Dataset {
 
     /// Reads `dir`: its one list of items, and `labels.json` where there is one.
     ///
-    /// Without `labels.json` a task's classes are those that occur in its items. So both kinds of list can be read: those
-    /// that number classes over all tasks (UPMC-Food101-CMML, MM-IMDB-CMML), and those that number them within a task.
+    /// Without `labels.json` a task's classes are those that occur in its items. So both kinds of list can be
+    /// read: those that number classes over all tasks (UPMC-Food101-CMML, MM-IMDB-CMML), and those that
+    /// number them within a task.
     ///
     /// # Errors
     /// [`DatasetError`] names the file, the item and the field. Images are not opened here.
@@ -383,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_artifact_could_hold_or_no_answer_tell_apart_are_refused() {
+    fn names_that_an_artifact_cannot_hold_or_that_are_not_unique_are_refused() {
         let list = r#"[{"task_id": 0, "split": "train", "image": "a.png", "text": "", "label": 0}]"#;
         for (name, labels, words) in [
             ("soups", r#"["red", "hot", "red"]"#, r#"task "soups": two labels are "red""#),

@@ -1,5 +1,5 @@
-//! The list of items of a data set: one JSON array of objects. It is read item by item, so that no more than the items
-//! themselves is held in memory.
+//! The list of items of a data set: one JSON array of objects. It is read item by item, so that no more than
+//! the items themselves is held in memory.
 
 use std::fmt;
 use std::fs::File;
@@ -13,7 +13,8 @@ use serde_json::Value;
 use super::dataset::{DatasetError, Item, Label, Split};
 use super::names;
 
-/// An item as the list has it: [`Item::task`] is not set, and [`Item::label`] is over the list's class numbers.
+/// An item as the list has it: [`Item::task`] is not set, and [`Item::label`] is over the list's class
+/// numbers.
 pub(super) struct ListedItem {
     pub(super) task_id: u64,
     pub(super) item: Item,
@@ -63,7 +64,8 @@ fn holds_array(path: &Path) -> Result<bool, DatasetError> {
 /// The items of the list at `path`, in order. Errors name the list as `file`.
 ///
 /// # Errors
-/// [`DatasetError::Json`] where the file is no array; else [`DatasetError::Field`] of the first item that is wrong.
+/// [`DatasetError::Json`] where the file is no array; else [`DatasetError::Field`] of the first item that is
+/// wrong.
 pub(super) fn read(path: &Path, file: &str) -> Result<Vec<ListedItem>, DatasetError> {
     let not_json = |source: serde_json::Error| {
         let path = path.to_owned();
@@ -80,7 +82,8 @@ fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> DatasetError {
     move |source| DatasetError::Unreadable { path, source }
 }
 
-/// Reads the array item by item. The first item that is wrong is the result, unless what follows it is no JSON.
+/// Reads the array item by item. The first item that is wrong is the result, unless what follows it is no
+/// JSON.
 struct ListVisitor<'a> {
     file: &'a str,
 }

@@ -1,4 +1,5 @@
-//! Missing tables (METHOD.md 6): which items lose a modality, chosen once per seed, stored, and the same at every use.
+//! Missing tables (METHOD.md 6): which items lose a modality, chosen once per seed, stored, and the same at
+//! every use.
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -116,7 +117,8 @@ impl MissingTable {
     /// Reads a stored table for `data`.
     ///
     /// # Errors
-    /// [`MissingError::Table`]: the file cannot be read, is no table, or names an item that `data` does not have.
+    /// [`MissingError::Table`]: the file cannot be read, is no table, or names an item that `data` does not
+    /// have.
     pub fn read(path: &Path, data: &Dataset) -> Result<Self, MissingError> {
         let fail = |problem: String| MissingError::Table { path: path.to_owned(), problem };
         let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;

@@ -1,5 +1,5 @@
-//! What a data set is, and what is made of it for training and evaluation alike: items, the modalities that they
-//! lose, the samples that they become, and scores of predictions (METHOD.md 6).
+//! What a data set is, and what is made of it for training and evaluation alike: items, the modalities that
+//! they lose, the samples that they become, and scores of predictions (METHOD.md 6).
 
 pub mod dataset;
 pub mod missing;

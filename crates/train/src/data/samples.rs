@@ -1,5 +1,5 @@
-//! Items of a data set become samples when they are asked for: decoded and tokenised in parallel, a lost modality
-//! left out. None is kept, so that memory does not grow with the number of items.
+//! Items of a data set become samples when they are asked for: decoded and tokenised in parallel, a lost
+//! modality left out. None is kept, so that memory does not grow with the number of items.
 
 use std::ops::Range;
 
@@ -43,8 +43,8 @@ impl<'a> Samples<'a> {
         positions.par_iter().map(|&position| self.sample(self.rows[position])).collect()
     }
 
-    /// Calls `work` with the samples of each chunk of at most `size` positions, in order; the next chunk is decoded
-    /// meanwhile. At most two chunks are held.
+    /// Calls `work` with the samples of each chunk of at most `size` positions, in order; the next chunk is
+    /// decoded meanwhile. At most two chunks are held.
     ///
     /// # Errors
     /// As [`Self::read`], and those of `work`; the first of them ends the walk.
@@ -74,8 +74,8 @@ impl<'a> Samples<'a> {
     }
 }
 
-/// Calls `work` on this thread with each part and what `read` makes of it, in order. While `work` runs, the next part
-/// is read on the compute pool. At most two parts are held.
+/// Calls `work` on this thread with each part and what `read` makes of it, in order. While `work` runs, the
+/// next part is read on the compute pool. At most two parts are held.
 ///
 /// # Errors
 /// Those of `read` and `work`; the first of them ends the walk.

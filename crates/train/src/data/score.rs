@@ -5,8 +5,9 @@ use super::dataset::Label;
 use delo_model::input::Presence;
 use delo_model::method::selection::top;
 
-/// The prediction of a sample from one value for each class: the class of the largest value (ties to the lower index).
-/// With a `threshold` (multi-label; 0 for logits, 0.5 for scores): every class whose value is above it.
+/// The prediction of a sample from one value for each class: the class of the largest value (ties to the
+/// lower index). With a `threshold` (multi-label; 0 for logits, 0.5 for scores): every class whose value is
+/// above it.
 pub fn predict(values: &[f32], threshold: Option<f32>) -> Label {
     if let Some(threshold) = threshold {
         return Label::Classes(values.iter().map(|&x| x > threshold).collect());
@@ -14,8 +15,8 @@ pub fn predict(values: &[f32], threshold: Option<f32>) -> Label {
     Label::Class(top(values, 1).next().map_or(0, |class| class as usize))
 }
 
-/// Accuracy, or F1-macro over the classes for multi-label, in percent; `None` without samples. A sample whose prediction
-/// is `None` counts as wrong: it went to another task, so that no class of its own is predicted.
+/// Accuracy, or F1-macro over the classes for multi-label, in percent; `None` without samples. A sample whose
+/// prediction is `None` counts as wrong: it went to another task, so that no class of its own is predicted.
 pub fn score(predictions: &[Option<&Label>], truth: &[&Label]) -> Option<f64> {
     match truth.first()? {
         Label::Class(_) => {
@@ -42,7 +43,8 @@ fn f1(predictions: &[Option<&Label>], truth: &[&Label], class: usize) -> f64 {
     if hits == 0 { 0.0 } else { 2.0 * f64::from(hits) / (2.0 * f64::from(hits) + f64::from(errors)) }
 }
 
-/// A figure over all samples and over those of each modality pattern, in percent; `None` where there are no such samples.
+/// A figure over all samples and over those of each modality pattern, in percent; `None` where there are no
+/// such samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ByPattern {
     /// Of all samples.
@@ -95,7 +97,8 @@ mod tests {
         // Class 0: 1 hit, 1 error; class 1: 2 hits, 1 error; class 2 never occurs.
         let expected = 100.0 * (2.0 / 3.0 + 4.0 / 5.0 + 0.0) / 3.0;
         assert!((score(&predictions, &truth).unwrap() - expected).abs() < 1e-9);
-        // A sample without prediction has none of its classes: class 0 keeps 1 hit and 1 error, class 1 has 3 errors.
+        // A sample without prediction has none of its classes: class 0 keeps 1 hit and 1 error, class 1 has 3
+        // errors.
         let expected = 100.0 * (2.0 / 3.0 + 0.0 + 0.0) / 3.0;
         assert!((score(&[predictions[0], None, None], &truth).unwrap() - expected).abs() < 1e-9);
     }

@@ -53,7 +53,8 @@ pub fn read_directory(dir: &Path, backbone: &Description) -> Result<Vec<Arc<Resi
 /// The partitions embedded in the program.
 ///
 /// # Errors
-/// [`PartitionsError::NoneEmbedded`]; [`PartitionsError::Refused`] where `backbone` is not the one in the program.
+/// [`PartitionsError::NoneEmbedded`]; [`PartitionsError::Refused`] where `backbone` is not the one in the
+/// program.
 pub fn read_embedded(backbone: &Description) -> Result<Vec<Arc<Resident>>, PartitionsError> {
     if embedded_partitions().is_empty() {
         return Err(PartitionsError::NoneEmbedded);

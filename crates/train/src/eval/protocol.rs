@@ -1,5 +1,5 @@
-//! The protocol of METHOD.md 6: sessions arrive in the data set's order; after each of them, every sample of the tasks
-//! learnt until then is routed and scored.
+//! The protocol of METHOD.md 6: sessions arrive in the data set's order; after each of them, every sample of
+//! the tasks learnt until then is routed and scored.
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -86,8 +86,9 @@ struct Stages {
     catalogues: Vec<Catalogue>,
 }
 
-/// Evaluates partitions as if their sessions had come one after another. Samples are decoded in chunks, of which at most two
-/// are held. `progress` is called with the number of samples that are done, and the number of all.
+/// Evaluates partitions as if their sessions had come one after another. Samples are decoded in chunks, of
+/// which at most two are held. `progress` is called with the number of samples that are done, and the number
+/// of all.
 ///
 /// # Errors
 /// [`EvalError`].
@@ -160,7 +161,8 @@ fn record(data: &Dataset, tasks: &[(usize, Arc<Resident>)], sample: &Scored) -> 
 }
 
 impl Evaluation<'_> {
-    /// The tasks of the data set that have a partition, in the data set's order, as (index in the data set, partition).
+    /// The tasks of the data set that have a partition, in the data set's order, as (index in the data set,
+    /// partition).
     fn tasks(&self) -> Result<Vec<(usize, Arc<Resident>)>, EvalError> {
         let mut tasks = Vec::new();
         for (index, task) in self.data.tasks.iter().enumerate() {
@@ -227,7 +229,8 @@ enum Decision {
 }
 
 impl Decision {
-    /// The sample's prediction once tasks 0..=stage are learnt; `None` where another task than its own is chosen.
+    /// The sample's prediction once tasks 0..=stage are learnt; `None` where another task than its own is
+    /// chosen.
     fn prediction(self, sample: &Scored, stage: usize) -> Option<&Label> {
         let right = match self {
             Self::Oracle => true,
@@ -283,7 +286,8 @@ fn column(name: String, decision: Decision, tasks: &[(usize, Arc<Resident>)], sc
         if !multi_label {
             return decision.score(chosen, last);
         }
-        // Classes differ between tasks: F1-macro within each, then the mean over those that have such samples.
+        // Classes differ between tasks: F1-macro within each, then the mean over those that have such
+        // samples.
         let tasks: Vec<f64> =
             (0..tasks.len()).filter_map(|task| decision.score(chosen.clone().filter(move |s| s.task == task), last)).collect();
         (!tasks.is_empty()).then(|| tasks.iter().sum::<f64>() / tasks.len() as f64)

@@ -76,7 +76,8 @@ pub struct Report {
     pub oracle: Column,
     /// The task key decides: a column for each routing rule.
     pub agnostic: Vec<Column>,
-    /// What limits the figures: tasks without a partition, partitions of no task, a metric that could not be used.
+    /// What limits the figures: tasks without a partition, partitions of no task, a metric that could not be
+    /// used.
     pub notes: Vec<String>,
 }
 

@@ -49,7 +49,8 @@ pub enum CheckpointError {
 pub struct Checkpoint {
     /// Steps taken.
     pub step: usize,
-    /// All that decides the session's result, by name; a session with another identity may not go on from here.
+    /// All that decides the session's result, by name; a session with another identity may not go on from
+    /// here.
     pub identity: Map<String, Value>,
     /// [`super::optimiser::AdamW::state`].
     pub tensors: BTreeMap<String, Tensor>,
@@ -86,8 +87,8 @@ impl Checkpoint {
     /// The checkpoint at `path`; `None` where there is none.
     ///
     /// # Errors
-    /// [`CheckpointError::Unusable`] for a damaged file, [`CheckpointError::OtherRun`] for the checkpoint of a session with
-    /// another `identity`.
+    /// [`CheckpointError::Unusable`] for a damaged file, [`CheckpointError::OtherRun`] for the checkpoint of
+    /// a session with another `identity`.
     pub fn read(path: &Path, identity: &Map<String, Value>) -> Result<Option<Self>, CheckpointError> {
         let fail = |problem: &dyn std::fmt::Display| CheckpointError::Unusable { path: path.to_owned(), problem: problem.to_string() };
         let bytes = match std::fs::read(path) {

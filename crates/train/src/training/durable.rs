@@ -3,8 +3,8 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-/// Writes `bytes` to a file beside `path`, flushes it to the disk and renames it to `path`. A crash leaves the old file or
-/// the new one.
+/// Writes `bytes` to a file beside `path`, flushes it to the disk and renames it to `path`. A crash leaves
+/// the old file or the new one.
 ///
 /// # Errors
 /// Those of the file system; the old file stays.

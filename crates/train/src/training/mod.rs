@@ -1,5 +1,5 @@
-//! Training of one session: objective, optimiser, schedule, frozen prefix, checkpoints and the trainer that joins them
-//! (METHOD.md 5).
+//! Training of one session: objective, optimiser, schedule, frozen prefix, checkpoints and the trainer that
+//! joins them (METHOD.md 5).
 
 pub mod checkpoint;
 pub mod error;

@@ -57,8 +57,9 @@ pub struct Objective {
     pub aligned_layers: AlignedLayers,
 }
 
-/// The samples of one step. The task's output has a row for each of them, then a row for the proxied copy of each complete
-/// sample, in which one modality's query is replaced by its proxy. Where λ2 = 0 there are no copies.
+/// The samples of one step. The task's output has a row for each of them, then a row for the proxied copy of
+/// each complete sample, in which one modality's query is replaced by its proxy. Where λ2 = 0 there are no
+/// copies.
 #[derive(Debug)]
 pub struct Batch {
     /// See [`targets`].
@@ -134,8 +135,8 @@ pub fn targets(labels: &[&Label], device: &Device) -> Result<Tensor> {
     Tensor::from_vec(flags, (labels.len(), classes), device)
 }
 
-/// L_c: cross-entropy of `[samples, classes]` logits; for multi-label, binary cross-entropy, the mean over samples and
-/// classes.
+/// L_c: cross-entropy of `[samples, classes]` logits; for multi-label, binary cross-entropy, the mean over
+/// samples and classes.
 ///
 /// # Errors
 /// Tensors whose shapes do not fit together.
@@ -158,8 +159,8 @@ pub fn alignment(visual: &Tensor, textual: &Tensor) -> Result<Tensor> {
     1.0 - (dot / lengths)?.mean_all()?
 }
 
-/// L_con: KL(p_true ‖ p_proxy) of two `[samples, classes]` logits, the first detached: the mean over samples; for
-/// multi-label the mean Bernoulli divergence over samples and classes.
+/// L_con: KL(p_true ‖ p_proxy) of two `[samples, classes]` logits, the first detached: the mean over samples;
+/// for multi-label the mean Bernoulli divergence over samples and classes.
 ///
 /// # Errors
 /// Tensors whose shapes do not fit together.

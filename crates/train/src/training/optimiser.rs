@@ -1,4 +1,5 @@
-//! AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, 2019), with a state that can be stored and continued.
+//! AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, 2019), with a state that can be stored and
+//! continued.
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
@@ -18,7 +19,8 @@ pub struct AdamWConfig {
     pub weight_decay: f64,
 }
 
-/// One variable with its moments; the value is kept beside the variable so that a step reads only the gradient.
+/// One variable with its moments; the value is kept beside the variable so that a step reads only the
+/// gradient.
 #[derive(Debug)]
 struct Parameter {
     name: String,

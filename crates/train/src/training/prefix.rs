@@ -1,5 +1,5 @@
-//! The frozen prefix: the states entering the first adapted layer do not change while a task trains, so they are
-//! computed once where memory allows it, and at each use otherwise.
+//! The frozen prefix: the states entering the first adapted layer do not change while a task trains, so they
+//! are computed once where memory allows it, and at each use otherwise.
 
 use std::ops::Range;
 
@@ -13,8 +13,8 @@ use delo_model::input::Sample;
 /// Samples that go through the frozen layers together.
 pub const CHUNK: usize = 32;
 
-/// The states entering the first adapted layer of a session's samples. As many as fit a budget are kept; of the others
-/// neither states nor pixels are.
+/// The states entering the first adapted layer of a session's samples. As many as fit a budget are kept; of
+/// the others neither states nor pixels are.
 #[derive(Debug)]
 pub struct FrozenPrefix<'a> {
     engine: &'a Engine,
@@ -25,13 +25,15 @@ pub struct FrozenPrefix<'a> {
     kept: Vec<Option<Packed>>,
 }
 
-/// The samples of some positions that are decoded because their states are not kept: one for each such position, in order.
+/// The samples of some positions that are decoded because their states are not kept: one for each such
+/// position, in order.
 #[derive(Debug)]
 pub struct Decoded(Vec<Sample>);
 
 impl<'a> FrozenPrefix<'a> {
-    /// The states entering layer `first`. Every sample is decoded once, so that one that cannot be read is found before
-    /// training begins; its state is computed and kept while all kept states take at most `budget` bytes.
+    /// The states entering layer `first`. Every sample is decoded once, so that one that cannot be read is
+    /// found before training begins; its state is computed and kept while all kept states take at most
+    /// `budget` bytes.
     ///
     /// `progress` is called with the number of samples that are ready, and the number of all.
     ///
@@ -48,22 +50,21 @@ impl<'a> FrozenPrefix<'a> {
         let mut prefix = Self { engine, samples, layers: 0..first, dummy_image, kept: vec![None; samples.len()] };
         let mut left = budget;
         samples.for_each_chunk(CHUNK, |chunk, decoded| {
-            let bytes = prefix.state_bytes(decoded);
-            if bytes <= left {
-                left -= bytes;
-                let states = prefix.compute(decoded)?;
-                prefix.kept[chunk.clone()].iter_mut().zip(states).for_each(|(kept, state)| *kept = Some(state));
-            }
+            let fitting = decoded.iter().take_while(|sample| {
+                let rest = left.checked_sub(prefix.state_bytes(sample));
+                rest.map(|rest| left = rest).is_some()
+            });
+            let states = prefix.compute(&decoded[..fitting.count()])?;
+            prefix.kept[chunk.clone()].iter_mut().zip(states).for_each(|(kept, state)| *kept = Some(state));
             progress(chunk.end, samples.len());
             Ok::<_, TrainError>(())
         })?;
         Ok(prefix)
     }
 
-    /// Memory of the states of these samples, in bytes.
-    fn state_bytes(&self, samples: &[Sample]) -> usize {
-        let tokens: usize = samples.iter().map(|sample| self.engine.tokens(self.dummy_image, sample)).sum();
-        tokens * self.engine.backbone().config.hidden_size * size_of::<f32>()
+    /// Memory of the state of a sample, in bytes.
+    fn state_bytes(&self, sample: &Sample) -> usize {
+        self.engine.tokens(self.dummy_image, sample) * self.engine.backbone().config.hidden_size * size_of::<f32>()
     }
 
     /// Decodes the samples at these positions whose states are not kept.
@@ -75,7 +76,8 @@ impl<'a> FrozenPrefix<'a> {
         self.samples.read(&absent).map(Decoded)
     }
 
-    /// The states of the samples at these positions, one stream each; `decoded` is what [`Self::decode`] gave for them.
+    /// The states of the samples at these positions, one stream each; `decoded` is what [`Self::decode`] gave
+    /// for them.
     ///
     /// # Errors
     /// A failed forward pass.

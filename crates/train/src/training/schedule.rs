@@ -9,7 +9,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// A schedule of `steps` steps; over the first `warmup · steps` of them, at least one, the rate rises to `peak`.
+    /// A schedule of `steps` steps; over the first `warmup · steps` of them, at least one, the rate rises to
+    /// `peak`.
     pub fn new(peak: f64, steps: usize, warmup: f64) -> Self {
         Self { peak, warm: ((steps as f64 * warmup) as usize).max(1), steps }
     }

@@ -5,7 +5,8 @@ use super::objective::{AlignedLayers, Objective};
 use super::optimiser::AdamWConfig;
 use delo_model::method::{Layout, LinearSpec, LoraSpec, LossTerm, Method, MethodKind, PoolSpec};
 
-/// All that decides what a session learns, its data and backbone apart. Stored in the artifact under these names.
+/// All that decides what a session learns, its data and backbone apart. Stored in the artifact under these
+/// names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// What a task adds to the backbone. Not stored where it is DeLo.
@@ -19,8 +20,8 @@ pub struct Settings {
     pub rank: usize,
     /// α: scale of the low-rank update.
     pub alpha: f64,
-    /// Adapters stand from this layer on; the backbone's number of layers means none: a linear head on the frozen pooled
-    /// output.
+    /// Adapters stand from this layer on; the backbone's number of layers means none: a linear head on the
+    /// frozen pooled output.
     pub first_adapted_layer: usize,
     /// λ1: weight of the alignment loss; 0 switches it off.
     pub lambda_align: f64,
@@ -97,7 +98,8 @@ fn is_delo(method: &MethodKind) -> bool {
 }
 
 impl Settings {
-    /// Refuses values outside their range, for a backbone of `layers` layers and patches of `patch` × `patch` pixels.
+    /// Refuses values outside their range, for a backbone of `layers` layers and patches of `patch` × `patch`
+    /// pixels.
     ///
     /// # Errors
     /// [`SettingsError`] of the first such value.

@@ -33,8 +33,8 @@ pub struct StepLog {
 }
 
 impl StepLog {
-    /// A log that goes on at `step`. Lines of earlier steps stay; later ones, which an interrupted run wrote after its last
-    /// checkpoint, are removed.
+    /// A log that goes on at `step`. Lines of earlier steps stay; later ones, which an interrupted run wrote
+    /// after its last checkpoint, are removed.
     ///
     /// # Errors
     /// Those of the file system.

@@ -108,13 +108,13 @@ pub struct Trained {
     pub validation: ByPattern,
 }
 
-/// Trains one session and writes its artifact. The same session gives the same artifact, also when it is interrupted and
-/// resumed, and whatever the number of threads and the memory for kept states.
+/// Trains one session and writes its artifact. The same session gives the same artifact, also when it is
+/// interrupted and resumed, and whatever the number of threads and the memory for kept states.
 ///
-/// Memory does not grow with the number of images: pixels are decoded when they are needed, and of the states of the
-/// frozen layers as many are kept as [`Outputs::cache_bytes`] has room for. What grows is small: an item's entry in the
-/// data set and, while the keys are drawn, its signals (4 bytes for each number, about 4 hidden widths with the default
-/// rules).
+/// Memory does not grow with the number of images: pixels are decoded when they are needed, and of the states
+/// of the frozen layers as many are kept as [`Outputs::cache_bytes`] has room for. For each sample remain its
+/// entry in the data set and, while the keys are computed, its signals: 4 · (4 d + 3) bytes with the default
+/// rules, d the width of the backbone.
 ///
 /// # Errors
 /// [`TrainError`]; the artifact is written whole or not at all.
@@ -194,7 +194,8 @@ pub fn train(
     let meta = session.meta(&steps.model, &validation, outputs);
     let bytes = partition::to_bytes(&meta, &steps.model, &keys)?;
     replace(&outputs.artifact, &bytes).map_err(write_error(&outputs.artifact))?;
-    // The artifact is complete. A checkpoint that stays is named by the next run, which refuses to start over it.
+    // The artifact is complete. Where the checkpoint cannot be removed, the next run asks for --resume or
+    // --force.
     let _ = std::fs::remove_file(&checkpoint_path);
     Ok(Trained {
         artifact: outputs.artifact.clone(),
@@ -228,8 +229,8 @@ fn write_error(path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
     move |source| TrainError::Write { path, source }
 }
 
-/// The samples of every step of the session, in training order. Each epoch has an order of its own, which depends on the
-/// seed, the task and the epoch only.
+/// The samples of every step of the session, in training order. Each epoch has an order of its own, which
+/// depends on the seed, the task and the epoch only.
 fn batches(samples: usize, settings: &Settings, task_id: u64) -> Vec<Vec<usize>> {
     let order = |epoch| choose(&mut stream(Purpose::Order, settings.seed, (task_id, epoch as u64)), samples, samples);
     (0..settings.epochs).flat_map(|epoch| order(epoch).chunks(settings.batch).map(<[_]>::to_vec).collect::<Vec<_>>()).collect()
@@ -247,8 +248,8 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    /// One step on the samples of `batch`: a single packed forward over them and the proxied copies of the complete ones.
-    /// `decoded`: see [`FrozenPrefix::states`].
+    /// One step on the samples of `batch`: a single packed forward over them and the proxied copies of the
+    /// complete ones. `decoded`: see [`FrozenPrefix::states`].
     fn step(
         &mut self,
         step: usize,
@@ -322,10 +323,12 @@ impl Session<'_> {
         identity
     }
 
-    /// What the artifact's two rules compare, from the signals of the frozen backbone: key and second moment of the whitened
-    /// rule, the key of the plain one. A moving average follows the batches in training order.
+    /// What the artifact's two rules compare, from the signals of the frozen backbone: key and second moment
+    /// of the whitened rule, the key of the plain one. A moving average follows the batches in training
+    /// order.
     ///
-    /// Every sample goes through the frozen layers once more: its signals may be those of a later layer than the kept states.
+    /// Every sample goes through the frozen layers once more: its signals may be those of a later layer than
+    /// the kept states.
     fn keys(&self, samples: Samples<'_>, batches: &[Vec<usize>]) -> Result<SessionKeys, TrainError> {
         let KeyRule { signal, plain_signal, plain_average, .. } = self.key;
         let wanted: Vec<KeySignal> = BTreeSet::from([signal, plain_signal]).into_iter().collect();
