@@ -1,7 +1,6 @@
 //! Offline training of one session: data sets, missing tables, objective, optimiser, schedule and trainer (METHOD.md 5, 6).
 pub mod checkpoint;
 pub mod dataset;
-pub mod durable;
 pub mod eval;
 pub mod missing;
 pub mod objective;

@@ -11,7 +11,6 @@ use sha2::{Digest, Sha256};
 
 use super::checkpoint::{Checkpoint, CheckpointError};
 use super::dataset::{Dataset, DatasetError, Label, Split};
-use super::durable::replace;
 use super::missing::MissingTable;
 use super::objective::{Batch, Objective, targets};
 use super::optimiser::AdamW;
@@ -27,6 +26,7 @@ use delo_model::input::{InputProcessor, Presence, Sample};
 use delo_model::method::task_model::{TARGETS, TaskModel};
 use delo_model::partition::{self, BackboneRecord, KeyRule, PartitionError, PartitionMeta};
 use delo_model::routing::keys::{KeyAverage, KeySignal, SessionKeys, Signals};
+use delo_process::durable::replace;
 
 /// What is to be learnt, on what, how.
 #[derive(Debug)]
