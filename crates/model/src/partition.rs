@@ -213,6 +213,14 @@ impl Artifact {
     /// # Errors
     /// See [`PartitionError`].
     pub fn parse(bytes: &[u8]) -> Result<Self, PartitionError> {
+        Self::parse_hashed(bytes, digest(bytes))
+    }
+
+    /// As [`Self::parse`], for a file whose SHA-256 is known: `digest` is that hash over `bytes`, in hexadecimal.
+    ///
+    /// # Errors
+    /// See [`PartitionError`].
+    pub fn parse_hashed(bytes: &[u8], digest: String) -> Result<Self, PartitionError> {
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
         let header = metadata.metadata().as_ref().ok_or_else(|| malformed("its header holds no metadata"))?;
         let entry = |key: &str| header.get(key).ok_or_else(|| malformed(format!("its header does not say its {key}")));
@@ -232,7 +240,7 @@ impl Artifact {
         let meta: PartitionMeta = serde_json::from_str(entry("partition")?).map_err(malformed)?;
         check_names(&meta)?;
         let tensors = views.into_iter().map(|(name, view)| Ok((name.clone(), finite(&name, &view)?)));
-        Ok(Self { meta, tensors: tensors.collect::<Result<_, PartitionError>>()?, checksum: sum, digest: digest(bytes) })
+        Ok(Self { meta, tensors: tensors.collect::<Result<_, PartitionError>>()?, checksum: sum, digest })
     }
 
     /// Checks an artifact against a backbone and makes it ready to serve.
