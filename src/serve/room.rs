@@ -180,7 +180,7 @@ impl Room {
 
 /// The partitions in the binary.
 fn embedded_sources() -> Vec<(String, PartitionSource)> {
-    let source = |(name, bytes): &(&str, &'static [u8])| ((*name).to_owned(), PartitionSource::Embedded(bytes));
+    let source = |&(name, bytes): &(&str, &'static [u8])| (name.to_owned(), PartitionSource::Embedded(bytes));
     embedded_partitions().iter().map(source).collect()
 }
 
