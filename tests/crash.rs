@@ -226,7 +226,7 @@ async fn a_limit_of_the_size_of_a_file_refuses_loads_loses_nothing_and_serves_on
 #[cfg(feature = "failpoints")]
 mod steps {
     use delo_proto::RegistryStatus;
-    use delo_registry::remote::{Place, push};
+    use delo_registry::remote::{Storage, push};
 
     use super::*;
 
@@ -302,7 +302,7 @@ mod steps {
     async fn nothing_follows_from_a_manifest_that_cannot_be_written_down() {
         let (state, registry) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let live = Serving::start(state.path(), "").await.sound_version().await;
-        push(&Place::Directory(registry.path().to_owned()), artifact(1).into(), None, true).await.unwrap();
+        push(&Storage::Directory(registry.path().to_owned()), artifact(1).into(), None, true).await.unwrap();
         let following = async |failpoints: &str| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_delo"));
             command.env("DELO_REGISTRY__MANIFEST", registry.path()).env("DELO_REGISTRY__POLL_SECONDS", "0.05");

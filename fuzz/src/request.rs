@@ -5,7 +5,7 @@ use delo::serve::deadline;
 use delo_model::partition::check_name;
 use delo_proto::load_partition_request::Source as Sent;
 use delo_proto::{ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest};
-use delo_registry::{Root, Source, SourceError};
+use delo_registry::{PartitionSource, ReadArtifact, Root, SourceError};
 use prost::Message;
 
 use super::processor;
@@ -66,13 +66,16 @@ fn root() -> &'static Root {
 /// No path reads what is not inside the directory.
 fn load(request: LoadPartitionRequest) {
     let source = match request.source {
-        Some(Sent::Uri(uri)) => Source::Uri(uri),
-        Some(Sent::Artifact(artifact)) => Source::Artifact(artifact),
+        Some(Sent::Uri(uri)) => PartitionSource::Uri(uri),
+        Some(Sent::Artifact(artifact)) => PartitionSource::Artifact(ReadArtifact::hash(artifact)),
         None => return,
     };
-    let uploaded = matches!(source, Source::Artifact(_));
+    let uploaded = matches!(source, PartitionSource::Artifact(_));
     match root().read(source) {
-        Ok(bytes) => assert!(uploaded && bytes.len() <= 1024 || bytes == INSIDE, "a path read {bytes:?}"),
+        Ok(artifact) => {
+            let bytes = artifact.bytes();
+            assert!(uploaded && bytes.len() <= 1024 || bytes == INSIDE, "a path read {bytes:?}");
+        }
         Err(SourceError::TooLarge { found, .. }) => assert!(found > 1024),
         Err(_) => {}
     }

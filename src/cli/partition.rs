@@ -10,6 +10,7 @@ use super::output::{print, print_json, table};
 use delo_model::model_dir::ModelDir;
 use delo_model::partition::{Artifact, PartitionMeta};
 use delo_model::vilt::Vilt;
+use delo_registry::ReadArtifact;
 use delo_registry::signature::{self, SignatureError, Trust};
 
 /// Looks at a partition file, and signs it.
@@ -71,21 +72,21 @@ fn read(file: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 fn parse(file: &Path) -> Result<Artifact, Failure> {
-    parse_bytes(file, &read(file)?)
+    parse_artifact(file, &ReadArtifact::hash(read(file)?.into()))
 }
 
-fn parse_bytes(file: &Path, bytes: &[u8]) -> Result<Artifact, Failure> {
-    Ok(Artifact::parse(bytes).map_err(|e| format!("{}: {e}", file.display()))?)
+fn parse_artifact(file: &Path, artifact: &ReadArtifact) -> Result<Artifact, Failure> {
+    Ok(Artifact::parse_hashed(artifact.bytes(), artifact.digest()).map_err(|e| format!("{}: {e}", file.display()))?)
 }
 
 fn sign(file: &Path, key: &Path) -> Result<(), Failure> {
     let key = signature::signing_key(key)?;
-    let bytes = read(file)?;
-    // What no server would load is better not vouched for.
-    parse_bytes(file, &bytes)?;
+    let artifact = ReadArtifact::hash(read(file)?.into());
+    // An artifact that no server would load is not signed.
+    parse_artifact(file, &artifact)?;
     let path = signature::signature_path(file);
-    std::fs::write(&path, format!("{}\n", signature::sign(&key, &bytes))).map_err(|e| format!("can't write {}: {e}", path.display()))?;
-    print(&format!("{}: signature of {}", path.display(), signature::digest(&bytes)))
+    std::fs::write(&path, format!("{}\n", signature::sign(&key, &artifact))).map_err(|e| format!("can't write {}: {e}", path.display()))?;
+    print(&format!("{}: signature of {}", path.display(), artifact.digest()))
 }
 
 fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
@@ -144,10 +145,10 @@ fn abridged(labels: &[String]) -> String {
 }
 
 fn verify(file: &Path, backbone: Option<&Path>, public_key: Option<&Path>, as_json: bool) -> Result<(), Failure> {
-    let bytes = read(file)?;
+    let artifact = ReadArtifact::hash(read(file)?.into());
     if let Some(path) = public_key {
         let given = signature::beside(file)?;
-        let checked = Trust::in_key(signature::verifying_key(path)?).check(&bytes, given.as_deref());
+        let checked = Trust::in_key(signature::verifying_key(path)?).check(&artifact, given.as_deref());
         checked.map_err(|e| match e {
             SignatureError::Wrong => {
                 format!("{}: the signature beside it is not of {}, or of another file", file.display(), path.display())
@@ -157,7 +158,7 @@ fn verify(file: &Path, backbone: Option<&Path>, public_key: Option<&Path>, as_js
         })?;
     }
     let vilt = Vilt::load(&ModelDir::from(backbone), &Device::Cpu)?;
-    let partition = parse_bytes(file, &bytes)?.bind(&vilt.description).map_err(|e| format!("{}: {e}", file.display()))?;
+    let partition = parse_artifact(file, &artifact)?.bind(&vilt.description).map_err(|e| format!("{}: {e}", file.display()))?;
     if as_json {
         return print_json(
             &json!({"ok": true, "signed": public_key.is_some(), "task": partition.meta.task, "checksum": partition.checksum}),

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Failure;
 use super::output::{print, print_json, table};
-use delo_registry::remote::{self, Place, RemoteError};
+use delo_registry::remote::{self, RemoteError, Storage};
 use delo_registry::signature::signing_key;
 
 /// Changes a registry: the partitions that a fleet of servers can serve, and which of them are live.
@@ -75,34 +75,34 @@ pub fn run(args: RegistryArgs) -> Result<(), Failure> {
         RegistryCommand::Push { files, at, key, live } => push(&files, &at, key, live),
         RegistryCommand::List { at, json } => list(&at, json),
         RegistryCommand::Promote { what, at } => {
-            let (entry, revision) = at.ask(async |place| remote::promote(&place, &what).await)?;
+            let (entry, revision) = at.ask(async |storage| remote::promote(&storage, &what).await)?;
             print(&format!("live: task {}, {} (revision {revision}) in {}", entry.task, short(&entry.sha256), at.shown()?))
         }
         RegistryCommand::Withdraw { task, at } => {
-            let revision = at.ask(async |place| remote::withdraw(&place, &task).await)?;
+            let revision = at.ask(async |storage| remote::withdraw(&storage, &task).await)?;
             print(&format!("withdrawn: task {task} (revision {revision}) in {}", at.shown()?))
         }
     }
 }
 
 impl At {
-    fn place(&self) -> Result<Place, Failure> {
-        Place::of_registry(&self.registry).map_err(|e| Failure::usage(format!("--registry: {e}")))
+    fn storage(&self) -> Result<Storage, Failure> {
+        Storage::of_registry(&self.registry).map_err(|e| Failure::usage(format!("--registry: {e}")))
     }
 
     /// Where the registry is: its address, or its directory from the root on.
     fn shown(&self) -> Result<String, Failure> {
-        Ok(match self.place()? {
-            Place::Directory(dir) => std::path::absolute(&dir).unwrap_or(dir).display().to_string(),
-            place => place.shown(""),
+        Ok(match self.storage()? {
+            Storage::Directory(dir) => std::path::absolute(&dir).unwrap_or(dir).display().to_string(),
+            storage => storage.shown(""),
         })
     }
 
     /// Runs one exchange with the registry.
-    fn ask<T, F: Future<Output = Result<T, RemoteError>>>(&self, talk: impl FnOnce(Place) -> F) -> Result<T, Failure> {
-        let place = self.place()?;
+    fn ask<T, F: Future<Output = Result<T, RemoteError>>>(&self, talk: impl FnOnce(Storage) -> F) -> Result<T, Failure> {
+        let storage = self.storage()?;
         let runtime = super::runtime()?;
-        Ok(runtime.block_on(talk(place))?)
+        Ok(runtime.block_on(talk(storage))?)
     }
 }
 
@@ -110,7 +110,7 @@ fn push(files: &[PathBuf], at: &At, key: Option<PathBuf>, live: bool) -> Result<
     let key = key.map(|path| signing_key(&path)).transpose()?;
     for file in files {
         let bytes = std::fs::read(file).map_err(|e| format!("can't read {}: {e}", file.display()))?;
-        let pushed = at.ask(async |place| remote::push(&place, bytes.into(), key.as_ref(), live).await);
+        let pushed = at.ask(async |storage| remote::push(&storage, bytes.into(), key.as_ref(), live).await);
         let pushed = pushed.map_err(|failure| match failure {
             Failure::Other(message) => Failure::Other(format!("{}: {message}", file.display())),
             usage => usage,
@@ -131,7 +131,7 @@ fn push(files: &[PathBuf], at: &At, key: Option<PathBuf>, live: bool) -> Result<
 }
 
 fn list(at: &At, as_json: bool) -> Result<(), Failure> {
-    let manifest = at.ask(async |place| remote::list(&place).await)?;
+    let manifest = at.ask(async |storage| remote::list(&storage).await)?;
     if as_json {
         return print_json(&json!(manifest));
     }

@@ -11,7 +11,7 @@ use super::status::{check_request_id, from_registry, invalid};
 use delo_engine::{Counted, Resident, Share, Trial, TrialMode};
 use delo_proto::{get_status_response, load_partition_request, trial_mode};
 use delo_registry::remote::{AllowedUrls, without_query};
-use delo_registry::{Changed, Load, Registry, RegistryError};
+use delo_registry::{CatalogueOwner, ChangeError, Changed, Load};
 
 /// Changes the catalogue of the room, and lets health follow.
 #[derive(Clone)]
@@ -145,16 +145,16 @@ impl pb::admin_server::Admin for Admin {
             Ok::<_, Status>(synced)
         };
         let synced = tokio::spawn(syncing.in_current_span());
-        let (registry, changes) = synced.await.unwrap_or_else(|_| Err(from_registry(RegistryError::Panicked)))?;
+        let (registry, changes) = synced.await.unwrap_or_else(|_| Err(from_registry(ChangeError::Panicked)))?;
         Ok(Response::new(pb::SyncRegistryResponse { registry: Some(registry), loaded: changes.loaded, unloaded: changes.unloaded }))
     }
 }
 
 impl Admin {
     /// Carries out a change to its end, whether or not the caller waits for it, and lets health follow.
-    async fn change<T: Send + 'static, F: Future<Output = Result<T, RegistryError>> + Send + 'static>(
+    async fn change<T: Send + 'static, F: Future<Output = Result<T, ChangeError>> + Send + 'static>(
         &self,
-        work: impl FnOnce(Arc<Registry>) -> F,
+        work: impl FnOnce(Arc<CatalogueOwner>) -> F,
     ) -> Result<T, Status> {
         let (rooms, lifecycle) = (self.rooms.clone(), self.lifecycle.clone());
         let work = work(self.rooms.room()?.registry.clone());
@@ -167,7 +167,7 @@ impl Admin {
         };
         // In a task of its own: a caller who hangs up in the middle leaves no half of a change.
         let done = tokio::spawn(changing.in_current_span()).await;
-        done.unwrap_or(Err(RegistryError::Panicked)).map_err(from_registry)
+        done.unwrap_or(Err(ChangeError::Panicked)).map_err(from_registry)
     }
 
     async fn loaded(&self, changed: Changed) -> Result<Response<pb::LoadPartitionResponse>, Status> {

@@ -3,13 +3,13 @@ use std::sync::Arc;
 
 use super::batcher::Compute;
 use delo_engine::{Answer, Engine, EngineError, Query, in_pool};
-use delo_registry::Registry;
+use delo_registry::CatalogueOwner;
 
 /// The engine with the live catalogue.
 #[derive(Debug)]
 pub struct Inference {
     pub engine: Arc<Engine>,
-    pub registry: Arc<Registry>,
+    pub registry: Arc<CatalogueOwner>,
 }
 
 impl Compute for Inference {

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use delo_registry::Registry;
+use delo_registry::CatalogueOwner;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -42,7 +42,7 @@ impl Lifecycle {
     }
 
     /// Serving or empty, as the catalogue is at this moment. A server that drains stays so.
-    pub fn follow(&self, registry: &Registry) {
+    pub fn follow(&self, registry: &CatalogueOwner) {
         // The catalogue is looked at under the lock, so that two changes can't overtake each other.
         self.state.send_if_modified(|current| {
             let state = if registry.catalogue().is_empty() { State::Empty } else { State::Serving };

@@ -65,7 +65,7 @@ use crate::config::{Config, Listen};
 use crate::logging;
 use delo_model::input::InputError;
 use delo_model::vilt::ViltError;
-use delo_registry::RegistryError;
+use delo_registry::ChangeError;
 use delo_registry::remote::RemoteError;
 use delo_registry::signature::SignatureError;
 
@@ -83,7 +83,7 @@ pub enum ServeError {
     #[error(transparent)]
     Input(#[from] InputError),
     #[error(transparent)]
-    Registry(#[from] RegistryError),
+    Registry(#[from] ChangeError),
     #[error("registry.manifest: {0}")]
     Remote(#[from] RemoteError),
     #[error("registry.trusted_keys: {0}")]

@@ -20,7 +20,7 @@ use delo_model::input::{InputProcessor, Pixels, Sample};
 use delo_model::model_dir::{ModelDir, embedded_partitions};
 use delo_model::vilt::Loader;
 use delo_registry::signature::Trust;
-use delo_registry::{Registry, Source};
+use delo_registry::{CatalogueOwner, PartitionSource};
 
 /// The fixed cost of a batch, in tokens, is the tokens of a usual batch divided by this. With the embedded
 /// backbone on two threads, a batch of 6 tokens took a sixth of the time of one of 157.
@@ -33,7 +33,7 @@ pub struct Room {
     /// The backbone's name, as answers carry it.
     pub model: String,
     pub engine: Arc<Engine>,
-    pub registry: Arc<Registry>,
+    pub registry: Arc<CatalogueOwner>,
     pub remote: Remote,
     pub intake: Intake,
     pub batcher: Batcher<Inference>,
@@ -94,7 +94,7 @@ impl Room {
             max_artifact_bytes: config.admin.max_artifact_bytes,
             trust: trust.clone(),
         };
-        let registry = Registry::open(engine.clone(), settings).await?;
+        let registry = CatalogueOwner::open(engine.clone(), settings).await?;
         let remote = Remote::open(config, &registry, trust)?;
         if config.model.partitions.is_some() {
             registry.load_directory().await?;
@@ -179,8 +179,8 @@ impl Room {
 }
 
 /// The partitions in the binary.
-fn embedded_sources() -> Vec<(String, Source)> {
-    let source = |(name, bytes): &(&str, &'static [u8])| ((*name).to_owned(), Source::Artifact(bytes::Bytes::from_static(bytes)));
+fn embedded_sources() -> Vec<(String, PartitionSource)> {
+    let source = |&(name, bytes): &(&str, &'static [u8])| (name.to_owned(), PartitionSource::Embedded(bytes));
     embedded_partitions().iter().map(source).collect()
 }
 

@@ -12,7 +12,7 @@ use delo_registry::ledger::LedgerError;
 use delo_registry::remote::RemoteError;
 use delo_registry::signature::SignatureError;
 use delo_registry::state::StateError;
-use delo_registry::{RegistryError, SourceError};
+use delo_registry::{ChangeError, SourceError};
 
 /// Longest message and field name, in bytes. They travel in a header, whose size HTTP/2 bounds, and may quote what the caller sent.
 const MAX_MESSAGE: usize = 1000;
@@ -111,10 +111,10 @@ pub fn from_engine(error: EngineError) -> Status {
     }
 }
 
-pub fn from_registry(error: RegistryError) -> Status {
+pub fn from_registry(error: ChangeError) -> Status {
     let message = clipped(error.to_string());
     match error {
-        RegistryError::Source(source) => match source {
+        ChangeError::Source(source) => match source {
             SourceError::Scheme { .. } | SourceError::Address { .. } => invalid("uri", message),
             SourceError::NoRoot => Status::failed_precondition(message),
             SourceError::Outside { .. } => Status::permission_denied(message),
@@ -123,9 +123,9 @@ pub fn from_registry(error: RegistryError) -> Status {
             SourceError::Read { .. } => Status::unavailable(message),
             SourceError::Signature(signature) => from_signature(&signature),
         },
-        RegistryError::Partition(partition) => from_partition(&partition),
-        RegistryError::Catalogue(error) => from_catalogue(error),
-        RegistryError::Ledger(error) => match error {
+        ChangeError::Partition(partition) => from_partition(&partition),
+        ChangeError::Catalogue(error) => from_catalogue(error),
+        ChangeError::Ledger(error) => match error {
             LedgerError::UnknownTask(_) | LedgerError::UnknownVersion { .. } => Status::not_found(message),
             LedgerError::NothingToCompare(_)
             | LedgerError::NothingToRollBackTo { .. }
@@ -133,15 +133,15 @@ pub fn from_registry(error: RegistryError) -> Status {
             | LedgerError::NoTrial(_) => Status::failed_precondition(message),
             LedgerError::RequestIdReused(_) => Status::already_exists(message),
         },
-        RegistryError::State(StateError::Write(_) | StateError::Read(_)) => Status::unavailable(message),
-        RegistryError::State(StateError::Artifact { .. }) => Status::data_loss(message),
-        RegistryError::Trial { .. } => invalid("artifact", message),
-        RegistryError::Panicked
-        | RegistryError::Folder(_)
-        | RegistryError::Directory { .. }
-        | RegistryError::AtStart { .. }
-        | RegistryError::Twice { .. }
-        | RegistryError::OtherBackbone { .. } => Status::internal(message),
+        ChangeError::State(StateError::Write(_) | StateError::Read(_)) => Status::unavailable(message),
+        ChangeError::State(StateError::Artifact { .. }) => Status::data_loss(message),
+        ChangeError::WarmUp { .. } => invalid("artifact", message),
+        ChangeError::Panicked
+        | ChangeError::Folder(_)
+        | ChangeError::Directory { .. }
+        | ChangeError::AtStart { .. }
+        | ChangeError::Twice { .. }
+        | ChangeError::OtherBackbone { .. } => Status::internal(message),
     }
 }
 

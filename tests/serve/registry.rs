@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use delo_model::{KeySignal, Layout, Metric};
 use delo_proto::{GetStatusRequest, ListPartitionsRequest, RegistryStatus, SyncRegistryRequest, SyncRegistryResponse};
-use delo_registry::remote::{Place, promote, push, withdraw};
+use delo_registry::remote::{Storage, promote, push, withdraw};
 use tonic::{Code, Status};
 
 use crate::harness::{Running, artifact, refused, start, start_with, state_in};
 use crate::web::{Mode, Web};
 
-fn place(dir: &Path) -> Place {
-    Place::Directory(dir.to_owned())
+fn storage(dir: &Path) -> Storage {
+    Storage::Directory(dir.to_owned())
 }
 
 /// Pushes a partition and makes it live; returns its SHA-256.
 async fn publish(dir: &Path, bytes: Vec<u8>) -> String {
-    push(&place(dir), bytes.into(), None, true).await.unwrap().entry.sha256
+    push(&storage(dir), bytes.into(), None, true).await.unwrap().entry.sha256
 }
 
 /// Another partition of this task.
@@ -80,16 +80,17 @@ async fn what_a_directory_makes_live_is_served_and_what_was_loaded_by_hand_stays
     publish(dir.path(), other("travel", 5)).await;
     until_revision(&server, 2).await;
     assert_eq!(server.live().await, [("food".to_owned(), 1), ("travel".to_owned(), 2)]);
-    promote(&place(dir.path()), &format!("travel@{}", &first[..8])).await.unwrap();
+    promote(&storage(dir.path()), &format!("travel@{}", &first[..8])).await.unwrap();
     until_revision(&server, 3).await;
     assert_eq!(server.live().await[1].1, 3);
 
     server.upload(artifact("animals")).await.unwrap();
-    withdraw(&place(dir.path()), "travel").await.unwrap();
+    withdraw(&storage(dir.path()), "travel").await.unwrap();
     until_revision(&server, 4).await;
     assert_eq!(tasks(&server.live().await), ["animals", "food"]);
     let page = server.metrics().await;
-    assert!(page.contains("delo_registry_syncs_total{outcome=\"ok\"}"), "{page}");
+    let syncs = page.lines().find_map(|line| line.strip_prefix("delo_registry_syncs_total{outcome=\"ok\"} "));
+    assert!(syncs.is_some_and(|count| count.parse::<u64>().unwrap() >= 4), "{page}");
     server.assert_serving().await;
 }
 
@@ -286,7 +287,7 @@ async fn what_was_withdrawn_while_a_server_was_down_is_unloaded_once_it_is_back(
     server.upload(artifact("animals")).await.unwrap();
     web.set(Mode::Gone);
     let server = server.restarted(&changes).await;
-    withdraw(&place(dir.path()), "travel").await.unwrap();
+    withdraw(&storage(dir.path()), "travel").await.unwrap();
     web.set(Mode::Honest);
     until_revision(&server, 3).await;
     assert_eq!(tasks(&server.live().await), ["animals", "food", "plants"], "what was loaded by hand stays");

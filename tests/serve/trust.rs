@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use delo::serve::Server;
 use delo_proto::load_partition_request::Source;
 use delo_proto::{GetStatusRequest, LoadPartitionRequest, Partition, SyncRegistryRequest};
-use delo_registry::remote::{Place, push};
-use delo_registry::signature;
+use delo_registry::remote::{Storage, push};
+use delo_registry::{ReadArtifact, signature};
 use tonic::{Code, Status};
 
 use crate::harness::{Running, artifact, config, refused, start, start_with};
@@ -33,7 +33,8 @@ impl Keys {
     }
 
     fn sign(&self, bytes: &[u8]) -> String {
-        signature::sign(&signature::signing_key(&self.dir.path().join("private.pem")).unwrap(), bytes)
+        let artifact = ReadArtifact::hash(bytes.to_vec().into());
+        signature::sign(&signature::signing_key(&self.dir.path().join("private.pem")).unwrap(), &artifact)
     }
 }
 
@@ -47,7 +48,7 @@ async fn upload(server: &Running, bytes: Vec<u8>, signature: Vec<u8>) -> Result<
 async fn where_signatures_are_required_only_what_is_signed_is_served() {
     let keys = Keys::new();
     let registry = tempfile::tempdir().unwrap();
-    let place = Place::Directory(registry.path().to_owned());
+    let storage = Storage::Directory(registry.path().to_owned());
     let changes = [
         ("registry.trusted_keys", keys.public().to_str().unwrap().to_owned()),
         ("registry.require_signature", "true".to_owned()),
@@ -79,11 +80,11 @@ async fn where_signatures_are_required_only_what_is_signed_is_served() {
     by_path().await.unwrap();
 
     let sync = async || server.admin().await.sync_registry(SyncRegistryRequest::default()).await.unwrap().into_inner();
-    push(&place, artifact("animals").into(), None, true).await.unwrap();
+    push(&storage, artifact("animals").into(), None, true).await.unwrap();
     let answer = sync().await;
     assert!(answer.loaded.is_empty() && answer.registry.unwrap().error.contains("registry.require_signature"));
     let key = signature::signing_key(&keys.dir.path().join("private.pem")).unwrap();
-    push(&place, artifact("animals").into(), Some(&key), true).await.unwrap();
+    push(&storage, artifact("animals").into(), Some(&key), true).await.unwrap();
     sync().await;
     // By that call or by the follower's own retry, whichever came first.
     assert!(server.live().await.iter().any(|(task, _)| task == "animals"));

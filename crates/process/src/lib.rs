@@ -3,5 +3,6 @@
 //! Invariant: the only crate of the service that calls the C library directly.
 pub mod allocator;
 pub mod descriptors;
+pub mod durable;
 pub mod file_size;
 pub mod threads;

@@ -1,7 +1,8 @@
 //! How a text that a person writes names a file: as a plain path, or as a `file:` URI (RFC 8089).
 use std::path::{Path, PathBuf};
 
-use super::remote::SCHEMES;
+/// The schemes of addresses from which a server reads partitions.
+pub const SCHEMES: [&str; 5] = ["http", "https", "s3", "gs", "az"];
 
 /// What a text names.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub enum Named<'a> {
 /// Reads a path, a `file:` URI or an address.
 ///
 /// # Errors
-/// Why the text is none of them, to be said after the text.
+/// Why the text is none of them, to be appended to the text.
 pub fn parse(text: &str) -> Result<Named<'_>, String> {
     if text.contains('\0') {
         return Err("holds a NUL byte, which no path does".to_owned());

@@ -1,11 +1,13 @@
-//! The folder in a state directory that one server owns. It has a name that no user gives to a folder, and a
-//! file that says who owns it. All other files in the state directory are not the server's, and stay as they
-//! are.
+//! The folder in a state directory that one server owns. It has a name that no user gives to a folder, a file
+//! that marks it as a server's, and a lock. All other files in the state directory are not the server's and
+//! stay as they are. All functions here block.
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::state::{Files, PARTITIONS, named_digest, revision};
+use delo_process::durable::{Directory, replace_in};
+
+use crate::state::{Files, PARTITIONS, named_digest, revision};
 
 /// The folder's name in the state directory.
 const NAME: &str = "delo-state";
@@ -19,13 +21,14 @@ const LOCK: &str = "lock";
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    /// The lock goes with the file handle, also when the process is killed. `None` where there is nothing to
-    /// lock: a directory that is only read.
+    /// The lock ends when the file is closed, also where the process is killed. `None`: a directory that is
+    /// only read and holds no lock file.
     _lock: Option<File>,
 }
 
-/// Why a directory can't be had.
+/// Why a state directory can't be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant says what it is and names its fields")]
 pub enum FolderError {
     #[error("another server uses the state directory {0}: give each server its own (catalogue.state_dir)")]
     InUse(PathBuf),
@@ -65,18 +68,16 @@ impl Folder {
         let lock = OpenOptions::new().create(true).write(true).truncate(false).open(path.join(LOCK)).map_err(unusable)?;
         let folder = Self { _lock: Some(locked(lock, state_dir)?), path };
         if !marked {
-            let beside = format!("{MARK}.new");
-            let written = folder.write_synced(&beside, mark().as_bytes());
-            written.and_then(|()| folder.rename(&beside, MARK)).map_err(unusable)?;
+            replace_in(&folder, MARK, format!("{MARK}.new"), mark().as_bytes(), |_| ()).map_err(unusable)?;
         }
         folder.sync_dir("").map_err(unusable)?;
         // The folder's own name is durable too.
-        Self { path: state_dir.to_owned(), _lock: None }.sync_dir("").map_err(unusable)?;
+        state_dir.sync_dir("").map_err(unusable)?;
         Ok(folder)
     }
 
-    /// A state in the former layout: the same files in the state directory itself. `None` where there is
-    /// none. It is only read, and locked so that no server of that layout changes it meanwhile.
+    /// Opens a state in the former layout: the same files in the state directory itself. `None` where there
+    /// is none. It is only read; it is locked so that no server of that layout changes it meanwhile.
     ///
     /// # Errors
     /// [`FolderError::InUse`]; a directory that can't be read.
@@ -94,12 +95,13 @@ impl Folder {
         Ok(Some(folder))
     }
 
+    /// Where the folder is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Refuses a partitions directory that lies inside this folder: what a server keeps would be read as what
-    /// a user put there.
+    /// Refuses a partitions directory that lies inside this folder: the server's own files would be read as a
+    /// user's.
     ///
     /// # Errors
     /// [`FolderError::Overlap`]
@@ -122,7 +124,7 @@ pub fn state_around(path: &Path) -> Option<PathBuf> {
 fn is_marked(dir: &Path) -> bool {
     let mut line = vec![0; MARK_LINE.len()];
     let mark = dir.join(MARK);
-    // Asked before it is opened: opening a pipe would wait for its writer.
+    // Checked before it is opened: opening a pipe would wait for its writer.
     mark.is_file() && File::open(mark).is_ok_and(|mut file| file.read_exact(&mut line).is_ok()) && line == MARK_LINE.as_bytes()
 }
 
@@ -178,24 +180,23 @@ impl Files for Folder {
         let files = entries.filter(|entry| entry.as_ref().is_ok_and(|e| e.file_type().is_ok_and(|t| t.is_file())));
         files.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     }
+}
 
-    fn write_synced(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let mut file = File::create(self.path.join(name))?;
-        file.write_all(bytes)?;
-        file.sync_all()
+impl Directory for Folder {
+    fn write_synced(&self, name: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
+        self.path.write_synced(name, bytes)
     }
 
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        std::fs::rename(self.path.join(from), self.path.join(to))
+    fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
+        self.path.rename(from, to)
     }
 
-    fn sync_dir(&self, dir: &str) -> io::Result<()> {
-        // Directories can be opened and synced on Unix; elsewhere a rename is as durable as the system makes it.
-        if cfg!(unix) { File::open(self.path.join(dir))?.sync_all() } else { Ok(()) }
+    fn sync_dir(&self, dir: impl AsRef<Path>) -> io::Result<()> {
+        self.path.sync_dir(dir)
     }
 
-    fn remove(&self, name: &str) -> io::Result<()> {
-        std::fs::remove_file(self.path.join(name))
+    fn remove(&self, name: impl AsRef<Path>) -> io::Result<()> {
+        self.path.remove(name)
     }
 }
 
@@ -244,8 +245,8 @@ mod tests {
             if name.contains("README") {
                 assert!(matches!(refusal, Err(FolderError::Unusable { .. })), "{refusal:?}");
             } else {
-                let told = refusal.unwrap_err().to_string();
-                assert!(told.contains("catalogue.state_dir") && told.contains(name.rsplit('/').next().unwrap()), "{told}");
+                let refused = refusal.unwrap_err().to_string();
+                assert!(refused.contains("catalogue.state_dir") && refused.contains(name.rsplit('/').next().unwrap()), "{refused}");
             }
             assert_eq!(std::fs::read(&file).unwrap(), b"somebody's");
             std::fs::remove_dir_all(dir.path().join("delo-state")).unwrap();
@@ -264,8 +265,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
         for inside in [folder.path().to_owned(), folder.path().join("partitions"), folder.path().join("new/deep")] {
-            let told = Folder::open(&inside).unwrap_err();
-            assert!(matches!(told, FolderError::Inside { .. }) && told.to_string().contains("catalogue.state_dir"), "{told}");
+            let refused = Folder::open(&inside).unwrap_err();
+            assert!(matches!(refused, FolderError::Inside { .. }) && refused.to_string().contains("catalogue.state_dir"), "{refused}");
         }
         assert!(!folder.path().join("new").exists());
         assert!(state_around(dir.path()).is_none() && state_around(&dir.path().join("partitions/x")).is_none());
@@ -279,8 +280,8 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(folder.path().join("partitions"), &link).unwrap();
         for inside in [folder.path(), &folder.path().join("partitions"), &link] {
-            let told = folder.check_apart(inside).unwrap_err().to_string();
-            assert!(told.contains("model.partitions"), "{told}");
+            let refused = folder.check_apart(inside).unwrap_err().to_string();
+            assert!(refused.contains("model.partitions"), "{refused}");
         }
         std::fs::create_dir(dir.path().join("state/partitions")).unwrap();
         for beside in ["", "state", "state/partitions"] {

@@ -1,11 +1,13 @@
-//! What is live, on trial and retained, as plain facts: the part of the registry that outlives the process. Every change is a pure function.
+//! What is live, on trial and retained, as plain facts: the part of the catalogue that outlives the process.
+//! Every change is a pure function.
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
 use delo_engine::TrialMode;
 
-/// Requests whose outcome is remembered, so that a repeated one is answered and not done again.
+/// How many requests are remembered with their outcome, so that a repeated one is answered and not carried
+/// out again.
 const REMEMBERED_REQUESTS: usize = 256;
 
 /// Where a version came from and what it is.
@@ -17,9 +19,11 @@ pub struct VersionRecord {
     pub checksum: String,
     /// A path, a URL, `upload` or `embedded`.
     pub origin: String,
-    /// When it was trained, and by which program.
+    /// When it was trained: RFC 3339, UTC.
     pub created: String,
+    /// The version of the program that trained it.
     pub delo_version: String,
+    /// Whether a sample may have several labels.
     pub multi_label: bool,
     /// When it was loaded: RFC 3339, UTC. Shown to people; nothing is decided by it.
     pub loaded: String,
@@ -28,7 +32,9 @@ pub struct VersionRecord {
 /// A version on trial.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrialRecord {
+    /// Its number.
     pub version: u64,
+    /// Whether it answers a share of the requests, or copies of them whose answers are not sent.
     pub mode: TrialMode,
 }
 
@@ -37,47 +43,59 @@ pub struct TrialRecord {
 pub struct TaskRecord {
     /// The highest version number given so far. Kept when the task is unloaded: a number is never used twice.
     pub latest: u64,
+    /// The version that serves.
     pub live: Option<u64>,
+    /// The version on trial beside it.
     pub trial: Option<TrialRecord>,
+    /// All versions that are kept, by number.
     pub versions: BTreeMap<u64, VersionRecord>,
 }
 
 /// A request that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Done {
+pub struct CompletedRequest {
+    /// The caller's id of it.
     pub request_id: String,
-    /// What was asked for: SHA-256 over the request.
-    pub asked: String,
+    /// SHA-256 over what was requested. Its name in files is `asked`.
+    #[serde(rename = "asked")]
+    pub request_fingerprint: String,
+    /// The task that it changed.
     pub task: String,
+    /// The version that it made live, took away, or put on trial.
     pub version: u64,
+    /// The record of that version.
     pub record: VersionRecord,
 }
 
-/// The newest manifest that was followed of a registry.
+/// The newest manifest of a registry that was followed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seen {
-    /// Where it lies.
+pub struct FollowedManifest {
+    /// Its address.
     pub manifest: String,
+    /// Its revision.
     pub revision: u64,
 }
 
-/// Every task that was ever loaded, by name.
+/// Every task that was ever loaded, with its versions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
     /// Counts the changes.
     pub revision: u64,
     /// Fingerprint of the backbone that the partitions belong to.
     pub backbone: String,
+    /// By name.
     pub tasks: BTreeMap<String, TaskRecord>,
-    /// Of the registry that is followed, so that it can't go back unnoticed while the server is down.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seen: Option<Seen>,
+    /// The manifest of the registry that is followed: an older one is noticed after a restart too. Its name
+    /// in files is `seen`.
+    #[serde(default, rename = "seen", skip_serializing_if = "Option::is_none")]
+    pub followed: Option<FollowedManifest>,
     /// The latest requests, oldest first.
-    requests: VecDeque<Done>,
+    requests: VecDeque<CompletedRequest>,
 }
 
-/// Why a change is not possible. Nothing is changed by it.
+/// Why a change is not possible. The ledger stays as it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant says what it is and names its fields")]
 pub enum LedgerError {
     #[error("no task {0:?} is loaded: `delo admin list` shows those that are")]
     UnknownTask(String),
@@ -149,7 +167,8 @@ impl Ledger {
         Ok(version)
     }
 
-    /// Takes a task out of service; returns the version that was live. Its retained versions stay, its trial does not.
+    /// Takes a task out of service; returns the version that was live. Its retained versions stay, its trial
+    /// does not.
     ///
     /// # Errors
     /// [`LedgerError::UnknownTask`]
@@ -162,7 +181,8 @@ impl Ledger {
         entry.live.take().ok_or_else(|| LedgerError::UnknownTask(task.to_owned()))
     }
 
-    /// Makes a retained version live: the one that is named, or the highest below the live one (the highest of all where none is live).
+    /// Makes a retained version live: the one that is named, or the highest below the live one (the highest
+    /// of all where none is live).
     ///
     /// # Errors
     /// A task or version that isn't there; nothing earlier.
@@ -197,7 +217,7 @@ impl Ledger {
         Ok(trial.version)
     }
 
-    /// Ends a trial; returns the version that was on it and what it was. It is not retained.
+    /// Ends a trial; returns the version that was on it, which is not retained.
     ///
     /// # Errors
     /// [`LedgerError::NoTrial`]
@@ -239,28 +259,31 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::RequestIdReused`]: the id belongs to a request for something else.
-    pub fn replay(&self, request_id: &str, asked: &str) -> Result<Option<&Done>, LedgerError> {
-        let Some(done) = self.requests.iter().rev().find(|done| !request_id.is_empty() && done.request_id == request_id) else {
-            return Ok(None);
-        };
-        if done.asked == asked { Ok(Some(done)) } else { Err(LedgerError::RequestIdReused(request_id.to_owned())) }
+    pub fn replay(&self, request_id: &str, request_fingerprint: &str) -> Result<Option<&CompletedRequest>, LedgerError> {
+        let same_id = |request: &&CompletedRequest| !request_id.is_empty() && request.request_id == request_id;
+        match self.requests.iter().rev().find(same_id) {
+            None => Ok(None),
+            Some(request) if request.request_fingerprint == request_fingerprint => Ok(Some(request)),
+            Some(_) => Err(LedgerError::RequestIdReused(request_id.to_owned())),
+        }
     }
 
-    /// Remembers a request that is being carried out by this change.
-    pub fn remember(&mut self, done: Done) {
-        if done.request_id.is_empty() {
+    /// Remembers the request that this change carries out; one without an id is not remembered.
+    pub fn remember(&mut self, request: CompletedRequest) {
+        if request.request_id.is_empty() {
             return;
         }
-        self.requests.push_back(done);
+        self.requests.push_back(request);
         while self.requests.len() > REMEMBERED_REQUESTS {
             self.requests.pop_front();
         }
     }
 
-    /// Whether the facts go together: what is live or on trial has a record, and no number is above the latest.
+    /// Whether the ledger is consistent: what is live or on trial has a record, a trial stands beside another
+    /// live version, and no number is above the latest.
     ///
     /// # Errors
-    /// What does not.
+    /// What is not, in words.
     pub fn check(&self) -> Result<(), String> {
         for (name, task) in &self.tasks {
             let missing = |version: u64| !task.versions.contains_key(&version);
@@ -349,24 +372,36 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_done_once_and_its_id_stands_for_nothing_else() {
+    fn a_request_id_is_answered_from_memory_and_refused_for_another_request() {
         let mut ledger = loaded(1);
-        let done = |id: usize| Done {
+        let request = |id: usize| CompletedRequest {
             request_id: id.to_string(),
-            asked: "load".to_owned(),
+            request_fingerprint: "load".to_owned(),
             task: "a".to_owned(),
             version: 1,
             record: record("1"),
         };
-        (0..=REMEMBERED_REQUESTS).for_each(|id| ledger.remember(done(id)));
+        (0..=REMEMBERED_REQUESTS).for_each(|id| ledger.remember(request(id)));
         assert_eq!(ledger.replay("7", "load").unwrap().unwrap().version, 1);
         assert_eq!(ledger.replay("7", "unload"), Err(LedgerError::RequestIdReused("7".to_owned())));
         assert_eq!(ledger.replay("0", "load"), Ok(None), "the oldest is forgotten");
         assert_eq!(ledger.replay("", "load"), Ok(None));
     }
 
+    #[test]
+    fn the_fields_of_its_file_keep_their_names() {
+        let mut ledger = loaded(1);
+        ledger.followed = Some(FollowedManifest { manifest: "m".to_owned(), revision: 7 });
+        let (request_id, request_fingerprint, task) = ("id".to_owned(), "fingerprint".to_owned(), "a".to_owned());
+        ledger.remember(CompletedRequest { request_id, request_fingerprint, task, version: 1, record: record("1") });
+        let json = serde_json::to_value(&ledger).unwrap();
+        assert_eq!(json["seen"]["revision"], 7);
+        assert_eq!(json["requests"][0]["asked"], "fingerprint");
+        assert_eq!(serde_json::from_value::<Ledger>(json).unwrap(), ledger);
+    }
+
     #[derive(Clone, Debug)]
-    enum Step {
+    enum Operation {
         Load(u8),
         Try(u8),
         Unload(u8),
@@ -375,33 +410,33 @@ mod tests {
         Abort(u8),
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = (0u8..6, 0u8..3, prop::option::of(1u64..6), any::<bool>()).prop_map(|(kind, task, version, whole)| match kind {
-            0 => Step::Load(task),
-            1 => Step::Try(task),
-            2 => Step::Unload(task),
-            3 => Step::RollBack(task, version),
-            4 => Step::Promote(task, whole),
-            _ => Step::Abort(task),
+    fn operations() -> impl Strategy<Value = Vec<Operation>> {
+        let operation = (0u8..6, 0u8..3, prop::option::of(1u64..6), any::<bool>()).prop_map(|(kind, task, version, whole)| match kind {
+            0 => Operation::Load(task),
+            1 => Operation::Try(task),
+            2 => Operation::Unload(task),
+            3 => Operation::RollBack(task, version),
+            4 => Operation::Promote(task, whole),
+            _ => Operation::Abort(task),
         });
-        prop::collection::vec(step, 1..60)
+        prop::collection::vec(operation, 1..60)
     }
 
     proptest! {
         #[test]
-        fn whatever_is_done_the_facts_go_together_and_the_retained_stay_few(steps in steps(), keep in 0usize..4) {
+        fn after_any_changes_the_ledger_is_consistent_and_retains_no_more_than_it_may(operations in operations(), keep in 0usize..4) {
             let mut ledger = Ledger::default();
             let mut highest = BTreeMap::new();
-            for (i, step) in steps.into_iter().enumerate() {
+            for (i, operation) in operations.into_iter().enumerate() {
                 let before = ledger.clone();
                 let name = |task: u8| format!("task-{task}");
-                let (task, done) = match step {
-                    Step::Load(task) => (name(task), ledger.load(&name(task), record(&i.to_string()), None)),
-                    Step::Try(task) => (name(task), ledger.load(&name(task), record(&i.to_string()), canary(0.5))),
-                    Step::Unload(task) => (name(task), ledger.unload(&name(task))),
-                    Step::RollBack(task, version) => (name(task), ledger.roll_back(&name(task), version)),
-                    Step::Promote(task, whole) => (name(task), ledger.promote(&name(task), (!whole).then_some(TrialMode::Shadow))),
-                    Step::Abort(task) => (name(task), ledger.abort(&name(task))),
+                let (task, done) = match operation {
+                    Operation::Load(task) => (name(task), ledger.load(&name(task), record(&i.to_string()), None)),
+                    Operation::Try(task) => (name(task), ledger.load(&name(task), record(&i.to_string()), canary(0.5))),
+                    Operation::Unload(task) => (name(task), ledger.unload(&name(task))),
+                    Operation::RollBack(task, version) => (name(task), ledger.roll_back(&name(task), version)),
+                    Operation::Promote(task, whole) => (name(task), ledger.promote(&name(task), (!whole).then_some(TrialMode::Shadow))),
+                    Operation::Abort(task) => (name(task), ledger.abort(&name(task))),
                 };
                 if done.is_err() {
                     prop_assert_eq!(&ledger, &before, "a refusal changes nothing");

@@ -1,23 +1,27 @@
-//! Who vouches for a partition: ed25519 signatures over the SHA-256 of its file, and the keys that a server trusts.
+//! Signatures of partitions (ed25519, over the SHA-256 of the file), and the keys that a server trusts.
 //!
-//! A signature is written as 128 hexadecimal digits, on one line, in `FILE.sig` beside the file. It signs `"delo partition v1\n"` and the 32 bytes of the
-//! digest, so that no signature made for something else passes for one of a partition. Keys are PEM files as `openssl genpkey -algorithm ed25519` and
+//! A signature is written as 128 hexadecimal digits, on one line, in `FILE.sig` beside the file. What is
+//! signed is `"delo partition v1\n"` followed by the 32 bytes of the SHA-256, so that a signature made for
+//! something else is never one of a partition. Keys are PEM files as `openssl genpkey -algorithm ed25519` and
 //! `openssl pkey -pubout` write them.
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
-use sha2::{Digest, Sha256};
 
 pub use delo_model::partition::digest;
+
+use crate::artifact::ReadArtifact;
 
 /// What is signed begins with this.
 const CONTEXT: &[u8] = b"delo partition v1\n";
 /// The longest key or signature file that is read.
 const MAX_FILE_BYTES: u64 = 16 << 10;
 
+/// Why a key, a signature or an unsigned partition is refused.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant says what it is and names its fields")]
 pub enum SignatureError {
     #[error("can't read {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
@@ -37,18 +41,19 @@ pub enum SignatureError {
     Missing,
 }
 
-/// `FILE.sig`.
+/// `FILE.sig`, the file of a signature.
 pub fn signature_path(file: &Path) -> PathBuf {
     let mut path = file.as_os_str().to_owned();
     path.push(".sig");
     path.into()
 }
 
-fn message(bytes: &[u8]) -> Vec<u8> {
-    [CONTEXT, &Sha256::digest(bytes)].concat()
+/// What a signature of an artifact signs.
+fn message(artifact: &ReadArtifact) -> Vec<u8> {
+    [CONTEXT, artifact.sha256()].concat()
 }
 
-/// A private key.
+/// Reads a private key. Blocks.
 ///
 /// # Errors
 /// A file that can't be read or is no such key.
@@ -56,7 +61,7 @@ pub fn signing_key(path: &Path) -> Result<SigningKey, SignatureError> {
     SigningKey::from_pkcs8_pem(&read_text(path)?).map_err(|_| SignatureError::PrivateKey { path: path.to_owned() })
 }
 
-/// A public key.
+/// Reads a public key. Blocks.
 ///
 /// # Errors
 /// A file that can't be read or is no such key.
@@ -64,9 +69,9 @@ pub fn verifying_key(path: &Path) -> Result<VerifyingKey, SignatureError> {
     VerifyingKey::from_public_key_pem(&read_text(path)?).map_err(|_| SignatureError::PublicKey { path: path.to_owned() })
 }
 
-/// Signs an artifact's bytes; hexadecimal, as files and manifests hold it.
-pub fn sign(key: &SigningKey, bytes: &[u8]) -> String {
-    format!("{:x}", key.sign(&message(bytes)))
+/// Signs an artifact. The signature is in hexadecimal, as files and manifests hold it.
+pub fn sign(key: &SigningKey, artifact: &ReadArtifact) -> String {
+    format!("{:x}", key.sign(&message(artifact)))
 }
 
 /// The 64 bytes of a signature that is written in hexadecimal.
@@ -81,7 +86,7 @@ pub fn from_hex(text: &str) -> Result<Vec<u8>, SignatureError> {
     text.to_ascii_lowercase().parse::<Signature>().map(|s| s.to_bytes().to_vec()).map_err(|_| SignatureError::Malformed)
 }
 
-/// The signature in `FILE.sig`; `None` where there is no such file.
+/// Reads the signature in `FILE.sig`; `None` where there is no such file. Blocks.
 ///
 /// # Errors
 /// A file that can't be read or holds something else.
@@ -95,7 +100,7 @@ pub fn beside(file: &Path) -> Result<Option<Vec<u8>>, SignatureError> {
 
 fn read_text(path: &Path) -> Result<String, SignatureError> {
     let failed = |source| SignatureError::Read { path: path.to_owned(), source };
-    // Asked before the file is opened: opening a pipe would wait for its writer.
+    // Checked before the file is opened: opening a pipe would wait for its writer.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
         return Err(failed(std::io::Error::other("it is not a file")));
     }
@@ -112,28 +117,33 @@ pub struct Trust {
 }
 
 impl Trust {
+    /// Reads the trusted keys. Blocks.
+    ///
     /// # Errors
     /// A key file that can't be read or is no public key.
     pub fn load(keys: &[PathBuf], required: bool) -> Result<Self, SignatureError> {
         Ok(Self { keys: keys.iter().map(|path| verifying_key(path)).collect::<Result<_, _>>()?, required })
     }
 
-    /// One key, which must have signed.
+    /// Trusts one key, and requires its signature.
     pub fn in_key(key: VerifyingKey) -> Self {
         Self { keys: vec![key], required: true }
     }
 
-    /// Whether a signature can make a difference: none is looked for where it can't.
+    /// Whether a signature can change the outcome of [`Self::check`] for a partition: where it can't, none is
+    /// looked for.
     pub fn wants_signatures(&self) -> bool {
         self.required || !self.keys.is_empty()
     }
 
-    /// Whether an artifact may be served. A signature that is given must be right, required or not; without any trusted key none can be told right from
-    /// wrong, and it is not looked at.
+    /// Whether an artifact may be served. A signature that is given must be right, required or not. Where no
+    /// key is trusted and none is required, a signature can't be checked, and its form alone is.
+    ///
+    /// Does not block: it verifies 50 bytes with each trusted key, some 50 µs each.
     ///
     /// # Errors
-    /// Why it is refused.
-    pub fn check(&self, bytes: &[u8], signature: Option<&[u8]>) -> Result<(), SignatureError> {
+    /// [`SignatureError::Missing`], [`SignatureError::Malformed`], [`SignatureError::Wrong`]
+    pub fn check(&self, artifact: &ReadArtifact, signature: Option<&[u8]>) -> Result<(), SignatureError> {
         let Some(signature) = signature else {
             return if self.required { Err(SignatureError::Missing) } else { Ok(()) };
         };
@@ -141,7 +151,7 @@ impl Trust {
         if !self.wants_signatures() {
             return Ok(());
         }
-        let message = message(bytes);
+        let message = message(artifact);
         // Strict: no key of small order, no second form of the same signature.
         let right = self.keys.iter().any(|key| key.verify_strict(&message, &signature).is_ok());
         if right { Ok(()) } else { Err(SignatureError::Wrong) }
@@ -150,6 +160,8 @@ impl Trust {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     /// As `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` wrote them.
@@ -157,6 +169,10 @@ mod tests {
         "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n";
     const PUBLIC: &str =
         "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
+
+    fn artifact(bytes: &'static [u8]) -> ReadArtifact {
+        ReadArtifact::hash(Bytes::from_static(bytes))
+    }
 
     fn keys() -> (SigningKey, VerifyingKey) {
         let dir = tempfile::tempdir().unwrap();
@@ -177,25 +193,25 @@ mod tests {
     fn a_signature_holds_for_its_file_and_key_alone() {
         let (private, public) = keys();
         let trust = Trust::in_key(public);
-        let signature = from_hex(&sign(&private, b"partition")).unwrap();
-        trust.check(b"partition", Some(&signature)).unwrap();
-        assert!(matches!(trust.check(b"another", Some(&signature)), Err(SignatureError::Wrong)));
+        let signature = from_hex(&sign(&private, &artifact(b"partition"))).unwrap();
+        trust.check(&artifact(b"partition"), Some(&signature)).unwrap();
+        assert!(matches!(trust.check(&artifact(b"another"), Some(&signature)), Err(SignatureError::Wrong)));
         let other = Trust::in_key(SigningKey::from_bytes(&[7; 32]).verifying_key());
-        assert!(matches!(other.check(b"partition", Some(&signature)), Err(SignatureError::Wrong)));
+        assert!(matches!(other.check(&artifact(b"partition"), Some(&signature)), Err(SignatureError::Wrong)));
         // A signature of the bytes alone is none of a partition.
         let bare = private.sign(b"partition").to_bytes();
-        assert!(matches!(trust.check(b"partition", Some(&bare)), Err(SignatureError::Wrong)));
-        assert!(matches!(trust.check(b"partition", Some(&signature[1..])), Err(SignatureError::Malformed)));
+        assert!(matches!(trust.check(&artifact(b"partition"), Some(&bare)), Err(SignatureError::Wrong)));
+        assert!(matches!(trust.check(&artifact(b"partition"), Some(&signature[1..])), Err(SignatureError::Malformed)));
     }
 
     #[test]
     fn a_missing_signature_is_refused_where_one_is_required_and_a_wrong_one_everywhere() {
         let (private, public) = keys();
         let optional = Trust { keys: vec![public], required: false };
-        optional.check(b"partition", None).unwrap();
-        let wrong = from_hex(&sign(&private, b"another")).unwrap();
-        assert!(matches!(optional.check(b"partition", Some(&wrong)), Err(SignatureError::Wrong)));
-        assert!(matches!(Trust::in_key(public).check(b"partition", None), Err(SignatureError::Missing)));
+        optional.check(&artifact(b"partition"), None).unwrap();
+        let wrong = from_hex(&sign(&private, &artifact(b"another"))).unwrap();
+        assert!(matches!(optional.check(&artifact(b"partition"), Some(&wrong)), Err(SignatureError::Wrong)));
+        assert!(matches!(Trust::in_key(public).check(&artifact(b"partition"), None), Err(SignatureError::Missing)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Where an artifact's bytes come from, and which files may be read for it.
+//! Where a partition is read from, and which files may be read for it.
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
@@ -6,21 +6,47 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::file_address::{self, Named};
-use super::signature::{self, SignatureError, Trust};
+use crate::artifact::ReadArtifact;
+use crate::file_address::{self, Named};
+use crate::signature::{self, SignatureError, Trust};
 
-/// An artifact to load.
+/// Where a partition to load is read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum PartitionSource {
     /// A path, relative ones from the root on, or a `file:` URI.
     Uri(String),
-    /// A path, as [`Root::dir`] lists it.
+    /// A path of a file in the root directory ([`Root::dir`]).
     File(PathBuf),
-    /// The artifact itself, from someone who has checked its signature where one is required.
-    Artifact(Bytes),
+    /// An artifact that was uploaded or fetched. Its signature was checked where one is required.
+    Artifact(ReadArtifact),
+    /// An artifact in the binary.
+    Embedded(&'static [u8]),
 }
 
+impl PartitionSource {
+    /// What people are told of where the partition is from.
+    pub fn origin(&self) -> String {
+        match self {
+            Self::Uri(uri) => uri.clone(),
+            Self::File(path) => path.display().to_string(),
+            Self::Artifact(_) => "upload".to_owned(),
+            Self::Embedded(_) => "embedded".to_owned(),
+        }
+    }
+
+    /// What makes two sources the same for a request that is sent again: the path or URI, or the SHA-256 of
+    /// an artifact.
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Artifact(artifact) => artifact.digest(),
+            Self::Uri(_) | Self::File(_) | Self::Embedded(_) => self.origin(),
+        }
+    }
+}
+
+/// Why a partition can't be read.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant says what it is and names its fields")]
 pub enum SourceError {
     #[error(
         "{uri:?} is no path and no file:// address: give a path inside {root}, an address that registry.allowed_urls allows, or upload the file"
@@ -55,6 +81,8 @@ pub struct Root {
 }
 
 impl Root {
+    /// The root directory `dir`; without one, nothing is read by path. Blocks.
+    ///
     /// # Errors
     /// A directory that isn't there.
     pub fn new(dir: Option<&Path>, max_bytes: usize, trust: Arc<Trust>) -> std::io::Result<Self> {
@@ -62,30 +90,36 @@ impl Root {
         Ok(Self { dir: dir.map(absolute).transpose()?, max_bytes, trust })
     }
 
+    /// The directory as an absolute path.
     pub fn dir(&self) -> Option<&Path> {
         self.dir.as_deref()
     }
 
-    /// The bytes of an artifact. Blocking.
+    /// The artifact at a source. Blocks: it reads and hashes what is not read yet.
     ///
     /// # Errors
-    /// A path that leaves the root, by `..` or by a symbolic link; a file that can't be read, is too large, or lacks a signature.
-    pub fn read(&self, source: Source) -> Result<Bytes, SourceError> {
+    /// A path that leaves the root, by `..` or by a symbolic link; a file that can't be read, is too large,
+    /// or lacks a signature.
+    pub fn read(&self, source: PartitionSource) -> Result<ReadArtifact, SourceError> {
         match source {
-            Source::Artifact(bytes) => {
-                self.check_size(bytes.len() as u64)?;
-                Ok(bytes)
+            PartitionSource::Artifact(artifact) => {
+                self.check_size(artifact.bytes().len() as u64)?;
+                Ok(artifact)
             }
-            Source::Uri(uri) => self.read_signed(&self.locate(&uri)?),
-            Source::File(path) => self.read_signed(&self.inside(&path)?),
+            PartitionSource::Embedded(bytes) => {
+                self.check_size(bytes.len() as u64)?;
+                Ok(ReadArtifact::hash(Bytes::from_static(bytes)))
+            }
+            PartitionSource::Uri(uri) => self.read_signed(&self.locate(&uri)?),
+            PartitionSource::File(path) => self.read_signed(&self.inside(&path)?),
         }
     }
 
-    fn read_signed(&self, path: &Path) -> Result<Bytes, SourceError> {
-        let bytes = self.read_file(path)?;
+    fn read_signed(&self, path: &Path) -> Result<ReadArtifact, SourceError> {
+        let artifact = ReadArtifact::hash(self.read_file(path)?);
         let signature = if self.trust.wants_signatures() { signature::beside(path)? } else { None };
-        self.trust.check(&bytes, signature.as_deref())?;
-        Ok(bytes)
+        self.trust.check(&artifact, signature.as_deref())?;
+        Ok(artifact)
     }
 
     fn locate(&self, uri: &str) -> Result<PathBuf, SourceError> {
@@ -114,7 +148,7 @@ impl Root {
     fn read_file(&self, path: &Path) -> Result<Bytes, SourceError> {
         let failed = |source| SourceError::Read { path: path.to_owned(), source };
         let metadata = std::fs::metadata(path).map_err(failed)?;
-        // Asked before the file is opened: opening a pipe would wait for its writer.
+        // Checked before the file is opened: opening a pipe would wait for its writer.
         if !metadata.is_file() {
             return Err(SourceError::NotAFile { path: path.to_owned() });
         }
@@ -157,7 +191,7 @@ mod tests {
     }
 
     fn read(root: &Root, uri: impl Into<String>) -> Result<Bytes, SourceError> {
-        root.read(Source::Uri(uri.into()))
+        root.read(PartitionSource::Uri(uri.into())).map(|artifact| artifact.bytes().clone())
     }
 
     #[test]
@@ -245,7 +279,7 @@ mod tests {
                 for uri in ["a".to_owned(), path.join("a").display().to_string(), format!("file://{}", path.join("a").display())] {
                     assert_eq!(read(root, &uri).unwrap(), expected, "{uri}");
                 }
-                assert_eq!(root.read(Source::File(path.join("a"))).unwrap(), expected);
+                assert_eq!(root.read(PartitionSource::File(path.join("a"))).unwrap().bytes(), expected);
             }
         };
         check("v1");
@@ -284,7 +318,10 @@ mod tests {
         let (_dir, root) = folder();
         std::fs::write(root.dir().unwrap().join("large"), "12345678901").unwrap();
         assert!(matches!(read(&root, "large"), Err(SourceError::TooLarge { .. })));
-        assert!(matches!(root.read(Source::Artifact(Bytes::from_static(&[0; 11]))), Err(SourceError::TooLarge { .. })));
-        assert!(root.read(Source::Artifact(Bytes::from_static(&[0; 10]))).is_ok());
+        let artifact = |bytes: &'static [u8]| PartitionSource::Artifact(ReadArtifact::hash(Bytes::from_static(bytes)));
+        for source in [artifact, PartitionSource::Embedded] {
+            assert!(matches!(root.read(source(&[0; 11])), Err(SourceError::TooLarge { .. })));
+            assert!(root.read(source(&[0; 10])).is_ok());
+        }
     }
 }

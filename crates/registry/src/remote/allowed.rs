@@ -1,12 +1,11 @@
-//! Which addresses a caller may have the server read: those below a prefix that the operator named.
+//! Which addresses the server reads for a caller: those below a prefix that the operator named.
 use reqwest::Url;
 
-use super::RemoteError;
+use super::error::RemoteError;
+use crate::file_address::SCHEMES;
 
-/// The schemes that a server reads partitions from.
-pub const SCHEMES: [&str; 5] = ["http", "https", "s3", "gs", "az"];
-
-/// Prefixes of addresses, `https://models.example.com/delo/`. None: nothing is allowed.
+/// The allowed prefixes of addresses, such as `https://models.example.com/delo/`. Without a prefix, no
+/// address is allowed.
 #[derive(Clone, Debug, Default)]
 pub struct AllowedUrls(Vec<Url>);
 
@@ -16,8 +15,11 @@ impl AllowedUrls {
         uri.split_once("://").is_some_and(|(scheme, _)| SCHEMES.contains(&scheme.to_ascii_lowercase().as_str()))
     }
 
+    /// Reads the prefixes.
+    ///
     /// # Errors
-    /// A prefix that is no address of a known scheme, or has credentials, a query or `..`, with what to change.
+    /// A prefix that is no address of a known scheme, or has credentials, a query or `..`, with what to
+    /// change.
     pub fn parse<'a>(prefixes: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
         let parsed = prefixes.into_iter().map(|prefix| {
             let url = plain_url(prefix).map_err(|reason| format!("{:?} {reason}", without_query(prefix)))?;
@@ -29,7 +31,8 @@ impl AllowedUrls {
         parsed.collect::<Result<_, _>>().map(Self)
     }
 
-    /// The address, where it is below a prefix: the same scheme, host and port, and the prefix's path up to a `/`.
+    /// The address, if it is below a prefix: it has the same scheme, host and port, and its path begins with
+    /// the prefix's path and a `/`.
     ///
     /// # Errors
     /// [`RemoteError::NotAllowed`], also for an address that could be read in two ways.
@@ -40,7 +43,11 @@ impl AllowedUrls {
     }
 }
 
-/// An address of a known scheme, without credentials, `..` and hidden separators, which the parts on the way might read differently.
+/// An address of a known scheme, without credentials, `..` and escaped separators: client, proxy and server
+/// might read those in different ways.
+///
+/// # Errors
+/// What is wrong with it, to be appended to the address.
 pub fn plain_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|e| format!("is no address: {e}"))?;
     if !SCHEMES.contains(&url.scheme()) {
@@ -65,7 +72,8 @@ pub fn plain_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// The address without its query, which may hold a signature, and without credentials.
+/// The address as logs and messages may show it: without its query, which may hold a signature, and without
+/// credentials.
 pub fn without_query(text: &str) -> String {
     let plain = text.split(['?', '#']).next().unwrap_or(text);
     match plain.split_once("://") {

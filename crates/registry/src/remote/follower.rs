@@ -1,84 +1,97 @@
-//! Keeps what is live here equal to what a manifest says is live.
+//! Keeps the catalogue equal to what a registry's manifest says is live.
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use delo_model::partition::task_name;
 use futures::StreamExt;
 use futures::stream;
+use tokio::time::Instant;
 
-use super::RemoteError;
-use super::fetch::{Limits, check_signature, fetch, fetch_manifest, jittered};
-use super::manifest::{Entry, Manifest};
-use super::place::{Place, Tag};
+use super::error::RemoteError;
+use super::fetch::{FetchLimits, fetch, fetch_manifest, jittered};
+use super::manifest::{self, Entry, Manifest};
+use super::storage::{ObjectTag, Storage};
+use crate::blocking::blocking;
+use crate::catalogue::{CatalogueOwner, ChangeError, Load};
 use crate::signature::{self, Trust};
+use crate::source::PartitionSource;
 use crate::state::StateError;
-use crate::{Load, Registry, RegistryError, Source};
 
 /// The longest pause after failures, in polls.
 const LONGEST_PAUSE: u32 = 8;
 /// The pause after the first failure, where a poll is not shorter.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// One server's following of one manifest.
+/// Makes the catalogue of one server follow one manifest.
 #[derive(Debug)]
 pub struct Follower {
-    place: Place,
-    /// Where the manifest lies, as it is told to people and remembered.
+    storage: Storage,
+    /// The address of the manifest, as people are shown it and the ledger remembers it.
     address: String,
-    registry: Arc<Registry>,
+    owner: Arc<CatalogueOwner>,
     trust: Arc<Trust>,
-    limits: Limits,
+    limits: FetchLimits,
     poll: Duration,
-    /// Artifacts fetched at once.
+    /// How many artifacts are fetched at once.
     max_fetches: usize,
-    /// What only one synchronisation at a time may know and change: held through all of it, so that they happen one after another.
+    /// Locked through a whole synchronisation, so that they happen one after another. The lock of the
+    /// catalogue owner and that of `report` are taken while it is held.
     progress: tokio::sync::Mutex<Progress>,
-    /// What is told of it. Held for moments, never over an await.
-    report: Mutex<Report>,
+    /// Locked for moments, never over an await.
+    report: Mutex<SyncReport>,
 }
 
 #[derive(Debug, Default)]
 struct Progress {
-    /// The newest manifest read and its state.
+    /// The manifest that is followed.
     manifest: Manifest,
-    tag: Tag,
-    /// By task, the digest that the manifest made live here.
+    /// The state of that manifest's object.
+    tag: ObjectTag,
+    /// For each task, the SHA-256 of the artifact that the manifest made live here.
     followed: BTreeMap<String, String>,
-    /// Whether `followed` holds what this server kept over a restart.
+    /// Whether a manifest was read since the start, and `followed` holds what this server kept over the
+    /// restart.
     adopted: bool,
-    /// By digest, why an artifact is not fetched again until the manifest changes.
+    /// By the SHA-256 of an artifact, why it is not fetched again until the manifest changes.
     refused: HashMap<String, String>,
-    /// Synchronisations in a row after which another may go better.
+    /// How many synchronisations in a row failed in a way that may pass.
     failures: u32,
 }
 
 /// Why a synchronisation happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
-    /// It was time to look.
+    /// The time of a poll has come.
     Poll,
-    /// Somebody asked. What was refused gets another chance, and an older manifest than the last one seen is taken where that is wanted.
-    Asked { accept_older: bool },
+    /// An operator requested it. What was refused gets another chance.
+    Requested {
+        /// Whether a manifest that is older than the last one followed is followed too.
+        accept_older: bool,
+    },
 }
 
-/// How far this server is with its manifest.
+/// Whether this server serves what its manifest makes live.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub struct SyncReport {
+    /// The address of the manifest.
     pub manifest: String,
-    /// Of the newest manifest seen.
+    /// The revision of the manifest that is followed.
     pub revision: u64,
-    /// What is live there is live here.
+    /// Whether what is live in the manifest is live here.
     pub in_sync: bool,
-    /// Why not; empty where it is.
+    /// Why it is not; empty where it is.
     pub error: String,
-    /// When they were last found equal.
+    /// When it was last in sync.
     pub synced: Option<Instant>,
 }
 
 /// What a synchronisation changed here, by task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct SyncChanges {
+    /// Tasks that got another version.
     pub loaded: Vec<String>,
+    /// Tasks that are no longer live.
     pub unloaded: Vec<String>,
 }
 
@@ -88,78 +101,94 @@ enum Refusal {
     #[error(transparent)]
     Remote(#[from] RemoteError),
     #[error(transparent)]
-    Registry(#[from] RegistryError),
+    Change(#[from] ChangeError),
+    /// It was refused in an earlier synchronisation, for this reason.
     #[error("{0}")]
-    Before(String),
+    Earlier(String),
 }
 
 impl Refusal {
-    /// Whether another attempt may go better while the manifest stays.
-    fn passes(&self) -> bool {
+    /// Whether another attempt may succeed although the manifest stays.
+    fn is_temporary(&self) -> bool {
         match self {
-            Self::Remote(error) => error.passes(),
-            Self::Registry(error) => matches!(error, RegistryError::Panicked | RegistryError::State(StateError::Write(_))),
-            Self::Before(_) => false,
+            Self::Remote(error) => error.is_temporary(),
+            Self::Change(error) => matches!(error, ChangeError::Panicked | ChangeError::State(StateError::Write(_))),
+            Self::Earlier(_) => false,
         }
     }
 }
 
 impl Follower {
-    /// Follows the manifest of `place` every `poll`.
-    pub fn new(place: Place, registry: Arc<Registry>, trust: Arc<Trust>, limits: Limits, poll: Duration, max_fetches: usize) -> Self {
-        let address = place.shown(super::publish::MANIFEST);
-        let report = Mutex::new(Report { manifest: address.clone(), ..Report::default() });
+    /// Prepares to follow the manifest in `storage`: [`Self::sync`] follows it, and [`Self::pause`] says when
+    /// to do so again. `poll` is the pause where nothing fails, `max_fetches` how many artifacts are fetched
+    /// at once.
+    pub fn new(
+        storage: Storage,
+        owner: Arc<CatalogueOwner>,
+        trust: Arc<Trust>,
+        limits: FetchLimits,
+        poll: Duration,
+        max_fetches: usize,
+    ) -> Self {
+        let address = storage.shown(manifest::FILE_NAME);
+        let report = Mutex::new(SyncReport { manifest: address.clone(), ..SyncReport::default() });
         metrics::gauge!("delo_registry_in_sync").set(0.0);
         metrics::gauge!("delo_registry_revision").set(0.0);
-        // Present from the first scrape on.
+        // Each series exists from the first scrape on.
         for outcome in ["ok", "failed"] {
             metrics::counter!("delo_registry_syncs_total", "outcome" => outcome).increment(0);
         }
         metrics::counter!("delo_registry_fetched_bytes_total").increment(0);
-        Self { place, address, registry, trust, limits, poll, max_fetches, progress: tokio::sync::Mutex::default(), report }
+        Self { storage, address, owner, trust, limits, poll, max_fetches, progress: tokio::sync::Mutex::default(), report }
     }
 
-    pub fn report(&self) -> Report {
+    /// The outcome of the last synchronisation.
+    pub fn report(&self) -> SyncReport {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The pause before the next poll: longer after failures, never the same on two replicas.
+    /// The pause before the next poll: longer after failures, and random, so that replicas do not poll
+    /// together. Waits for a synchronisation that is under way.
     pub async fn pause(&self) -> Duration {
         jittered(pause_after(self.progress.lock().await.failures, self.poll))
     }
 
-    /// Compares the manifest with what is live, and loads and unloads what differs. A failure is told in the report and changes nothing of what is served.
-    pub async fn sync(&self, occasion: Occasion) -> Changes {
+    /// Compares the manifest with what is live, and loads and unloads what differs. A failure is shown in the
+    /// report and changes nothing of what is served.
+    pub async fn sync(&self, occasion: Occasion) -> SyncChanges {
         let mut progress = self.progress.lock().await;
         if occasion != Occasion::Poll {
             progress.refused.clear();
         }
-        let mut changes = Changes::default();
+        let mut changes = SyncChanges::default();
         let mut failures: Vec<Refusal> = Vec::new();
-        match self.refresh(&mut progress, occasion == Occasion::Asked { accept_older: true }).await {
-            Ok(()) => self.adopt(&mut progress).await,
+        match self.refresh(&mut progress, occasion == Occasion::Requested { accept_older: true }).await {
+            Ok(()) => self.adopt_kept(&mut progress).await,
             Err(error) => failures.push(error.into()),
         }
         match self.remember(&progress).await {
-            // An old manifest is still worth following: what failed to load may load now.
+            // Also where no manifest could be read: what the last one made live and failed to load may load
+            // now.
             Ok(()) => {
                 self.load(&mut progress, &mut changes, &mut failures).await;
                 self.unload(&mut progress, &mut changes, &mut failures).await;
             }
-            // Nothing follows from a manifest that a restart would not know.
+            // A manifest that can't be remembered over a restart changes nothing.
             Err(error) => failures.push(error.into()),
         }
-        let retry = failures.iter().any(Refusal::passes);
+        let retry = failures.iter().any(Refusal::is_temporary);
         progress.failures = if retry { progress.failures.saturating_add(1) } else { 0 };
-        self.tell(progress.manifest.revision, &failures);
+        self.note_outcome(progress.manifest.revision, &failures);
         changes
     }
 
-    /// Takes a newer manifest, if there is one; an older one too where that is wanted.
+    /// Fetches the manifest and makes it the one that is followed, if it is another. One that is older than
+    /// the last followed one is refused unless `accept_older`.
     async fn refresh(&self, progress: &mut Progress, accept_older: bool) -> Result<(), RemoteError> {
-        let Some((manifest, tag)) = fetch_manifest(&self.place, &progress.tag, self.limits.timeout).await? else { return Ok(()) };
-        // Once one was read it counts alone: it may be an older one that was accepted.
-        let seen = if progress.adopted { progress.manifest.revision } else { self.registry.seen(&self.address).await };
+        let Some((manifest, tag)) = fetch_manifest(&self.storage, &progress.tag, self.limits.timeout).await? else { return Ok(()) };
+        // After the first one read, that one counts and not the ledger's: it may be an older one that was
+        // accepted.
+        let seen = if progress.adopted { progress.manifest.revision } else { self.owner.followed_revision(&self.address).await };
         if manifest.revision < seen {
             if !accept_older {
                 let error = RemoteError::Older { found: manifest.revision, seen };
@@ -177,19 +206,20 @@ impl Follower {
         Ok(())
     }
 
-    /// Lets the registry remember which revision is followed, once a manifest was read.
-    async fn remember(&self, progress: &Progress) -> Result<(), RegistryError> {
-        if progress.adopted { self.registry.see(&self.address, progress.manifest.revision).await } else { Ok(()) }
+    /// Writes to the ledger which revision is followed, once a manifest was read.
+    async fn remember(&self, progress: &Progress) -> Result<(), ChangeError> {
+        if progress.adopted { self.owner.remember_followed(&self.address, progress.manifest.revision).await } else { Ok(()) }
     }
 
-    /// Counts what this server kept over a restart, and had from this registry, as followed: it may have been withdrawn meanwhile. Only once a manifest was
-    /// read: an unreachable registry has withdrawn nothing.
-    async fn adopt(&self, progress: &mut Progress) {
+    /// Counts what this server kept over a restart and had from this registry as followed: it may have been
+    /// withdrawn meanwhile. This waits until a manifest was read: an unreachable registry has withdrawn
+    /// nothing.
+    async fn adopt_kept(&self, progress: &mut Progress) {
         if std::mem::replace(&mut progress.adopted, true) {
             return;
         }
-        let from_here = format!("{}/", self.place.shown("partitions"));
-        for (task, entry) in self.registry.report().await.tasks {
+        let from_here = format!("{}/", self.storage.shown("partitions"));
+        for (task, entry) in self.owner.report().await.tasks {
             let live = entry.live.and_then(|version| entry.versions.get(&version));
             if let Some(live) = live.filter(|live| live.origin.starts_with(&from_here)) {
                 progress.followed.insert(task, live.digest.clone());
@@ -197,14 +227,15 @@ impl Follower {
         }
     }
 
-    async fn load(&self, progress: &mut Progress, changes: &mut Changes, failures: &mut Vec<Refusal>) {
-        let catalogue = self.registry.catalogue();
+    /// Fetches and loads what the manifest makes live and this server does not serve.
+    async fn load(&self, progress: &mut Progress, changes: &mut SyncChanges, failures: &mut Vec<Refusal>) {
+        let catalogue = self.owner.catalogue();
         let mut missing = Vec::new();
         for entry in progress.manifest.live() {
             if catalogue.get(&entry.task).is_some_and(|resident| resident.partition.digest == entry.sha256) {
                 progress.followed.insert(entry.task.clone(), entry.sha256.clone());
             } else if let Some(reason) = progress.refused.get(&entry.sha256) {
-                failures.push(Refusal::Before(reason.clone()));
+                failures.push(Refusal::Earlier(reason.clone()));
             } else {
                 missing.push(entry.clone());
             }
@@ -223,7 +254,7 @@ impl Follower {
                 }
                 Err(refusal) => {
                     tracing::warn!(task = entry.task, sha256 = entry.sha256, error = %refusal, "a partition of the registry is not loaded");
-                    if !refusal.passes() {
+                    if !refusal.is_temporary() {
                         progress.refused.insert(entry.sha256, format!("task {:?}: {refusal}", entry.task));
                     }
                     failures.push(refusal);
@@ -234,29 +265,30 @@ impl Follower {
     }
 
     async fn fetch_and_load(&self, entry: &Entry) -> Result<(), Refusal> {
-        let bytes = fetch(&self.place, entry, self.limits).await?;
+        let artifact = fetch(&self.storage, entry, self.limits).await?;
         let signature = entry.signature.as_deref().map(signature::from_hex).transpose().map_err(RemoteError::from)?;
-        check_signature(&self.trust, bytes.clone(), signature).await?;
-        // Loaded under another name it would never be found equal, and take that name's place.
-        let found = delo_model::partition::task_name(&bytes).map_err(RemoteError::from)?;
+        self.trust.check(&artifact, signature.as_deref()).map_err(RemoteError::from)?;
+        // A partition of another task would replace that task's, and this entry would never be in sync.
+        let bytes = artifact.bytes().clone();
+        let found = blocking(move || Ok::<_, RemoteError>(task_name(&bytes)?)).await?;
         if found != entry.task {
-            let object = self.place.shown(&entry.object());
+            let object = self.storage.shown(&entry.object());
             return Err(RemoteError::OtherTask { object, found, expected: entry.task.clone() }.into());
         }
-        let origin = Some(self.place.shown(&entry.object()));
-        self.registry.load(Load { origin, ..Source::Artifact(bytes).into() }).await?;
+        let origin = Some(self.storage.shown(&entry.object()));
+        self.owner.load(Load { origin, ..PartitionSource::Artifact(artifact).into() }).await?;
         Ok(())
     }
 
-    /// Unloads what the manifest made live and no longer does. What somebody loaded by hand since, or besides, stays.
-    async fn unload(&self, progress: &mut Progress, changes: &mut Changes, failures: &mut Vec<Refusal>) {
+    /// Unloads what the manifest made live and no longer does. What an operator loaded by hand stays.
+    async fn unload(&self, progress: &mut Progress, changes: &mut SyncChanges, failures: &mut Vec<Refusal>) {
         let withdrawn: Vec<_> = progress.followed.keys().filter(|task| !progress.manifest.live.contains_key(*task)).cloned().collect();
         for task in withdrawn {
             let Some(digest) = progress.followed.remove(&task) else { continue };
-            if self.registry.catalogue().get(&task).is_none_or(|resident| resident.partition.digest != digest) {
+            if self.owner.catalogue().get(&task).is_none_or(|resident| resident.partition.digest != digest) {
                 continue;
             }
-            match self.registry.unload(&task, "").await {
+            match self.owner.unload(&task, "").await {
                 Ok(_) => changes.unloaded.push(task),
                 Err(error) => {
                     progress.followed.insert(task, digest);
@@ -265,12 +297,13 @@ impl Follower {
             }
         }
         if !changes.unloaded.is_empty() {
-            // What did not go with those that are gone now may go with the rest.
+            // A partition that did not go with the unloaded ones may go with the rest.
             progress.refused.clear();
         }
     }
 
-    fn tell(&self, revision: u64, failures: &[Refusal]) {
+    /// Shows the outcome of a synchronisation in the report and in the metrics.
+    fn note_outcome(&self, revision: u64, failures: &[Refusal]) {
         let in_sync = failures.is_empty();
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.revision = revision;
@@ -290,7 +323,7 @@ impl Follower {
     }
 }
 
-/// Doubled with each failure in a row, up to some polls.
+/// The pause after this many failures in a row: doubled with each, up to [`LONGEST_PAUSE`].
 fn pause_after(failures: u32, poll: Duration) -> Duration {
     match failures {
         0 => poll,

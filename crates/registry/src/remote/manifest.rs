@@ -5,25 +5,30 @@ use serde::{Deserialize, Serialize};
 
 use super::RemoteError;
 
-/// What `format` says.
+/// The manifest's name in its registry.
+pub const FILE_NAME: &str = "manifest.json";
+/// The value of the field `format`.
 const FORMAT: &str = "delo-registry";
 /// The newest version that this program reads, and the one it writes.
 const VERSION: u32 = 1;
-/// The longest manifest.
+/// The longest manifest that is read or written.
 pub const MAX_BYTES: usize = 4 << 20;
 /// Most artifacts of one registry.
 const MAX_ARTIFACTS: usize = 10_000;
-/// Longest task name, in bytes, as in an artifact.
+/// The longest task name, in bytes, as in an artifact.
 const MAX_NAME: usize = 256;
-/// Longest of the other texts: times and fingerprints.
+/// The longest of the other texts, in bytes: times and fingerprints.
 const MAX_TEXT: usize = 128;
 /// The largest revision: a gauge shows it exactly, and the next one is a number too.
 const MAX_REVISION: u64 = (1 << 53) - 1;
 
-/// `manifest.json`. A manifest that was read or made by [`Manifest::parse`] holds the limits above, and every live digest is that of an artifact.
+/// `manifest.json`. A manifest that was read by [`Manifest::parse`] keeps the limits of this file, and each
+/// digest in `live` is that of an artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
+    /// `delo-registry`.
     pub format: String,
+    /// The version of the format.
     pub version: u32,
     /// Counts the changes.
     pub revision: u64,
@@ -38,24 +43,26 @@ pub struct Manifest {
 /// One artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Over the file's bytes, 64 lower-case hexadecimal digits.
+    /// SHA-256 over the file's bytes, 64 lower-case hexadecimal digits.
     pub sha256: String,
     /// The file's size.
     pub bytes: u64,
+    /// The task that it is a partition of.
     pub task: String,
     /// SHA-256 over the tensors.
     pub checksum: String,
     /// Fingerprint of the backbone it was trained on.
     pub backbone: String,
-    /// When it was trained and when it was pushed: RFC 3339, UTC.
+    /// When it was trained: RFC 3339, UTC.
     pub created: String,
+    /// When it was pushed: RFC 3339, UTC.
     pub pushed: String,
-    /// See [`crate::signature`]; 128 hexadecimal digits.
+    /// Its signature ([`crate::signature`]), 128 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
 }
 
-/// What is needed to tell a newer manifest from a damaged one.
+/// The fields by which a newer manifest is message from a damaged one.
 #[derive(Deserialize)]
 struct Head {
     format: String,
@@ -63,7 +70,7 @@ struct Head {
 }
 
 impl Default for Manifest {
-    /// Of an empty registry.
+    /// The manifest of an empty registry.
     fn default() -> Self {
         Self {
             format: FORMAT.to_owned(),
@@ -77,8 +84,10 @@ impl Default for Manifest {
 }
 
 impl Manifest {
+    /// Reads a manifest.
+    ///
     /// # Errors
-    /// What is no manifest, is of a newer version, or goes beyond a limit.
+    /// A text that is no manifest, is of a newer version, or goes beyond a limit.
     pub fn parse(text: &[u8]) -> Result<Self, RemoteError> {
         if text.len() > MAX_BYTES {
             return Err(bad(format!("it is longer than {MAX_BYTES} bytes")));
@@ -95,7 +104,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// As JSON.
+    /// The manifest as JSON.
     ///
     /// # Errors
     /// A manifest that [`Manifest::parse`] would refuse.
@@ -132,12 +141,13 @@ impl Manifest {
         }
     }
 
-    /// The artifact that is live of each task.
+    /// The live artifact of each task.
     pub fn live(&self) -> impl Iterator<Item = &Entry> {
         self.artifacts.iter().filter(|entry| self.live.get(&entry.task) == Some(&entry.sha256))
     }
 
-    /// Adds an artifact as the last one pushed; one that is there keeps its signature unless another is given. Returns whether anything changed.
+    /// Adds an artifact as the last one pushed. One that is there keeps its signature unless another is
+    /// given. Returns whether the manifest changed.
     pub fn add(&mut self, mut entry: Entry) -> bool {
         let Some(at) = self.artifacts.iter().position(|e| e.sha256 == entry.sha256) else {
             self.artifacts.push(entry);
@@ -156,8 +166,8 @@ impl Manifest {
         true
     }
 
-    /// Makes an artifact the live one of its task. `what` is a task, for the one pushed last, or `TASK@` and the first digits of a SHA-256. Returns the
-    /// artifact and whether anything changed.
+    /// Makes an artifact the live one of its task. `what` is a task, for the one pushed last, or `TASK@` and
+    /// the first digits of a SHA-256. Returns the artifact and whether anything changed.
     ///
     /// # Errors
     /// No artifact of that name, or several.
@@ -167,10 +177,10 @@ impl Manifest {
         Ok((entry, changed))
     }
 
-    /// Nothing of this task is live any more.
+    /// Makes no artifact of this task live.
     ///
     /// # Errors
-    /// Nothing was.
+    /// [`RemoteError::NotLive`]
     pub fn withdraw(&mut self, task: &str) -> Result<(), RemoteError> {
         self.live.remove(task).map(drop).ok_or_else(|| RemoteError::NotLive { task: shortened(task) })
     }
@@ -227,8 +237,8 @@ fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// A JSON error quotes the value that it found, however long. The middle of a long reason is left out: what was
-/// found stands at its beginning, what was expected and where at its end.
+/// A JSON error quotes the value that it found, however long. The middle of a long reason is left out: what
+/// was found stands at its beginning, what was expected and where at its end.
 fn bad(reason: impl std::fmt::Display) -> RemoteError {
     let mut reason = reason.to_string();
     let mut cuts = reason.char_indices().map(|(at, _)| at);
@@ -283,12 +293,15 @@ mod tests {
     }
 
     #[test]
-    fn a_long_value_is_not_quoted_whole_and_what_was_expected_is_told() {
+    fn a_long_value_is_quoted_at_its_ends_with_what_was_expected() {
         for value in ["x".repeat(5000), "\u{7f}é".repeat(2000), "x".repeat(700)] {
-            let told = Manifest::parse(&serde_json::to_vec(&value).unwrap()).unwrap_err().to_string();
+            let message = Manifest::parse(&serde_json::to_vec(&value).unwrap()).unwrap_err().to_string();
             assert!(
-                told.len() < 2000 && told.contains("invalid type: string") && told.contains("expected") && told.contains("line 1"),
-                "{told}"
+                message.len() < 2000
+                    && message.contains("invalid type: string")
+                    && message.contains("expected")
+                    && message.contains("line 1"),
+                "{message}"
             );
         }
     }

@@ -1,102 +1,26 @@
-//! Registries outside this process: a directory, an HTTP server (read only) or an object store that holds partitions by their content's hash, and a
-//! manifest that says which are live. Replicas that follow the same manifest agree without talking to each other.
+//! Registries: stores outside this process, from which servers take their partitions. A registry is a
+//! directory, an HTTP server (read only) or an object store. It holds partitions named by the SHA-256 of
+//! their file, and a manifest that says which of them are live. Replicas that follow the same manifest agree
+//! without talking to each other.
 //!
-//! `manifest.json` is changed by conditional puts alone, so concurrent pushes both survive; `partitions/<sha256>.safetensors` never changes.
+//! `manifest.json` is changed by conditional writes alone, so that concurrent pushes both survive;
+//! `partitions/<sha256>.safetensors` never changes.
+//!
+//! [`Storage`] reads and writes objects; `fetch` reads whole objects within limits, `publish` changes the
+//! manifest, and the [`Follower`] makes the catalogue follow it. [`AllowedUrls`] says which addresses a
+//! caller may name.
 mod allowed;
-mod directory;
+mod error;
 mod fetch;
 mod follower;
 mod manifest;
-mod place;
 mod publish;
+mod storage;
 
-use std::path::PathBuf;
-use std::time::Duration;
-
-pub use allowed::{AllowedUrls, SCHEMES, without_query};
-pub use fetch::{Limits, check_signature, fetch_url};
-pub use follower::{Changes, Follower, Occasion, Report};
+pub use allowed::{AllowedUrls, without_query};
+pub use error::RemoteError;
+pub use fetch::{FetchLimits, fetch_url};
+pub use follower::{Follower, Occasion, SyncChanges, SyncReport};
 pub use manifest::{Entry, Manifest};
-pub use place::Place;
 pub use publish::{Pushed, list, promote, push, withdraw};
-
-use super::signature::SignatureError;
-use delo_model::PartitionError;
-
-/// Why something remote can't be read or changed. No message holds credentials or the query of an address.
-#[derive(Debug, thiserror::Error)]
-pub enum RemoteError {
-    #[error("{given:?} can't be used as a registry: {reason}")]
-    Location { given: String, reason: String },
-    #[error("{url} is not below one of the addresses in registry.allowed_urls: add its prefix to that setting, or upload the file")]
-    NotAllowed { url: String },
-    #[error("{object} is not there")]
-    NotThere { object: String },
-    #[error("{object} has not changed")]
-    NotModified { object: String },
-    #[error("access to {object} is denied: {reason}")]
-    Denied { object: String, reason: String },
-    #[error("{object} answers with a redirect to another place, which is not followed: give the address of the file itself")]
-    Redirected { object: String },
-    #[error("{object} can't be read or written: {reason}")]
-    Failed { object: String, reason: String },
-    #[error("{object} came too slowly: less than a piece of {piece} bytes in {seconds} s (registry.fetch_timeout_seconds)")]
-    Slow { object: String, piece: u64, seconds: f64 },
-    #[error("{object} was cut off after {found} bytes")]
-    Cut { object: String, found: u64 },
-    #[error("{object} has {found} bytes or more, the manifest says {expected}: push it again")]
-    Size { object: String, found: u64, expected: u64 },
-    #[error("{object} has {found} bytes or more, more than the {limit} allowed (admin.max_artifact_bytes)")]
-    TooLarge { object: String, found: u64, limit: u64 },
-    #[error("{object} is of task {found:?}, the manifest says {expected:?}: push it again")]
-    OtherTask { object: String, found: String, expected: String },
-    #[error("{object} is damaged: its SHA-256 is {found}; push it again")]
-    Digest { object: String, found: String },
-    #[error("the registry's manifest is unusable: {reason}")]
-    Manifest { reason: String },
-    #[error("the registry's manifest is of version {found}, newer than this program reads ({known}): upgrade delo")]
-    NewerManifest { found: u32, known: u32 },
-    #[error(
-        "the manifest at revision {found} is older than the last one seen, {seen}: it is ignored; push or promote again, or, where the registry was put back on purpose, take it by `delo admin sync --accept-older`"
-    )]
-    Older { found: u64, seen: u64 },
-    #[error("{place} is read only: push to the directory or the object store behind it")]
-    ReadOnly { place: String },
-    #[error("others keep changing {object}: try again in a moment")]
-    Contended { object: String },
-    #[error("{path} has been there for {} s: another push is at work, or was killed; if none is, delete that file", waited.as_secs())]
-    Locked { path: PathBuf, waited: Duration },
-    #[error("the registry holds no artifact {what:?}: `delo registry list` shows what there is")]
-    UnknownArtifact { what: String },
-    #[error("{what:?} fits several artifacts: give more digits of the SHA-256")]
-    Ambiguous { what: String },
-    #[error("nothing of task {task:?} is live in the registry: `delo registry list` shows what is")]
-    NotLive { task: String },
-    #[error(transparent)]
-    Signature(#[from] SignatureError),
-    #[error(transparent)]
-    Partition(#[from] PartitionError),
-}
-
-impl RemoteError {
-    /// Whether the same request may go well later, all else being equal.
-    pub fn passes(&self) -> bool {
-        matches!(
-            self,
-            Self::NotThere { .. }
-                | Self::Denied { .. }
-                | Self::Redirected { .. }
-                | Self::Failed { .. }
-                | Self::Slow { .. }
-                | Self::Cut { .. }
-                | Self::Size { .. }
-                | Self::Contended { .. }
-                | Self::Locked { .. }
-        )
-    }
-
-    /// Whether it is worth asking again at once.
-    fn passes_soon(&self) -> bool {
-        matches!(self, Self::Failed { .. } | Self::Slow { .. } | Self::Cut { .. })
-    }
-}
+pub use storage::Storage;

@@ -1,4 +1,5 @@
-//! Changes of a registry: push, promote, withdraw. Blobs first, then the manifest, and that only if nobody changed it meanwhile.
+//! Changes of a registry: push, promote, withdraw. Artifacts are written first, then the manifest, and that
+//! only if it is still the one that was read.
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,79 +8,84 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::sleep;
 
-use super::RemoteError;
-use super::directory::{self, Lock};
+use super::error::RemoteError;
 use super::fetch::{fetch_manifest, jittered};
-use super::manifest::{Entry, Manifest};
-use super::place::{Place, Tag};
+use super::manifest::{self, Entry, Manifest};
+use super::storage::directory::{self, ManifestLock};
+use super::storage::{ObjectTag, Storage};
+use crate::artifact::ReadArtifact;
+use crate::blocking::blocking;
 use crate::signature;
 use delo_model::partition::Artifact;
 
-/// The manifest's name in its registry.
-pub const MANIFEST: &str = "manifest.json";
-/// How long the manifest may take to come.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the fetch of the manifest may take.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a change is tried while others change the same manifest.
 const ATTEMPTS: u32 = 50;
 /// How long a change of a directory waits for another one.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// The pause after the first attempt; that after attempt n is n times as long, up to 20 times.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// What a push did.
 #[derive(Debug)]
 pub struct Pushed {
+    /// The artifact as the manifest names it.
     pub entry: Entry,
-    /// Whether the artifact was sent: not where the registry had it.
+    /// Whether the artifact was written; `false`: the registry had it.
     pub uploaded: bool,
     /// Whether this is the registry's first change.
     pub new_registry: bool,
-    /// Of the manifest that holds it.
+    /// The revision of the manifest that holds it.
     pub revision: u64,
 }
 
-/// The manifest as it is; that of an empty registry where there is none.
+/// The manifest at this moment; that of an empty registry where there is none.
 ///
 /// # Errors
 /// A manifest that can't be read; a directory that isn't there.
-pub async fn list(place: &Place) -> Result<Manifest, RemoteError> {
-    check_there(place)?;
-    Ok(current(place).await?.0)
+pub async fn list(storage: &Storage) -> Result<Manifest, RemoteError> {
+    check_exists(storage).await?;
+    Ok(current(storage).await?.0)
 }
 
 /// A directory that isn't there is more likely misspelt than a registry without any artifact.
-fn check_there(place: &Place) -> Result<(), RemoteError> {
-    match place {
-        Place::Directory(dir) if !dir.is_dir() => Err(RemoteError::NotThere { object: place.shown("") }),
-        _ => Ok(()),
-    }
+async fn check_exists(storage: &Storage) -> Result<(), RemoteError> {
+    if storage.exists().await { Ok(()) } else { Err(RemoteError::NotThere { object: storage.shown("") }) }
 }
 
-/// Adds an artifact, signed where a key is given, and makes it its task's live one where `live`.
+/// Checks an artifact and names it for the manifest; signs it where a key is given. Blocks.
+fn entry_of(artifact: &ReadArtifact, key: Option<&SigningKey>) -> Result<Entry, RemoteError> {
+    let parsed = Artifact::parse_hashed(artifact.bytes(), artifact.digest())?;
+    Ok(Entry {
+        sha256: artifact.digest(),
+        bytes: artifact.bytes().len() as u64,
+        task: parsed.meta.task,
+        checksum: parsed.checksum,
+        backbone: parsed.meta.backbone.fingerprint,
+        created: parsed.meta.created,
+        pushed: now(),
+        signature: key.map(|key| signature::sign(key, artifact)),
+    })
+}
+
+/// Adds an artifact, signed where a key is given, and makes it the live one of its task where `live`.
 ///
 /// # Errors
-/// An unsound artifact, or a registry that can't be written.
-pub async fn push(place: &Place, bytes: Bytes, key: Option<&SigningKey>, live: bool) -> Result<Pushed, RemoteError> {
-    let artifact = Artifact::parse(&bytes)?;
-    let entry = Entry {
-        sha256: signature::digest(&bytes),
-        bytes: bytes.len() as u64,
-        task: artifact.meta.task,
-        checksum: artifact.checksum,
-        backbone: artifact.meta.backbone.fingerprint,
-        created: artifact.meta.created,
-        pushed: now(),
-        signature: key.map(|key| signature::sign(key, &bytes)),
-    };
-    if let Place::Directory(dir) = place {
+/// An artifact that is damaged or of a newer format; a registry that can't be written.
+pub async fn push(storage: &Storage, bytes: Bytes, key: Option<&SigningKey>, live: bool) -> Result<Pushed, RemoteError> {
+    let (file, key) = (bytes.clone(), key.cloned());
+    let entry = blocking(move || entry_of(&ReadArtifact::hash(file), key.as_ref())).await?;
+    if let Storage::Directory(dir) = storage {
         directory::make(dir).await?;
     }
-    // A size that differs is of a damaged copy.
-    let uploaded = place.size(&entry.object()).await? != Some(entry.bytes);
+    // A copy of another size is damaged, and is replaced.
+    let uploaded = storage.size(&entry.object()).await? != Some(entry.bytes);
     if uploaded {
-        place.put(&entry.object(), bytes).await?;
+        storage.put(&entry.object(), bytes).await?;
     }
     if let Some(signature) = &entry.signature {
-        place.put(&entry.signature_object(), format!("{signature}\n").into()).await?;
+        storage.put(&entry.signature_object(), format!("{signature}\n").into()).await?;
     }
     let mut new_registry = false;
     let change = |manifest: &mut Manifest| {
@@ -88,18 +94,18 @@ pub async fn push(place: &Place, bytes: Bytes, key: Option<&SigningKey>, live: b
         let what = format!("{}@{}", entry.task, entry.sha256);
         Ok(if live { manifest.promote(&what)?.1 || added } else { added })
     };
-    let revision = changed(place, change).await?;
+    let revision = changed(storage, change).await?;
     Ok(Pushed { uploaded, new_registry, revision, entry })
 }
 
-/// See [`Manifest::promote`]. Returns the artifact and the manifest's revision.
+/// Makes an artifact live ([`Manifest::promote`]). Returns it and the manifest's revision.
 ///
 /// # Errors
 /// No such artifact, or a registry that can't be written.
-pub async fn promote(place: &Place, what: &str) -> Result<(Entry, u64), RemoteError> {
-    check_there(place)?;
+pub async fn promote(storage: &Storage, what: &str) -> Result<(Entry, u64), RemoteError> {
+    check_exists(storage).await?;
     let mut promoted = None;
-    let revision = changed(place, |manifest| {
+    let revision = changed(storage, |manifest| {
         let (entry, changed) = manifest.promote(what)?;
         promoted = Some(entry);
         Ok(changed)
@@ -109,26 +115,28 @@ pub async fn promote(place: &Place, what: &str) -> Result<(Entry, u64), RemoteEr
     Ok((entry, revision))
 }
 
-/// See [`Manifest::withdraw`]. Returns the manifest's revision.
+/// Makes nothing of a task live ([`Manifest::withdraw`]). Returns the manifest's revision.
 ///
 /// # Errors
 /// Nothing of the task is live, or a registry that can't be written.
-pub async fn withdraw(place: &Place, task: &str) -> Result<u64, RemoteError> {
-    check_there(place)?;
-    changed(place, |manifest| manifest.withdraw(task).map(|()| true)).await
+pub async fn withdraw(storage: &Storage, task: &str) -> Result<u64, RemoteError> {
+    check_exists(storage).await?;
+    changed(storage, |manifest| manifest.withdraw(task).map(|()| true)).await
 }
 
-async fn current(place: &Place) -> Result<(Manifest, Option<Tag>), RemoteError> {
-    match fetch_manifest(place, &Tag::default(), PATIENCE).await {
+/// The manifest and its state; that of an empty registry, without a state, where there is none.
+async fn current(storage: &Storage) -> Result<(Manifest, Option<ObjectTag>), RemoteError> {
+    match fetch_manifest(storage, &ObjectTag::default(), MANIFEST_TIMEOUT).await {
         Ok(Some((manifest, tag))) => Ok((manifest, Some(tag))),
         Ok(None) | Err(RemoteError::NotThere { .. }) => Ok((Manifest::default(), None)),
         Err(error) => Err(error),
     }
 }
 
-/// Applies a change to the manifest as it is at the moment it is written, and returns the revision then. `change` says whether it changed anything, and
-/// runs again where somebody else was faster.
-async fn changed(place: &Place, mut change: impl FnMut(&mut Manifest) -> Result<bool, RemoteError>) -> Result<u64, RemoteError> {
+/// Applies a change to the manifest and writes it, and returns its revision. `change` returns whether it
+/// changed anything; where another writer replaced the manifest meanwhile, it is applied again to the one of
+/// that writer.
+async fn changed(storage: &Storage, mut change: impl FnMut(&mut Manifest) -> Result<bool, RemoteError>) -> Result<u64, RemoteError> {
     let mut next = |mut manifest: Manifest| -> Result<(u64, Option<Bytes>), RemoteError> {
         if !change(&mut manifest)? {
             return Ok((manifest.revision, None));
@@ -137,28 +145,28 @@ async fn changed(place: &Place, mut change: impl FnMut(&mut Manifest) -> Result<
         manifest.updated = now();
         Ok((manifest.revision, Some(manifest.to_bytes()?.into())))
     };
-    match place {
-        Place::Http { .. } => Err(place.read_only()),
-        Place::Directory(dir) => {
+    match storage {
+        Storage::Http { .. } => Err(storage.read_only()),
+        Storage::Directory(dir) => {
             // A file system has no conditional put.
-            let _lock = Lock::take(&dir.join(MANIFEST), LOCK_WAIT).await?;
-            let (revision, text) = next(current(place).await?.0)?;
+            let _lock = ManifestLock::take(&dir.join(manifest::FILE_NAME), LOCK_WAIT).await?;
+            let (revision, text) = next(current(storage).await?.0)?;
             if let Some(text) = text {
-                place.put(MANIFEST, text).await?;
+                storage.put(manifest::FILE_NAME, text).await?;
             }
             Ok(revision)
         }
-        Place::Store { .. } => {
+        Storage::Bucket { .. } => {
             for attempt in 0..ATTEMPTS {
-                let (manifest, tag) = current(place).await?;
+                let (manifest, tag) = current(storage).await?;
                 let (revision, text) = next(manifest)?;
                 let Some(text) = text else { return Ok(revision) };
-                if place.put_if(MANIFEST, text, tag).await? {
+                if storage.put_if(manifest::FILE_NAME, text, tag).await? {
                     return Ok(revision);
                 }
                 sleep(jittered(PAUSE * (attempt + 1).min(20))).await;
             }
-            Err(RemoteError::Contended { object: place.shown(MANIFEST) })
+            Err(RemoteError::Contended { object: storage.shown(manifest::FILE_NAME) })
         }
     }
 }
@@ -173,6 +181,8 @@ fn now() -> String {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use futures::FutureExt;
 
     use super::*;
     use crate::folder::Folder;
@@ -190,71 +200,109 @@ mod tests {
         }
     }
 
-    /// Many changes at once; all of them are in the manifest after.
-    async fn many_at_once(place: Place) {
-        const CHANGES: usize = 12;
-        let changes = (0..CHANGES).map(|i| {
-            let place = place.clone();
-            tokio::spawn(async move {
-                changed(&place, |manifest| {
-                    manifest.add(entry(i));
-                    manifest.promote(&format!("task-{i}")).map(|(_, changed)| changed)
-                })
-                .await
-            })
-        });
-        for change in futures::future::join_all(changes).await {
-            change.unwrap().unwrap();
-        }
-        let manifest = list(&place).await.unwrap();
-        assert_eq!((manifest.revision, manifest.live().count()), (CHANGES as u64, CHANGES));
+    fn add_and_promote(manifest: &mut Manifest, i: usize) -> Result<bool, RemoteError> {
+        manifest.add(entry(i));
+        manifest.promote(&format!("task-{i}")).map(|(_, changed)| changed)
     }
 
-    #[tokio::test(flavor = "multi_thread")]
+    #[tokio::test(start_paused = true)]
     async fn concurrent_changes_of_a_directory_all_survive() {
+        const CHANGES: usize = 12;
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("registry")).unwrap();
-        many_at_once(Place::Directory(dir.path().join("registry"))).await;
-        let mut left: Vec<_> = std::fs::read_dir(dir.path().join("registry")).unwrap().map(|f| f.unwrap().file_name()).collect();
-        left.sort();
+        let storage = Storage::Directory(dir.path().to_owned());
+        // Reads and writes of the directory run on other threads, so that these changes overlap.
+        let changes = (0..CHANGES).map(|i| {
+            let storage = storage.clone();
+            tokio::spawn(async move { changed(&storage, |manifest| add_and_promote(manifest, i)).await })
+        });
+        let mut revisions: Vec<_> = futures::future::join_all(changes).await.into_iter().map(|done| done.unwrap().unwrap()).collect();
+        revisions.sort_unstable();
+        assert_eq!(revisions, (1..=CHANGES as u64).collect::<Vec<_>>(), "each change is a revision of its own");
+        assert_eq!(list(&storage).await.unwrap().live().count(), CHANGES);
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
         assert_eq!(left, ["manifest.json"]);
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn concurrent_changes_of_a_store_with_conditional_puts_all_survive() {
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_a_store_that_others_overtake_is_applied_to_what_they_left() {
+        const OTHERS: usize = 3;
         let store = Arc::new(object_store::memory::InMemory::new());
-        many_at_once(Place::Store { store, base: reqwest::Url::parse("s3://bucket/registry").unwrap() }).await;
+        let storage = Storage::Bucket { store, base: reqwest::Url::parse("s3://bucket/registry").unwrap() };
+        let mut attempts = 0;
+        let overtaken = changed(&storage, |manifest| {
+            attempts += 1;
+            if attempts <= OTHERS {
+                // Another writer, between this one's read and its write. The store in memory never waits.
+                let other = changed(&storage, |manifest| add_and_promote(manifest, attempts));
+                other.now_or_never().expect("the store in memory answers at once").unwrap();
+            }
+            add_and_promote(manifest, 0)
+        });
+        assert_eq!(overtaken.await.unwrap(), OTHERS as u64 + 1);
+        assert_eq!(attempts, OTHERS + 1);
+        assert_eq!(list(&storage).await.unwrap().live().count(), OTHERS + 1);
     }
 
-    #[tokio::test]
-    async fn a_lock_that_is_left_behind_is_waited_for_and_then_told_of() {
+    #[tokio::test(start_paused = true)]
+    async fn a_change_that_others_always_overtake_is_given_up() {
+        let store = Arc::new(object_store::memory::InMemory::new());
+        let storage = Storage::Bucket { store, base: reqwest::Url::parse("s3://bucket/registry").unwrap() };
+        let mut attempts = 0;
+        let overtaken = changed(&storage, |manifest| {
+            attempts += 1;
+            changed(&storage, |manifest| add_and_promote(manifest, attempts)).now_or_never().unwrap().unwrap();
+            add_and_promote(manifest, 0)
+        });
+        assert!(matches!(overtaken.await, Err(RemoteError::Contended { .. })));
+        assert_eq!(attempts, ATTEMPTS as usize);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_that_is_left_behind_is_waited_for_and_then_named() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("manifest.json.lock"), "").unwrap();
-        let error = Lock::take(&dir.path().join(MANIFEST), Duration::from_millis(50)).await.unwrap_err();
+        let lock = dir.path().join("manifest.json.lock");
+        std::fs::write(&lock, "").unwrap();
+        let began = tokio::time::Instant::now();
+        let error = ManifestLock::take(&dir.path().join(manifest::FILE_NAME), LOCK_WAIT).await.unwrap_err();
         assert!(matches!(error, RemoteError::Locked { .. }) && error.to_string().contains("delete that file"), "{error}");
-        assert!(dir.path().join("manifest.json.lock").exists());
+        assert!(began.elapsed() >= LOCK_WAIT, "{:?}", began.elapsed());
+        assert!(lock.exists(), "the lock of another is not removed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_is_free_again_when_its_holder_drops_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = dir.path().join(manifest::FILE_NAME);
+        let held = ManifestLock::take(&manifest, LOCK_WAIT).await.unwrap();
+        let waiting = ManifestLock::take(&manifest, LOCK_WAIT);
+        let (taken, ()) = tokio::join!(waiting, async {
+            sleep(LOCK_WAIT / 2).await;
+            drop(held);
+        });
+        drop(taken.unwrap());
+        assert!(!dir.path().join("manifest.json.lock").exists());
     }
 
     #[tokio::test]
     async fn refuses_what_is_no_sound_partition_before_anything_is_written() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::Directory(dir.path().join("registry"));
-        assert!(matches!(push(&place, Bytes::from_static(b"no partition"), None, true).await, Err(RemoteError::Partition(_))));
+        let storage = Storage::Directory(dir.path().join("registry"));
+        assert!(matches!(push(&storage, Bytes::from_static(b"no partition"), None, true).await, Err(RemoteError::Partition(_))));
         assert!(!dir.path().join("registry").exists());
     }
 
     #[tokio::test]
     async fn a_directory_that_is_not_there_is_made_by_a_push_alone_and_in_one_that_is() {
         let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| Place::Directory(dir.path().join(name));
+        let at = |name: &str| Storage::Directory(dir.path().join(name));
         assert!(matches!(list(&at("registry")).await, Err(RemoteError::NotThere { .. })));
         assert!(matches!(withdraw(&at("registry"), "food").await, Err(RemoteError::NotThere { .. })));
         assert!(matches!(promote(&at("registry"), "food").await, Err(RemoteError::NotThere { .. })));
         assert!(!dir.path().join("registry").exists());
         std::fs::write(dir.path().join("file"), "").unwrap();
         for (name, words) in [("missing/registry", "missing"), ("file", "no directory"), ("file/registry", "")] {
-            let told = directory::make(&dir.path().join(name)).await.unwrap_err().to_string();
-            assert!(told.contains(words), "{told}");
+            let refused = directory::make(&dir.path().join(name)).await.unwrap_err().to_string();
+            assert!(refused.contains(words), "{refused}");
         }
         assert!(!dir.path().join("missing").exists());
         assert!(directory::make(&dir.path().join("registry")).await.unwrap());
@@ -266,8 +314,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = Folder::open(dir.path()).unwrap();
         for inside in [state.path().to_owned(), state.path().join("partitions"), state.path().join("registry")] {
-            let told = directory::make(&inside).await.unwrap_err().to_string();
-            assert!(told.contains("a server keeps what is live"), "{told}");
+            let refused = directory::make(&inside).await.unwrap_err().to_string();
+            assert!(refused.contains("a server keeps what is live"), "{refused}");
         }
         // Beside it there is room.
         assert!(!directory::make(dir.path()).await.unwrap());
@@ -275,7 +323,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_http_registry_is_read_only() {
-        let place = Place::of_registry("http://127.0.0.1:1/registry").unwrap();
-        assert!(matches!(withdraw(&place, "food").await, Err(RemoteError::ReadOnly { .. })));
+        let storage = Storage::of_registry("http://127.0.0.1:1/registry").unwrap();
+        assert!(matches!(withdraw(&storage, "food").await, Err(RemoteError::ReadOnly { .. })));
     }
 }

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::durable::replace;
+use delo_process::durable::replace;
 
 /// Why a checkpoint cannot be written or continued.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,6 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
-use super::durable::replace;
 use super::error::TrainError;
 use super::objective::{Batch, Objective, targets};
 use super::optimiser::AdamW;
@@ -26,6 +25,7 @@ use delo_model::TaskModel;
 use delo_model::input::{InputProcessor, Presence, Sample};
 use delo_model::partition::{self, BackboneRecord, KeyRule, PartitionMeta};
 use delo_model::routing::keys::{KeyAverage, KeySignal, SessionKeys, Signals};
+use delo_process::durable::replace;
 
 /// One session: the task to learn, its data, and how it is learnt.
 #[derive(Debug)]

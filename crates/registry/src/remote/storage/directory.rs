@@ -1,4 +1,5 @@
 //! A registry in a directory of this machine, or of a file system that several share.
+//! Functions that do not return a future block.
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -6,22 +7,26 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
+use delo_process::durable::replace_by;
 use futures::stream::{self, StreamExt};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use super::RemoteError;
-use super::manifest::MAX_BYTES;
-use super::place::{Opened, Tag};
+use super::object::{ObjectTag, OpenedObject};
+use crate::blocking::blocking;
 use crate::folder::state_around;
+use crate::remote::RemoteError;
+use crate::remote::manifest::MAX_BYTES;
 
+/// The pause between two attempts to take a lock.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
-/// As [`super::Place::open`]. What is asked for without a range is a manifest, and no longer than one.
-pub async fn open(path: PathBuf, range: Option<Range<u64>>) -> Result<Opened, RemoteError> {
+/// As [`Storage::open`](super::Storage::open). Without a range the object is a manifest, and is read up to
+/// the longest manifest.
+pub async fn open(path: PathBuf, range: Option<Range<u64>>) -> Result<OpenedObject, RemoteError> {
     blocking(move || {
         let failed = |e| from_io(&path, &e);
         let metadata = std::fs::metadata(&path).map_err(failed)?;
-        // Asked before the file is opened: opening a pipe would wait for its writer.
+        // Checked before the file is opened: opening a pipe would wait for its writer.
         if !metadata.is_file() {
             return Err(RemoteError::Failed { object: path.display().to_string(), reason: "it is not a file".to_owned() });
         }
@@ -31,12 +36,17 @@ pub async fn open(path: PathBuf, range: Option<Range<u64>>) -> Result<Opened, Re
         let mut bytes = Vec::new();
         file.take(range.end.saturating_sub(range.start)).read_to_end(&mut bytes).map_err(failed)?;
         let body = stream::iter([Ok(Bytes::from(bytes))]).boxed();
-        Ok(Opened { total: Some(metadata.len()), start: range.start, tag: Tag::default(), body })
+        Ok(OpenedObject { total: Some(metadata.len()), start: range.start, tag: ObjectTag::default(), body })
     })
     .await
 }
 
-/// As [`super::Place::size`].
+/// Whether the directory is there.
+pub async fn exists(dir: &Path) -> bool {
+    tokio::fs::metadata(dir).await.is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// As [`Storage::size`](super::Storage::size).
 pub async fn size(path: &Path) -> Result<Option<u64>, RemoteError> {
     match tokio::fs::metadata(path).await {
         Ok(metadata) => Ok(Some(metadata.len())),
@@ -45,16 +55,16 @@ pub async fn size(path: &Path) -> Result<Option<u64>, RemoteError> {
     }
 }
 
-/// As [`super::Place::put`].
+/// As [`Storage::put`](super::Storage::put).
 pub async fn put(path: PathBuf, bytes: Bytes) -> Result<(), RemoteError> {
     blocking(move || replace(&path, &bytes)).await
 }
 
-/// Makes the directory of a registry where it is missing, in one that is there; says whether it did.
+/// Creates the directory of a registry where it is missing; its parent must exist. Returns whether it was
+/// missing.
 ///
 /// # Errors
-/// A path that is a file, lies in a server's state, or has no directory to lie in: then it is more likely
-/// misspelt than meant.
+/// A path that is a file, lies in a server's state, or has no parent: then it is more likely a misspelt path.
 pub async fn make(dir: &Path) -> Result<bool, RemoteError> {
     let dir = dir.to_owned();
     blocking(move || {
@@ -68,7 +78,7 @@ pub async fn make(dir: &Path) -> Result<bool, RemoteError> {
             Ok(_) => Err(wrong("it is no directory".to_owned())),
             Err(error) if error.kind() == ErrorKind::NotFound => match std::fs::create_dir(&dir) {
                 Ok(()) => Ok(true),
-                // Another push was faster.
+                // Another push created it meanwhile.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     let parent = shown.parent().unwrap_or(&shown).display().to_string();
@@ -82,11 +92,14 @@ pub async fn make(dir: &Path) -> Result<bool, RemoteError> {
     .await
 }
 
-/// Holds the right to change a manifest: a file beside it that only one can make. Gone when this is.
+/// The right to change a manifest: a lock file beside it, which one process at a time can create. Dropping
+/// this removes the file.
 #[derive(Debug)]
-pub struct Lock(PathBuf);
+pub struct ManifestLock(PathBuf);
 
-impl Lock {
+impl ManifestLock {
+    /// Waits until the lock is free, up to `wait`, and takes it.
+    ///
     /// # Errors
     /// [`RemoteError::Locked`] after `wait`; a directory that can't be written.
     pub async fn take(manifest: &Path, wait: Duration) -> Result<Self, RemoteError> {
@@ -95,47 +108,47 @@ impl Lock {
         let path = PathBuf::from(path);
         let began = Instant::now();
         loop {
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(mut file) => {
-                    let lock = Self(path);
-                    // For who finds it; nothing depends on it.
-                    let _ = writeln!(file, "process {}", std::process::id());
-                    return Ok(lock);
-                }
-                Err(error) if error.kind() == ErrorKind::AlreadyExists && began.elapsed() < wait => {
-                    tokio::time::sleep(LOCK_POLL).await;
-                }
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(RemoteError::Locked { path, waited: wait }),
-                Err(error) => return Err(from_io(&path, &error)),
+            let attempt = path.clone();
+            if let Some(lock) = blocking(move || Self::try_take(attempt)).await? {
+                return Ok(lock);
             }
+            if began.elapsed() >= wait {
+                return Err(RemoteError::Locked { path, waited: wait });
+            }
+            sleep(LOCK_POLL).await;
+        }
+    }
+
+    /// `None` where another process holds the lock.
+    fn try_take(path: PathBuf) -> Result<Option<Self>, RemoteError> {
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(mut file) => {
+                let lock = Self(path);
+                // Tells a person who finds the file which process made it; nothing depends on it.
+                let _ = writeln!(file, "process {}", std::process::id());
+                Ok(Some(lock))
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
+            Err(error) => Err(from_io(&path, &error)),
         }
     }
 }
 
-impl Drop for Lock {
+impl Drop for ManifestLock {
     fn drop(&mut self) {
-        // What can't be removed is told of by the next change.
+        // Where it can't be removed, the next change fails and names it.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
-/// Written beside it, on the disk, then renamed: a reader sees the old file or the new one. Concurrent writers write files of their own.
+/// Replaces a file as a whole, in a folder that is created where it is missing. The temporary name is a
+/// random one: several processes may replace the same file.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), RemoteError> {
     let failed = |e| from_io(path, &e);
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir).map_err(failed)?;
-    let beside = dir.join(format!(".{}.tmp", uuid::Uuid::new_v4()));
-    let written = File::create(&beside).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)?;
-        // The rename itself is durable once the directory is.
-        File::open(dir)?.sync_all()
-    });
-    written.map_err(|error| {
-        let _ = std::fs::remove_file(&beside);
-        failed(error)
-    })
+    if let Some(dir) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(dir).map_err(failed)?;
+    }
+    replace_by(path, format!(".{}.tmp", uuid::Uuid::new_v4()), bytes).map_err(failed)
 }
 
 fn from_io(path: &Path, error: &std::io::Error) -> RemoteError {
@@ -144,9 +157,4 @@ fn from_io(path: &Path, error: &std::io::Error) -> RemoteError {
         ErrorKind::NotFound => RemoteError::NotThere { object },
         _ => RemoteError::Failed { object, reason: error.to_string() },
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RemoteError> + Send + 'static) -> Result<T, RemoteError> {
-    let failed = |e: tokio::task::JoinError| RemoteError::Failed { object: "the registry".to_owned(), reason: e.to_string() };
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
