@@ -4,11 +4,11 @@ use std::sync::Arc;
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::backbone::{Adapters, Backbone};
+use super::backend::{Adapters, Backend};
 use super::forward::in_pool;
 use super::packed::Span;
 use super::signals::{self, signal_at};
-use super::{Answer, Candidate, Catalogue, Compute, Engine, EngineError, Query, Resident, SelectedFactors, with_backbone};
+use super::{Answer, Candidate, Catalogue, Compute, Engine, EngineError, Query, Resident, SelectedFactors, with_backend};
 use delo_model::PerModality;
 use delo_model::input::Sample;
 use delo_model::method::PoolId;
@@ -53,7 +53,7 @@ impl Engine {
     pub fn route(&self, catalogue: &Catalogue, samples: &[Sample]) -> Result<Vec<Vec<Candidate>>> {
         let samples: Vec<&Sample> = samples.iter().collect();
         let layers = self.backbone.config.num_hidden_layers;
-        with_backbone!(&self.compute, backbone => in_pool(|| {
+        with_backend!(&self.compute, backbone => in_pool(|| {
             let (hidden, spans) = backbone.embed(&samples, self.dummy(catalogue.dummy_image()))?;
             let signal = catalogue.signal();
             let rows = signals::signals(backbone, hidden, &spans, layers, &[signal])?;
@@ -67,17 +67,17 @@ impl Engine {
     /// A failed forward pass.
     pub fn pooled(&self, samples: &[Sample], dummy_image: [usize; 2]) -> Result<Vec<Vec<f32>>> {
         let samples: Vec<&Sample> = samples.iter().collect();
-        with_backbone!(&self.compute, backbone => in_pool(|| {
+        with_backend!(&self.compute, backbone => in_pool(|| {
             let (hidden, spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
             backbone.run_to_pooled(hidden, &spans, 0, None)
         }))
     }
 
     fn forward(&self, catalogue: &Catalogue, dummy_image: [usize; 2], accepted: &[&Query]) -> Result<Vec<Answer>> {
-        with_backbone!(&self.compute, backbone => in_pool(|| self.forward_on(backbone, catalogue, dummy_image, accepted)))
+        with_backend!(&self.compute, backbone => in_pool(|| self.forward_on(backbone, catalogue, dummy_image, accepted)))
     }
 
-    fn forward_on<B: Backbone>(
+    fn forward_on<B: Backend>(
         &self,
         backbone: &B,
         catalogue: &Catalogue,
@@ -99,7 +99,7 @@ impl Engine {
 
     /// Each sample's partition. The state goes on to layer `start`, the first that any partition in question adapts; a signal at or before that
     /// layer is read on the way, a later one costs the samples whose partition is not given a frozen pass of their own.
-    fn decide<B: Backbone>(
+    fn decide<B: Backend>(
         &self,
         backbone: &B,
         catalogue: &Catalogue,

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use candle_core::Result;
 
-use super::backbone::{Backbone, Dummy};
+use super::backend::{Backend, Dummy};
 use super::packed::Packed;
 use super::tensors::from_rows;
-use super::{Compute, Engine, signals, with_backbone};
+use super::{Compute, Engine, signals, with_backend};
 use delo_model::input::Sample;
 use delo_model::routing::keys::{KeySignal, Signals};
 
@@ -15,7 +15,7 @@ impl Engine {
     /// Hidden states entering layer 0; the dummy text, and a white image of `dummy_image` = [height, width] pixels, in place of what is missing.
     pub fn embed(&self, samples: &[impl Borrow<Sample>], dummy_image: [usize; 2]) -> Result<Packed> {
         let samples: Vec<&Sample> = samples.iter().map(Borrow::borrow).collect();
-        with_backbone!(&self.compute, backbone => {
+        with_backend!(&self.compute, backbone => {
             let (hidden, spans) = in_pool(|| backbone.embed(&samples, self.dummy(dummy_image)))?;
             Ok(Packed { hidden: backbone.to_tensor(&hidden)?, spans: spans.into() })
         })
@@ -26,7 +26,7 @@ impl Engine {
         if layers.is_empty() {
             return Ok(packed.clone());
         }
-        with_backbone!(&self.compute, backbone => {
+        with_backend!(&self.compute, backbone => {
             let mut hidden = backbone.load_tensor(&packed.hidden)?;
             in_pool(|| backbone.run(&mut hidden, &packed.spans, layers, None))?;
             Ok(packed.with_hidden(backbone.to_tensor(&hidden)?))
@@ -36,7 +36,7 @@ impl Engine {
     /// The frozen backbone's signals, from the state entering layer 0, those of `wanted` only.
     pub fn signals(&self, packed: &Packed, wanted: &[KeySignal]) -> Result<Signals> {
         let layers = self.backbone.config.num_hidden_layers;
-        let found = with_backbone!(&self.compute, backbone => {
+        let found = with_backend!(&self.compute, backbone => {
             let hidden = backbone.load_tensor(&packed.hidden)?;
             in_pool(|| signals::signals(backbone, hidden, &packed.spans, layers, wanted))?
         });

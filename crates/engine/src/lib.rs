@@ -1,11 +1,7 @@
 //! Many samples of many tasks become one packed batch and one forward.
-mod backbone;
-mod candle;
+mod backend;
 pub mod catalogue;
 mod classify;
-mod cpu;
-#[cfg(feature = "cuda")]
-mod cuda;
 mod forward;
 mod learn;
 pub mod packed;
@@ -17,12 +13,13 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use candle::CandleBackbone;
-pub use candle::DeviceChoice;
+use backend::Backend;
+use backend::candle::CandleBackend;
+pub use backend::candle::DeviceChoice;
 pub use catalogue::{Catalogue, CatalogueError, RoutingRule, Share, Trial, TrialMode};
-use cpu::CpuBackbone;
+use backend::cpu::CpuBackend;
 #[cfg(feature = "cuda")]
-use cuda::CudaBackbone;
+use backend::cuda::CudaBackend;
 use delo_kernels::{Isa, Precision, bf16, threads};
 use delo_model::PerModality;
 use delo_model::input::Sample;
@@ -34,12 +31,6 @@ use delo_model::vilt::{Description, Loader, ViltError};
 pub use forward::in_pool;
 pub use packed::{Packed, Span};
 pub use resident::{Counted, Resident, VersionCounts};
-
-/// Tokens of a batch on a GPU. On an H200, ViLT-B/32 in bf16 (`delo bench engine --batch 1 8 32 64`), 5,920 tokens take 8.6 ms; each costs 1.6 times less than of 1,480, and of 11,840 a tenth
-/// less again.
-const DEVICE_BATCH_TOKENS: usize = 4096;
-/// The same while a crowd waits.
-const DEVICE_BACKLOG_BATCH_TOKENS: usize = 3 * DEVICE_BATCH_TOKENS;
 
 /// One sample to classify.
 #[derive(Clone, Debug)]
@@ -163,26 +154,26 @@ pub struct Engine {
 /// The backbone in one number format on one processor.
 #[derive(Debug)]
 enum Compute {
-    F32(CpuBackbone<f32>),
-    Bf16(CpuBackbone<bf16>),
+    F32(CpuBackend<f32>),
+    Bf16(CpuBackend<bf16>),
     #[cfg(feature = "cuda")]
-    Cuda(CudaBackbone),
-    Device(CandleBackbone),
+    Cuda(CudaBackend),
+    Candle(CandleBackend),
 }
 
-/// Evaluates an expression with the backbone behind a [`Compute`], whatever its type.
-macro_rules! with_backbone {
-    ($compute:expr, $backbone:ident => $body:expr) => {
+/// Evaluates an expression with the backend behind a [`Compute`], whatever its type.
+macro_rules! with_backend {
+    ($compute:expr, $backend:ident => $body:expr) => {
         match $compute {
-            Compute::F32($backbone) => $body,
-            Compute::Bf16($backbone) => $body,
+            Compute::F32($backend) => $body,
+            Compute::Bf16($backend) => $body,
             #[cfg(feature = "cuda")]
-            Compute::Cuda($backbone) => $body,
-            Compute::Device($backbone) => $body,
+            Compute::Cuda($backend) => $body,
+            Compute::Candle($backend) => $body,
         }
     };
 }
-use with_backbone;
+use with_backend;
 
 impl Engine {
     /// Loads a checkpoint directory.
@@ -203,21 +194,21 @@ impl Engine {
         if let Some(open) = options.device.open()? {
             let precision = options.precision.unwrap_or(open.fastest());
             #[cfg(feature = "cuda")]
-            if open.device.is_cuda() && CudaBackbone::fits(loader.config()) {
-                let (cuda, backbone) = CudaBackbone::load(loader, open, precision)?;
+            if open.device.is_cuda() && CudaBackend::fits(loader.config()) {
+                let (cuda, backbone) = CudaBackend::load(loader, open, precision)?;
                 return Ok(Self { compute: Compute::Cuda(cuda), backbone, dummy_text });
             }
-            let (device, backbone) = CandleBackbone::load(loader, open, precision)?;
-            return Ok(Self { compute: Compute::Device(device), backbone, dummy_text });
+            let (device, backbone) = CandleBackend::load(loader, open, precision)?;
+            return Ok(Self { compute: Compute::Candle(device), backbone, dummy_text });
         }
         let isa = Isa::at_most(options.isa);
         let (compute, backbone) = match options.precision.unwrap_or(Precision::fastest(isa)) {
             Precision::F32 => {
-                let (cpu, backbone) = CpuBackbone::load(loader, isa)?;
+                let (cpu, backbone) = CpuBackend::load(loader, isa)?;
                 (Compute::F32(cpu), backbone)
             }
             Precision::Bf16 => {
-                let (cpu, backbone) = CpuBackbone::load(loader, isa)?;
+                let (cpu, backbone) = CpuBackend::load(loader, isa)?;
                 (Compute::Bf16(cpu), backbone)
             }
         };
@@ -230,24 +221,12 @@ impl Engine {
 
     /// Number format of the products.
     pub fn precision(&self) -> Precision {
-        match &self.compute {
-            Compute::F32(_) => Precision::F32,
-            Compute::Bf16(_) => Precision::Bf16,
-            #[cfg(feature = "cuda")]
-            Compute::Cuda(backbone) => backbone.precision(),
-            Compute::Device(backbone) => backbone.precision(),
-        }
+        with_backend!(&self.compute, backend => backend.precision())
     }
 
     /// What multiplies: number format, and instructions or device.
     pub fn kernel(&self) -> &str {
-        match &self.compute {
-            Compute::F32(backbone) => backbone.kernel().name,
-            Compute::Bf16(backbone) => backbone.kernel().name,
-            #[cfg(feature = "cuda")]
-            Compute::Cuda(backbone) => backbone.kernel(),
-            Compute::Device(backbone) => backbone.kernel(),
-        }
+        with_backend!(&self.compute, backend => backend.kernel())
     }
 
     /// Threads of the compute pool.
@@ -255,23 +234,20 @@ impl Engine {
         threads()
     }
 
-    /// Tokens of a batch that is large enough for this machine: a larger one takes longer and is hardly faster a token, and whoever comes next waits
-    /// for its end. On a CPU, that is three quarters of a full sample for each thread, of two threads at least: the tail of a batch's
-    /// time then stays near three times its median at eight tenths of capacity (`load-tests/`, `soak`).
+    /// Tokens of a batch that is large enough for this machine: a larger one takes longer and is hardly faster a token,
+    /// and the samples that come next wait for its end. On a CPU, that is three quarters of a full sample for each
+    /// thread, of two threads at least: the tail of a batch's time then stays near three times its median at eight
+    /// tenths of capacity (`load-tests/`, `soak`).
     pub fn batch_tokens(&self) -> usize {
-        let config = &self.backbone.config;
-        match &self.compute {
-            Compute::F32(_) | Compute::Bf16(_) => config.sample_tokens() * self.threads().max(2) * 3 / 4,
-            _ => DEVICE_BATCH_TOKENS,
-        }
+        let sample_tokens = self.backbone.config.sample_tokens();
+        with_backend!(&self.compute, backend => backend.batch_tokens(sample_tokens))
     }
 
-    /// Tokens of a batch while a crowd waits: on a CPU, a token of eight usual batches in one costs less, about an eighth with the embedded backbone on two threads.
+    /// Tokens of a batch while many samples wait. On a CPU, a token of eight usual batches in one costs less, about an
+    /// eighth with the embedded backbone on two threads.
     pub fn backlog_batch_tokens(&self) -> usize {
-        match &self.compute {
-            Compute::F32(_) | Compute::Bf16(_) => 8 * self.batch_tokens(),
-            _ => DEVICE_BACKLOG_BATCH_TOKENS,
-        }
+        let sample_tokens = self.backbone.config.sample_tokens();
+        with_backend!(&self.compute, backend => backend.backlog_batch_tokens(sample_tokens))
     }
 
     /// Height and width in pixels of the images on which the backbone's position embeddings were trained.

@@ -4,14 +4,14 @@ use std::ops::Range;
 
 use candle_core::Result;
 
-use super::backbone::Backbone;
+use super::backend::Backend;
 use super::packed::Span;
 use delo_kernels::elementwise::dot;
 use delo_model::input::Presence;
 use delo_model::routing::keys::KeySignal;
 
 /// The wanted signals, `[samples, width]` each, given the state entering layer 0, which is spent.
-pub(super) fn signals<B: Backbone>(
+pub(super) fn signals<B: Backend>(
     backbone: &B,
     mut hidden: B::Hidden,
     spans: &[Span],
@@ -35,7 +35,7 @@ pub(super) fn signals<B: Backbone>(
 }
 
 /// One signal of the state that tells it, `[samples, width]`. A signal without a layer is told by the state after the last.
-pub(super) fn signal_at<B: Backbone>(backbone: &B, hidden: &B::Hidden, spans: &[Span], signal: KeySignal) -> Result<Vec<Vec<f32>>> {
+pub(super) fn signal_at<B: Backend>(backbone: &B, hidden: &B::Hidden, spans: &[Span], signal: KeySignal) -> Result<Vec<Vec<f32>>> {
     let means = |rows: fn(&Span) -> Range<usize>| backbone.means(hidden, &spans.iter().map(rows).collect::<Vec<_>>());
     match signal {
         KeySignal::MeanQuery { .. } => {

@@ -1,7 +1,7 @@
 //! A GPU computes what the CPU's own kernels compute, and so does candle's CPU, on which the way of the GPUs that candle computes on runs without one.
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use delo_engine::{Answer, Catalogue, DeviceChoice, Engine, Options, Query, Resident, RoutingRule};
 use delo_fixtures::{difference, engine, engine_with, key_rule, random_model, random_sample, resident, spec};
 use delo_kernels::Precision;

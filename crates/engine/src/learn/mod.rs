@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Tensor};
 
 use self::matrix::Matrix;
-use super::cpu::{CpuBackbone, Map};
+use super::backend::cpu::{CpuBackend, Map};
 use super::packed::{Packed, Span};
 use super::tensors::{values, with_values};
 use super::{Compute, Engine, TaskOutput};
@@ -66,7 +66,7 @@ impl Engine {
         }
         let (norm, pooler) = backbone.pooler();
         let operation =
-            Pool { norm: norm.clone(), kernel: *backbone.kernel(), pooler: pooler.clone(), back: backbone.transposes().pooler.clone() };
+            Pool { norm: norm.clone(), kernel: *backbone.multiplier(), pooler: pooler.clone(), back: backbone.transposes().pooler.clone() };
         Ok(TaskOutput { logits: task.head(&hidden.apply_op1(operation)?)?, queries: of_layers })
     }
 }
@@ -88,14 +88,14 @@ fn queries(hidden: &Tensor, spans: &Arc<[Span]>) -> Result<PerModality<Tensor>> 
 struct LearningLayer {
     kernel: Kernel<f32>,
     heads: usize,
-    layer: Arc<super::cpu::Layer<f32>>,
-    back: Arc<super::cpu::TransposedLayer>,
+    layer: Arc<super::backend::cpu::Layer<f32>>,
+    back: Arc<super::backend::cpu::TransposedLayer>,
 }
 
 impl LearningLayer {
-    fn of(backbone: &CpuBackbone<f32>, index: usize) -> Self {
+    fn of(backbone: &CpuBackend<f32>, index: usize) -> Self {
         let back = backbone.transposes().layers[index].clone();
-        Self { kernel: *backbone.kernel(), heads: backbone.heads(), layer: backbone.layer_at(index), back }
+        Self { kernel: *backbone.multiplier(), heads: backbone.heads(), layer: backbone.layer_at(index), back }
     }
 }
 

@@ -14,8 +14,8 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::ops::{layer_norm, softmax_last_dim};
 
-use super::backbone::{Adapters, Backbone, Dummy};
-use super::packed::Span;
+use crate::backend::{Adapters, Backend, Dummy, GPU_BACKLOG_BATCH_TOKENS, GPU_BATCH_TOKENS};
+use crate::packed::Span;
 pub use choice::{DeviceChoice, OpenDevice};
 use delo_kernels::Precision;
 use delo_model::input::Sample;
@@ -32,7 +32,7 @@ use low_rank::{Averages, Factors, LayerUpdate};
 
 /// A frozen ViLT on a device.
 #[derive(Debug)]
-pub(super) struct CandleBackbone {
+pub(crate) struct CandleBackend {
     device: Device,
     precision: Precision,
     dtype: DType,
@@ -45,14 +45,14 @@ pub(super) struct CandleBackbone {
 }
 
 /// How the samples of a stream stand in it.
-struct Stream<'a> {
+pub(crate) struct Stream<'a> {
     spans: &'a [Span],
     groups: Vec<Group>,
     /// Of each group; none where no sample is adapted.
     averages: Vec<Averages>,
 }
 
-impl CandleBackbone {
+impl CandleBackend {
     /// Takes a checkpoint part by part, each straight to the device.
     pub fn load(loader: Loader, open: OpenDevice, precision: Precision) -> std::result::Result<(Self, Description), ViltError> {
         let dtype = open.dtype(precision)?;
@@ -73,21 +73,13 @@ impl CandleBackbone {
         Ok((backbone, loader.finish()))
     }
 
-    pub fn precision(&self) -> Precision {
-        self.precision
-    }
-
-    pub fn kernel(&self) -> &str {
-        &self.kernel
-    }
-
     /// The layer norm of a stream, ready to multiply.
     fn normalised(&self, norm: &LayerNorm, hidden: &Tensor) -> Result<Tensor> {
         normalise(norm, hidden)?.to_dtype(self.dtype)
     }
 
     /// One pre-norm encoder layer.
-    fn layer(&self, layer: &Layer, hidden: &Tensor, groups: &[Group], update: Option<&LayerUpdate>) -> Result<Tensor> {
+    fn whole_layer(&self, layer: &Layer, hidden: &Tensor, groups: &[Group], update: Option<&LayerUpdate>) -> Result<Tensor> {
         let x = self.normalised(&layer.norm_before, hidden)?;
         let qkv = layer.qkv.forward(&x)?;
         let of_group = |(index, group): (usize, &Group)| {
@@ -100,7 +92,7 @@ impl CandleBackbone {
     }
 
     /// A layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample, `[samples, d]`.
-    fn layer_of_cls(&self, layer: &Layer, hidden: &Tensor, stream: &Stream<'_>, update: Option<&LayerUpdate>) -> Result<Tensor> {
+    fn cls_layer(&self, layer: &Layer, hidden: &Tensor, stream: &Stream<'_>, update: Option<&LayerUpdate>) -> Result<Tensor> {
         let x = self.normalised(&layer.norm_before, hidden)?;
         let kv = layer.part(1..Target::COUNT)?.forward(&x)?;
         let (x_cls, hidden) = (cls(&x, stream.spans)?, cls(hidden, stream.spans)?);
@@ -133,21 +125,6 @@ impl CandleBackbone {
         frozen + update.reshape((samples, count, rows, heads, ()))?.permute((1, 0, 3, 2, 4))?
     }
 
-    /// tanh(pooler · layernorm(h)) of each row.
-    fn pool(&self, cls: &Tensor) -> Result<Vec<Vec<f32>>> {
-        let x = self.normalised(&self.pooler.layernorm, cls)?;
-        self.pooler.dense.forward(&x)?.to_dtype(DType::F32)?.tanh()?.to_vec2()
-    }
-
-    fn stream<'a>(&self, spans: &'a [Span], adapters: Option<&Adapters<'_>>) -> Result<Stream<'a>> {
-        let groups = Group::of(spans);
-        let averages = match adapters {
-            Some(_) => groups.iter().map(|group| Averages::of(group, spans, &self.device)).collect::<Result<_>>()?,
-            None => Vec::new(),
-        };
-        Ok(Stream { spans, groups, averages })
-    }
-
     /// Routes a layer's samples where it has adapters, and notes what was chosen.
     fn update(
         &self,
@@ -160,54 +137,73 @@ impl CandleBackbone {
         let update = LayerUpdate::route(&adapters.layer(layer), &stream.groups, &stream.averages, hidden, self.dtype)?;
         Ok(update.inspect(|update| adapters.note(layer, update.chosen.clone())))
     }
-
-    fn run_stream(
-        &self,
-        mut hidden: Tensor,
-        stream: &Stream<'_>,
-        layers: Range<usize>,
-        mut adapters: Option<&mut Adapters<'_>>,
-    ) -> Result<Tensor> {
-        for index in layers {
-            let update = self.update(index, &hidden, stream, adapters.as_deref_mut())?;
-            hidden = self.layer(&self.layers[index], &hidden, &stream.groups, update.as_ref())?;
-        }
-        Ok(hidden)
-    }
 }
 
-impl Backbone for CandleBackbone {
+impl Backend for CandleBackend {
     type Hidden = Tensor;
+    type Pass<'a> = Stream<'a>;
+
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    fn batch_tokens(&self, _: usize) -> usize {
+        GPU_BATCH_TOKENS
+    }
+
+    fn backlog_batch_tokens(&self, _: usize) -> usize {
+        GPU_BACKLOG_BATCH_TOKENS
+    }
 
     fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Tensor, Vec<Span>)> {
         self.embeddings.embed(samples, dummy, |patches| self.embeddings.upload(patches))
     }
 
-    fn run(&self, hidden: &mut Tensor, spans: &[Span], layers: Range<usize>, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
-        let stream = self.stream(spans, adapters.as_deref())?;
-        *hidden = self.run_stream(hidden.clone(), &stream, layers, adapters)?;
+    fn start<'a>(&self, spans: &'a [Span], _: Range<usize>, adapters: Option<&Adapters<'_>>) -> Result<Stream<'a>> {
+        let groups = Group::of(spans);
+        let averages = match adapters {
+            Some(_) => groups.iter().map(|group| Averages::of(group, spans, &self.device)).collect::<Result<_>>()?,
+            None => Vec::new(),
+        };
+        Ok(Stream { spans, groups, averages })
+    }
+
+    fn layer(&self, stream: &mut Stream<'_>, index: usize, hidden: &mut Tensor, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
+        let update = self.update(index, hidden, stream, adapters)?;
+        *hidden = self.whole_layer(&self.layers[index], hidden, &stream.groups, update.as_ref())?;
         Ok(())
     }
 
-    fn run_to_pooled(
+    fn layer_of_cls(
         &self,
-        hidden: Tensor,
-        spans: &[Span],
-        first: usize,
-        mut adapters: Option<&mut Adapters<'_>>,
-    ) -> Result<Vec<Vec<f32>>> {
-        let last = self.layers.len() - 1;
-        if first > last {
-            return self.pooled(&hidden, spans);
-        }
-        let stream = self.stream(spans, adapters.as_deref())?;
-        let hidden = self.run_stream(hidden, &stream, first..last, adapters.as_deref_mut())?;
-        let update = self.update(last, &hidden, &stream, adapters)?;
-        self.pool(&self.layer_of_cls(&self.layers[last], &hidden, &stream, update.as_ref())?)
+        stream: &mut Stream<'_>,
+        index: usize,
+        hidden: &Tensor,
+        adapters: Option<&mut Adapters<'_>>,
+    ) -> Result<Tensor> {
+        let update = self.update(index, hidden, stream, adapters)?;
+        self.cls_layer(&self.layers[index], hidden, stream, update.as_ref())
     }
 
-    fn pooled(&self, hidden: &Tensor, spans: &[Span]) -> Result<Vec<Vec<f32>>> {
-        self.pool(&cls(hidden, spans)?)
+    fn finish(&self, _: Stream<'_>, _: Option<&mut Adapters<'_>>) -> Result<()> {
+        Ok(())
+    }
+
+    fn cls(&self, hidden: &Tensor, spans: &[Span]) -> Result<Tensor> {
+        cls(hidden, spans)
+    }
+
+    fn pool(&self, cls: &Tensor) -> Result<Vec<Vec<f32>>> {
+        let x = self.normalised(&self.pooler.layernorm, cls)?;
+        self.pooler.dense.forward(&x)?.to_dtype(DType::F32)?.tanh()?.to_vec2()
     }
 
     fn means(&self, hidden: &Tensor, ranges: &[Range<usize>]) -> Result<Vec<Vec<f32>>> {

@@ -5,7 +5,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaSlice, CudaStream
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{DType, Result, Tensor};
 
-use super::super::candle::Patches;
+use crate::backend::candle::Patches;
 use super::gpu::Gpu;
 use delo_kernels::{Element, bf16};
 

@@ -3,7 +3,7 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::super::packed::Span;
+use crate::packed::Span;
 use delo_model::vilt::{EncoderLayer, LayerNorm, Linear, Loader, ViltError};
 
 /// Norms in f32, maps as whoever computes wants them.

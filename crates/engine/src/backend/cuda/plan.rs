@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor};
 
-use super::super::backbone::Adapters;
-use super::super::candle::DeviceFactors;
-use super::super::packed::Span;
+use crate::backend::Adapters;
+use crate::backend::candle::DeviceFactors;
+use crate::packed::Span;
 use super::gpu::{Gpu, TILE};
 use delo_model::method::PoolId;
 use delo_model::method::factors::{BankShape, Choice, FactorBank};
@@ -43,7 +43,7 @@ pub(super) struct Members {
 }
 
 /// A batch as the kernels see it.
-pub(super) struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     pub spans: &'a [Span],
     pub groups: Vec<Group>,
     /// Of the ranges of q^v and q^t of each sample.

@@ -1,7 +1,7 @@
 //! Samples of as many tokens, side by side: what a stream's samples do each on their own, such a group does as one batch, and nothing is padded.
 use candle_core::{Result, Tensor};
 
-use super::super::packed::Span;
+use crate::packed::Span;
 
 /// The samples of a stream that have one number of tokens.
 #[derive(Clone, Debug)]

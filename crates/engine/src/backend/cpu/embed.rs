@@ -1,9 +1,10 @@
 //! From token ids and pixels to the hidden states that enter layer 0, all samples in one stream.
 use candle_core::Result;
 
-use super::super::backbone::Dummy;
-use super::super::packed::Span;
-use super::super::tensors::{values_of, with_values};
+use crate::backend::Dummy;
+use crate::backend::patches::cut_patch;
+use crate::packed::Span;
+use crate::tensors::{values_of, with_values};
 use super::Map;
 use delo_kernels::norm::Norm;
 use delo_kernels::{Element, Isa, Kernel, RowsMut, Stream, Tile, TileSink, parallel, product};
@@ -140,16 +141,7 @@ impl<E: Element> Embeddings<E> {
         for patch in 0..count {
             // SAFETY: a row of this sample's patches.
             let row = unsafe { out.part(first + patch, 0..3 * p * p) };
-            let Some(Pixels { height, width, data }) = image else {
-                row.fill(E::of(1.0));
-                continue;
-            };
-            let (top, left) = (patch / (width / p) * p, patch % (width / p) * p);
-            for (line, out) in row.chunks_exact_mut(p).enumerate() {
-                let (channel, y) = (line / p, line % p);
-                let from = &data[(channel * height + top + y) * width + left..][..p];
-                out.iter_mut().zip(from).for_each(|(o, &x)| *o = E::of(x));
-            }
+            cut_patch(image, patch, p, row, E::of);
         }
     }
 }

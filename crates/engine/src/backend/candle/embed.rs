@@ -2,8 +2,9 @@
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::super::backbone::Dummy;
-use super::super::packed::Span;
+use crate::backend::Dummy;
+use crate::backend::patches::cut_patch;
+use crate::packed::Span;
 use super::{cast, normalise};
 use delo_model::input::{Pixels, Sample};
 use delo_model::vilt;
@@ -134,26 +135,16 @@ impl<'a> Patches<'a> {
         for (pixels, (rows, columns)) in &self.images {
             for row in 0..*rows {
                 let (strip, after) = std::mem::take(&mut rest).split_at_mut(columns * width);
-                strips.push((strip, *pixels, row));
+                strips.push((strip, *pixels, row * columns));
                 rest = after;
             }
         }
-        strips.into_par_iter().for_each(|(strip, pixels, row)| match pixels {
-            Some(pixels) => cut(strip, pixels, row, self.side, &of),
-            None => strip.fill(of(1.0)),
+        strips.into_par_iter().for_each(|(strip, pixels, first)| {
+            for (column, patch) in strip.chunks_exact_mut(width).enumerate() {
+                cut_patch(pixels, first + column, self.side, patch, &of);
+            }
         });
         Ok(())
-    }
-}
-
-/// One row of patches: `[3, height, width]` → `[columns, 3, side, side]`.
-fn cut<T>(strip: &mut [T], pixels: &Pixels, row: usize, side: usize, of: impl Fn(f32) -> T) {
-    for (column, patch) in strip.chunks_exact_mut(3 * side * side).enumerate() {
-        for (line, out) in patch.chunks_exact_mut(side).enumerate() {
-            let (channel, y) = (line / side, row * side + line % side);
-            let from = (channel * pixels.height + y) * pixels.width + column * side;
-            out.iter_mut().zip(&pixels.data[from..from + side]).for_each(|(out, x)| *out = of(*x));
-        }
     }
 }
 

@@ -12,9 +12,9 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::backbone::{Adapters, Backbone, Dummy};
-use super::candle::{Embeddings, Layer, OpenDevice, cls};
-use super::packed::Span;
+use crate::backend::{Adapters, Backend, Dummy, GPU_BACKLOG_BATCH_TOKENS, GPU_BATCH_TOKENS};
+use crate::backend::candle::{Embeddings, Layer, OpenDevice, cls};
+use crate::packed::Span;
 use delo_kernels::Precision;
 use delo_model::Modality;
 use delo_model::input::Sample;
@@ -29,7 +29,7 @@ const WIDEST: usize = 1536;
 
 /// A frozen ViLT on an NVIDIA GPU.
 #[derive(Debug)]
-pub(super) struct CudaBackbone {
+pub(crate) struct CudaBackend {
     gpu: Gpu,
     precision: Precision,
     dtype: DType,
@@ -42,7 +42,7 @@ pub(super) struct CudaBackbone {
     pooler: Pooler,
 }
 
-impl CudaBackbone {
+impl CudaBackend {
     /// Whether the kernels compute a backbone of this shape.
     pub fn fits(config: &ViltConfig) -> bool {
         let fours = [config.hidden_size, config.head_size(), config.intermediate_size].iter().all(|width| width.is_multiple_of(4));
@@ -63,18 +63,6 @@ impl CudaBackbone {
         Ok((Self { gpu, precision, dtype, kernel, heads, embeddings, staging, layers, pooler }, loader.finish()))
     }
 
-    pub fn precision(&self) -> Precision {
-        self.precision
-    }
-
-    pub fn kernel(&self) -> &str {
-        &self.kernel
-    }
-
-    fn plan<'a>(&self, spans: &'a [Span], layers: Range<usize>, adapters: Option<&Adapters<'_>>) -> Result<Plan<'a>> {
-        Plan::new(&self.gpu, spans, layers, adapters, self.dtype)
-    }
-
     /// A layer's choice of experts by the state that enters it, and the projections of its normalised input.
     fn projections<'a>(&self, index: usize, hidden: &Tensor, x: &Tensor, plan: &'a Plan<'_>) -> Result<Option<(Tensor, &'a Routing)>> {
         let Some(routing) = plan.routing(index) else { return Ok(None) };
@@ -85,7 +73,7 @@ impl CudaBackbone {
     }
 
     /// One pre-norm encoder layer.
-    fn layer(&self, index: usize, hidden: &Tensor, plan: &Plan<'_>) -> Result<Tensor> {
+    fn whole_layer(&self, index: usize, hidden: &Tensor, plan: &Plan<'_>) -> Result<Tensor> {
         let (gpu, layer) = (&self.gpu, &self.layers[index]);
         let x = gpu.norm(hidden, &layer.norm_before)?;
         let projections = self.projections(index, hidden, &x, plan)?;
@@ -100,7 +88,7 @@ impl CudaBackbone {
     }
 
     /// A layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample, `[samples, d]`.
-    fn layer_of_cls(&self, index: usize, hidden: &Tensor, plan: &Plan<'_>) -> Result<Tensor> {
+    fn cls_layer(&self, index: usize, hidden: &Tensor, plan: &Plan<'_>) -> Result<Tensor> {
         let (gpu, layer) = (&self.gpu, &self.layers[index]);
         let x = gpu.norm(hidden, &layer.norm_before)?;
         let projections = self.projections(index, hidden, &x, plan)?;
@@ -126,20 +114,6 @@ impl CudaBackbone {
         self.gpu.gelu(&inner, &layer.intermediate.bias)?;
         self.gpu.residual(&hidden, &product(&inner, &layer.output)?, &layer.output.bias)
     }
-
-    /// tanh(pooler · layernorm(h)) of each row.
-    fn pool(&self, cls: &Tensor) -> Result<Vec<Vec<f32>>> {
-        let Pooler { layernorm, dense } = &self.pooler;
-        let mapped = product(&self.gpu.norm(cls, layernorm)?, dense)?.to_dtype(DType::F32)?;
-        mapped.broadcast_add(&dense.bias)?.tanh()?.to_vec2()
-    }
-
-    fn run_layers(&self, mut hidden: Tensor, layers: Range<usize>, plan: &Plan<'_>) -> Result<Tensor> {
-        for index in layers {
-            hidden = self.layer(index, &hidden, plan)?;
-        }
-        Ok(hidden)
-    }
 }
 
 /// The weight in the products' format; biases are added in f32.
@@ -152,36 +126,63 @@ fn product(x: &Tensor, map: &Linear) -> Result<Tensor> {
     x.matmul(&map.weight.t()?)
 }
 
-impl Backbone for CudaBackbone {
+impl Backend for CudaBackend {
     type Hidden = Tensor;
+    type Pass<'a> = Plan<'a>;
+
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    fn batch_tokens(&self, _: usize) -> usize {
+        GPU_BATCH_TOKENS
+    }
+
+    fn backlog_batch_tokens(&self, _: usize) -> usize {
+        GPU_BACKLOG_BATCH_TOKENS
+    }
 
     fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Tensor, Vec<Span>)> {
         self.embeddings.embed(samples, dummy, |patches| self.staging.upload(&self.gpu, patches))
     }
 
-    fn run(&self, hidden: &mut Tensor, spans: &[Span], layers: Range<usize>, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
-        if layers.is_empty() {
-            return Ok(());
-        }
-        let plan = self.plan(spans, layers.clone(), adapters.as_deref())?;
-        *hidden = self.run_layers(hidden.clone(), layers, &plan)?;
-        note(&plan, adapters)
+    fn start<'a>(&self, spans: &'a [Span], layers: Range<usize>, adapters: Option<&Adapters<'_>>) -> Result<Plan<'a>> {
+        Plan::new(&self.gpu, spans, layers, adapters, self.dtype)
     }
 
-    fn run_to_pooled(&self, hidden: Tensor, spans: &[Span], first: usize, adapters: Option<&mut Adapters<'_>>) -> Result<Vec<Vec<f32>>> {
-        let last = self.layers.len() - 1;
-        if first > last {
-            return self.pooled(&hidden, spans);
-        }
-        let plan = self.plan(spans, first..last + 1, adapters.as_deref())?;
-        let hidden = self.run_layers(hidden, first..last, &plan)?;
-        let pooled = self.pool(&self.layer_of_cls(last, &hidden, &plan)?)?;
-        note(&plan, adapters)?;
-        Ok(pooled)
+    fn layer(&self, plan: &mut Plan<'_>, index: usize, hidden: &mut Tensor, _: Option<&mut Adapters<'_>>) -> Result<()> {
+        *hidden = self.whole_layer(index, hidden, plan)?;
+        Ok(())
     }
 
-    fn pooled(&self, hidden: &Tensor, spans: &[Span]) -> Result<Vec<Vec<f32>>> {
-        self.pool(&cls(hidden, spans)?)
+    fn layer_of_cls(&self, plan: &mut Plan<'_>, index: usize, hidden: &Tensor, _: Option<&mut Adapters<'_>>) -> Result<Tensor> {
+        self.cls_layer(index, hidden, plan)
+    }
+
+    /// Notes what was chosen: the first copy back from the device since the task decision, but for the pooled output.
+    fn finish(&self, plan: Plan<'_>, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
+        match (&plan.routing, adapters) {
+            (Some(routing), Some(adapters)) => routing.note(adapters),
+            _ => Ok(()),
+        }
+    }
+
+    fn cls(&self, hidden: &Tensor, spans: &[Span]) -> Result<Tensor> {
+        cls(hidden, spans)
+    }
+
+    fn pool(&self, cls: &Tensor) -> Result<Vec<Vec<f32>>> {
+        let Pooler { layernorm, dense } = &self.pooler;
+        let mapped = product(&self.gpu.norm(cls, layernorm)?, dense)?.to_dtype(DType::F32)?;
+        mapped.broadcast_add(&dense.bias)?.tanh()?.to_vec2()
     }
 
     fn means(&self, hidden: &Tensor, ranges: &[Range<usize>]) -> Result<Vec<Vec<f32>>> {
@@ -201,12 +202,5 @@ impl Backbone for CudaBackbone {
 
     fn load_tensor(&self, hidden: &Tensor) -> Result<Tensor> {
         hidden.to_device(&self.gpu.device())?.to_dtype(DType::F32)?.contiguous()
-    }
-}
-
-fn note(plan: &Plan<'_>, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
-    match (&plan.routing, adapters) {
-        (Some(routing), Some(adapters)) => routing.note(adapters),
-        _ => Ok(()),
     }
 }

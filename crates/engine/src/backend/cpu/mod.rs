@@ -3,18 +3,18 @@ mod embed;
 pub(super) mod low_rank;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::{Device, Result, Tensor};
 
-use super::backbone::{Adapters, Backbone, Dummy};
-use super::packed::Span;
-use super::tensors::{values_of, with_values};
+use crate::backend::{Adapters, Backend, Dummy};
+use crate::packed::Span;
+use crate::tensors::{values_of, with_values};
 use delo_kernels::attention::{Attended, attention};
 use delo_kernels::elementwise::{gelu, tanh};
 use delo_kernels::norm::{Norm, mean};
 use delo_kernels::{
-    Element, Isa, Kernel, MapSink, PANEL, PackedMatrix, ResidualSink, RowsMut, Stream, Tile, TileSink, parallel, product, product_panels,
+    Element, Isa, Kernel, MapSink, PANEL, PackedMatrix, Precision, ResidualSink, RowsMut, Stream, Tile, TileSink, parallel, product, product_panels, threads,
 };
 use delo_model::input::Sample;
 use delo_model::method::Target;
@@ -29,7 +29,7 @@ const WORKSPACES: usize = 4;
 
 /// A frozen ViLT with packed weights.
 #[derive(Debug)]
-pub(super) struct CpuBackbone<E: Element> {
+pub(crate) struct CpuBackend<E: Element> {
     kernel: Kernel<E>,
     heads: usize,
     embeddings: Embeddings<E>,
@@ -74,7 +74,7 @@ pub(super) struct TransposedLayer {
     pub output: PackedMatrix<f32>,
 }
 
-impl CpuBackbone<f32> {
+impl CpuBackend<f32> {
     /// Packed at the first call.
     pub fn transposes(&self) -> &Transposes {
         let of_layer = |layer: &Arc<Layer<f32>>| {
@@ -94,7 +94,7 @@ impl CpuBackbone<f32> {
 
 /// What a forward writes to between its layers.
 #[derive(Debug, Default)]
-struct Workspace<E: Element> {
+pub(crate) struct Workspace<E: Element> {
     /// Pixels of patches, `[patches, 3 · patch · patch]`.
     pixels: Stream<E>,
     /// Normalised states, then the attention's output, `[tokens, d]`.
@@ -124,7 +124,7 @@ pub(super) fn norm(norm: &LayerNorm) -> Result<Norm> {
     Ok(Norm { weight: values_of(&norm.weight)?, bias: values_of(&norm.bias)?, eps: norm.eps as f32 })
 }
 
-impl<E: Element> CpuBackbone<E> {
+impl<E: Element> CpuBackend<E> {
     /// Takes a checkpoint part by part: no more than one layer of it is held in another form than the packed one.
     pub fn load(mut loader: Loader, isa: Isa) -> std::result::Result<(Self, Description), ViltError> {
         let embeddings = Embeddings::load(&loader.embeddings()?)?;
@@ -156,7 +156,8 @@ impl<E: Element> CpuBackbone<E> {
         Ok((backbone, loader.finish()))
     }
 
-    pub fn kernel(&self) -> &Kernel<E> {
+    /// The kernel of its products.
+    pub fn multiplier(&self) -> &Kernel<E> {
         &self.kernel
     }
 
@@ -173,15 +174,26 @@ impl<E: Element> CpuBackbone<E> {
         (&self.norm, &self.pooler)
     }
 
-    fn with_workspace<R>(&self, f: impl FnOnce(&mut Workspace<E>) -> R) -> R {
-        // A panic leaves the list whole: its changes are single calls.
-        let lock = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut workspace = lock().pop().unwrap_or_default();
-        let result = f(&mut workspace);
-        let mut kept = lock();
+    fn take_workspace(&self) -> Workspace<E> {
+        self.kept_workspaces().pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, workspace: Workspace<E>) {
+        let mut kept = self.kept_workspaces();
         if kept.len() < WORKSPACES {
             kept.push(workspace);
         }
+    }
+
+    /// A panic leaves the list whole: its changes are single calls.
+    fn kept_workspaces(&self) -> MutexGuard<'_, Vec<Workspace<E>>> {
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_workspace<R>(&self, f: impl FnOnce(&mut Workspace<E>) -> R) -> R {
+        let mut workspace = self.take_workspace();
+        let result = f(&mut workspace);
+        self.give_back(workspace);
         result
     }
 
@@ -222,7 +234,7 @@ impl<E: Element> CpuBackbone<E> {
     }
 
     /// One pre-norm encoder layer, in place.
-    fn layer(&self, index: usize, hidden: &mut Stream<f32>, spans: &[Span], update: Option<&LayerUpdate<'_, E>>, w: &mut Workspace<E>) {
+    fn whole_layer(&self, index: usize, hidden: &mut Stream<f32>, spans: &[Span], update: Option<&LayerUpdate<'_, E>>, w: &mut Workspace<E>) {
         let (layer, d) = (&self.layers[index], hidden.width());
         self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
         w.qkv.reshape(hidden.rows(), Target::COUNT * d);
@@ -249,7 +261,7 @@ impl<E: Element> CpuBackbone<E> {
     }
 
     /// The last layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample.
-    fn layer_of_cls(
+    fn cls_layer(
         &self,
         index: usize,
         hidden: &Stream<f32>,
@@ -288,7 +300,7 @@ impl<E: Element> CpuBackbone<E> {
     }
 
     /// tanh(pooler · layernorm(h)) of each row.
-    fn pool(&self, cls: &Stream<f32>, w: &mut Workspace<E>) -> Vec<Vec<f32>> {
+    fn pool_rows(&self, cls: &Stream<f32>, w: &mut Workspace<E>) -> Vec<Vec<f32>> {
         let mut out = Stream::zeros(cls.rows(), cls.width());
         let [x, ..] = &mut w.cls;
         x.reshape(cls.rows(), cls.width());
@@ -315,47 +327,75 @@ impl<E: Element> CpuBackbone<E> {
     }
 }
 
-impl<E: Element> Backbone for CpuBackbone<E> {
+impl<E: Element> Backend for CpuBackend<E> {
     type Hidden = Stream<f32>;
+    type Pass<'a> = Pass<'a, E>;
+
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn precision(&self) -> Precision {
+        E::PRECISION
+    }
+
+    fn kernel(&self) -> &str {
+        self.kernel.name
+    }
+
+    fn batch_tokens(&self, sample_tokens: usize) -> usize {
+        sample_tokens * threads().max(2) * 3 / 4
+    }
+
+    fn backlog_batch_tokens(&self, sample_tokens: usize) -> usize {
+        8 * self.batch_tokens(sample_tokens)
+    }
 
     fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Stream<f32>, Vec<Span>)> {
         self.with_workspace(|w| self.embeddings.embed(&self.kernel, samples, dummy, &mut w.pixels))
     }
 
-    fn run(&self, hidden: &mut Stream<f32>, spans: &[Span], layers: Range<usize>, mut adapters: Option<&mut Adapters<'_>>) -> Result<()> {
-        self.with_workspace(|w| {
-            for layer in layers {
-                let update = self.update(layer, hidden, spans, adapters.as_deref());
-                self.layer(layer, hidden, spans, update.as_ref(), w);
-                note(&mut adapters, layer, update);
-            }
-        });
+    fn start<'a>(&self, spans: &'a [Span], _: Range<usize>, _: Option<&Adapters<'_>>) -> Result<Pass<'a, E>> {
+        Ok(Pass { spans, workspace: self.take_workspace() })
+    }
+
+    fn layer(
+        &self,
+        pass: &mut Pass<'_, E>,
+        index: usize,
+        hidden: &mut Stream<f32>,
+        mut adapters: Option<&mut Adapters<'_>>,
+    ) -> Result<()> {
+        let update = self.update(index, hidden, pass.spans, adapters.as_deref());
+        self.whole_layer(index, hidden, pass.spans, update.as_ref(), &mut pass.workspace);
+        note(&mut adapters, index, update);
         Ok(())
     }
 
-    fn run_to_pooled(
+    fn layer_of_cls(
         &self,
-        mut hidden: Stream<f32>,
-        spans: &[Span],
-        first: usize,
+        pass: &mut Pass<'_, E>,
+        index: usize,
+        hidden: &Stream<f32>,
         mut adapters: Option<&mut Adapters<'_>>,
-    ) -> Result<Vec<Vec<f32>>> {
-        let last = self.layers.len() - 1;
-        if first > last {
-            return self.pooled(&hidden, spans);
-        }
-        self.run(&mut hidden, spans, first..last, adapters.as_deref_mut())?;
-        Ok(self.with_workspace(|w| {
-            let update = self.update(last, &hidden, spans, adapters.as_deref());
-            let cls = self.layer_of_cls(last, &hidden, spans, update.as_ref(), w);
-            note(&mut adapters, last, update);
-            self.pool(&cls, w)
-        }))
+    ) -> Result<Stream<f32>> {
+        let update = self.update(index, hidden, pass.spans, adapters.as_deref());
+        let cls = self.cls_layer(index, hidden, pass.spans, update.as_ref(), &mut pass.workspace);
+        note(&mut adapters, index, update);
+        Ok(cls)
     }
 
-    fn pooled(&self, hidden: &Stream<f32>, spans: &[Span]) -> Result<Vec<Vec<f32>>> {
-        let cls = Stream::of_rows(hidden.view(), spans.iter().map(|span| span.start));
-        Ok(self.with_workspace(|w| self.pool(&cls, w)))
+    fn finish(&self, pass: Pass<'_, E>, _: Option<&mut Adapters<'_>>) -> Result<()> {
+        self.give_back(pass.workspace);
+        Ok(())
+    }
+
+    fn cls(&self, hidden: &Stream<f32>, spans: &[Span]) -> Result<Stream<f32>> {
+        Ok(Stream::of_rows(hidden.view(), spans.iter().map(|span| span.start)))
+    }
+
+    fn pool(&self, cls: &Stream<f32>) -> Result<Vec<Vec<f32>>> {
+        Ok(self.with_workspace(|w| self.pool_rows(cls, w)))
     }
 
     fn means(&self, hidden: &Stream<f32>, ranges: &[Range<usize>]) -> Result<Vec<Vec<f32>>> {
@@ -388,6 +428,12 @@ impl<E: Element> Backbone for CpuBackbone<E> {
         })?;
         Ok(stream)
     }
+}
+
+/// A pass over some layers.
+pub(crate) struct Pass<'a, E: Element> {
+    spans: &'a [Span],
+    workspace: Workspace<E>,
 }
 
 fn note<E: Element>(adapters: &mut Option<&mut Adapters<'_>>, layer: usize, update: Option<LayerUpdate<'_, E>>) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::super::packed::Span;
+use crate::packed::Span;
 use super::factors::DeviceFactors;
 use super::groups::Group;
 use delo_model::Modality;

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use aligned_vec::{AVec, ConstAlign};
 
-use super::super::packed::Span;
+use crate::packed::Span;
 use delo_kernels::norm::mean;
 use delo_kernels::{Element, Isa, Kernel, PANEL, RowsMut, RowsRef, Start, Stream, Tile, pack_column, parallel};
 use delo_model::PerModality;
