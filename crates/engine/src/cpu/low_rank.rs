@@ -1,4 +1,5 @@
-//! The low-rank update of query, key and value in a batch of any tasks: every sample's own factors, read where they are resident.
+//! The low-rank update of query, key and value in a batch of any tasks: every sample's own factors, read
+//! where they are resident.
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -6,7 +7,7 @@ use aligned_vec::{AVec, ConstAlign};
 
 use super::super::packed::Span;
 use delo_kernels::norm::mean;
-use delo_kernels::{Element, Isa, Kernel, PANEL, RowsMut, RowsRef, Start, Stream, Tile, pack_column, parallel};
+use delo_kernels::{Float, Format, Isa, Kernel, Matrix, PANEL, RowsMut, RowsRef, Start, Tile, pack_column, parallel};
 use delo_model::input::Presence;
 use delo_model::method::serving_pools::{Choice, NumbersRef, ServingPools};
 use delo_model::method::task_model::{MODALITIES, POOLS, TARGETS};
@@ -15,7 +16,7 @@ use delo_model::method::task_model::{MODALITIES, POOLS, TARGETS};
 const AT_ONCE: usize = 8;
 
 /// One sample's factors in one layer.
-struct Factors<'a, E: Element> {
+struct Factors<'a, E: Float> {
     pools: &'a ServingPools,
     choices: Vec<Choice>,
     /// All A factors of the sample as columns: `[POOLS · r]` of them, in panels.
@@ -23,7 +24,7 @@ struct Factors<'a, E: Element> {
 }
 
 /// Every sample's update in one layer.
-pub(super) struct LayerUpdate<'a, E: Element> {
+pub(super) struct LayerUpdate<'a, E: Float> {
     samples: Vec<Option<Factors<'a, E>>>,
     /// r, the largest there is.
     rank: usize,
@@ -31,8 +32,9 @@ pub(super) struct LayerUpdate<'a, E: Element> {
     kernel: Kernel<f32>,
 }
 
-impl<'a, E: Element> LayerUpdate<'a, E> {
-    /// Routes every sample by the state entering the layer (METHOD.md 2 and 3); `None` where no sample is adapted.
+impl<'a, E: Float> LayerUpdate<'a, E> {
+    /// Routes every sample by the state entering the layer (METHOD.md 2 and 3); `None` where no sample is
+    /// adapted.
     pub fn route(isa: Isa, pools: &[Option<&'a ServingPools>], hidden: RowsRef<'_, f32>, spans: &[Span]) -> Option<Self> {
         let rank = pools.iter().flatten().map(|pools| pools.pairs() / MODALITIES.len()).max()?;
         let d = hidden.width();
@@ -57,7 +59,8 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
         (POOLS * self.rank).next_multiple_of(PANEL)
     }
 
-    /// α · x Aᵀ of some rows of one sample, `x` being the layer's normalised input, into the rows of `u` from `first` on.
+    /// α · x Aᵀ of some rows of one sample, `x` being the layer's normalised input, into the rows of `u` from
+    /// `first` on.
     ///
     /// # Safety
     /// No two threads cover the same rows at the same time.
@@ -65,7 +68,7 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
     pub unsafe fn project(&self, kernel: &Kernel<E>, x: RowsRef<'_, E>, sample: usize, first: usize, u: &RowsMut<'_, f32>) {
         let Some(factors) = &self.samples[sample] else { return };
         let alpha = factors.pools.alpha();
-        let k = x.width().next_multiple_of(E::STEP);
+        let k = x.width().next_multiple_of(E::K_STEP);
         let mut results = vec![0f32; x.rows() * PANEL];
         for (index, panel) in factors.down.chunks_exact(k * PANEL).enumerate() {
             kernel.multiply(x, k, panel, Start::Zero, &mut results, PANEL);
@@ -77,13 +80,14 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
         }
     }
 
-    /// Adds the update of `target` in its `columns` to `rows` of a tile, which are rows of `u` and all of one sample, from the tile's column `at` on.
+    /// Adds the update of `target` in its `columns` to `rows` of a tile, which are rows of `u` and all of one
+    /// sample, from the tile's column `at` on.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "all of them place one piece of one product")]
     pub fn add(
         &self,
         sample: usize,
-        u: &Stream<f32>,
+        u: &Matrix<f32>,
         rows: Range<usize>,
         target: usize,
         columns: Range<usize>,
@@ -111,7 +115,7 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
 
     /// Adds `Σ_i u[row, first + i] · factors[i]` to each row of a tile.
     #[inline(always)]
-    fn add_factors(&self, factors: &[[f32; PANEL]], u: &Stream<f32>, rows: Range<usize>, first: usize, tile: &mut Tile<'_>) {
+    fn add_factors(&self, factors: &[[f32; PANEL]], u: &Matrix<f32>, rows: Range<usize>, first: usize, tile: &mut Tile<'_>) {
         let at = rows.start - tile.row;
         let u = u.view().range(rows).columns(first..first + factors.len());
         self.kernel.multiply(u, factors.len(), factors.as_flattened(), Start::Results, tile.rows_from(at), PANEL);
@@ -145,16 +149,16 @@ pub(crate) fn query_rows(span: &Span) -> [Range<usize>; 2] {
 }
 
 /// The chosen A factors of all pools, pool by pool, as the columns of panels.
-fn pack_factors<E: Element>(pools: &ServingPools, choices: &[Choice], d: usize) -> AVec<E, ConstAlign<64>> {
-    let (k, columns) = (d.next_multiple_of(E::STEP), TARGETS.len() * pools.pairs());
+fn pack_factors<E: Float>(pools: &ServingPools, choices: &[Choice], d: usize) -> AVec<E, ConstAlign<64>> {
+    let (k, columns) = (d.next_multiple_of(E::K_STEP), TARGETS.len() * pools.pairs());
     let mut panels: AVec<E, ConstAlign<64>> = AVec::new(64);
     panels.resize(columns.div_ceil(PANEL) * k * PANEL, E::default());
     let factors = choices.iter().enumerate().flat_map(|(pool, choice)| pools.a_factors(pool, choice));
     for (column, factor) in factors.enumerate() {
         let panel = &mut panels[column / PANEL * k * PANEL..][..k * PANEL];
         match factor {
-            NumbersRef::F32(values) => pack_column(panel, column % PANEL, values.iter().map(|&x| E::of(x))),
-            NumbersRef::Bf16(values) => pack_column(panel, column % PANEL, values.iter().map(|x| E::of(x.get()))),
+            NumbersRef::F32(values) => pack_column::<E>(panel, column % PANEL, values.iter().map(|&x| E::of(x))),
+            NumbersRef::Bf16(values) => pack_column::<E>(panel, column % PANEL, values.iter().map(|x| E::of(x.get()))),
         }
     }
     panels

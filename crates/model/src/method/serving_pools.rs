@@ -7,7 +7,7 @@ use super::device_pools::{DeviceCopies, DevicePools};
 use super::selection::{softmax, top};
 use super::task_model::{LayerPools, POOLS, PoolSpec};
 use delo_kernels::elementwise::{dot, sum};
-use delo_kernels::{Element, Isa, Precision, bf16};
+use delo_kernels::{Float, Isa, Precision, bf16};
 
 /// Numbers as they stay resident.
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ impl Numbers {
     fn in_precision(self, precision: Precision) -> Self {
         match (self, precision) {
             (Self::F32(values), Precision::Bf16) => Self::Bf16(values.into_iter().map(bf16::of).collect()),
-            (Self::Bf16(values), Precision::F32) => Self::F32(values.into_iter().map(Element::get).collect()),
+            (Self::Bf16(values), Precision::F32) => Self::F32(values.into_iter().map(Float::get).collect()),
             (same, _) => same,
         }
     }
