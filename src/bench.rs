@@ -1,4 +1,5 @@
-//! How fast the engine and its kernels are: random samples and partitions of one shape through the whole forward, and single products.
+//! How fast the engine and its kernels are: random samples and partitions of one shape through the whole
+//! forward, and single products.
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use serde::Serialize;
 
 use delo_engine::{Catalogue, Engine, Query, Resident, RoutingRule};
 use delo_kernels::attention::{Attended, attention};
-use delo_kernels::{Element, Isa, Kernel, MapSink, PANEL, PackedMatrix, Start, Stream, parallel, product, threads};
+use delo_kernels::{Float, Format, Isa, Kernel, MapSink, Matrix, PANEL, PackedMatrix, Start, parallel, product, threads};
 use delo_model::input::{Pixels, Sample};
 use delo_model::partition::{BackboneRecord, KeyRule, PartitionMeta, to_bytes};
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric, SessionKeys};
@@ -28,11 +29,13 @@ pub enum Kind {
     Complete,
     TextOnly,
     ImageOnly,
-    /// In turn: complete, text only, image only, and images of a half, three quarters and five quarters of the size.
+    /// In turn: complete, text only, image only, and images of a half, three quarters and five quarters of
+    /// the size.
     Mixed,
 }
 
-/// What is measured: each combination of batch, tasks, kind and way to the task, all in turn, so that a busy machine slows all of them.
+/// What is measured: each combination of batch, tasks, kind and way to the task, all in turn, so that a busy
+/// machine slows all of them.
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// Height and width of every image, in pixels, multiples of the patch size.
@@ -45,7 +48,8 @@ pub struct Workload {
     pub tasks: Vec<usize>,
     pub kinds: Vec<Kind>,
     pub batches: Vec<usize>,
-    /// Whether the engine decides the task, by the whitened metric of this signal, beside rows whose task is given.
+    /// Whether the engine decides the task, by the whitened metric of this signal, beside rows whose task is
+    /// given.
     pub route: Option<KeySignal>,
     pub pools: PoolSpec,
     /// Timed forwards of each row.
@@ -231,12 +235,13 @@ pub struct KernelRow {
     pub gflops: f64,
 }
 
-/// The products of a layer `hidden` wide with an MLP of `intermediate`, at each number of `rows`, and the attention of one sample of so many tokens,
-/// each beside what the kernel does at most; best of several runs.
-pub fn measure_kernel<E: Element>(isa: Isa, hidden: usize, intermediate: usize, heads: usize, rows: &[usize]) -> Vec<KernelRow> {
+/// The products of a layer `hidden` wide with an MLP of `intermediate`, and the attention of one sample, each
+/// with as many rows as each of `rows` says. The first row of the answer is what the kernel does at most.
+/// Best of several runs.
+pub fn measure_kernel<E: Float>(isa: Isa, hidden: usize, intermediate: usize, heads: usize, rows: &[usize]) -> Vec<KernelRow> {
     let kernel = E::kernel(isa);
     let row = |product: &str, shape: [usize; 3], gflops| KernelRow { kernel: kernel.name, product: product.to_owned(), shape, gflops };
-    let mut out = vec![row("ceiling", [kernel.rows, 128.max(E::STEP), PANEL], ceiling(&kernel))];
+    let mut out = vec![row("ceiling", [kernel.rows, 128.max(E::K_STEP), PANEL], ceiling(&kernel))];
     for &rows in rows {
         for (name, k, n) in [
             ("query, key, value", hidden, 3 * hidden),
@@ -245,7 +250,7 @@ pub fn measure_kernel<E: Element>(isa: Isa, hidden: usize, intermediate: usize, 
             ("output", intermediate, hidden),
         ] {
             let weights = PackedMatrix::<E>::new(&[&vec![0.01; k * n]], k);
-            let (x, mut to) = (Stream::<E>::zeros(rows, k), Stream::<f32>::zeros(rows, n));
+            let (x, mut to) = (Matrix::<E>::zeros(rows, k), Matrix::<f32>::zeros(rows, n));
             let work = 2.0 * (rows * k * n) as f64;
             out.push(row(
                 name,
@@ -253,7 +258,7 @@ pub fn measure_kernel<E: Element>(isa: Isa, hidden: usize, intermediate: usize, 
                 best(work, || product(&kernel, x.view(), &weights, None, &MapSink { isa, f: |x| x, out: to.view_mut() })),
             ));
         }
-        let (qkv, mut to) = (Stream::<E>::zeros(rows, 3 * hidden), Stream::<E>::zeros(rows, hidden));
+        let (qkv, mut to) = (Matrix::<E>::zeros(rows, 3 * hidden), Matrix::<E>::zeros(rows, hidden));
         let parts = [0, 1, 2].map(|part| qkv.view().columns(part * hidden..(part + 1) * hidden));
         let one = [Attended { tokens: 0..rows, queries: 0..rows }];
         let work = 4.0 * (rows * rows * hidden) as f64;
@@ -276,13 +281,13 @@ fn best(work: f64, mut f: impl FnMut() + Send) -> f64 {
 }
 
 /// What the micro-kernel does on every thread of the pool while nothing leaves the first-level cache.
-fn ceiling<E: Element>(kernel: &Kernel<E>) -> f64 {
+fn ceiling<E: Float>(kernel: &Kernel<E>) -> f64 {
     const REPEATS: usize = 20_000;
-    let k = 128.max(E::STEP);
+    let k = 128.max(E::K_STEP);
     let work = 2.0 * (threads() * REPEATS * kernel.rows * k * PANEL) as f64;
     best(work, || {
         parallel(threads(), |_| {
-            let (x, weights) = (Stream::<E>::zeros(kernel.rows, k), PackedMatrix::<E>::new(&[&vec![0.0; k * PANEL]], k));
+            let (x, weights) = (Matrix::<E>::zeros(kernel.rows, k), PackedMatrix::<E>::new(&[&vec![0.0; k * PANEL]], k));
             let mut out = vec![0.0; kernel.rows * PANEL];
             for _ in 0..REPEATS {
                 kernel.multiply(std::hint::black_box(x.view()), k, weights.panel(0), Start::Zero, &mut out, PANEL);

@@ -204,11 +204,11 @@ impl Engine {
         let isa = Isa::at_most(options.isa);
         let (compute, backbone) = match options.precision.unwrap_or(Precision::fastest(isa)) {
             Precision::F32 => {
-                let (cpu, backbone) = CpuBackend::load(loader, isa)?;
+                let (cpu, backbone) = CpuBackend::load(loader, isa, Precision::F32)?;
                 (Compute::F32(cpu), backbone)
             }
             Precision::Bf16 => {
-                let (cpu, backbone) = CpuBackend::load(loader, isa)?;
+                let (cpu, backbone) = CpuBackend::load(loader, isa, Precision::Bf16)?;
                 (Compute::Bf16(cpu), backbone)
             }
         };

@@ -1,15 +1,16 @@
-//! Self-attention within each sample of a stream, a strip of queries at a time: scores live in a strip of rows, never as a whole matrix.
+//! Self-attention within each sample, a strip of queries at a time: there is never a whole matrix of scores,
+//! only those of the strip.
 use std::ops::Range;
 
 use aligned_vec::{AVec, ConstAlign};
 
 use super::elementwise::{exp, maximum, sum};
-use super::{Element, Kernel, PANEL, RowsMut, RowsRef, Start, Stream, parallel};
+use super::{Float, Kernel, Matrix, PANEL, RowsMut, RowsRef, Start, parallel};
 
 /// Numbers on a cache line.
 type Aligned<E> = AVec<E, ConstAlign<64>>;
 
-fn zeros<E: Element>(n: usize) -> Aligned<E> {
+fn zeros<E: Float>(n: usize) -> Aligned<E> {
     let mut values = AVec::new(64);
     values.resize(n, E::default());
     values
@@ -24,8 +25,10 @@ pub struct Attended {
     pub queries: Range<usize>,
 }
 
-/// Queries `[rows, d]`, keys and values `[tokens, d]` to the heads' joined outputs `[rows, d]`; a row attends to its own sample alone.
-pub fn attention<E: Element>(
+/// `softmax(Q Kᵀ / √width) V` of each head of each sample: from queries `[rows, d]`, keys and values
+/// `[tokens, d]` to the heads' outputs side by side, `[rows, d]`. A row attends to the tokens of its own
+/// sample alone.
+pub fn attention<E: Float>(
     kernel: &Kernel<E>,
     [query, key, value]: [RowsRef<'_, E>; 3],
     samples: &[Attended],
@@ -39,11 +42,11 @@ pub fn attention<E: Element>(
         let keys = Keys::pack(key.range(tokens.clone()).columns(columns.clone()));
         let values = Values::pack(value.range(tokens.clone()).columns(columns.clone()));
         let padded;
-        let query = if width.is_multiple_of(E::STEP) {
+        let query = if width.is_multiple_of(E::K_STEP) {
             query.range(queries.clone()).columns(columns.clone())
         } else {
             // Whole steps of k are read: what follows a head's last column would be another head's.
-            padded = Stream::of_rows(query.columns(columns.clone()), queries.clone());
+            padded = Matrix::of_rows(query.columns(columns.clone()), queries.clone());
             padded.view()
         };
         kernel.isa.run(
@@ -52,8 +55,8 @@ pub fn attention<E: Element>(
                 let mut strip = Strip::new(kernel.rows.min(queries.len()), tokens.len());
                 for first in (0..queries.len()).step_by(kernel.rows) {
                     let rows = first..queries.len().min(first + kernel.rows);
-                    strip.weigh(kernel, query.range(rows.clone()), &keys);
-                    strip.gather(kernel, rows.len(), &values, |row, column, results| {
+                    strip.compute_weights(kernel, query.range(rows.clone()), &keys);
+                    strip.average(kernel, rows.len(), &values, |row, column, results| {
                         let column = columns.start + column;
                         // SAFETY: a row and head of a sample belong to one task.
                         let out = unsafe { out.part(queries.start + first + row, column..column + results.len()) };
@@ -70,21 +73,22 @@ struct Keys<E> {
     panels: Aligned<E>,
     /// The head's width, padded to whole steps.
     k: usize,
+    /// 1 / √width
     scale: f32,
 }
 
-impl<E: Element> Keys<E> {
+impl<E: Float> Keys<E> {
     fn pack(keys: RowsRef<'_, E>) -> Self {
-        let k = keys.width().next_multiple_of(E::STEP);
+        let k = keys.width().next_multiple_of(E::K_STEP);
         let mut panels = zeros(keys.rows().div_ceil(PANEL) * k * PANEL);
         for token in 0..keys.rows() {
             let panel = &mut panels[token / PANEL * k * PANEL..][..k * PANEL];
-            let groups = panel.chunks_exact_mut(PANEL * E::GROUP).zip(keys.row(token).chunks(E::GROUP));
+            let groups = panel.chunks_exact_mut(PANEL * E::K_INTERLEAVE).zip(keys.row(token).chunks(E::K_INTERLEAVE));
             for (group, values) in groups {
-                let cell = &mut group[token % PANEL * E::GROUP..][..E::GROUP];
-                if values.len() == E::GROUP {
-                    // Of a length the compiler knows: no call for a few bytes.
-                    (0..E::GROUP).for_each(|part| cell[part] = values[part]);
+                let cell = &mut group[token % PANEL * E::K_INTERLEAVE..][..E::K_INTERLEAVE];
+                if values.len() == E::K_INTERLEAVE {
+                    // A length that the compiler knows: no call to copy a few bytes.
+                    (0..E::K_INTERLEAVE).for_each(|part| cell[part] = values[part]);
                 } else {
                     cell[..values.len()].copy_from_slice(values);
                 }
@@ -99,19 +103,21 @@ struct Values<E> {
     panels: Aligned<E>,
     /// Tokens, padded to whole steps.
     k: usize,
+    /// The head's width.
     width: usize,
 }
 
-impl<E: Element> Values<E> {
+impl<E: Float> Values<E> {
     fn pack(values: RowsRef<'_, E>) -> Self {
-        let (k, width) = (values.rows().next_multiple_of(E::STEP), values.width());
+        let (k, width) = (values.rows().next_multiple_of(E::K_STEP), values.width());
         let mut panels = zeros(width.div_ceil(PANEL) * k * PANEL);
         for (index, panel) in panels.chunks_exact_mut(k * PANEL).enumerate() {
             let columns = index * PANEL..width.min((index + 1) * PANEL);
-            for (group, target) in panel.chunks_exact_mut(PANEL * E::GROUP).enumerate().take(values.rows().div_ceil(E::GROUP)) {
-                for part in 0..E::GROUP.min(values.rows() - group * E::GROUP) {
-                    let row = &values.row(group * E::GROUP + part)[columns.clone()];
-                    target.iter_mut().skip(part).step_by(E::GROUP).zip(row).for_each(|(to, &x)| *to = x);
+            for (group, target) in panel.chunks_exact_mut(PANEL * E::K_INTERLEAVE).enumerate().take(values.rows().div_ceil(E::K_INTERLEAVE))
+            {
+                for part in 0..E::K_INTERLEAVE.min(values.rows() - group * E::K_INTERLEAVE) {
+                    let row = &values.row(group * E::K_INTERLEAVE + part)[columns.clone()];
+                    target.iter_mut().skip(part).step_by(E::K_INTERLEAVE).zip(row).for_each(|(to, &x)| *to = x);
                 }
             }
         }
@@ -119,22 +125,25 @@ impl<E: Element> Values<E> {
     }
 }
 
-/// Scores and weights of a few queries.
+/// Scores and attention weights of a few queries.
 struct Strip<E> {
+    /// Tokens of the sample.
     tokens: usize,
     /// `[rows, panels · PANEL]`
     scores: Vec<f32>,
     /// e^(score − largest), `[rows, tokens padded to whole steps]`
     weights: Aligned<E>,
+    /// Tokens, padded to whole steps.
     padded: usize,
     /// 1 / Σ weights of each row.
     scales: Vec<f32>,
+    /// `[rows, PANEL]`
     results: Vec<f32>,
 }
 
-impl<E: Element> Strip<E> {
+impl<E: Float> Strip<E> {
     fn new(rows: usize, tokens: usize) -> Self {
-        let padded = tokens.next_multiple_of(E::STEP);
+        let padded = tokens.next_multiple_of(E::K_STEP);
         Self {
             tokens,
             scores: vec![0.0; rows * tokens.next_multiple_of(PANEL)],
@@ -145,8 +154,9 @@ impl<E: Element> Strip<E> {
         }
     }
 
+    /// The attention weights of some queries, before their division by the sum of their row.
     #[inline(always)]
-    fn weigh(&mut self, kernel: &Kernel<E>, query: RowsRef<'_, E>, keys: &Keys<E>) {
+    fn compute_weights(&mut self, kernel: &Kernel<E>, query: RowsRef<'_, E>, keys: &Keys<E>) {
         let (rows, width) = (query.rows(), self.tokens.next_multiple_of(PANEL));
         for (index, panel) in keys.panels.chunks_exact(keys.k * PANEL).enumerate() {
             kernel.multiply(query, keys.k, panel, Start::Zero, &mut self.scores[index * PANEL..], width);
@@ -157,16 +167,17 @@ impl<E: Element> Strip<E> {
             let weights = &mut self.weights[row * self.padded..][..self.tokens];
             for (weight, score) in weights.iter_mut().zip(scores.iter_mut()) {
                 *weight = E::of(exp((*score - largest) * keys.scale));
-                // The sum is that of the weights as they are multiplied.
+                // The sum is of the rounded weights, which are those that are multiplied.
                 *score = weight.get();
             }
             self.scales[row] = 1.0 / sum(scores.len(), |i| scores[i]);
         }
     }
 
-    /// Hands on each row's weighted mean of the values, by panel: row, first column, results.
+    /// Each row's weighted mean of the values, panel by panel: calls `each` with the row, the first column
+    /// and the means.
     #[inline(always)]
-    fn gather(&mut self, kernel: &Kernel<E>, rows: usize, values: &Values<E>, mut each: impl FnMut(usize, usize, &[f32])) {
+    fn average(&mut self, kernel: &Kernel<E>, rows: usize, values: &Values<E>, mut each: impl FnMut(usize, usize, &[f32])) {
         let weights = RowsRef::new(&self.weights, rows, self.padded, self.padded);
         for (index, panel) in values.panels.chunks_exact(values.k * PANEL).enumerate() {
             kernel.multiply(weights, values.k, panel, Start::Zero, &mut self.results[..rows * PANEL], PANEL);
@@ -189,7 +200,7 @@ pub fn weights(kernel: &Kernel<f32>, query: RowsRef<'_, f32>, keys: RowsRef<'_, 
         let chosen = first..rows.min(first + kernel.rows);
         kernel.isa.run(
             #[inline(always)]
-            || strip.weigh(kernel, query.range(chosen.clone()), &keys),
+            || strip.compute_weights(kernel, query.range(chosen.clone()), &keys),
         );
         for row in 0..chosen.len() {
             let scale = strip.scales[row];

@@ -1,5 +1,7 @@
-//! exp, erf, tanh and the GELU in f32, with stated error bounds, in forms that vectorise; and sums in a fixed order of lanes.
-/// Partial sums of a reduction: two of the widest registers. Always as many, so that a sum is the same on every processor with the same rounding.
+//! exp, erf, tanh and the GELU in f32, with stated error bounds, in forms that the compiler vectorises; and
+//! sums in a fixed order of lanes.
+/// Partial sums of a reduction: two of the widest registers. Their number does not depend on the processor,
+/// so that the order of a sum does not either.
 const LANES: usize = 32;
 
 /// `eˣ`; relative error below 2e-7 for −87 ≤ x ≤ 88, clamped outside.

@@ -2,7 +2,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Sets of vector instructions that kernels are written for; each has those before it.
+/// Sets of vector instructions that kernels are written for; each includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// What the compiler makes of plain Rust: SSE2 on x86-64, NEON on AArch64.
@@ -18,6 +18,7 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// All of them, the least first.
     pub const ALL: [Isa; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// The best that this processor and operating system offer.
@@ -45,7 +46,7 @@ impl Isa {
         Self::Portable
     }
 
-    /// The best there is, but none above `limit`.
+    /// The best that this processor has, at most `limit`.
     pub fn at_most(limit: Option<Isa>) -> Self {
         let best = Self::detect();
         limit.map_or(best, |limit| best.min(limit))
@@ -57,7 +58,8 @@ impl Isa {
         Self::ALL.into_iter().filter(move |isa| *isa <= best)
     }
 
-    /// Runs `f` compiled for these instructions, as far as it and what it calls are `#[inline(always)]`.
+    /// Runs `f`. It and those functions that it calls which are `#[inline(always)]` are compiled for these
+    /// instructions.
     ///
     /// # Panics
     /// Where this processor lacks them.
@@ -79,17 +81,18 @@ impl Isa {
             }
             if self >= Self::Avx512Bf16 {
                 assert!(is_x86_feature_detected!("avx512bf16"), "this processor has no AVX-512 BF16");
-                // SAFETY: checked just now; see below for the others.
+                // SAFETY: the assertion checks BF16; see below for the others.
                 return unsafe { avx512_bf16(f) };
             }
             if self == Self::Avx512 {
                 assert!(is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl"), "this processor has no AVX-512");
-                // SAFETY: checked just now; `detect` offers this set only beside BW and DQ, and `Isa` values come from there or are clamped to it.
+                // SAFETY: the assertion checks F and VL; `detect` gives this set only with BW and DQ too, and
+                // no other set is above what `detect` gives.
                 return unsafe { avx512(f) };
             }
             if self == Self::Avx2 {
                 assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"), "this processor has no AVX2");
-                // SAFETY: checked just now.
+                // SAFETY: the assertion checks both.
                 return unsafe { avx2(f) };
             }
         }

@@ -1,6 +1,6 @@
 //! Layer normalisation and means of rows.
 use super::elementwise::sum;
-use super::{Element, Isa, RowsMut, RowsRef, parallel};
+use super::{Float, Isa, RowsMut, RowsRef, parallel};
 
 /// Rows that one piece of work covers.
 const ROWS: usize = 32;
@@ -8,15 +8,18 @@ const ROWS: usize = 32;
 /// Frozen weight and bias of a layer norm, `[d]` each.
 #[derive(Clone, Debug)]
 pub struct Norm {
+    /// What the normalised row is multiplied by.
     pub weight: Vec<f32>,
+    /// What is added to it.
     pub bias: Vec<f32>,
+    /// ε, added to the variance.
     pub eps: f32,
 }
 
 impl Norm {
     /// `(x − mean) / √(var + ε) · weight + bias`, in two passes over the row, mean before variance.
     #[inline(always)]
-    pub fn row<E: Element>(&self, x: &[f32], out: &mut [E]) {
+    pub fn row<E: Float>(&self, x: &[f32], out: &mut [E]) {
         let (mean, scale) = self.moments(x);
         for (((out, &x), &w), &b) in out.iter_mut().zip(x).zip(&self.weight).zip(&self.bias) {
             *out = E::of((x - mean) * scale * w + b);
@@ -32,8 +35,8 @@ impl Norm {
         (mean, 1.0 / (variance + self.eps).sqrt())
     }
 
-    /// Adds the gradient of `x` to `out`, given that of the output: with x̂ the normalised row and u = grad · weight,
-    /// `(u − mean(u) − x̂ · mean(u · x̂)) / √(var + ε)`.
+    /// Adds the gradient of `x` to `out`, given that of the output: with x̂ the normalised row and u = grad ·
+    /// weight, `(u − mean(u) − x̂ · mean(u · x̂)) / √(var + ε)`.
     #[inline(always)]
     pub fn add_gradient(&self, x: &[f32], grad: &[f32], out: &mut [f32]) {
         let (mean, scale) = self.moments(x);
@@ -47,7 +50,7 @@ impl Norm {
     }
 
     /// Every row of `x`, into the same rows of `out`.
-    pub fn rows<E: Element>(&self, isa: Isa, x: RowsRef<'_, f32>, out: &RowsMut<'_, E>) {
+    pub fn rows<E: Float>(&self, isa: Isa, x: RowsRef<'_, f32>, out: &RowsMut<'_, E>) {
         let d = x.width();
         parallel(x.rows().div_ceil(ROWS), |piece| {
             isa.run(

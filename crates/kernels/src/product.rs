@@ -1,21 +1,28 @@
-//! The product of rows with packed weights, block by block, each block handed on while it is in the cache.
+//! The product of rows with packed weights, block by block; each block is handed on while it is in the cache.
 use std::ops::Range;
 
-use super::micro::{Element, Kernel, Start};
-use super::{Isa, PANEL, PackedMatrix, RowsMut, RowsRef, parallel, threads};
+use super::matrix::LINE;
+use super::micro::{Kernel, Start};
+use super::{Float, Format, Isa, Number, PANEL, PackedMatrix, RowsMut, RowsRef, parallel, threads};
 
-/// Bytes of rows that a thread walks over again and again while panels pass by: half of a small second-level cache.
+/// Bytes of rows that a thread reads again for each panel: half of a small second-level cache.
 const ROWS_IN_CACHE: usize = 384 << 10;
-/// Rows of its own that a thread has at least: with fewer, what it saves on rows is lost on weights, which each thread then reads whole.
+/// Rows of its own that a thread has at least. With fewer, reading the rows from a thread's own cache gains
+/// less than is lost since each thread then reads all weights.
 const OWN_ROWS: usize = 32;
 /// Rows of one block of results, at most: they stay in the first-level cache.
 const BLOCK: usize = 128;
 
-/// A block of results: `[rows, PANEL]` of f32, of which the first `columns` count.
+/// A block of results: `[rows, PANEL]` of f32; the first `columns` of each row belong to the product, the
+/// rest is padding.
 pub struct Tile<'a> {
+    /// The product's row that is the tile's first.
     pub row: usize,
+    /// Rows of the tile.
     pub rows: usize,
+    /// The product's column that is the tile's first.
     pub column: usize,
+    /// Columns of the tile, at most [`PANEL`].
     pub columns: usize,
     values: &'a mut [[f32; PANEL]],
 }
@@ -38,7 +45,7 @@ impl Tile<'_> {
     /// # Safety
     /// No two threads write the same cells at the same time.
     #[inline(always)]
-    pub unsafe fn store<E: Element>(&self, isa: Isa, out: &RowsMut<'_, E>) {
+    pub unsafe fn store<E: Float>(&self, isa: Isa, out: &RowsMut<'_, E>) {
         for row in 0..self.rows {
             // SAFETY: by the caller's promise.
             let out = unsafe { out.part(self.row + row, self.column..self.column + self.columns) };
@@ -52,7 +59,7 @@ impl Tile<'_> {
         }
     }
 
-    /// Adds the results to `out`, whose row `to` is that of the tile's first.
+    /// Adds `rows` of the tile to the rows of `out` from `to` on.
     ///
     /// # Safety
     /// As [`Self::store`], and the processor has the instructions `isa`.
@@ -83,17 +90,26 @@ impl Tile<'_> {
     }
 }
 
-/// What is done with each block of results. Blocks come in any order, from several threads, and no two cover the same cell.
-/// Implementations are `#[inline(always)]`, so that they are compiled for the kernel's instructions.
+/// What is done with each block of results. Blocks come in any order, from several threads, and no two cover
+/// the same cell. Implementations are `#[inline(always)]`, so that they are compiled for the kernel's
+/// instructions.
 pub trait TileSink: Sync {
+    /// Takes one block.
     fn tile(&self, tile: &mut Tile<'_>);
 }
 
-/// `x Wᵀ + bias`, block by block into `sink`. Each number is one chain over k, in the same order whatever rows are beside it.
+/// `x Wᵀ + bias`, block by block into `sink`: x is `[rows, k]`, W `[n, k]`, the bias `[n]` or zeros. Each
+/// number is one chain over k, in the same order whatever rows are beside it.
 ///
 /// # Panics
 /// Where the widths differ.
-pub fn product<E: Element>(kernel: &Kernel<E>, x: RowsRef<'_, E>, weights: &PackedMatrix<E>, bias: Option<&[f32]>, sink: &impl TileSink) {
+pub fn product<F: Format>(
+    kernel: &Kernel<F>,
+    x: RowsRef<'_, F::Float>,
+    weights: &PackedMatrix<F>,
+    bias: Option<&[f32]>,
+    sink: &impl TileSink,
+) {
     product_panels(kernel, x, weights, bias, 0..weights.panels(), sink);
 }
 
@@ -101,67 +117,78 @@ pub fn product<E: Element>(kernel: &Kernel<E>, x: RowsRef<'_, E>, weights: &Pack
 ///
 /// # Panics
 /// As there.
-pub fn product_panels<E: Element>(
-    kernel: &Kernel<E>,
-    x: RowsRef<'_, E>,
-    weights: &PackedMatrix<E>,
+pub fn product_panels<F: Format>(
+    kernel: &Kernel<F>,
+    x: RowsRef<'_, F::Float>,
+    weights: &PackedMatrix<F>,
     bias: Option<&[f32]>,
     chosen: Range<usize>,
     sink: &impl TileSink,
 ) {
+    // A step of k ends within the zeros that follow a row.
+    const { assert!(LINE.is_multiple_of(F::K_STEP * size_of::<F::Activation>())) };
     assert_eq!(x.width(), weights.k(), "width of the rows and of the weights");
     assert!(chosen.end <= weights.panels(), "panels of the weights");
     let (rows, panels) = (x.rows(), chosen.len());
     if rows == 0 || panels == 0 {
         return;
     }
+    let activations = F::activations(kernel.isa, x);
+    let (x, row_scales) = (activations.rows(), activations.scales());
     // Threads that have rows of their own.
     let owners = threads().min(rows / OWN_ROWS).max(1);
     let block = block_rows(kernel.rows, rows, owners);
     let blocks = rows.div_ceil(block);
     // Row blocks that stay in the cache together.
-    let group = (ROWS_IN_CACHE / (block * x.stride() * size_of::<E>())).clamp(1, blocks.div_ceil(owners));
-    let groups = blocks.div_ceil(group);
-    // Enough pieces that the last one does not make the other threads wait, few enough to keep rows in the cache.
-    let wanted = (8 * threads()).div_ceil(groups);
+    let cached = (ROWS_IN_CACHE / (block * x.stride() * size_of::<F::Activation>())).clamp(1, blocks.div_ceil(owners));
+    let row_pieces = blocks.div_ceil(cached);
+    // Enough pieces that the last one does not make the other threads wait, few enough to keep rows in the
+    // cache.
+    let wanted = (8 * threads()).div_ceil(row_pieces);
     let run = panels.div_ceil(wanted.min(panels));
     let runs = panels.div_ceil(run);
-    parallel(groups * runs, |task| {
-        let mut values = Results([0.0; BLOCK * PANEL]);
-        let (first_block, first_panel) = (task / runs * group, chosen.start + task % runs * run);
+    parallel(row_pieces * runs, |task| {
+        let mut sums = Sums([F::Accumulator::default(); BLOCK * PANEL]);
+        let (first_block, first_panel) = (task / runs * cached, chosen.start + task % runs * run);
         for panel in first_panel..chosen.end.min(first_panel + run) {
             let column = panel * PANEL;
             let columns = PANEL.min(weights.n() - column);
-            let mut start = [0.0; PANEL];
+            let mut panel_bias = [0.0; PANEL];
             if let Some(bias) = bias {
-                start[..columns].copy_from_slice(&bias[column..column + columns]);
+                panel_bias[..columns].copy_from_slice(&bias[column..column + columns]);
             }
-            for index in first_block..blocks.min(first_block + group) {
+            let column_scales = weights.scales(panel);
+            let start = F::start(&panel_bias, column_scales);
+            for index in first_block..blocks.min(first_block + cached) {
                 let row = index * block;
                 let count = block.min(rows - row);
                 kernel.multiply(
                     x.range(row..row + count),
-                    weights.steps_k(),
+                    weights.padded_k(),
                     weights.panel(panel),
-                    Start::Bias(&start),
-                    &mut values.0[..count * PANEL],
+                    Start::Columns(&start),
+                    &mut sums.0[..count * PANEL],
                     PANEL,
                 );
-                let mut tile = Tile { row, rows: count, column, columns, values: &mut values.0.as_chunks_mut().0[..count] };
+                let sums = &mut sums.0.as_chunks_mut().0[..count];
                 kernel.isa.run(
                     #[inline(always)]
-                    || sink.tile(&mut tile),
+                    || {
+                        let values = F::finish(sums, &row_scales[row..row + count], column_scales, &panel_bias);
+                        sink.tile(&mut Tile { row, rows: count, column, columns, values });
+                    },
                 );
             }
         }
     });
 }
 
-/// On a cache line, as vector stores like it.
+/// On a cache line, where vector stores are fastest.
 #[repr(align(64))]
-struct Results([f32; BLOCK * PANEL]);
+struct Sums<A: Number>([A; BLOCK * PANEL]);
 
-/// Rows of a block: a multiple of what the kernel does at once, and blocks about equally long, as many for each owner.
+/// Rows of a block: a multiple of what the kernel does at once. Blocks are about equally long, and each owner
+/// has equally many.
 fn block_rows(step: usize, rows: usize, owners: usize) -> usize {
     let most = (BLOCK / step).max(1) * step;
     let blocks = rows.div_ceil(most).next_multiple_of(owners);

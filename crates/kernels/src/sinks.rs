@@ -1,9 +1,11 @@
 //! What is done with the results of a product.
-use super::{Element, Isa, RowsMut, Tile, TileSink};
+use super::{Float, Isa, RowsMut, Tile, TileSink};
 
 /// Adds the results to `out`.
 pub struct ResidualSink<'a> {
+    /// The instructions of the product's kernel.
     pub isa: Isa,
+    /// `[rows, n]`
     pub out: RowsMut<'a, f32>,
 }
 
@@ -16,13 +18,16 @@ impl TileSink for ResidualSink<'_> {
 }
 
 /// Puts `f` of the results into `out`.
-pub struct MapSink<'a, E, F> {
+pub struct MapSink<'a, E, M> {
+    /// The instructions of the product's kernel.
     pub isa: Isa,
-    pub f: F,
+    /// From a result to what is stored.
+    pub f: M,
+    /// `[rows, n]`
     pub out: RowsMut<'a, E>,
 }
 
-impl<E: Element, F: Fn(f32) -> f32 + Sync> TileSink for MapSink<'_, E, F> {
+impl<E: Float, M: Fn(f32) -> f32 + Sync> TileSink for MapSink<'_, E, M> {
     #[inline(always)]
     fn tile(&self, tile: &mut Tile<'_>) {
         tile.map(&self.f);

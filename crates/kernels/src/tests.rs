@@ -1,9 +1,11 @@
-//! Every kernel against its portable twin and the definition, over odd shapes; and rows that do not depend on their neighbours.
+//! Every kernel against the definition, over odd shapes and on every set of instructions that this processor
+//! has; and results that depend neither on the rows beside them nor on the number of threads.
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
 use super::attention::{Attended, attention};
+use super::micro::int8::Int8;
 use super::*;
 
 fn random(n: usize, seed: u64) -> Vec<f32> {
@@ -12,52 +14,103 @@ fn random(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect()
 }
 
-fn stream<E: Element>(rows: usize, width: usize, seed: u64) -> Stream<E> {
+fn matrix<E: Float>(rows: usize, width: usize, seed: u64) -> Matrix<E> {
     let values = random(rows * width, seed);
-    let mut stream = Stream::zeros(rows, width);
+    let mut matrix = Matrix::zeros(rows, width);
     for (row, values) in values.chunks_exact(width).enumerate() {
-        stream.row_mut(row).iter_mut().zip(values).for_each(|(to, &x)| *to = E::of(x));
+        matrix.row_mut(row).iter_mut().zip(values).for_each(|(to, &x)| *to = E::of(x));
     }
-    stream
+    matrix
 }
 
-struct Store<'a>(Isa, RowsMut<'a, f32>);
-
-impl TileSink for Store<'_> {
-    #[inline(always)]
-    fn tile(&self, tile: &mut Tile<'_>) {
-        // SAFETY: no two tiles cover the same cell.
-        unsafe { tile.store(self.0, &self.1) };
-    }
-}
-
-fn multiplied<E: Element>(isa: Isa, x: &Stream<E>, weights: &PackedMatrix<E>) -> Stream<f32> {
-    let mut out = Stream::zeros(x.rows(), weights.n());
-    let kernel = E::kernel(isa);
-    product(&kernel, x.view(), weights, None, &Store(isa, out.view_mut()));
+fn multiplied<F: Format>(isa: Isa, x: &Matrix<F::Float>, weights: &PackedMatrix<F>, bias: Option<&[f32]>) -> Matrix<f32> {
+    let mut out = Matrix::zeros(x.rows(), weights.n());
+    product(&F::kernel(isa), x.view(), weights, bias, &MapSink { isa, f: |x| x, out: out.view_mut() });
     out
 }
 
-/// The product agrees with the definition on every set of instructions.
-fn agrees<E: Element>(rows: usize, k: usize, n: usize) -> Result<(), TestCaseError> {
-    let (x, w) = (stream::<E>(rows, k, 1), random(n * k, 2));
-    let weights = PackedMatrix::<E>::new(&[&w], k);
+/// The product of the numbers that the operands stand for in format `F` agrees with the definition, on every
+/// set of instructions. `value` is what an activation stands for.
+fn product_agrees<F: Format>([rows, k, n]: [usize; 3], value: impl Fn(F::Activation, F::RowScale) -> f32) -> Result<(), TestCaseError> {
+    let (x, w, bias) = (matrix::<F::Float>(rows, k, 1), random(n * k, 2), random(n, 3));
+    let weights = PackedMatrix::<F>::new(&[&w], k);
+    let columns: Vec<Vec<f64>> = w
+        .chunks_exact(k)
+        .map(|column| {
+            let scale = F::column_scale(column);
+            column.iter().map(|&x| f64::from(F::weight_value(F::weight(x, scale), scale))).collect()
+        })
+        .collect();
     for isa in Isa::available() {
-        let out = multiplied(isa, &x, &weights);
+        let out = multiplied(isa, &x, &weights, Some(&bias));
+        let activations = F::activations(isa, x.view());
         for row in 0..rows {
-            for column in 0..n {
-                let terms = || x.row(row).iter().zip(&w[column * k..]).map(|(x, &w)| f64::from(x.get()) * f64::from(E::of(w).get()));
+            let scale = activations.scales()[row];
+            let x: Vec<f64> = activations.rows().row(row).iter().map(|&x| f64::from(value(x, scale))).collect();
+            for (column, weights) in columns.iter().enumerate() {
+                let terms = || x.iter().zip(weights).map(|(x, w)| x * w);
                 let (sum, size): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
-                let off = (f64::from(out.row(row)[column]) - sum).abs();
-                prop_assert!(off <= 2e-6 * size + 1e-6, "{} {rows} x {k} x {n} at {row}, {column}: off by {off}", E::kernel(isa).name);
+                let off = (f64::from(out.row(row)[column]) - sum - f64::from(bias[column])).abs();
+                let name = F::kernel(isa).name;
+                prop_assert!(off <= 2e-6 * size + 1e-6, "{name} {rows} x {k} x {n} at {row}, {column}: off by {off}");
             }
         }
     }
     Ok(())
 }
 
+/// What the sums of a call of a micro-kernel begin with.
+#[derive(Clone, Copy, Debug)]
+enum Begin {
+    Zero,
+    Columns,
+    Results,
+}
+
+/// A micro-kernel's sums are those of the definition to the bit, on operands whose sums are exact in any
+/// order, and it writes nothing else. The closures make an activation, a weight and a sum of a small integer.
+fn kernel_is_exact<F: Format<Accumulator: PartialEq>>(
+    [rows, steps, gap]: [usize; 3],
+    begin: Begin,
+    activation: impl Fn(i32) -> F::Activation,
+    weight: impl Fn(i32) -> F::Weight,
+    sum: impl Fn(i32) -> F::Accumulator,
+) -> Result<(), TestCaseError> {
+    let (k, out_stride) = (steps * F::K_STEP, PANEL + gap);
+    let stride = k + gap * F::K_STEP;
+    let small = |i: usize| ((i * 37 + 11) % 17) as i32 - 8;
+    let unsigned = |i: usize| small(i) + 8;
+    let x: Vec<_> = (0..rows * stride).map(|i| activation(unsigned(i))).collect();
+    let panel = aligned_vec::AVec::<_, aligned_vec::ConstAlign<64>>::from_iter(64, (0..k * PANEL).map(|i| weight(small(i * 3 + 5))));
+    let columns: [_; PANEL] = std::array::from_fn(|column| sum(small(column)));
+    let before: Vec<i32> = (0..rows * out_stride).map(|i| small(i * 5 + 1)).collect();
+    for isa in Isa::available() {
+        let kernel = F::kernel(isa);
+        let mut out: Vec<_> = before.iter().map(|&i| sum(i)).collect();
+        let start = match begin {
+            Begin::Zero => Start::Zero,
+            Begin::Columns => Start::Columns(&columns),
+            Begin::Results => Start::Results,
+        };
+        kernel.multiply(RowsRef::new(&x, rows, k, stride), k, &panel, start, &mut out, out_stride);
+        for (at, &got) in out.iter().enumerate() {
+            let (row, column) = (at / out_stride, at % out_stride);
+            let first = match begin {
+                Begin::Zero => 0,
+                Begin::Columns => small(column),
+                Begin::Results => before[at],
+            };
+            let place = |i: usize| (i / F::K_INTERLEAVE * PANEL + column) * F::K_INTERLEAVE + i % F::K_INTERLEAVE;
+            let terms = || (0..k).map(|i| unsigned(row * stride + i) * small(place(i) * 3 + 5)).sum::<i32>();
+            let want = if column < PANEL { first + terms() } else { before[at] };
+            prop_assert!(got == sum(want), "{} {rows} rows of {k} at {row}, {column}: {got:?} for {want}", kernel.name);
+        }
+    }
+    Ok(())
+}
+
 /// softmax(Q Kᵀ / √width) V of one head, by the definition.
-fn attended<E: Element>(qkv: &Stream<E>, tokens: std::ops::Range<usize>, query: usize, d: usize, head: std::ops::Range<usize>) -> Vec<f32> {
+fn attended<E: Float>(qkv: &Matrix<E>, tokens: std::ops::Range<usize>, query: usize, d: usize, head: std::ops::Range<usize>) -> Vec<f32> {
     let part = |row: usize, part: usize| qkv.row(row)[part * d + head.start..part * d + head.end].iter().map(|x| x.get());
     let scale = 1.0 / (head.len() as f32).sqrt();
     let scores: Vec<f32> =
@@ -71,9 +124,9 @@ fn attended<E: Element>(qkv: &Stream<E>, tokens: std::ops::Range<usize>, query: 
     out
 }
 
-fn attention_agrees<E: Element>(sizes: &[usize], heads: usize, width: usize, bar: f32) -> Result<(), TestCaseError> {
+fn attention_agrees<E: Float>(sizes: &[usize], heads: usize, width: usize, bar: f32) -> Result<(), TestCaseError> {
     let (d, rows) = (heads * width, sizes.iter().sum());
-    let qkv = stream::<E>(rows, 3 * d, 3);
+    let qkv = matrix::<E>(rows, 3 * d, 3);
     let mut start = 0;
     let spans: Vec<_> = sizes
         .iter()
@@ -83,8 +136,8 @@ fn attention_agrees<E: Element>(sizes: &[usize], heads: usize, width: usize, bar
         })
         .collect();
     for isa in Isa::available() {
-        let mut out = Stream::<f32>::zeros(rows, d);
-        let mut rounded = Stream::<E>::zeros(rows, d);
+        let mut out = Matrix::<f32>::zeros(rows, d);
+        let mut rounded = Matrix::<E>::zeros(rows, d);
         let samples: Vec<_> = spans.iter().map(|s| Attended { tokens: s.clone(), queries: s.clone() }).collect();
         let parts = [0, 1, 2].map(|part| qkv.view().columns(part * d..(part + 1) * d));
         attention(&E::kernel(isa), parts, &samples, heads, &rounded.view_mut());
@@ -114,8 +167,38 @@ proptest! {
 
     #[test]
     fn products_agree_with_the_definition(rows in 1usize..70, k in 1usize..300, n in 1usize..140) {
-        agrees::<f32>(rows, k, n)?;
-        agrees::<bf16>(rows, k, n)?;
+        product_agrees::<f32>([rows, k, n], |x, ()| x)?;
+        product_agrees::<bf16>([rows, k, n], |x, ()| x.get())?;
+        product_agrees::<Int8>([rows, k, n], Int8::activation_value)?;
+    }
+
+    #[test]
+    fn every_micro_kernel_sums_as_the_definition_and_writes_nothing_else(
+        rows in 1usize..70,
+        steps in 1usize..20,
+        gap in 0usize..4,
+        begin in prop_oneof![Just(Begin::Zero), Just(Begin::Columns), Just(Begin::Results)],
+    ) {
+        let (float, rounded) = (|i: i32| i as f32, |i: i32| bf16::of(i as f32));
+        kernel_is_exact::<f32>([rows, steps, gap], begin, float, float, float)?;
+        kernel_is_exact::<bf16>([rows, steps, gap], begin, rounded, rounded, float)?;
+        kernel_is_exact::<Int8>([rows, steps, gap], begin, |i| i as u8, |i| i as i8, |i| i)?;
+    }
+
+    #[test]
+    fn int8_products_are_as_near_to_those_of_f32_as_their_scales_explain(rows in 1usize..30, k in 1usize..200, n in 1usize..70) {
+        let (x, w) = (matrix::<bf16>(rows, k, 1), random(n * k, 2));
+        let out = multiplied(Isa::detect(), &x, &PackedMatrix::<Int8>::new(&[&w], k), None);
+        let largest = |numbers: &[f32]| numbers.iter().fold(0f32, |most, x| most.max(x.abs()));
+        for (row, column) in (0..rows).flat_map(|row| (0..n).map(move |column| (row, column))) {
+            let x: Vec<f32> = x.row(row).iter().map(|x| x.get()).collect();
+            let w = &w[column * k..(column + 1) * k];
+            let sum: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+            // Each operand is off by half a step of 1/127 of the largest at most.
+            let bar = k as f32 * largest(&x) * largest(w) * (1.01 / 127.0);
+            let got = out.row(row)[column];
+            prop_assert!((got - sum).abs() <= bar, "{rows} x {k} x {n} at {row}, {column}: {got} for {sum}");
+        }
     }
 
     #[test]
@@ -128,7 +211,9 @@ proptest! {
     fn packing_and_unpacking_give_the_matrix_back(n in 1usize..80, k in 1usize..80) {
         let w = random(n * k, 5);
         prop_assert_eq!(PackedMatrix::<f32>::new(&[&w], k).unpack(), w.clone());
-        prop_assert_eq!(PackedMatrix::<f32>::new(&[&w], k).transposed().transposed().unpack(), w);
+        prop_assert_eq!(PackedMatrix::<f32>::new(&[&w], k).transposed().transposed().unpack(), w.clone());
+        let off = PackedMatrix::<Int8>::new(&[&w], k).unpack().iter().zip(&w).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        prop_assert!(off <= 0.5 / 127.0 + 1e-6, "int8 is off by {off}");
     }
 
     #[test]
@@ -143,18 +228,18 @@ proptest! {
 }
 
 /// A row's results are the same bits whatever rows are beside it, on one thread or on several.
-fn independent<E: Element>() {
+fn independent<F: Format>() {
     let (k, n) = (200, 70);
-    let weights = PackedMatrix::<E>::new(&[&random(n * k, 7)], k);
-    let x = stream::<E>(61, k, 8);
+    let weights = PackedMatrix::<F>::new(&[&random(n * k, 7)], k);
+    let x = matrix::<F::Float>(61, k, 8);
     for isa in Isa::available() {
-        let together = multiplied(isa, &x, &weights);
+        let together = multiplied(isa, &x, &weights, None);
         let alone = pool(1);
-        let mut one = Stream::<E>::zeros(1, k);
+        let mut one = Matrix::<F::Float>::zeros(1, k);
         for row in 0..x.rows() {
             one.row_mut(0).copy_from_slice(x.row(row));
-            let out = alone.install(|| multiplied(isa, &one, &weights));
-            assert_eq!(out.row(0), together.row(row), "{}", E::kernel(isa).name);
+            let out = alone.install(|| multiplied(isa, &one, &weights, None));
+            assert_eq!(out.row(0), together.row(row), "{}", F::kernel(isa).name);
         }
     }
 }
@@ -163,23 +248,46 @@ fn independent<E: Element>() {
 fn a_row_does_not_depend_on_its_neighbours() {
     independent::<f32>();
     independent::<bf16>();
+    independent::<Int8>();
 }
 
 fn pool(threads: usize) -> rayon::ThreadPool {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
 }
 
-/// With rows enough for each of some threads, for some of many, and for none of them to have rows of their own.
-#[test]
-fn results_do_not_depend_on_the_number_of_threads() {
+/// With enough rows for each of several threads, for some of many threads, and for no thread to have rows of
+/// its own.
+fn same_on_any_number_of_threads<F: Format>() {
     let (k, n) = (70, 200);
-    let weights = PackedMatrix::<f32>::new(&[&random(n * k, 9)], k);
+    let weights = PackedMatrix::<F>::new(&[&random(n * k, 9)], k);
     for rows in [20, 70, 301, 1030] {
-        let x = stream::<f32>(rows, k, 10);
-        let of = |threads| pool(threads).install(|| multiplied(Isa::detect(), &x, &weights).to_vec());
+        let x = matrix::<F::Float>(rows, k, 10);
+        let of = |threads| pool(threads).install(|| multiplied(Isa::detect(), &x, &weights, None).to_vec());
         let expected = of(1);
         assert!([2, 3, 7, 16].into_iter().all(|threads| of(threads) == expected), "{rows} rows");
     }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    same_on_any_number_of_threads::<f32>();
+    same_on_any_number_of_threads::<bf16>();
+    same_on_any_number_of_threads::<Int8>();
+}
+
+/// The kernel for each set of instructions of this processor.
+fn names<F: Format>() -> Vec<&'static str> {
+    Isa::available().map(|isa| F::kernel(isa).name).collect()
+}
+
+#[test]
+fn each_set_of_instructions_has_the_fastest_kernel_that_needs_no_more() {
+    let float = ["f32 portable", "f32 avx2", "f32 avx512", "f32 avx512", "f32 avx512"];
+    let rounded = ["bf16 portable", "bf16 avx2", "bf16 avx512", "bf16 avx512-bf16", "bf16 amx"];
+    let count = Isa::available().count();
+    assert_eq!(names::<f32>(), float[..count]);
+    assert_eq!(names::<bf16>(), rounded[..count]);
+    assert!(Isa::available().all(|isa| f32::kernel(isa).isa == isa), "what is no product runs on the same set");
 }
 
 #[test]

@@ -1,28 +1,29 @@
-//! The low-rank update of query, key and value while its factors learn: each sample's own factors over its own tokens (METHOD.md 2).
-use super::matrix::{Assign, Matrix, MatrixMut, product};
+//! The low-rank update of query, key and value while its factors learn: each sample's own factors over its
+//! own tokens (METHOD.md 2).
+use super::small_product::{Assign, Strided, StridedMut, product};
 use delo_model::method::Target;
 
-/// One sample's share of the operands: `x` `[tokens, d]`, its factors `[targets · pairs, d]` each.
+/// One sample's operands: `x` `[tokens, d]`, its factors `[targets · pairs, d]` each.
 #[derive(Clone, Copy)]
-pub struct Share<'a> {
-    pub x: Matrix<'a>,
-    pub a: Matrix<'a>,
+pub struct SampleOperands<'a> {
+    pub x: Strided<'a>,
+    pub a: Strided<'a>,
     pub b: &'a [f32],
     pub tokens: usize,
     pub pairs: usize,
     pub d: usize,
 }
 
-impl<'a> Share<'a> {
-    fn b(&self, target: usize) -> Matrix<'a> {
-        Matrix::new(&self.b[target * self.pairs * self.d..], self.pairs, self.d, self.d)
+impl<'a> SampleOperands<'a> {
+    fn b(&self, target: usize) -> Strided<'a> {
+        Strided::new(&self.b[target * self.pairs * self.d..], self.pairs, self.d, self.d)
     }
 
     /// u = x Aᵀ, `[tokens, targets · pairs]`
     fn down(&self) -> Vec<f32> {
         let width = Target::COUNT * self.pairs;
         let mut u = vec![0.0; self.tokens * width];
-        product(MatrixMut::new(&mut u, self.tokens, width, width), Assign::Overwrite, 1.0, self.x, self.a.t());
+        product(StridedMut::new(&mut u, self.tokens, width, width), Assign::Overwrite, 1.0, self.x, self.a.t());
         u
     }
 
@@ -30,29 +31,29 @@ impl<'a> Share<'a> {
     pub fn forward(&self, out: &mut [f32], stride: usize) {
         let (u, width, d) = (self.down(), Target::COUNT * self.pairs, self.d);
         for target in 0..Target::COUNT {
-            let out = MatrixMut::new(&mut out[target * d..], self.tokens, d, stride);
-            let u = Matrix::new(&u[target * self.pairs..], self.tokens, self.pairs, width);
+            let out = StridedMut::new(&mut out[target * d..], self.tokens, d, stride);
+            let u = Strided::new(&u[target * self.pairs..], self.tokens, self.pairs, width);
             product(out, Assign::Add, 1.0, u, self.b(target));
         }
     }
 
-    /// Adds the gradient of x to `dx` (rows `stride` apart) where wanted, and writes those of A and B, given that of the output (rows
-    /// `grad_stride` apart).
+    /// Adds the gradient of x to `dx` (rows `stride` apart) where wanted, and writes those of A and B, given
+    /// that of the output (rows `grad_stride` apart).
     pub fn backward(&self, grad: &[f32], grad_stride: usize, dx: Option<(&mut [f32], usize)>, da: &mut [f32], db: &mut [f32]) {
         let (u, width, d) = (self.down(), Target::COUNT * self.pairs, self.d);
         let mut du = vec![0.0; self.tokens * width];
         for target in 0..Target::COUNT {
-            let grad = Matrix::new(&grad[target * d..], self.tokens, d, grad_stride);
-            let columns = MatrixMut::new(&mut du[target * self.pairs..], self.tokens, self.pairs, width);
+            let grad = Strided::new(&grad[target * d..], self.tokens, d, grad_stride);
+            let columns = StridedMut::new(&mut du[target * self.pairs..], self.tokens, self.pairs, width);
             product(columns, Assign::Overwrite, 1.0, grad, self.b(target).t());
-            let rows = MatrixMut::new(&mut db[target * self.pairs * d..], self.pairs, d, d);
-            let u = Matrix::new(&u[target * self.pairs..], self.tokens, self.pairs, width);
+            let rows = StridedMut::new(&mut db[target * self.pairs * d..], self.pairs, d, d);
+            let u = Strided::new(&u[target * self.pairs..], self.tokens, self.pairs, width);
             product(rows, Assign::Overwrite, 1.0, u.t(), grad);
         }
-        let du = Matrix::new(&du, self.tokens, width, width);
+        let du = Strided::new(&du, self.tokens, width, width);
         if let Some((dx, stride)) = dx {
-            product(MatrixMut::new(dx, self.tokens, d, stride), Assign::Add, 1.0, du, self.a);
+            product(StridedMut::new(dx, self.tokens, d, stride), Assign::Add, 1.0, du, self.a);
         }
-        product(MatrixMut::new(da, width, d, d), Assign::Overwrite, 1.0, du.t(), self.x);
+        product(StridedMut::new(da, width, d, d), Assign::Overwrite, 1.0, du.t(), self.x);
     }
 }

@@ -1,18 +1,20 @@
-//! One task's layers while it learns: the frozen products forward and backward on packed weights, gradients for the low-rank factors alone.
+//! One task's layers while it learns: the frozen products forward and backward on packed weights, gradients
+//! for the low-rank factors alone.
 //!
-//! A layer is one operation of candle's graph. Its backward pass uses what its forward pass kept, and the transposes of the weights, which are
-//! packed when a task first learns.
+//! A layer is one operation of candle's graph. Its backward pass uses what its forward pass kept, and the
+//! transposes of the weights, which are packed when a task first learns.
 mod attention;
 mod low_rank;
-mod matrix;
 mod segment_mean;
+mod small_product;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Tensor};
 
-use self::matrix::Matrix;
+use self::low_rank::SampleOperands;
+use self::small_product::Strided;
 use super::backend::cpu::{CpuBackend, Map};
 use super::packed::{Packed, Span};
 use super::tensors::{values, with_values};
@@ -20,9 +22,9 @@ use super::{Compute, Engine, TaskOutput};
 use delo_kernels::attention::{Attended, attention as attend};
 use delo_kernels::elementwise::{gelu, gelu_slope};
 use delo_kernels::norm::Norm;
-use delo_kernels::{Kernel, MapSink, PackedMatrix, RowsMut, RowsRef, Stream, Tile, TileSink, parallel, product};
-use delo_model::PerModality;
+use delo_kernels::{Kernel, MapSink, Matrix, PackedMatrix, RowsMut, RowsRef, Tile, TileSink, parallel, product};
 use delo_model::input::Presence;
+use delo_model::PerModality;
 use delo_model::method::{FactorPairs, Target, TaskModel};
 use segment_mean::SegmentMean;
 
@@ -30,7 +32,8 @@ use segment_mean::SegmentMean;
 const ROWS: usize = 32;
 
 impl Engine {
-    /// One task's adapted layers and head over the state entering its first adapted layer. Differentiable in the task's variables.
+    /// One task's adapted layers and head over the state entering its first adapted layer. Differentiable in
+    /// the task's variables.
     ///
     /// # Errors
     /// An engine that does not compute in f32 on the CPU.
@@ -99,8 +102,9 @@ impl LearningLayer {
     }
 }
 
-/// `(h, a, b)` to the state after one pre-norm encoder layer. `h` is `[tokens, d]`; `a` and `b` are `[samples · targets · pairs, d]`, sample by sample,
-/// target by target. The result has a row for every token, or for every text CLS.
+/// `(h, a, b)` to the state after one pre-norm encoder layer. `h` is `[tokens, d]`; `a` and `b` are
+/// `[samples · targets · pairs, d]`, sample by sample, target by target.
+/// The result has a row for every token, or for every text CLS.
 struct AdaptedLayer {
     layer: LearningLayer,
     spans: Arc<[Span]>,
@@ -117,13 +121,13 @@ struct AdaptedLayer {
 /// What the forward pass of a layer keeps.
 struct Kept {
     /// The normalised state, `[tokens, d]`.
-    x: Stream<f32>,
+    x: Matrix<f32>,
     /// `[tokens, 3 d]`
-    qkv: Stream<f32>,
+    qkv: Matrix<f32>,
     /// The state after the attention, `[rows, d]`.
-    middle: Stream<f32>,
+    middle: Matrix<f32>,
     /// What enters the GELU, `[rows, intermediate]`.
-    inner: Stream<f32>,
+    inner: Matrix<f32>,
 }
 
 impl AdaptedLayer {
@@ -144,13 +148,13 @@ impl AdaptedLayer {
         (0..self.spans.last().map_or(0, Span::end)).collect()
     }
 
-    /// One sample's share of the low-rank operands.
-    fn share<'a>(&self, x: RowsRef<'a, f32>, a: &'a [f32], b: &'a [f32], sample: usize) -> low_rank::Share<'a> {
+    /// One sample's low-rank operands.
+    fn operands<'a>(&self, x: RowsRef<'a, f32>, a: &'a [f32], b: &'a [f32], sample: usize) -> SampleOperands<'a> {
         let (d, span) = (x.width(), &self.spans[sample]);
         let factors = sample * Target::COUNT * self.pairs * d..(sample + 1) * Target::COUNT * self.pairs * d;
-        low_rank::Share {
+        SampleOperands {
             x: x.range(span.start..span.end()).into(),
-            a: Matrix::new(&a[factors.clone()], Target::COUNT * self.pairs, d, d),
+            a: Strided::new(&a[factors.clone()], Target::COUNT * self.pairs, d, d),
             b: &b[factors],
             tokens: span.tokens(),
             pairs: self.pairs,
@@ -161,7 +165,7 @@ impl AdaptedLayer {
     fn forward(&self, h: RowsRef<'_, f32>, a: &[f32], b: &[f32]) -> (Vec<f32>, Kept) {
         let LearningLayer { kernel, heads, layer, .. } = &self.layer;
         let (tokens, d, isa) = (h.rows(), h.width(), kernel.isa);
-        let mut x = Stream::zeros(tokens, d);
+        let mut x = Matrix::zeros(tokens, d);
         layer.norm_before.rows(isa, h, &x.view_mut());
         let mut qkv = affine(kernel, x.view(), &layer.qkv, |x| x);
         {
@@ -170,23 +174,23 @@ impl AdaptedLayer {
                 let span = &self.spans[sample];
                 // SAFETY: samples are disjoint.
                 let mut rows = unsafe { rows.whole(span.start..span.end()) };
-                self.share(x.view(), a, b, sample).forward(rows.values_mut(), stride);
+                self.operands(x.view(), a, b, sample).forward(rows.values_mut(), stride);
             });
         }
         let (attended, rows) = (self.attended(), self.rows());
         // A row's query stands in its token's row.
-        let asked = Stream::of_rows(qkv.view(), rows.iter().copied());
+        let queries = Matrix::of_rows(qkv.view(), rows.iter().copied());
         let part = |part: usize| qkv.view().columns(part * d..(part + 1) * d);
-        let mut context = Stream::zeros(rows.len(), d);
-        attend(kernel, [asked.view().columns(0..d), part(1), part(2)], &attended, *heads, &context.view_mut());
+        let mut context = Matrix::zeros(rows.len(), d);
+        attend(kernel, [queries.view().columns(0..d), part(1), part(2)], &attended, *heads, &context.view_mut());
         let mut middle = affine(kernel, context.view(), &layer.attention_output, |x| x);
         for (row, &token) in rows.iter().enumerate() {
             middle.row_mut(row).iter_mut().zip(h.row(token)).for_each(|(m, h)| *m += h);
         }
-        let mut normalised = Stream::zeros(rows.len(), d);
+        let mut normalised = Matrix::zeros(rows.len(), d);
         layer.norm_after.rows(isa, middle.view(), &normalised.view_mut());
         let inner = affine(kernel, normalised.view(), &layer.intermediate, |x| x);
-        let mut activated = Stream::zeros(rows.len(), inner.width());
+        let mut activated = Matrix::zeros(rows.len(), inner.width());
         each_row(kernel, inner.view(), &activated.view_mut(), |x, out| out.iter_mut().zip(x).for_each(|(o, &x)| *o = gelu(x)));
         let out = affine(kernel, activated.view(), &layer.output, |x| x);
         let mut flat = Vec::with_capacity(rows.len() * d);
@@ -208,10 +212,10 @@ impl AdaptedLayer {
         let LearningLayer { kernel, heads, layer, back } = &self.layer;
         let (tokens, d) = (h.rows(), h.width());
         let rows = self.rows();
-        let mut inner = Stream::zeros(rows.len(), kept.inner.width());
+        let mut inner = Matrix::zeros(rows.len(), kept.inner.width());
         product(kernel, grad, &back.output, None, &SlopeSink { x: kept.inner.view(), out: inner.view_mut() });
         let normalised = linear(kernel, inner.view(), &back.intermediate);
-        let mut middle = Stream::zeros(rows.len(), d);
+        let mut middle = Matrix::zeros(rows.len(), d);
         {
             let middle = middle.view_mut();
             pieces(kernel, rows.len(), |row| {
@@ -222,9 +226,9 @@ impl AdaptedLayer {
             });
         }
         let context = linear(kernel, middle.view(), &back.attention_output);
-        let mut qkv = Stream::zeros(tokens, Target::COUNT * d);
+        let mut qkv = Matrix::zeros(tokens, Target::COUNT * d);
         attention::backward(kernel, kept.qkv.view(), &self.attended(), *heads, context.view(), &qkv.view_mut());
-        let mut x = if self.first { Stream::default() } else { linear(kernel, qkv.view(), &back.qkv) };
+        let mut x = if self.first { Matrix::default() } else { linear(kernel, qkv.view(), &back.qkv) };
         let (mut da, mut db) = (vec![0.0; a.len()], vec![0.0; b.len()]);
         {
             let (x_stride, grad_stride) = (x.view().stride(), qkv.view().stride());
@@ -233,13 +237,13 @@ impl AdaptedLayer {
                 (RowsMut::new(&mut da, self.spans.len(), factors, factors), RowsMut::new(&mut db, self.spans.len(), factors, factors));
             parallel(self.spans.len(), |sample| {
                 let span = &self.spans[sample];
-                let share = self.share(kept.x.view(), a, b, sample);
+                let operands = self.operands(kept.x.view(), a, b, sample);
                 let grad = qkv.view().range(span.start..span.end());
-                // SAFETY: samples are disjoint, in the stream and among the factors.
+                // SAFETY: samples are disjoint, among the tokens and among the factors.
                 unsafe {
                     let mut dx = (!self.first).then(|| x.whole(span.start..span.end()));
                     let dx = dx.as_mut().map(|dx| (dx.values_mut(), x_stride));
-                    share.backward(grad.values(), grad_stride, dx, da.part(sample, 0..factors), db.part(sample, 0..factors));
+                    operands.backward(grad.values(), grad_stride, dx, da.part(sample, 0..factors), db.part(sample, 0..factors));
                 }
             });
         }
@@ -328,7 +332,7 @@ impl CustomOp1 for Pool {
     fn cpu_fwd(&self, h: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, d) = layout.shape().dims2()?;
         let h = RowsRef::new(values(h, layout)?, rows, d, d);
-        let mut x = Stream::<f32>::zeros(rows, d);
+        let mut x = Matrix::<f32>::zeros(rows, d);
         self.norm.rows(self.kernel.isa, h, &x.view_mut());
         let out = affine(&self.kernel, x.view(), &self.pooler, delo_kernels::elementwise::tanh);
         Ok((CpuStorage::F32(out.to_vec()), layout.shape().clone()))
@@ -351,15 +355,15 @@ impl CustomOp1 for Pool {
 }
 
 /// `f(x Wᵀ + b)`
-fn affine(kernel: &Kernel<f32>, x: RowsRef<'_, f32>, map: &Map<f32>, f: impl Fn(f32) -> f32 + Sync) -> Stream<f32> {
-    let mut out = Stream::zeros(x.rows(), map.weight.n());
+fn affine(kernel: &Kernel<f32>, x: RowsRef<'_, f32>, map: &Map<f32>, f: impl Fn(f32) -> f32 + Sync) -> Matrix<f32> {
+    let mut out = Matrix::zeros(x.rows(), map.weight.n());
     product(kernel, x, &map.weight, Some(&map.bias), &MapSink { isa: kernel.isa, f, out: out.view_mut() });
     out
 }
 
 /// `x Wᵀ`
-fn linear(kernel: &Kernel<f32>, x: RowsRef<'_, f32>, weight: &PackedMatrix<f32>) -> Stream<f32> {
-    let mut out = Stream::zeros(x.rows(), weight.n());
+fn linear(kernel: &Kernel<f32>, x: RowsRef<'_, f32>, weight: &PackedMatrix<f32>) -> Matrix<f32> {
+    let mut out = Matrix::zeros(x.rows(), weight.n());
     product(kernel, x, weight, None, &MapSink { isa: kernel.isa, f: |x| x, out: out.view_mut() });
     out
 }

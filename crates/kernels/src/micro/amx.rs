@@ -1,5 +1,6 @@
-//! AMX: 2 × 2 tiles of sums, 32 rows times one panel. The walk over the operands is written against [`Tiles`], so that it runs on any processor
-//! (and under Miri) with tiles in memory; only the instructions themselves need the hardware.
+//! AMX: 2 × 2 tiles of sums, 32 rows times one panel. The loop over the operands is written against
+//! [`Tiles`], so that it runs on any processor (and under Miri) with tiles in memory; only the instructions
+//! themselves need the hardware.
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::OnceLock;
@@ -7,7 +8,8 @@ use std::sync::OnceLock;
 use half::bf16;
 
 use super::super::PANEL;
-use super::{Element, Operands};
+use super::Operands;
+use crate::Float;
 
 /// Rows of two tiles.
 pub const ROWS: usize = 32;
@@ -15,31 +17,39 @@ pub const ROWS: usize = 32;
 const TILE: usize = 16;
 const TILE_BYTES: usize = 64;
 /// Steps of k that a tile of bf16 holds.
-const STEP: usize = <bf16 as Element>::STEP;
-/// k is walked in blocks of so many: 16 KB of weights and as much of 32 rows, which fit the first-level cache together.
+const STEP: usize = <bf16 as Float>::K_STEP;
+/// Numbers of k in one block: 16 KB of weights and 16 KB of 32 rows, which fit the first-level cache
+/// together.
 const BLOCK: usize = 256;
 
 /// Eight tile registers: 0 to 3 hold sums (row tile · 2 + column tile), 4 and 5 rows, 6 and 7 weights.
 trait Tiles {
+    /// Reads a tile.
+    ///
     /// # Safety
     /// `from` points to [`TILE`] rows of [`TILE_BYTES`] bytes, `stride` bytes apart.
     unsafe fn load<const T: usize>(&mut self, from: *const u8, stride: usize);
+    /// Writes a tile.
+    ///
     /// # Safety
     /// As `load`, to write.
     unsafe fn store<const T: usize>(&mut self, to: *mut u8, stride: usize);
+    /// Sets a tile to zeros.
     fn zero<const T: usize>(&mut self);
     /// Sums += rows · weights, pairs of bf16 in f32.
     fn multiply<const SUMS: usize, const ROWS: usize, const WEIGHTS: usize>(&mut self);
 }
 
 /// # Safety
-/// See [`Operands`]; [`available`] said yes.
+/// See [`Operands`]; [`available`] is true.
 pub(super) unsafe fn bf16(operands: Operands<bf16>) {
     let mut tiles = Hardware::configure();
     // SAFETY: by the caller's promise.
     unsafe { multiply(&mut tiles, operands) }
 }
 
+/// All rows, one block of k after another.
+///
 /// # Safety
 /// What [`Operands`] says of lengths.
 unsafe fn multiply<T: Tiles>(tiles: &mut T, operands: Operands<bf16>) {
@@ -48,7 +58,8 @@ unsafe fn multiply<T: Tiles>(tiles: &mut T, operands: Operands<bf16>) {
     let mut first = 0;
     while first < k {
         let count = BLOCK.min(k - first);
-        // SAFETY: rows, panel and results are as long as the caller says; `first + count` is at most k, and both are multiples of STEP.
+        // SAFETY: rows, panel and results are as long as the caller promises; `first + count` is at most k,
+        // and both are multiples of STEP.
         unsafe {
             // After the first block of k, sums go on from the results.
             let (start, start_stride) =
@@ -67,14 +78,15 @@ unsafe fn multiply<T: Tiles>(tiles: &mut T, operands: Operands<bf16>) {
     }
 }
 
-/// Fewer rows than a block: those that are not there stand as zeros.
+/// Fewer rows than a block: it is filled with rows of zeros.
 ///
 /// # Safety
-/// As [`multiply`], at most BLOCK steps of k.
+/// As [`multiply`]; k is at most BLOCK.
 unsafe fn last_rows<T: Tiles>(tiles: &mut T, operands: Operands<bf16>) {
     let mut x = Scratch([[bf16::ZERO; BLOCK]; ROWS]);
     let mut sums = Sums([[0.0; PANEL]; ROWS]);
-    // SAFETY: the rows that are there are read and written, PANEL numbers each.
+    // SAFETY: only `operands.rows` rows are read and written, in bounds by the caller's promise; the filled
+    // block lies in the two arrays above.
     unsafe {
         for row in 0..operands.rows {
             let from = std::slice::from_raw_parts(operands.x.add(row * operands.stride), operands.k);
@@ -102,8 +114,10 @@ unsafe fn last_rows<T: Tiles>(tiles: &mut T, operands: Operands<bf16>) {
     }
 }
 
+/// Rows of a filled block, on cache lines.
 #[repr(align(64))]
 struct Scratch([[bf16; BLOCK]; ROWS]);
+/// Sums of a filled block, on cache lines.
 #[repr(align(64))]
 struct Sums([[f32; PANEL]; ROWS]);
 
@@ -116,7 +130,8 @@ unsafe fn block<T: Tiles>(tiles: &mut T, operands: Operands<bf16>) {
     const WEIGHTS: usize = PANEL * 2 * size_of::<bf16>();
     let Operands { x, stride, k, panel, start, start_stride, out, out_stride, .. } = operands;
     let (bytes, results, starts) = (stride * size_of::<bf16>(), out_stride * size_of::<f32>(), start_stride * size_of::<f32>());
-    // SAFETY: a tile of results is 16 rows of 16 f32, `results` bytes apart; a tile of weights 16 pairs of k of 16 columns, WEIGHTS bytes apart.
+    // SAFETY: a tile of results is 16 rows of 16 f32, `results` bytes apart; a tile of weights is 16 pairs of
+    // k of 16 columns, WEIGHTS bytes apart.
     unsafe {
         if start.is_null() {
             tiles.zero::<0>();
@@ -124,7 +139,7 @@ unsafe fn block<T: Tiles>(tiles: &mut T, operands: Operands<bf16>) {
             tiles.zero::<2>();
             tiles.zero::<3>();
         } else {
-            // Rows of a bias are all the same one, no bytes apart.
+            // All rows of a bias are the same one: they stand 0 bytes apart.
             let (upper, lower) = (start.cast::<u8>(), start.add(TILE * start_stride).cast::<u8>());
             tiles.load::<0>(upper, starts);
             tiles.load::<1>(upper.add(TILE_BYTES), starts);
@@ -152,7 +167,8 @@ unsafe fn block<T: Tiles>(tiles: &mut T, operands: Operands<bf16>) {
     }
 }
 
-/// The processor's own tiles. Configured when made, released when dropped: a thread that is not in a kernel carries no tile state.
+/// The processor's own tiles. Configured when made, released when dropped: outside a kernel, a thread has no
+/// tile state to save.
 struct Hardware(());
 
 /// `ldtilecfg`'s operand: palette 1, and for each tile its bytes in a row and its rows.
@@ -170,7 +186,8 @@ impl Hardware {
         let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
         config.bytes[..8].fill(TILE_BYTES as u16);
         config.rows[..8].fill(TILE as u8);
-        // SAFETY: the operand is 64 bytes of a valid configuration; whoever makes this has asked `available`.
+        // SAFETY: the operand is 64 bytes of a valid configuration, and `available` was asked before any
+        // kernel was made.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly, preserves_flags)) };
         Self(())
     }
@@ -178,12 +195,13 @@ impl Hardware {
 
 impl Drop for Hardware {
     fn drop(&mut self) {
-        // SAFETY: it only forgets the tiles.
+        // SAFETY: only the tiles lose their content.
         unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
     }
 }
 
-// The compiler never uses tile registers itself, so that they keep their content from one instruction here to the next.
+// The compiler never uses tile registers itself, so that they keep their content from one instruction here to
+// the next.
 impl Tiles for Hardware {
     #[inline(always)]
     unsafe fn load<const T: usize>(&mut self, from: *const u8, stride: usize) {
@@ -216,7 +234,8 @@ impl Tiles for Hardware {
     }
 }
 
-/// Whether the processor has tiles of bf16 and int8, the operating system keeps their state, and this process may use them.
+/// Whether the processor has tiles of bf16 and int8, the operating system keeps their state, and this process
+/// may use them.
 pub fn available() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
@@ -240,7 +259,8 @@ pub fn available() -> bool {
     })
 }
 
-/// Whether tiles multiply as the portable kernel does; tried once, so that no answer ever comes from a processor (or an emulator) where they do not.
+/// Whether tiles multiply as the portable kernel does. Tried once, so that tiles are never used on a
+/// processor (or an emulator) where they do not.
 fn agrees() -> bool {
     const SIZES: (usize, usize) = (ROWS + 5, BLOCK + STEP);
     let (rows, k) = SIZES;
@@ -252,7 +272,8 @@ fn agrees() -> bool {
         let (start, out_at) = (std::ptr::null(), out.as_mut_ptr());
         let operands =
             Operands { x: x.as_ptr(), stride: k, rows, k, panel: panel.as_ptr(), start, start_stride: 0, out: out_at, out_stride: PANEL };
-        // SAFETY: the lengths are those of the vectors; neither kernel needs the panel on a cache line. Tiles are there, or this is not called.
+        // SAFETY: the lengths are those of the vectors; neither kernel needs the panel on a cache line. The
+        // caller has found that the processor has tiles.
         unsafe { multiply(operands) };
         out
     };
@@ -264,13 +285,14 @@ fn agrees() -> bool {
     same
 }
 
-/// Linux hands out the large tile state to processes that ask; other systems that enable it ask nothing.
+/// Whether this process may use tiles. Linux lets a process have their state if it asks; other systems that
+/// enable tiles need no request.
 fn permitted() -> bool {
     #[cfg(target_os = "linux")]
     {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
-        // SAFETY: a request without pointers.
+        // SAFETY: the request has no pointers.
         unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
     }
     #[cfg(not(target_os = "linux"))]
@@ -323,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn the_walk_over_tiles_multiplies() {
+    fn the_loop_over_tiles_multiplies_as_the_definition() {
         for (rows, k, biased) in [(1, 32, true), (31, 288, false), (32, 256, true), (33, 320, true), (70, 544, false)] {
             let (stride, out_stride) = (k + 32, PANEL + 5);
             let small = |i: usize| bf16::from_f32(((i * 37 + 11) % 17) as f32 - 8.0);

@@ -6,6 +6,7 @@ use half::bf16;
 use super::super::PANEL;
 use super::Operands;
 use super::avx512::by_rows;
+use crate::Float;
 
 /// Six rows of two vectors each: 12 sums, two vectors of weights and one number of a row.
 pub const F32_ROWS: usize = 6;
@@ -15,21 +16,24 @@ pub const BF16_ROWS: usize = 4;
 /// # Safety
 /// See [`Operands`].
 pub(super) unsafe fn f32(operands: Operands<f32>) {
-    // SAFETY: each block reads and writes the rows that it was given, in bounds by the caller's promise.
+    // SAFETY: each block reads and writes the rows of its part, in bounds by the caller's promise.
     unsafe { by_rows!(block_f32, 6, operands, [1, 2, 3, 4, 5, 6]) }
 }
 
 /// # Safety
 /// See [`Operands`].
 pub(super) unsafe fn bf16(operands: Operands<bf16>) {
-    // SAFETY: as above.
+    // SAFETY: as in `f32`.
     unsafe { by_rows!(block_bf16, 4, operands, [1, 2, 3, 4]) }
 }
 
 /// What the sums of M rows begin with, in one half of the panel.
+///
+/// # Safety
+/// See [`Operands`], for M rows.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn start<E, const M: usize>(operands: &Operands<E>, half: usize) -> [[__m256; 2]; M] {
+unsafe fn start<E: Float, const M: usize>(operands: &Operands<E>, half: usize) -> [[__m256; 2]; M] {
     let mut sums = [[_mm256_setzero_ps(); 2]; M];
     if !operands.start.is_null() {
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -43,9 +47,13 @@ unsafe fn start<E, const M: usize>(operands: &Operands<E>, half: usize) -> [[__m
     sums
 }
 
+/// Writes the sums of M rows, in one half of the panel.
+///
+/// # Safety
+/// See [`Operands`], for M rows.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn store<E, const M: usize>(operands: &Operands<E>, half: usize, sums: [[__m256; 2]; M]) {
+unsafe fn store<E: Float, const M: usize>(operands: &Operands<E>, half: usize, sums: [[__m256; 2]; M]) {
     for (row, [low, high]) in sums.into_iter().enumerate() {
         // SAFETY: there is room for M rows of PANEL numbers.
         unsafe {
@@ -56,6 +64,8 @@ unsafe fn store<E, const M: usize>(operands: &Operands<E>, half: usize, sums: [[
     }
 }
 
+/// # Safety
+/// See [`Operands`], for M rows.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn block_f32<const M: usize>(operands: Operands<f32>) {
     let Operands { x, stride, k, panel, .. } = operands;
@@ -77,12 +87,15 @@ unsafe fn block_f32<const M: usize>(operands: Operands<f32>) {
     }
 }
 
+/// # Safety
+/// See [`Operands`], for M rows.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn block_bf16<const M: usize>(operands: Operands<bf16>) {
     let Operands { x, stride, k, panel, .. } = operands;
     let high_half = _mm256_set1_epi32(0xffff_0000_u32 as i32);
     for half in 0..2 {
-        // SAFETY: as above, two bf16 at a time. A bf16 is the upper half of an f32: even k is shifted up, odd k keeps its place.
+        // SAFETY: as in `block_f32`, two bf16 at a time. A bf16 is the upper half of an f32: even k is
+        // shifted up, odd k keeps its place.
         unsafe {
             let mut sums = start::<_, M>(&operands, half);
             for step in 0..k / 2 {

@@ -5,10 +5,12 @@ use half::bf16;
 
 use super::super::PANEL;
 use super::Operands;
+use crate::Float;
 
-/// 14 rows of two vectors each: 28 sums, two vectors of weights and one number of a row fill the 32 registers.
+/// 14 rows of two vectors each: 28 sums, two vectors of weights and one number of a row fill the 32
+/// registers.
 pub const ROWS: usize = 14;
-/// Widening takes registers for itself.
+/// 12 rows of two vectors each: widening the weights takes the other registers.
 pub const WIDENED_ROWS: usize = 12;
 
 /// Calls a block function with its number of rows known to the compiler: whole blocks, then what is left.
@@ -31,21 +33,21 @@ pub(super) use by_rows;
 /// # Safety
 /// See [`Operands`].
 pub(super) unsafe fn f32(operands: Operands<f32>) {
-    // SAFETY: each block reads and writes the rows that it was given, in bounds by the caller's promise.
+    // SAFETY: each block reads and writes the rows of its part, in bounds by the caller's promise.
     unsafe { by_rows!(block_f32, 14, operands, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]) }
 }
 
 /// # Safety
 /// See [`Operands`].
 pub(super) unsafe fn bf16(operands: Operands<bf16>) {
-    // SAFETY: as above.
+    // SAFETY: as in `f32`.
     unsafe { by_rows!(block_bf16, 14, operands, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]) }
 }
 
 /// # Safety
 /// See [`Operands`].
 pub(super) unsafe fn bf16_widened(operands: Operands<bf16>) {
-    // SAFETY: as above.
+    // SAFETY: as in `f32`.
     unsafe { by_rows!(block_widened, 12, operands, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]) }
 }
 
@@ -78,9 +80,12 @@ pub fn round(from: &[f32; PANEL], to: &mut [bf16; PANEL]) {
 }
 
 /// What the sums of M rows begin with.
+///
+/// # Safety
+/// See [`Operands`], for M rows.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn start<E, const M: usize>(operands: &Operands<E>) -> [[__m512; 2]; M] {
+unsafe fn start<E: Float, const M: usize>(operands: &Operands<E>) -> [[__m512; 2]; M] {
     let mut sums = [[_mm512_setzero_ps(); 2]; M];
     if !operands.start.is_null() {
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -94,9 +99,13 @@ unsafe fn start<E, const M: usize>(operands: &Operands<E>) -> [[__m512; 2]; M] {
     sums
 }
 
+/// Writes the sums of M rows.
+///
+/// # Safety
+/// See [`Operands`], for M rows.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn store<E, const M: usize>(operands: &Operands<E>, sums: [[__m512; 2]; M]) {
+unsafe fn store<E: Float, const M: usize>(operands: &Operands<E>, sums: [[__m512; 2]; M]) {
     for (row, [low, high]) in sums.into_iter().enumerate() {
         // SAFETY: there is room for M rows of PANEL numbers.
         unsafe {
@@ -107,6 +116,8 @@ unsafe fn store<E, const M: usize>(operands: &Operands<E>, sums: [[__m512; 2]; M
     }
 }
 
+/// # Safety
+/// See [`Operands`], for M rows.
 #[target_feature(enable = "avx512f")]
 unsafe fn block_f32<const M: usize>(operands: Operands<f32>) {
     let Operands { x, stride, k, panel, .. } = operands;
@@ -126,10 +137,13 @@ unsafe fn block_f32<const M: usize>(operands: Operands<f32>) {
     }
 }
 
+/// # Safety
+/// See [`Operands`], for M rows.
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn block_bf16<const M: usize>(operands: Operands<bf16>) {
     let Operands { x, stride, k, panel, .. } = operands;
-    // SAFETY: `k` steps of the panel and of M rows are readable, two bf16 at a time; an `__m512bh` is 64 bytes of any content.
+    // SAFETY: `k` steps of the panel and of M rows are readable, two bf16 at a time; an `__m512bh` is 64
+    // bytes of any content.
     unsafe {
         let mut sums = start::<_, M>(&operands);
         for step in 0..k / 2 {
@@ -147,11 +161,14 @@ unsafe fn block_bf16<const M: usize>(operands: Operands<bf16>) {
     }
 }
 
+/// # Safety
+/// See [`Operands`], for M rows.
 #[target_feature(enable = "avx512f")]
 unsafe fn block_widened<const M: usize>(operands: Operands<bf16>) {
     let Operands { x, stride, k, panel, .. } = operands;
     let high_half = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-    // SAFETY: as in `block_bf16`. A bf16 is the upper half of an f32: even k is shifted up, odd k keeps its place.
+    // SAFETY: as in `block_bf16`. A bf16 is the upper half of an f32: even k is shifted up, odd k keeps its
+    // place.
     unsafe {
         let mut sums = start::<_, M>(&operands);
         for step in 0..k / 2 {

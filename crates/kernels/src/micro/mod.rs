@@ -1,137 +1,77 @@
-//! The micro-kernels: a few rows times one panel of packed weights, written once per processor.
+//! The micro-kernels: a few rows times one panel of packed weights, one file for each set of instructions.
+//! The tables [`F32`] and [`BF16`] name them.
 #[cfg(target_arch = "x86_64")]
-pub mod amx;
+pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(super) mod avx512;
+#[cfg(test)]
+pub(super) mod int8;
 mod portable;
 
 use half::bf16;
 
-use super::{Isa, PANEL, RowsRef};
+use super::{Format, Isa, PANEL, RowsRef};
 
-/// A number format of a product's operands. Products sum in f32.
-pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + 'static {
-    /// As `--precision` calls it.
-    const NAME: &'static str;
-    /// Neighbours in k that stand together in a panel, since one lane of a dot-product instruction takes them at once.
-    const GROUP: usize;
-    /// k is padded with zeros to a multiple of this.
-    const STEP: usize;
-
-    /// The nearest number of this format, ties to even.
-    fn of(value: f32) -> Self;
-
-    /// [`Self::of`] of a panel's row; with the processor's own instruction where it has one, which takes numbers below 2⁻¹²⁶ for 0.
-    #[inline(always)]
-    fn round(isa: Isa, from: &[f32; PANEL], to: &mut [Self; PANEL]) {
-        let _ = isa;
-        round_each(from, to);
-    }
-
-    fn get(self) -> f32;
-
-    /// The kernel for a set of instructions, or for as much of it as this processor has.
-    fn kernel(isa: Isa) -> Kernel<Self>;
+/// A micro-kernel and the instructions that it needs.
+#[derive(Debug)]
+pub struct Implementation<F: Format> {
+    /// Number format and instructions.
+    name: &'static str,
+    /// The least set of instructions that has all that it uses.
+    needs: Isa,
+    /// Rows that it does at once.
+    rows: usize,
+    multiply: Multiply<F>,
 }
 
-#[inline(always)]
-fn round_each<E: Element>(from: &[f32; PANEL], to: &mut [E; PANEL]) {
-    to.iter_mut().zip(from).for_each(|(to, &from)| *to = E::of(from));
-}
+/// The kernels of f32, the fastest first.
+pub(super) const F32: &[Implementation<f32>] = &[
+    #[cfg(target_arch = "x86_64")]
+    Implementation { name: "f32 avx512", needs: Isa::Avx512, rows: avx512::ROWS, multiply: avx512::f32 },
+    #[cfg(target_arch = "x86_64")]
+    Implementation { name: "f32 avx2", needs: Isa::Avx2, rows: avx2::F32_ROWS, multiply: avx2::f32 },
+    Implementation { name: "f32 portable", needs: Isa::Portable, rows: portable::ROWS, multiply: portable::multiply::<f32> },
+];
 
-impl Element for f32 {
-    const NAME: &'static str = "f32";
-    const GROUP: usize = 1;
-    const STEP: usize = 1;
-
-    #[inline(always)]
-    fn of(value: f32) -> Self {
-        value
-    }
-
-    #[inline(always)]
-    fn get(self) -> f32 {
-        self
-    }
-
-    fn kernel(isa: Isa) -> Kernel<Self> {
-        let isa = Isa::at_most(Some(isa));
-        #[cfg(target_arch = "x86_64")]
-        match isa {
-            Isa::Portable => {}
-            Isa::Avx2 => return Kernel { name: "f32 avx2", isa, rows: avx2::F32_ROWS, multiply: avx2::f32 },
-            _ => return Kernel { name: "f32 avx512", isa, rows: avx512::ROWS, multiply: avx512::f32 },
-        }
-        Kernel { name: "f32 portable", isa, rows: portable::ROWS, multiply: portable::multiply::<f32> }
-    }
-}
-
-impl Element for bf16 {
-    const NAME: &'static str = "bf16";
-    const GROUP: usize = 2;
-    const STEP: usize = 32;
-
-    /// Without the branches of `half`, so that loops over it vectorise. Infinities and NaN stay what they are, but for NaN's payload.
-    #[inline(always)]
-    fn of(value: f32) -> Self {
-        let bits = value.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-        let kept = if value.is_nan() { bits | 0x0040_0000 } else { rounded };
-        Self::from_bits((kept >> 16) as u16)
-    }
-
-    #[inline(always)]
-    fn round(isa: Isa, from: &[f32; PANEL], to: &mut [Self; PANEL]) {
-        #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx512Bf16 && is_x86_feature_detected!("avx512bf16") {
-            // SAFETY: the processor has the instruction, as was seen just now; AVX-512 F comes with it.
-            return unsafe { avx512::round(from, to) };
-        }
-        let _ = isa;
-        round_each(from, to);
-    }
-
-    #[inline(always)]
-    fn get(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    fn kernel(isa: Isa) -> Kernel<Self> {
-        let isa = Isa::at_most(Some(isa));
-        #[cfg(target_arch = "x86_64")]
-        match isa {
-            Isa::Portable => {}
-            Isa::Avx2 => return Kernel { name: "bf16 avx2", isa, rows: avx2::BF16_ROWS, multiply: avx2::bf16 },
-            Isa::Avx512 => return Kernel { name: "bf16 avx512", isa, rows: avx512::WIDENED_ROWS, multiply: avx512::bf16_widened },
-            Isa::Avx512Bf16 => return Kernel { name: "bf16 avx512-bf16", isa, rows: avx512::ROWS, multiply: avx512::bf16 },
-            Isa::Amx => return Kernel { name: "bf16 amx", isa, rows: amx::ROWS, multiply: amx::bf16 },
-        }
-        Kernel { name: "bf16 portable", isa, rows: portable::ROWS, multiply: portable::multiply::<bf16> }
-    }
-}
+/// The kernels of bf16, the fastest first.
+pub(super) const BF16: &[Implementation<bf16>] = &[
+    #[cfg(target_arch = "x86_64")]
+    Implementation { name: "bf16 amx", needs: Isa::Amx, rows: amx::ROWS, multiply: amx::bf16 },
+    #[cfg(target_arch = "x86_64")]
+    Implementation { name: "bf16 avx512-bf16", needs: Isa::Avx512Bf16, rows: avx512::ROWS, multiply: avx512::bf16 },
+    #[cfg(target_arch = "x86_64")]
+    Implementation { name: "bf16 avx512", needs: Isa::Avx512, rows: avx512::WIDENED_ROWS, multiply: avx512::bf16_widened },
+    #[cfg(target_arch = "x86_64")]
+    Implementation { name: "bf16 avx2", needs: Isa::Avx2, rows: avx2::BF16_ROWS, multiply: avx2::bf16 },
+    Implementation { name: "bf16 portable", needs: Isa::Portable, rows: portable::ROWS, multiply: portable::multiply::<bf16> },
+];
 
 /// The operands of one call.
 ///
-/// What a kernel relies on: the processor has its instructions; `rows` (at least 1) rows of `k` numbers, `stride` apart, can be read from `x`; `panel`
-/// holds `k · PANEL` numbers and starts on a cache line; `k` is a multiple of the format's step; `out` has room for `rows` rows of PANEL numbers,
-/// `out_stride` apart; from `start`, unless it is null, as many rows can be read, `start_stride` apart.
+/// A kernel relies on all of this:
+/// - the processor has the kernel's instructions;
+/// - `rows` (at least 1) rows of `k` numbers, `stride` apart, can be read from `x`;
+/// - `panel` holds `k · PANEL` weights and starts on a cache line, and `k` is a multiple of the format's
+///   step;
+/// - `out` has room for `rows` rows of PANEL sums, `out_stride` apart;
+/// - from `start`, unless it is null, `rows` rows of PANEL sums can be read, `start_stride` apart.
 #[derive(Clone, Copy)]
-struct Operands<E> {
-    x: *const E,
+struct Operands<F: Format> {
+    x: *const F::Activation,
     stride: usize,
     rows: usize,
     k: usize,
-    panel: *const E,
+    panel: *const F::Weight,
     /// What the sums begin with: null for zeros.
-    start: *const f32,
+    start: *const F::Accumulator,
     start_stride: usize,
-    out: *mut f32,
+    out: *mut F::Accumulator,
     out_stride: usize,
 }
 
-impl<E> Operands<E> {
+impl<F: Format> Operands<F> {
     /// The same operands for some of the rows.
     ///
     /// # Safety
@@ -148,50 +88,68 @@ impl<E> Operands<E> {
 
 /// What the sums of a product begin with.
 #[derive(Clone, Copy, Debug)]
-pub enum Start<'a> {
+pub enum Start<'a, A> {
+    /// Zeros.
     Zero,
     /// A number for each column.
-    Bias(&'a [f32; PANEL]),
+    Columns(&'a [A; PANEL]),
     /// What the results hold already.
     Results,
 }
 
 /// # Safety
 /// What [`Operands`] says.
-type Multiply<E> = unsafe fn(Operands<E>);
+type Multiply<F> = unsafe fn(Operands<F>);
 
 /// A micro-kernel that this processor can run.
 #[derive(Clone, Copy, Debug)]
-pub struct Kernel<E> {
+pub struct Kernel<F: Format> {
     /// Number format and instructions.
     pub name: &'static str,
-    /// What runs beside it, for all that is no product.
+    /// The instructions that run beside it, for everything that is not a product.
     pub isa: Isa,
     /// Rows that it does at once.
     pub rows: usize,
-    multiply: Multiply<E>,
+    multiply: Multiply<F>,
 }
 
-impl<E: Element> Kernel<E> {
-    /// `out[i, c] = start + Σ_k x[i, k] · panel[k, c]`; `k` is padded, as the panel is. Rows of results stand `out_stride` apart.
+impl<F: Format> Kernel<F> {
+    /// The fastest kernel with the instructions `isa`, or with as many of them as this processor has.
+    pub(super) fn fastest(isa: Isa) -> Self {
+        let isa = Isa::at_most(Some(isa));
+        let found = F::KERNELS.iter().find(|kernel| kernel.needs <= isa);
+        let Implementation { name, rows, multiply, .. } = found.expect("the last kernel of a format is portable");
+        Self { name, isa, rows: *rows, multiply: *multiply }
+    }
+
+    /// `out[i, c] = start + Σ_k x[i, k] · panel[k, c]`; `k` is padded, as the panel is. Rows of sums stand
+    /// `out_stride` apart.
     ///
     /// # Panics
     /// Where a slice is too short.
     #[inline]
-    pub fn multiply(&self, x: RowsRef<'_, E>, k: usize, panel: &[E], start: Start<'_>, out: &mut [f32], out_stride: usize) {
+    pub fn multiply(
+        &self,
+        x: RowsRef<'_, F::Activation>,
+        k: usize,
+        panel: &[F::Weight],
+        start: Start<'_, F::Accumulator>,
+        out: &mut [F::Accumulator],
+        out_stride: usize,
+    ) {
         let rows = x.rows();
         if rows == 0 {
             return;
         }
         let readable = x.readable_from(0).len();
         assert!((rows - 1) * x.stride() + k <= readable, "{rows} rows, {} apart, of {k} numbers in {readable}", x.stride());
-        assert!(panel.len() == k * PANEL && k.is_multiple_of(E::STEP), "a panel of {k} steps");
+        assert!(panel.len() == k * PANEL && k.is_multiple_of(F::K_STEP), "a panel of {k} steps");
         assert!(panel.as_ptr().addr().is_multiple_of(64), "a panel starts on a cache line");
         assert!(out_stride >= PANEL && (rows - 1) * out_stride + PANEL <= out.len(), "{rows} rows of results, {out_stride} apart");
         let out = out.as_mut_ptr();
         let (start, start_stride) = match start {
             Start::Zero => (std::ptr::null(), 0),
-            Start::Bias(bias) => (bias.as_ptr(), 0),
+            Start::Columns(columns) => (columns.as_ptr(), 0),
             Start::Results => (out.cast_const(), out_stride),
         };
         let operands = Operands {
@@ -205,7 +163,8 @@ impl<E: Element> Kernel<E> {
             out,
             out_stride,
         };
-        // SAFETY: the lengths were checked just now, and `Element::kernel` makes a kernel only for instructions that this processor has.
+        // SAFETY: the assertions above check the lengths, and `fastest`, which alone makes a kernel, looks
+        // only at those whose instructions this processor has.
         unsafe { (self.multiply)(operands) }
     }
 }
@@ -213,7 +172,8 @@ impl<E: Element> Kernel<E> {
 /// Adds rows of results to `out`, whose rows stand `stride` apart.
 ///
 /// # Safety
-/// `out` has room for `results.len()` rows of PANEL numbers, `stride` apart, that nobody else looks at; the processor has the instructions `isa`.
+/// `out` has room for `results.len()` rows of PANEL numbers, `stride` apart, that no other thread reads or
+/// writes; the processor has the instructions `isa`.
 #[inline(always)]
 pub(super) unsafe fn add_rows(isa: Isa, results: &[[f32; PANEL]], out: *mut f32, stride: usize) {
     #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,6 @@
 //! Numbers as they stay resident, in f32 or bf16.
 use delo_kernels::elementwise::{dot, sum};
-use delo_kernels::{Element, Precision, bf16};
+use delo_kernels::{Float, Precision, bf16};
 
 /// Numbers as they stay resident.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ impl Numbers {
     pub fn in_precision(self, precision: Precision) -> Self {
         match (self, precision) {
             (Self::F32(values), Precision::Bf16) => Self::Bf16(values.into_iter().map(bf16::of).collect()),
-            (Self::Bf16(values), Precision::F32) => Self::F32(values.into_iter().map(Element::get).collect()),
+            (Self::Bf16(values), Precision::F32) => Self::F32(values.into_iter().map(Float::get).collect()),
             (same, _) => same,
         }
     }

@@ -1,4 +1,4 @@
-//! From token ids and pixels to the hidden states that enter layer 0, all samples in one stream.
+//! From token ids and pixels to the hidden states that enter layer 0, all samples in one matrix.
 use candle_core::Result;
 
 use crate::backend::Dummy;
@@ -7,33 +7,33 @@ use crate::packed::Span;
 use crate::tensors::{values_of, with_values};
 use super::Map;
 use delo_kernels::norm::Norm;
-use delo_kernels::{Element, Isa, Kernel, RowsMut, Stream, Tile, TileSink, parallel, product};
+use delo_kernels::{Float, Format, Isa, Kernel, Matrix, RowsMut, Tile, TileSink, parallel, product};
 use delo_model::input::{Pixels, Sample};
 use delo_model::vilt::{self, PatchGrids};
 
 /// The embeddings of text and patches.
 #[derive(Debug)]
-pub(super) struct Embeddings<E: Element> {
+pub(super) struct Embeddings<F: Format> {
     d: usize,
     /// `[vocabulary, d]`
-    word: Vec<E>,
+    word: Vec<F::Float>,
     /// Position and token type 0, `[text positions, d]`.
     text_position: Vec<f32>,
     text_norm: Norm,
     /// `[d]`
     text_modality: Vec<f32>,
-    patch_projection: Map<E>,
+    patch_projection: Map<F>,
     patch_size: usize,
     /// Token, position and modality type, `[d]`.
     image_cls: Vec<f32>,
     grids: PatchGrids,
 }
 
-impl<E: Element> Embeddings<E> {
+impl<F: Format> Embeddings<F> {
     pub fn load(from: &vilt::Embeddings) -> Result<Self> {
         Ok(Self {
             d: from.text_modality.dim(0)?,
-            word: with_values(&from.word, |values| values.iter().map(|&x| E::of(x)).collect())?,
+            word: with_values(&from.word, |values| values.iter().map(|&x| F::Float::of(x)).collect())?,
             text_position: values_of(&from.text_position.broadcast_add(&from.token_type)?)?,
             text_norm: super::norm(&from.text_layernorm)?,
             text_modality: values_of(&from.text_modality)?,
@@ -47,14 +47,15 @@ impl<E: Element> Embeddings<E> {
     /// Hidden states `[tokens, d]` of all samples, one after another; `pixels` is room for their patches.
     ///
     /// # Errors
-    /// More tokens than positions, an id outside the vocabulary, or an image whose sides are no multiples of the patch.
+    /// More tokens than positions, an id outside the vocabulary, or an image whose sides are no multiples of
+    /// the patch.
     pub fn embed(
         &self,
-        kernel: &Kernel<E>,
+        kernel: &Kernel<F>,
         samples: &[&Sample],
         dummy: Dummy<'_>,
-        pixels: &mut Stream<E>,
-    ) -> Result<(Stream<f32>, Vec<Span>)> {
+        pixels: &mut Matrix<F::Float>,
+    ) -> Result<(Matrix<f32>, Vec<Span>)> {
         let mut spans = Vec::with_capacity(samples.len());
         let mut grids = Vec::with_capacity(samples.len());
         let (mut start, mut patches) = (0, 0);
@@ -68,7 +69,7 @@ impl<E: Element> Embeddings<E> {
             start = span.end();
             spans.push(span);
         }
-        let mut hidden = Stream::zeros(start, self.d);
+        let mut hidden = Matrix::zeros(start, self.d);
         for (span, (_, grid)) in spans.iter().zip(&grids) {
             with_values(grid, |grid| {
                 grid.chunks_exact(self.d).zip(span.patches()).for_each(|(position, row)| hidden.row_mut(row).copy_from_slice(position));
@@ -136,12 +137,12 @@ impl<E: Element> Embeddings<E> {
 
     /// The patches of an image, row by row, each `[3, patch, patch]`; white where there is none.
     #[inline(always)]
-    fn cut(&self, image: Option<&Pixels>, first: usize, count: usize, out: &RowsMut<'_, E>) {
+    fn cut(&self, image: Option<&Pixels>, first: usize, count: usize, out: &RowsMut<'_, F::Float>) {
         let p = self.patch_size;
         for patch in 0..count {
             // SAFETY: a row of this sample's patches.
             let row = unsafe { out.part(first + patch, 0..3 * p * p) };
-            cut_patch(image, patch, p, row, E::of);
+            cut_patch(image, patch, p, row, F::Float::of);
         }
     }
 }
@@ -153,7 +154,7 @@ fn text_of<'a>(sample: &'a Sample, dummy: Dummy<'a>) -> &'a [u32] {
 /// Adds projected patches to the rows of their samples.
 struct PatchSink<'a> {
     isa: Isa,
-    /// For each sample, the first row of its patches among all patches, and in the stream.
+    /// For each sample, the first row of its patches among all patches, and among all tokens.
     owners: Vec<(usize, usize)>,
     out: RowsMut<'a, f32>,
 }
@@ -167,7 +168,8 @@ impl TileSink for PatchSink<'_> {
             let next = self.owners.partition_point(|(first, _)| *first <= patch);
             let (first, start) = self.owners[next - 1];
             let until = self.owners.get(next).map_or(end, |(first, _)| end.min(*first));
-            // SAFETY: no two tiles cover the same cell, nor two patches the same row, and the instructions are the kernel's.
+            // SAFETY: no two tiles cover the same cell, nor two patches the same row, and the instructions
+            // are the kernel's.
             unsafe { tile.add_to(self.isa, &self.out, patch - tile.row..until - tile.row, start + patch - first) };
             patch = until;
         }

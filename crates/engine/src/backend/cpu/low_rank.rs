@@ -1,4 +1,5 @@
-//! The low-rank update of query, key and value in a batch of any tasks: every sample's own factors, read where they are resident.
+//! The low-rank update of query, key and value in a batch of any tasks: every sample's own factors, read
+//! where they are resident.
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -6,7 +7,7 @@ use aligned_vec::{AVec, ConstAlign};
 
 use crate::packed::Span;
 use delo_kernels::norm::mean;
-use delo_kernels::{Element, Isa, Kernel, PANEL, RowsMut, RowsRef, Start, Stream, Tile, pack_column, parallel};
+use delo_kernels::{Float, Format, Isa, Kernel, Matrix, PANEL, RowsMut, RowsRef, Start, Tile, pack_column, parallel};
 use delo_model::PerModality;
 use delo_model::method::Target;
 use delo_model::method::factors::{Choice, FactorBank};
@@ -16,7 +17,7 @@ use delo_model::method::numbers::NumbersRef;
 const AT_ONCE: usize = 8;
 
 /// One sample's factors in one layer.
-struct Factors<'a, E: Element> {
+struct Factors<'a, E: Float> {
     bank: &'a FactorBank,
     /// In every group.
     choices: Vec<Choice>,
@@ -25,7 +26,7 @@ struct Factors<'a, E: Element> {
 }
 
 /// Every sample's update in one layer.
-pub(super) struct LayerUpdate<'a, E: Element> {
+pub(super) struct LayerUpdate<'a, E: Float> {
     samples: Vec<Option<Factors<'a, E>>>,
     /// Factor pairs of a target, the most there are.
     pairs: usize,
@@ -33,8 +34,9 @@ pub(super) struct LayerUpdate<'a, E: Element> {
     kernel: Kernel<f32>,
 }
 
-impl<'a, E: Element> LayerUpdate<'a, E> {
-    /// Routes every sample by the state entering the layer (METHOD.md 2 and 3); `None` where no sample is adapted.
+impl<'a, E: Float> LayerUpdate<'a, E> {
+    /// Routes every sample by the state entering the layer (METHOD.md 2 and 3); `None` where no sample is
+    /// adapted.
     pub fn route(isa: Isa, banks: &[Option<&'a FactorBank>], hidden: RowsRef<'_, f32>, spans: &[Span]) -> Option<Self> {
         let pairs = banks.iter().flatten().map(|bank| bank.pairs()).max()?;
         let d = hidden.width();
@@ -59,7 +61,8 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
         (Target::COUNT * self.pairs).next_multiple_of(PANEL)
     }
 
-    /// α · x Aᵀ of some rows of one sample, `x` being the layer's normalised input, into the rows of `u` from `first` on.
+    /// α · x Aᵀ of some rows of one sample, `x` being the layer's normalised input, into the rows of `u` from
+    /// `first` on.
     ///
     /// # Safety
     /// No two threads cover the same rows at the same time.
@@ -67,7 +70,7 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
     pub unsafe fn project(&self, kernel: &Kernel<E>, x: RowsRef<'_, E>, sample: usize, first: usize, u: &RowsMut<'_, f32>) {
         let Some(factors) = &self.samples[sample] else { return };
         let alpha = factors.bank.alpha();
-        let k = x.width().next_multiple_of(E::STEP);
+        let k = x.width().next_multiple_of(E::K_STEP);
         let mut results = vec![0f32; x.rows() * PANEL];
         for (index, panel) in factors.down.chunks_exact(k * PANEL).enumerate() {
             kernel.multiply(x, k, panel, Start::Zero, &mut results, PANEL);
@@ -79,13 +82,14 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
         }
     }
 
-    /// Adds the update of `target` in its `columns` to `rows` of a tile, which are rows of `u` and all of one sample, from the tile's column `at` on.
+    /// Adds the update of `target` in its `columns` to `rows` of a tile, which are rows of `u` and all of one
+    /// sample, from the tile's column `at` on.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "all of them place one piece of one product")]
     pub fn add(
         &self,
         sample: usize,
-        u: &Stream<f32>,
+        u: &Matrix<f32>,
         rows: Range<usize>,
         target: usize,
         columns: Range<usize>,
@@ -112,7 +116,7 @@ impl<'a, E: Element> LayerUpdate<'a, E> {
 
     /// Adds `Σ_i u[row, first + i] · factors[i]` to each row of a tile.
     #[inline(always)]
-    fn add_factors(&self, factors: &[[f32; PANEL]], u: &Stream<f32>, rows: Range<usize>, first: usize, tile: &mut Tile<'_>) {
+    fn add_factors(&self, factors: &[[f32; PANEL]], u: &Matrix<f32>, rows: Range<usize>, first: usize, tile: &mut Tile<'_>) {
         let at = rows.start - tile.row;
         let u = u.view().range(rows).columns(first..first + factors.len());
         self.kernel.multiply(u, factors.len(), factors.as_flattened(), Start::Results, tile.rows_from(at), PANEL);
@@ -137,16 +141,16 @@ fn part<'a>(factor: NumbersRef<'a>, columns: &Range<usize>) -> NumbersRef<'a> {
 }
 
 /// The chosen A factors of all groups, group by group, as the columns of panels.
-fn pack_factors<E: Element>(bank: &FactorBank, choices: &[Choice], d: usize) -> AVec<E, ConstAlign<64>> {
-    let (k, columns) = (d.next_multiple_of(E::STEP), Target::COUNT * bank.pairs());
+fn pack_factors<E: Float>(bank: &FactorBank, choices: &[Choice], d: usize) -> AVec<E, ConstAlign<64>> {
+    let (k, columns) = (d.next_multiple_of(E::K_STEP), Target::COUNT * bank.pairs());
     let mut panels: AVec<E, ConstAlign<64>> = AVec::new(64);
     panels.resize(columns.div_ceil(PANEL) * k * PANEL, E::default());
     let factors = choices.iter().enumerate().flat_map(|(group, choice)| bank.a_factors(group, choice));
     for (column, factor) in factors.enumerate() {
         let panel = &mut panels[column / PANEL * k * PANEL..][..k * PANEL];
         match factor {
-            NumbersRef::F32(values) => pack_column(panel, column % PANEL, values.iter().map(|&x| E::of(x))),
-            NumbersRef::Bf16(values) => pack_column(panel, column % PANEL, values.iter().map(|x| E::of(x.get()))),
+            NumbersRef::F32(values) => pack_column::<E>(panel, column % PANEL, values.iter().map(|&x| E::of(x))),
+            NumbersRef::Bf16(values) => pack_column::<E>(panel, column % PANEL, values.iter().map(|x| E::of(x.get()))),
         }
     }
     panels

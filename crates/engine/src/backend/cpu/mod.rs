@@ -1,4 +1,4 @@
-//! The backbone on a CPU: weights packed once, all samples' tokens in one stream.
+//! The backbone on a CPU: weights packed once, all samples' tokens in one matrix.
 mod embed;
 pub(super) mod low_rank;
 
@@ -14,7 +14,8 @@ use delo_kernels::attention::{Attended, attention};
 use delo_kernels::elementwise::{gelu, tanh};
 use delo_kernels::norm::{Norm, mean};
 use delo_kernels::{
-    Element, Isa, Kernel, MapSink, PANEL, PackedMatrix, Precision, ResidualSink, RowsMut, Stream, Tile, TileSink, parallel, product, product_panels, threads,
+    Float, Format, Isa, Kernel, MapSink, Matrix, PANEL, PackedMatrix, Precision, ResidualSink, RowsMut, Tile, TileSink, parallel, product,
+    product_panels, threads,
 };
 use delo_model::input::Sample;
 use delo_model::method::Target;
@@ -29,45 +30,50 @@ const WORKSPACES: usize = 4;
 
 /// A frozen ViLT with packed weights.
 #[derive(Debug)]
-pub(crate) struct CpuBackend<E: Element> {
-    kernel: Kernel<E>,
+pub(crate) struct CpuBackend<F: Format> {
+    /// The name of F.
+    precision: Precision,
+    /// Multiplies by the frozen weights.
+    kernel: Kernel<F>,
+    /// Multiplies what has no packed weights: attention, and the low-rank updates.
+    float_kernel: Kernel<F::Float>,
     heads: usize,
-    embeddings: Embeddings<E>,
-    layers: Vec<Arc<Layer<E>>>,
+    embeddings: Embeddings<F>,
+    layers: Vec<Arc<Layer<F>>>,
     norm: Norm,
-    pooler: Arc<Map<E>>,
-    /// For whoever trains on it.
+    pooler: Arc<Map<F>>,
+    /// Of the weights, for training.
     transposes: OnceLock<Transposes>,
-    workspaces: Mutex<Vec<Workspace<E>>>,
+    workspaces: Mutex<Vec<Workspace<F::Float>>>,
 }
 
 /// `x Wᵀ + b`
 #[derive(Debug)]
-pub(crate) struct Map<E: Element> {
-    pub weight: PackedMatrix<E>,
+pub(crate) struct Map<F: Format> {
+    pub weight: PackedMatrix<F>,
     pub bias: Vec<f32>,
 }
 
 #[derive(Debug)]
-pub(super) struct Layer<E: Element> {
+pub(crate) struct Layer<F: Format> {
     pub norm_before: Norm,
     /// Query, key and value side by side.
-    pub qkv: Map<E>,
-    pub attention_output: Map<E>,
+    pub qkv: Map<F>,
+    pub attention_output: Map<F>,
     pub norm_after: Norm,
-    pub intermediate: Map<E>,
-    pub output: Map<E>,
+    pub intermediate: Map<F>,
+    pub output: Map<F>,
 }
 
 /// The weights' transposes: what a backward pass multiplies by.
 #[derive(Debug)]
-pub(super) struct Transposes {
+pub(crate) struct Transposes {
     pub layers: Vec<Arc<TransposedLayer>>,
     pub pooler: Arc<PackedMatrix<f32>>,
 }
 
 #[derive(Debug)]
-pub(super) struct TransposedLayer {
+pub(crate) struct TransposedLayer {
     pub qkv: PackedMatrix<f32>,
     pub attention_output: PackedMatrix<f32>,
     pub intermediate: PackedMatrix<f32>,
@@ -94,23 +100,23 @@ impl CpuBackend<f32> {
 
 /// What a forward writes to between its layers.
 #[derive(Debug, Default)]
-pub(crate) struct Workspace<E: Element> {
+pub(crate) struct Workspace<E: Float> {
     /// Pixels of patches, `[patches, 3 · patch · patch]`.
-    pixels: Stream<E>,
+    pixels: Matrix<E>,
     /// Normalised states, then the attention's output, `[tokens, d]`.
-    x: Stream<E>,
+    x: Matrix<E>,
     /// `[tokens, 3 d]`
-    qkv: Stream<E>,
+    qkv: Matrix<E>,
     /// `[tokens, intermediate]`
-    inner: Stream<E>,
+    inner: Matrix<E>,
     /// α · x Aᵀ, `[tokens, pools · r]`
-    u: Stream<f32>,
+    u: Matrix<f32>,
     /// x, qkv and inner for the rows that the pooled output needs, `[samples, …]`.
-    cls: [Stream<E>; 3],
-    cls_u: Stream<f32>,
+    cls: [Matrix<E>; 3],
+    cls_u: Matrix<f32>,
 }
 
-impl<E: Element> Map<E> {
+impl<F: Format> Map<F> {
     /// One map, or several of the same input, side by side.
     pub fn pack(maps: &[&Linear]) -> Result<Self> {
         let k = maps[0].weight.dim(1)?;
@@ -124,9 +130,10 @@ pub(super) fn norm(norm: &LayerNorm) -> Result<Norm> {
     Ok(Norm { weight: values_of(&norm.weight)?, bias: values_of(&norm.bias)?, eps: norm.eps as f32 })
 }
 
-impl<E: Element> CpuBackend<E> {
-    /// Takes a checkpoint part by part: no more than one layer of it is held in another form than the packed one.
-    pub fn load(mut loader: Loader, isa: Isa) -> std::result::Result<(Self, Description), ViltError> {
+impl<F: Format> CpuBackend<F> {
+    /// Takes a checkpoint part by part: no more than one layer of it is held in another form than the packed
+    /// one.
+    pub fn load(mut loader: Loader, isa: Isa, precision: Precision) -> std::result::Result<(Self, Description), ViltError> {
         let embeddings = Embeddings::load(&loader.embeddings()?)?;
         let layers = (0..loader.config().num_hidden_layers)
             .map(|index| {
@@ -144,7 +151,9 @@ impl<E: Element> CpuBackend<E> {
         let pooler = loader.pooler()?;
         let heads = loader.config().num_attention_heads;
         let backbone = Self {
-            kernel: E::kernel(isa),
+            precision,
+            kernel: F::kernel(isa),
+            float_kernel: F::Float::kernel(isa),
             heads,
             embeddings,
             layers,
@@ -157,7 +166,7 @@ impl<E: Element> CpuBackend<E> {
     }
 
     /// The kernel of its products.
-    pub fn multiplier(&self) -> &Kernel<E> {
+    pub fn multiplier(&self) -> &Kernel<F> {
         &self.kernel
     }
 
@@ -165,20 +174,20 @@ impl<E: Element> CpuBackend<E> {
         self.heads
     }
 
-    pub fn layer_at(&self, index: usize) -> Arc<Layer<E>> {
+    pub fn layer_at(&self, index: usize) -> Arc<Layer<F>> {
         self.layers[index].clone()
     }
 
     /// What follows the last layer.
-    pub fn pooler(&self) -> (&Norm, &Arc<Map<E>>) {
+    pub fn pooler(&self) -> (&Norm, &Arc<Map<F>>) {
         (&self.norm, &self.pooler)
     }
 
-    fn take_workspace(&self) -> Workspace<E> {
+    fn take_workspace(&self) -> Workspace<F::Float> {
         self.kept_workspaces().pop().unwrap_or_default()
     }
 
-    fn give_back(&self, workspace: Workspace<E>) {
+    fn give_back(&self, workspace: Workspace<F::Float>) {
         let mut kept = self.kept_workspaces();
         if kept.len() < WORKSPACES {
             kept.push(workspace);
@@ -186,11 +195,11 @@ impl<E: Element> CpuBackend<E> {
     }
 
     /// A panic leaves the list whole: its changes are single calls.
-    fn kept_workspaces(&self) -> MutexGuard<'_, Vec<Workspace<E>>> {
+    fn kept_workspaces(&self) -> MutexGuard<'_, Vec<Workspace<F::Float>>> {
         self.workspaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with_workspace<R>(&self, f: impl FnOnce(&mut Workspace<E>) -> R) -> R {
+    fn with_workspace<R>(&self, f: impl FnOnce(&mut Workspace<F::Float>) -> R) -> R {
         let mut workspace = self.take_workspace();
         let result = f(&mut workspace);
         self.give_back(workspace);
@@ -201,11 +210,11 @@ impl<E: Element> CpuBackend<E> {
     fn normalise(
         &self,
         norm: &Norm,
-        hidden: &Stream<f32>,
+        hidden: &Matrix<f32>,
         spans: &[Span],
-        update: Option<&LayerUpdate<'_, E>>,
-        x: &mut Stream<E>,
-        u: &mut Stream<f32>,
+        update: Option<&LayerUpdate<'_, F::Float>>,
+        x: &mut Matrix<F::Float>,
+        u: &mut Matrix<f32>,
     ) {
         x.reshape(hidden.rows(), hidden.width());
         let (isa, x, hidden) = (self.kernel.isa, x.view_mut(), hidden.view());
@@ -227,14 +236,21 @@ impl<E: Element> CpuBackend<E> {
                         norm.row(hidden.row(row), x.row_mut(row - first));
                     }
                     // SAFETY: as above.
-                    unsafe { update.project(&self.kernel, x.view(), sample, first, &u) };
+                    unsafe { update.project(&self.float_kernel, x.view(), sample, first, &u) };
                 },
             );
         });
     }
 
     /// One pre-norm encoder layer, in place.
-    fn whole_layer(&self, index: usize, hidden: &mut Stream<f32>, spans: &[Span], update: Option<&LayerUpdate<'_, E>>, w: &mut Workspace<E>) {
+    fn whole_layer(
+        &self,
+        index: usize,
+        hidden: &mut Matrix<f32>,
+        spans: &[Span],
+        update: Option<&LayerUpdate<'_, F::Float>>,
+        w: &mut Workspace<F::Float>,
+    ) {
         let (layer, d) = (&self.layers[index], hidden.width());
         self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
         w.qkv.reshape(hidden.rows(), Target::COUNT * d);
@@ -244,12 +260,12 @@ impl<E: Element> CpuBackend<E> {
         let attended: Vec<Attended> =
             owners.iter().map(|owner| Attended { tokens: owner.rows.clone(), queries: owner.rows.clone() }).collect();
         let parts = [0, 1, 2].map(|part| w.qkv.view().columns(part * d..(part + 1) * d));
-        attention(&self.kernel, parts, &attended, self.heads, &w.x.view_mut());
+        attention(&self.float_kernel, parts, &attended, self.heads, &w.x.view_mut());
         self.after_attention(layer, hidden, &mut w.x, &mut w.inner);
     }
 
     /// What follows the attention, whose output is `x`; row by row, so that it serves any rows.
-    fn after_attention(&self, layer: &Layer<E>, hidden: &mut Stream<f32>, x: &mut Stream<E>, inner: &mut Stream<E>) {
+    fn after_attention(&self, layer: &Layer<F>, hidden: &mut Matrix<f32>, x: &mut Matrix<F::Float>, inner: &mut Matrix<F::Float>) {
         let map = &layer.attention_output;
         product(&self.kernel, x.view(), &map.weight, Some(&map.bias), &ResidualSink { isa: self.kernel.isa, out: hidden.view_mut() });
         layer.norm_after.rows(self.kernel.isa, hidden.view(), &x.view_mut());
@@ -260,15 +276,16 @@ impl<E: Element> CpuBackend<E> {
         product(&self.kernel, inner.view(), &map.weight, Some(&map.bias), &ResidualSink { isa: self.kernel.isa, out: hidden.view_mut() });
     }
 
-    /// The last layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample.
+    /// The last layer for the text CLS of each sample alone: keys and values of all tokens, everything else
+    /// of one row a sample.
     fn cls_layer(
         &self,
         index: usize,
-        hidden: &Stream<f32>,
+        hidden: &Matrix<f32>,
         spans: &[Span],
-        update: Option<&LayerUpdate<'_, E>>,
-        w: &mut Workspace<E>,
-    ) -> Stream<f32> {
+        update: Option<&LayerUpdate<'_, F::Float>>,
+        w: &mut Workspace<F::Float>,
+    ) -> Matrix<f32> {
         let (layer, d, samples) = (&self.layers[index], hidden.width(), spans.len());
         self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
         w.qkv.reshape(hidden.rows(), Target::COUNT * d);
@@ -293,15 +310,15 @@ impl<E: Element> CpuBackend<E> {
         let attended: Vec<Attended> =
             spans.iter().enumerate().map(|(i, span)| Attended { tokens: span.start..span.end(), queries: i..i + 1 }).collect();
         let all = |part: usize| w.qkv.view().columns(part * d..(part + 1) * d);
-        attention(&self.kernel, [qkv.view().columns(0..d), all(1), all(2)], &attended, self.heads, &x.view_mut());
-        let mut hidden = Stream::of_rows(hidden.view(), cls());
+        attention(&self.float_kernel, [qkv.view().columns(0..d), all(1), all(2)], &attended, self.heads, &x.view_mut());
+        let mut hidden = Matrix::of_rows(hidden.view(), cls());
         self.after_attention(layer, &mut hidden, x, inner);
         hidden
     }
 
     /// tanh(pooler · layernorm(h)) of each row.
-    fn pool_rows(&self, cls: &Stream<f32>, w: &mut Workspace<E>) -> Vec<Vec<f32>> {
-        let mut out = Stream::zeros(cls.rows(), cls.width());
+    fn pool_rows(&self, cls: &Matrix<f32>, w: &mut Workspace<F::Float>) -> Vec<Vec<f32>> {
+        let mut out = Matrix::zeros(cls.rows(), cls.width());
         let [x, ..] = &mut w.cls;
         x.reshape(cls.rows(), cls.width());
         self.norm.rows(self.kernel.isa, cls.view(), &x.view_mut());
@@ -319,24 +336,24 @@ impl<E: Element> CpuBackend<E> {
     fn update<'a>(
         &self,
         layer: usize,
-        hidden: &Stream<f32>,
+        hidden: &Matrix<f32>,
         spans: &[Span],
         adapters: Option<&Adapters<'a>>,
-    ) -> Option<LayerUpdate<'a, E>> {
+    ) -> Option<LayerUpdate<'a, F::Float>> {
         LayerUpdate::route(self.kernel.isa, &adapters?.layer(layer), hidden.view(), spans)
     }
 }
 
-impl<E: Element> Backend for CpuBackend<E> {
-    type Hidden = Stream<f32>;
-    type Pass<'a> = Pass<'a, E>;
+impl<F: Format> Backend for CpuBackend<F> {
+    type Hidden = Matrix<f32>;
+    type Pass<'a> = Pass<'a, F::Float>;
 
     fn layers(&self) -> usize {
         self.layers.len()
     }
 
     fn precision(&self) -> Precision {
-        E::PRECISION
+        self.precision
     }
 
     fn kernel(&self) -> &str {
@@ -351,19 +368,19 @@ impl<E: Element> Backend for CpuBackend<E> {
         8 * self.batch_tokens(sample_tokens)
     }
 
-    fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Stream<f32>, Vec<Span>)> {
+    fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Matrix<f32>, Vec<Span>)> {
         self.with_workspace(|w| self.embeddings.embed(&self.kernel, samples, dummy, &mut w.pixels))
     }
 
-    fn start<'a>(&self, spans: &'a [Span], _: Range<usize>, _: Option<&Adapters<'_>>) -> Result<Pass<'a, E>> {
+    fn start<'a>(&self, spans: &'a [Span], _: Range<usize>, _: Option<&Adapters<'_>>) -> Result<Self::Pass<'a>> {
         Ok(Pass { spans, workspace: self.take_workspace() })
     }
 
     fn layer(
         &self,
-        pass: &mut Pass<'_, E>,
+        pass: &mut Self::Pass<'_>,
         index: usize,
-        hidden: &mut Stream<f32>,
+        hidden: &mut Matrix<f32>,
         mut adapters: Option<&mut Adapters<'_>>,
     ) -> Result<()> {
         let update = self.update(index, hidden, pass.spans, adapters.as_deref());
@@ -374,31 +391,31 @@ impl<E: Element> Backend for CpuBackend<E> {
 
     fn layer_of_cls(
         &self,
-        pass: &mut Pass<'_, E>,
+        pass: &mut Self::Pass<'_>,
         index: usize,
-        hidden: &Stream<f32>,
+        hidden: &Matrix<f32>,
         mut adapters: Option<&mut Adapters<'_>>,
-    ) -> Result<Stream<f32>> {
+    ) -> Result<Matrix<f32>> {
         let update = self.update(index, hidden, pass.spans, adapters.as_deref());
         let cls = self.cls_layer(index, hidden, pass.spans, update.as_ref(), &mut pass.workspace);
         note(&mut adapters, index, update);
         Ok(cls)
     }
 
-    fn finish(&self, pass: Pass<'_, E>, _: Option<&mut Adapters<'_>>) -> Result<()> {
+    fn finish(&self, pass: Self::Pass<'_>, _: Option<&mut Adapters<'_>>) -> Result<()> {
         self.give_back(pass.workspace);
         Ok(())
     }
 
-    fn cls(&self, hidden: &Stream<f32>, spans: &[Span]) -> Result<Stream<f32>> {
-        Ok(Stream::of_rows(hidden.view(), spans.iter().map(|span| span.start)))
+    fn cls(&self, hidden: &Matrix<f32>, spans: &[Span]) -> Result<Matrix<f32>> {
+        Ok(Matrix::of_rows(hidden.view(), spans.iter().map(|span| span.start)))
     }
 
-    fn pool(&self, cls: &Stream<f32>) -> Result<Vec<Vec<f32>>> {
+    fn pool(&self, cls: &Matrix<f32>) -> Result<Vec<Vec<f32>>> {
         Ok(self.with_workspace(|w| self.pool_rows(cls, w)))
     }
 
-    fn means(&self, hidden: &Stream<f32>, ranges: &[Range<usize>]) -> Result<Vec<Vec<f32>>> {
+    fn means(&self, hidden: &Matrix<f32>, ranges: &[Range<usize>]) -> Result<Vec<Vec<f32>>> {
         let isa = self.kernel.isa;
         let one = |rows: &Range<usize>| {
             let mut out = vec![0.0; hidden.width()];
@@ -411,32 +428,32 @@ impl<E: Element> Backend for CpuBackend<E> {
         Ok(ranges.iter().map(one).collect())
     }
 
-    fn select(&self, hidden: &Stream<f32>, spans: &[Span]) -> Result<Stream<f32>> {
+    fn select(&self, hidden: &Matrix<f32>, spans: &[Span]) -> Result<Matrix<f32>> {
         let rows: Vec<usize> = spans.iter().flat_map(|span| span.start..span.end()).collect();
-        Ok(Stream::of_rows(hidden.view(), rows.into_iter()))
+        Ok(Matrix::of_rows(hidden.view(), rows.into_iter()))
     }
 
-    fn to_tensor(&self, hidden: &Stream<f32>) -> Result<Tensor> {
+    fn to_tensor(&self, hidden: &Matrix<f32>) -> Result<Tensor> {
         Tensor::from_vec(hidden.to_vec(), (hidden.rows(), hidden.width()), &Device::Cpu)
     }
 
-    fn load_tensor(&self, hidden: &Tensor) -> Result<Stream<f32>> {
+    fn load_tensor(&self, hidden: &Tensor) -> Result<Matrix<f32>> {
         let (rows, width) = hidden.dims2()?;
-        let mut stream = Stream::zeros(rows, width);
+        let mut matrix = Matrix::zeros(rows, width);
         with_values(hidden, |values| {
-            values.chunks_exact(width).enumerate().for_each(|(row, values)| stream.row_mut(row).copy_from_slice(values));
+            values.chunks_exact(width).enumerate().for_each(|(row, values)| matrix.row_mut(row).copy_from_slice(values));
         })?;
-        Ok(stream)
+        Ok(matrix)
     }
 }
 
 /// A pass over some layers.
-pub(crate) struct Pass<'a, E: Element> {
+pub(crate) struct Pass<'a, E: Float> {
     spans: &'a [Span],
     workspace: Workspace<E>,
 }
 
-fn note<E: Element>(adapters: &mut Option<&mut Adapters<'_>>, layer: usize, update: Option<LayerUpdate<'_, E>>) {
+fn note<E: Float>(adapters: &mut Option<&mut Adapters<'_>>, layer: usize, update: Option<LayerUpdate<'_, E>>) {
     if let (Some(adapters), Some(update)) = (adapters, update) {
         adapters.note(layer, update.choices());
     }
@@ -449,15 +466,15 @@ struct Owner {
 }
 
 /// Queries, keys and values: low-rank update added.
-struct QkvSink<'a, E: Element> {
+struct QkvSink<'a, E: Float> {
     isa: Isa,
     d: usize,
-    update: Option<(&'a LayerUpdate<'a, E>, &'a Stream<f32>)>,
+    update: Option<(&'a LayerUpdate<'a, E>, &'a Matrix<f32>)>,
     owners: &'a [Owner],
     out: RowsMut<'a, E>,
 }
 
-impl<E: Element> TileSink for QkvSink<'_, E> {
+impl<E: Float> TileSink for QkvSink<'_, E> {
     #[inline(always)]
     fn tile(&self, tile: &mut Tile<'_>) {
         if let Some((update, u)) = self.update {

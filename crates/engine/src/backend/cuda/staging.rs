@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::backend::candle::Patches;
 use super::gpu::Gpu;
-use delo_kernels::{Element, bf16};
+use delo_kernels::{Float, bf16};
 
 /// Images that are copied while the next ones are cut.
 const PART: usize = 8;

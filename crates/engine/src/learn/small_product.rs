@@ -1,10 +1,11 @@
-//! A safe face of the `gemm` crate for small products whose operands change: strided views, bounds checked once, and one product on this thread.
+//! Small products whose operands change, such as factors that learn: a safe face of the `gemm` crate.
+//! Operands are strided views, whose bounds are checked once; a product runs on the calling thread.
 use delo_kernels::RowsRef;
 use gemm::Parallelism;
 
-/// A read-only matrix over a slice.
+/// A view of a slice as a matrix, to read; a transpose is a view too.
 #[derive(Clone, Copy)]
-pub struct Matrix<'a> {
+pub struct Strided<'a> {
     values: &'a [f32],
     rows: usize,
     columns: usize,
@@ -12,8 +13,8 @@ pub struct Matrix<'a> {
     column_stride: usize,
 }
 
-/// A matrix over a slice that a product is written to.
-pub struct MatrixMut<'a> {
+/// A view of a slice as a row-major matrix, to write a product to.
+pub struct StridedMut<'a> {
     values: &'a mut [f32],
     rows: usize,
     columns: usize,
@@ -25,7 +26,7 @@ fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) 
     if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + (columns - 1) * column_stride + 1 }
 }
 
-impl<'a> Matrix<'a> {
+impl<'a> Strided<'a> {
     /// A row-major view whose rows stand `row_stride` apart.
     ///
     /// # Panics
@@ -42,13 +43,13 @@ impl<'a> Matrix<'a> {
 }
 
 /// The same rows.
-impl<'a> From<RowsRef<'a, f32>> for Matrix<'a> {
+impl<'a> From<RowsRef<'a, f32>> for Strided<'a> {
     fn from(rows: RowsRef<'a, f32>) -> Self {
         Self::new(rows.values(), rows.rows(), rows.width(), rows.stride())
     }
 }
 
-impl<'a> MatrixMut<'a> {
+impl<'a> StridedMut<'a> {
     /// A row-major view whose rows stand `row_stride` apart.
     ///
     /// # Panics
@@ -71,10 +72,10 @@ pub enum Assign {
 ///
 /// # Panics
 /// Where the shapes do not agree.
-pub fn product(out: MatrixMut<'_>, assign: Assign, scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+pub fn product(out: StridedMut<'_>, assign: Assign, scale: f32, lhs: Strided<'_>, rhs: Strided<'_>) {
     assert_eq!((lhs.rows, lhs.columns, rhs.columns), (out.rows, rhs.rows, out.columns), "shapes of a product");
-    // SAFETY: the constructors checked that every index of these shapes and strides lies within its slice, the target is borrowed
-    // mutably, so it overlaps neither operand, and its own rows do not overlap.
+    // SAFETY: the constructors checked that every index of these shapes and strides lies within its slice,
+    // the target is borrowed mutably, so it overlaps neither operand, and its own rows do not overlap.
     unsafe {
         gemm::gemm(
             out.rows,
@@ -114,8 +115,8 @@ mod tests {
             let mut out: Vec<f32> = (0..m * (n + pad)).map(number).collect();
             let before = out.clone();
             let at = |i: usize, j: usize| if transposed { b[j * (k + pad) + i] } else { b[i * (n + pad) + j] };
-            let rhs = if transposed { Matrix::new(&b, n, k, k + pad).t() } else { Matrix::new(&b, k, n, n + pad) };
-            product(MatrixMut::new(&mut out, m, n, n + pad), if add { Assign::Add } else { Assign::Overwrite }, 2.0, Matrix::new(&a, m, k, k + pad), rhs);
+            let rhs = if transposed { Strided::new(&b, n, k, k + pad).t() } else { Strided::new(&b, k, n, n + pad) };
+            product(StridedMut::new(&mut out, m, n, n + pad), if add { Assign::Add } else { Assign::Overwrite }, 2.0, Strided::new(&a, m, k, k + pad), rhs);
             for i in 0..m {
                 for j in 0..n + pad {
                     let old = before[i * (n + pad) + j];
