@@ -86,8 +86,8 @@ impl Isa {
             }
             if self == Self::Avx512 {
                 assert!(is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl"), "this processor has no AVX-512");
-                // SAFETY: the assertion checks F and VL; `detect` gives this set only with BW and DQ too, and
-                // no other set is above what `detect` gives.
+                // SAFETY: the assertion checks F and VL. A set of instructions that is used comes from
+                // `detect`, or is limited to what it gives, and it gives this one only with BW and DQ.
                 return unsafe { avx512(f) };
             }
             if self == Self::Avx2 {

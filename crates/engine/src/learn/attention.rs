@@ -4,8 +4,8 @@ use delo_kernels::attention::{Attended, weights};
 use delo_kernels::{Kernel, RowsMut, RowsRef, parallel};
 
 /// Gradients of queries, keys and values into `grad_qkv` `[tokens, 3 d]`, given those of the outputs
-/// `[rows, d]`. Query row i of a sample is row `tokens.start + i` of `qkv`. Cells of `grad_qkv` that belong to
-/// no query and no key are not written.
+/// `[rows, d]`. Query row i of a sample is row `tokens.start + i` of `qkv`. Cells of `grad_qkv` that belong
+/// to no query and no key are not written.
 pub fn backward(
     kernel: &Kernel<f32>,
     qkv: RowsRef<'_, f32>,
