@@ -16,10 +16,10 @@ use candle_core::{Device, Tensor};
 use backend::Backend;
 use backend::candle::CandleBackend;
 pub use backend::candle::DeviceChoice;
-pub use catalogue::{Catalogue, CatalogueError, RoutingRule, Share, Trial, TrialMode};
 use backend::cpu::CpuBackend;
 #[cfg(feature = "cuda")]
 use backend::cuda::CudaBackend;
+pub use catalogue::{Catalogue, CatalogueError, RoutingRule, Share, Trial, TrialMode};
 use delo_kernels::{Isa, Precision, bf16, threads};
 use delo_model::PerModality;
 use delo_model::input::Sample;

@@ -48,13 +48,7 @@ pub(crate) trait Backend: Debug + Send + Sync {
     fn start<'a>(&self, spans: &'a [Span], layers: Range<usize>, adapters: Option<&Adapters<'_>>) -> Result<Self::Pass<'a>>;
 
     /// One layer, in place. What is chosen is noted in `adapters` here or at the end of the pass.
-    fn layer(
-        &self,
-        pass: &mut Self::Pass<'_>,
-        index: usize,
-        hidden: &mut Self::Hidden,
-        adapters: Option<&mut Adapters<'_>>,
-    ) -> Result<()>;
+    fn layer(&self, pass: &mut Self::Pass<'_>, index: usize, hidden: &mut Self::Hidden, adapters: Option<&mut Adapters<'_>>) -> Result<()>;
 
     /// A layer for the text CLS of each sample alone, `[samples, d]`: keys and values are computed of all tokens,
     /// everything else of one row a sample.
@@ -88,13 +82,7 @@ pub(crate) trait Backend: Debug + Send + Sync {
     fn load_tensor(&self, hidden: &Tensor) -> Result<Self::Hidden>;
 
     /// From the state entering `layers.start` to the state entering `layers.end`.
-    fn run(
-        &self,
-        hidden: &mut Self::Hidden,
-        spans: &[Span],
-        layers: Range<usize>,
-        mut adapters: Option<&mut Adapters<'_>>,
-    ) -> Result<()> {
+    fn run(&self, hidden: &mut Self::Hidden, spans: &[Span], layers: Range<usize>, mut adapters: Option<&mut Adapters<'_>>) -> Result<()> {
         if layers.is_empty() {
             return Ok(());
         }

@@ -23,8 +23,8 @@ use delo_kernels::attention::{Attended, attention as attend};
 use delo_kernels::elementwise::{gelu, gelu_slope};
 use delo_kernels::norm::Norm;
 use delo_kernels::{Kernel, MapSink, Matrix, PackedMatrix, RowsMut, RowsRef, Tile, TileSink, parallel, product};
-use delo_model::input::Presence;
 use delo_model::PerModality;
+use delo_model::input::Presence;
 use delo_model::method::{FactorPairs, Target, TaskModel};
 use segment_mean::SegmentMean;
 

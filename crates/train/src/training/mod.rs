@@ -11,7 +11,6 @@ pub mod settings;
 pub mod step_log;
 pub mod trainer;
 
-
 pub use error::TrainError;
 pub use objective::AlignedLayers;
 pub use settings::{Settings, SettingsError};

@@ -2,10 +2,10 @@
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
+use super::{cast, normalise};
 use crate::backend::Dummy;
 use crate::backend::patches::cut_patch;
 use crate::packed::Span;
-use super::{cast, normalise};
 use delo_model::input::{Pixels, Sample};
 use delo_model::vilt;
 

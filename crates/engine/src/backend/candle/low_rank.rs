@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::packed::Span;
 use super::factors::DeviceFactors;
 use super::groups::Group;
+use crate::packed::Span;
 use delo_model::Modality;
 use delo_model::method::Target;
 use delo_model::method::factors::{Choice, FactorBank, Routers};

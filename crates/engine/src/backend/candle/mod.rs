@@ -182,13 +182,7 @@ impl Backend for CandleBackend {
         Ok(())
     }
 
-    fn layer_of_cls(
-        &self,
-        stream: &mut Stream<'_>,
-        index: usize,
-        hidden: &Tensor,
-        adapters: Option<&mut Adapters<'_>>,
-    ) -> Result<Tensor> {
+    fn layer_of_cls(&self, stream: &mut Stream<'_>, index: usize, hidden: &Tensor, adapters: Option<&mut Adapters<'_>>) -> Result<Tensor> {
         let update = self.update(index, hidden, stream, adapters)?;
         self.cls_layer(&self.layers[index], hidden, stream, update.as_ref())
     }

@@ -1,11 +1,11 @@
 //! From token ids and pixels to the hidden states that enter layer 0, all samples in one matrix.
 use candle_core::Result;
 
+use super::Map;
 use crate::backend::Dummy;
 use crate::backend::patches::cut_patch;
 use crate::packed::Span;
 use crate::tensors::{values_of, with_values};
-use super::Map;
 use delo_kernels::norm::Norm;
 use delo_kernels::{Float, Format, Isa, Kernel, Matrix, RowsMut, Tile, TileSink, parallel, product};
 use delo_model::input::{Pixels, Sample};

@@ -12,8 +12,8 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::backend::{Adapters, Backend, Dummy, GPU_BACKLOG_BATCH_TOKENS, GPU_BATCH_TOKENS};
 use crate::backend::candle::{Embeddings, Layer, OpenDevice, cls};
+use crate::backend::{Adapters, Backend, Dummy, GPU_BACKLOG_BATCH_TOKENS, GPU_BATCH_TOKENS};
 use crate::packed::Span;
 use delo_kernels::Precision;
 use delo_model::Modality;

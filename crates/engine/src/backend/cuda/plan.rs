@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor};
 
+use super::gpu::{Gpu, TILE};
 use crate::backend::Adapters;
 use crate::backend::candle::DeviceFactors;
 use crate::packed::Span;
-use super::gpu::{Gpu, TILE};
 use delo_model::method::PoolId;
 use delo_model::method::factors::{BankShape, Choice, FactorBank};
 

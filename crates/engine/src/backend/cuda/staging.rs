@@ -5,8 +5,8 @@ use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaSlice, CudaStream
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{DType, Result, Tensor};
 
-use crate::backend::candle::Patches;
 use super::gpu::Gpu;
+use crate::backend::candle::Patches;
 use delo_kernels::{Float, bf16};
 
 /// Images that are copied while the next ones are cut.
