@@ -32,9 +32,9 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "λ2", default_value_t = defaults().lambda_con)]
     lambda_con: f64,
     /// Whose query signals the alignment loss draws together
-    #[arg(long, default_value_t = defaults().aligned_layers, value_parser = choice(&[
-        (AlignedLayers::Last, "Those entering the last layer"),
-        (AlignedLayers::All, "The mean over all adapted layers"),
+    #[arg(long, default_value_t = defaults().aligned_layers, value_parser = choice::<AlignedLayers>(&[
+        ("last", "Those entering the last layer"),
+        ("all", "The mean over all adapted layers"),
     ]))]
     aligned_layers: AlignedLayers,
     /// β of the exponential moving average of the task key
@@ -113,7 +113,7 @@ mod tests {
     }
 
     fn settings(flags: &[&str]) -> Settings {
-        let line = <Line as clap::Parser>::try_parse_from([&["train"], flags].concat()).unwrap();
+        let line = <Line as clap::Parser>::try_parse_from([&["train"][..], flags].concat()).unwrap();
         line.settings.settings(0)
     }
 
