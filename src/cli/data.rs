@@ -17,10 +17,10 @@ pub struct DataArgs {
     #[arg(long, value_name = "SHARE", default_value_t = 0.7)]
     pub eta: f64,
     /// The modality that is lost; both: half of these items lose the image, the others the text
-    #[arg(long, default_value_t = MissingKind::Both, value_parser = choice(&[
-        (MissingKind::Text, ""),
-        (MissingKind::Image, ""),
-        (MissingKind::Both, "Half of the chosen items lose the image, the others the text"),
+    #[arg(long, default_value_t = MissingKind::Both, value_parser = choice::<MissingKind>(&[
+        ("text", ""),
+        ("image", ""),
+        ("both", "Half of the chosen items lose the image, the others the text"),
     ]))]
     pub missing: MissingKind,
     /// A stored missing table; --eta, --missing and --seed then do not choose the items

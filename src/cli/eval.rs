@@ -38,7 +38,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     backbone: Option<PathBuf>,
     /// The items to evaluate
-    #[arg(long, default_value_t = Split::Test, value_parser = choice(&Split::ALL.map(|split| (split, ""))), help_heading = "Data")]
+    #[arg(long, default_value_t = Split::Test, value_parser = choice::<Split>(&[("train", ""), ("val", ""), ("test", "")]), help_heading = "Data")]
     split: Split,
     /// Metric of the task key; both prints a column for each [default: what the partitions say]
     #[arg(long, value_enum, help_heading = "Routing")]

@@ -10,16 +10,16 @@ use delo_train::training::AlignedLayers;
 #[command(next_help_heading = "Method")]
 pub struct SettingsArgs {
     /// What a task adds to the backbone
-    #[arg(long, default_value_t = defaults().method, value_parser = choice(&[
-        (MethodKind::Delo, "Low-rank experts, chosen for each sample by routers"),
-        (MethodKind::Lora, "One static low-rank update of --rank for all samples of the task"),
-        (MethodKind::Linear, "A linear head on the frozen pooled output, nothing else"),
+    #[arg(long, default_value_t = defaults().method, value_parser = choice::<MethodKind>(&[
+        ("delo", "Low-rank experts, chosen for each sample by routers"),
+        ("lora", "One static low-rank update of --rank for all samples of the task"),
+        ("linear", "A linear head on the frozen pooled output, nothing else"),
     ]))]
     method: MethodKind,
     /// Layout of the factor pools
-    #[arg(long, default_value_t = defaults().layout, value_parser = choice(&[
-        (Layout::RankOne, "The paper's equations: A is `[E, d_in]`, B is `[E, d_out]`"),
-        (Layout::Slotted, "The paper's parameter counts: A is `[E, r, d_in]`, B is `[E, d_out, r]`"),
+    #[arg(long, default_value_t = defaults().layout, value_parser = choice::<Layout>(&[
+        ("rank_one", "The paper's equations: A is `[E, d_in]`, B is `[E, d_out]`"),
+        ("slotted", "The paper's parameter counts: A is `[E, r, d_in]`, B is `[E, d_out, r]`"),
     ]))]
     layout: Layout,
     /// E: factors in a pool
@@ -42,9 +42,9 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "λ2", default_value_t = defaults().lambda_con)]
     lambda_con: f64,
     /// Whose query signals the alignment loss draws together
-    #[arg(long, default_value_t = defaults().aligned_layers, value_parser = choice(&[
-        (AlignedLayers::Last, "Those entering the last layer"),
-        (AlignedLayers::All, "The mean over all adapted layers"),
+    #[arg(long, default_value_t = defaults().aligned_layers, value_parser = choice::<AlignedLayers>(&[
+        ("last", "Those entering the last layer"),
+        ("all", "The mean over all adapted layers"),
     ]))]
     aligned_layers: AlignedLayers,
     /// β of the exponential moving average of the task key
@@ -124,7 +124,7 @@ mod tests {
     }
 
     fn settings(flags: &[&str]) -> Settings {
-        let line = <Line as clap::Parser>::try_parse_from([&["train"], flags].concat()).unwrap();
+        let line = <Line as clap::Parser>::try_parse_from([&["train"][..], flags].concat()).unwrap();
         line.settings.settings(0)
     }
 
