@@ -1,6 +1,7 @@
 //! Many samples of many tasks become one packed batch and one forward.
 mod backbone;
 pub mod catalogue;
+pub mod checkpoint;
 mod classify;
 mod cpu;
 #[cfg(feature = "cuda")]
