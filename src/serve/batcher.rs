@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 pub use super::queue::{Claim, Limits, Priority};
 use super::queue::{Key, Queue, Refusal, Taken, Waiting};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard, spawn};
-use delo_process::allocator::give_back_soon;
+use delo_process::allocator::request_trim;
 
 /// What the compute thread runs. Its jobs are single samples.
 pub trait Compute: Send + Sync + 'static {
@@ -159,7 +159,7 @@ impl<C: Compute> Shared<C> {
             *deepest = waiting.max(*deepest);
             // What a crowd leaves behind goes back to the system, and what it frees while it stays.
             if waiting >= self.limits.crowd() || (waiting == 0 && std::mem::take(deepest) >= self.limits.crowd()) {
-                give_back_soon();
+                request_trim();
             }
             next = if begun.elapsed() < STAY { self.take(false) } else { None };
         }

@@ -342,7 +342,7 @@ impl Registry {
         notices.iter().chain(&books.notices).for_each(|notice| tracing::error!(notice, "state directory"));
         books.notices.extend(notices);
         self.live.store(Arc::new(catalogue));
-        allocator::give_back();
+        allocator::trim_now();
         Ok(())
     }
 
@@ -407,7 +407,7 @@ impl Registry {
         let catalogue = blocking(added).await??;
         books.turn_to(ledger, &artifacts)?;
         self.live.store(Arc::new(catalogue));
-        allocator::give_back();
+        allocator::trim_now();
         Ok(())
     }
 
@@ -470,7 +470,7 @@ impl Registry {
         while serving() && Instant::now() < until {
             tokio::time::sleep(DRAIN_STEP).await;
         }
-        allocator::give_back();
+        allocator::trim_now();
         Ok((changed, !serving()))
     }
 
@@ -560,7 +560,7 @@ impl Registry {
         }
         // What it held goes with its last batch.
         drop(before);
-        allocator::give_back();
+        allocator::trim_now();
         Ok(changed)
     }
 
