@@ -9,14 +9,14 @@ use tonic::Status;
 
 use super::ServeError;
 use super::lifecycle::Lifecycle;
-use super::room::Rooms;
+use super::loaded_model::ModelCell;
 use super::status::{from_remote, invalid};
 use crate::config::Config;
 use delo_registry::remote::{AllowedUrls, Changes, Follower, Limits, Occasion, Place, Report, check_signature, fetch_url};
 use delo_registry::signature::Trust;
 use delo_registry::{Registry, Source};
 
-/// What a server does with partitions that are not in its own directory.
+/// The way to partitions that are not in the server's own directory.
 #[derive(Debug)]
 pub struct Remote {
     trust: Arc<Trust>,
@@ -28,8 +28,10 @@ pub struct Remote {
 }
 
 impl Remote {
+    /// Opens it by the settings of `[registry]`.
+    ///
     /// # Errors
-    /// A registry whose address or settings can't be meant.
+    /// A registry whose address or settings are not valid.
     pub fn open(config: &Config, registry: &Arc<Registry>, trust: Arc<Trust>) -> Result<Self, ServeError> {
         let settings = &config.registry;
         let limits = Limits { timeout: settings.fetch_timeout, max_bytes: config.admin.max_artifact_bytes as u64 };
@@ -45,7 +47,7 @@ impl Remote {
         Ok(Self { allowed: settings.allowed_urls.clone(), limits, fetches: Semaphore::new(settings.max_fetches), follower, trust })
     }
 
-    /// An upload, if its signature lets it be served.
+    /// An uploaded partition whose signature is good, or not required.
     ///
     /// # Errors
     /// PERMISSION_DENIED for a missing or wrong signature.
@@ -54,10 +56,11 @@ impl Remote {
         Ok(Source::Artifact(bytes))
     }
 
-    /// What a request names by `uri`: a path as it is, the bytes at an address that is allowed.
+    /// The partition that a request names by `uri`: a path is passed on, an allowed address is fetched.
     ///
     /// # Errors
-    /// PERMISSION_DENIED for an address that is not allowed or a partition that is not signed well; what the fetch fails with.
+    /// PERMISSION_DENIED for an address that is not allowed and for a missing or wrong signature; a failed
+    /// fetch.
     pub async fn named(&self, uri: String, signature: &[u8]) -> Result<Source, Status> {
         if !AllowedUrls::is_address(&uri) {
             if !signature.is_empty() {
@@ -65,19 +68,20 @@ impl Remote {
             }
             return Ok(Source::Uri(uri));
         }
-        // Refused at once, without a place in the row.
+        // Before the permit: an address that is not allowed is refused at once.
         self.allowed.check(&uri).map_err(|e| from_remote(&e))?;
         let Ok(_permit) = self.fetches.acquire().await else { return Err(Status::unavailable("the server is stopping")) };
         let fetched = fetch_url(&uri, given(signature), &self.allowed, &self.trust, self.limits).await;
         Ok(Source::Artifact(fetched.map_err(|e| from_remote(&e))?))
     }
 
-    /// `None` where no registry is followed.
+    /// What `GetStatus` shows of the registry; `None` where no registry is followed.
     pub fn status(&self) -> Option<pb::RegistryStatus> {
         Some(status(self.follower.as_ref()?.report()))
     }
 
-    /// Synchronises now, giving what was refused another chance; by an older manifest than the last one seen too where that is wanted.
+    /// Synchronises with the registry now, and tries partitions again that were refused before.
+    /// `accept_older`: also by a manifest that is older than the last one seen.
     ///
     /// # Errors
     /// FAILED_PRECONDITION where no registry is followed.
@@ -99,15 +103,16 @@ fn status(report: Report) -> pb::RegistryStatus {
     pb::RegistryStatus { manifest, revision, in_sync, error, seconds_since_sync }
 }
 
-/// Follows the registry until it is dropped; health follows what that changes. Returns at once where none is followed.
-pub async fn follow(rooms: Rooms, lifecycle: Arc<Lifecycle>) {
-    let Some(room) = rooms.get() else { return };
-    let Some(follower) = &room.remote.follower else { return };
+/// Follows the registry until the future is dropped, and brings the lifecycle up to date after each change.
+/// Returns at once where no registry is followed.
+pub async fn follow(model: ModelCell, lifecycle: Arc<Lifecycle>) {
+    let Some(model) = model.get() else { return };
+    let Some(follower) = &model.remote.follower else { return };
     loop {
         let changes = follower.sync(Occasion::Poll).await;
         if changes != Changes::default() {
             tracing::info!(loaded = ?changes.loaded, unloaded = ?changes.unloaded, "the registry's manifest was followed");
-            room.follow(&lifecycle).await;
+            model.follow(&lifecycle).await;
         }
         let pause: Duration = follower.pause().await;
         tokio::time::sleep(pause).await;
