@@ -199,7 +199,7 @@ impl Admin {
 
 fn check(task: &str, request_id: &str) -> Result<(), Status> {
     if task.is_empty() {
-        return Err(invalid("task", "which task? give its name; ListPartitions shows those that are loaded"));
+        return Err(invalid("task", "no task is named: give its name; ListPartitions shows those that are loaded"));
     }
     check_request_id(request_id)
 }
@@ -210,7 +210,7 @@ fn trial_of(trial: pb::TrialMode) -> Result<TrialMode, Status> {
             Share::try_from(share).map(TrialMode::Canary).map_err(|reason| invalid("trial.canary_share", reason))
         }
         Some(trial_mode::Mode::Shadow(true)) => Ok(TrialMode::Shadow),
-        Some(trial_mode::Mode::Shadow(false)) | None => Err(invalid("trial", "how is it tried? give canary_share, or shadow: true")),
+        Some(trial_mode::Mode::Shadow(false)) | None => Err(invalid("trial", "the trial has no mode: give canary_share, or shadow: true")),
     }
 }
 

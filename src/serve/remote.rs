@@ -1,15 +1,12 @@
 //! Partitions from outside: signatures of uploads, loads by URL, and the registry that the server follows.
 use delo_proto as pb;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::ServeError;
-use super::lifecycle::Lifecycle;
-use super::loaded_model::ModelCell;
 use super::status::{from_remote, invalid};
 use crate::config::Config;
 use delo_registry::remote::{AllowedUrls, Changes, Follower, Limits, Occasion, Place, Report, check_signature, fetch_url};
@@ -52,7 +49,7 @@ impl Remote {
     /// # Errors
     /// PERMISSION_DENIED for a missing or wrong signature.
     pub async fn uploaded(&self, bytes: Bytes, signature: &[u8]) -> Result<Source, Status> {
-        check_signature(&self.trust, bytes.clone(), given(signature)).await.map_err(|e| from_remote(&e))?;
+        check_signature(&self.trust, bytes.clone(), non_empty(signature)).await.map_err(|e| from_remote(&e))?;
         Ok(Source::Artifact(bytes))
     }
 
@@ -71,8 +68,13 @@ impl Remote {
         // Before the permit: an address that is not allowed is refused at once.
         self.allowed.check(&uri).map_err(|e| from_remote(&e))?;
         let Ok(_permit) = self.fetches.acquire().await else { return Err(Status::unavailable("the server is stopping")) };
-        let fetched = fetch_url(&uri, given(signature), &self.allowed, &self.trust, self.limits).await;
+        let fetched = fetch_url(&uri, non_empty(signature), &self.allowed, &self.trust, self.limits).await;
         Ok(Source::Artifact(fetched.map_err(|e| from_remote(&e))?))
+    }
+
+    /// `None` where no registry is followed.
+    pub fn follower(&self) -> Option<&Follower> {
+        self.follower.as_ref()
     }
 
     /// What `GetStatus` shows of the registry; `None` where no registry is followed.
@@ -93,7 +95,7 @@ impl Remote {
     }
 }
 
-fn given(signature: &[u8]) -> Option<Vec<u8>> {
+fn non_empty(signature: &[u8]) -> Option<Vec<u8>> {
     (!signature.is_empty()).then(|| signature.to_vec())
 }
 
@@ -101,20 +103,4 @@ fn status(report: Report) -> pb::RegistryStatus {
     let Report { manifest, revision, in_sync, error, synced } = report;
     let seconds_since_sync = synced.map_or(-1.0, |at| at.elapsed().as_secs_f64());
     pb::RegistryStatus { manifest, revision, in_sync, error, seconds_since_sync }
-}
-
-/// Follows the registry until the future is dropped, and brings the lifecycle up to date after each change.
-/// Returns at once where no registry is followed.
-pub async fn follow(model: ModelCell, lifecycle: Arc<Lifecycle>) {
-    let Some(model) = model.get() else { return };
-    let Some(follower) = &model.remote.follower else { return };
-    loop {
-        let changes = follower.sync(Occasion::Poll).await;
-        if changes != Changes::default() {
-            tracing::info!(loaded = ?changes.loaded, unloaded = ?changes.unloaded, "the registry's manifest was followed");
-            model.follow(&lifecycle).await;
-        }
-        let pause: Duration = follower.pause().await;
-        tokio::time::sleep(pause).await;
-    }
 }

@@ -23,9 +23,10 @@ use super::loaded_model::{LoadedModel, ModelCell};
 use super::metrics::{keep_up, recorder, render};
 use super::ports::{ENVELOPE_BYTES, Port, Trusted, warn_of_open_doors};
 use super::reload::Credentials;
-use super::{Requests, ServeError, Server, remote, scrape};
+use super::{Requests, ServeError, Server, scrape};
 use crate::config::Config;
 use crate::logging;
+use delo_registry::remote::{Changes, Occasion};
 use pb::admin_server::AdminServer;
 use pb::classifier_server::ClassifierServer;
 
@@ -106,7 +107,7 @@ struct RunningPorts {
 }
 
 impl Running {
-    /// Serves all ports. Until the model is loaded, health is the only service that answers.
+    /// Serves all ports. Until the model is loaded, health and GetStatus answer; other methods are UNAVAILABLE.
     fn start_ports(
         &self,
         server: Server,
@@ -179,7 +180,7 @@ impl Running {
 
     /// Serves, and follows the registry, until a drain is requested.
     async fn until_shutdown(&self, ports: &mut RunningPorts, requests: &Requests) -> Result<(), ServeError> {
-        let _following = AbortOnDrop(tokio::spawn(remote::follow(self.model.clone(), self.lifecycle.clone())));
+        let _following = AbortOnDrop(tokio::spawn(follow_registry(self.model.clone(), self.lifecycle.clone())));
         tokio::select! {
             _ = &mut ports.classifier.serving.0 => Err(ServeError::Ended),
             () = requests.drain.cancelled() => Ok(()),
@@ -213,6 +214,22 @@ impl Running {
             }
             () = requests.cut.cancelled() => {}
         }
+    }
+}
+
+/// Follows the registry until the future is dropped, and brings the lifecycle up to date after each change. Returns
+/// at once where no registry is followed.
+async fn follow_registry(model: ModelCell, lifecycle: Arc<Lifecycle>) {
+    let Some(model) = model.get() else { return };
+    let Some(follower) = model.remote.follower() else { return };
+    loop {
+        let changes = follower.sync(Occasion::Poll).await;
+        if changes != Changes::default() {
+            tracing::info!(loaded = ?changes.loaded, unloaded = ?changes.unloaded, "the registry's manifest was followed");
+            model.follow(&lifecycle).await;
+        }
+        let pause: Duration = follower.pause().await;
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -59,7 +59,7 @@ pub enum BatchError {
     Memory { retry_after: Duration },
     #[error("the sample alone takes more memory than the queue may hold (batching.max_queue_bytes): send a smaller one")]
     TooLarge,
-    #[error("the server is shutting down: retry with another")]
+    #[error("the server is shutting down: retry with another server")]
     Draining,
     #[error("the deadline passed before the sample was computed: allow more time, or retry when the server is less busy")]
     DeadlineExceeded,
