@@ -108,7 +108,7 @@ fn serve(config: Config, cores: usize) -> Result<(), Failure> {
     let _failpoints = fail::FailScenario::setup();
     let served = runtime.block_on(async {
         let server = Server::bind(config).await?;
-        server.run_until_asked(requests.clone()).await
+        server.run_until_requested(requests.clone()).await
     });
     match requests.cut_by() {
         None => runtime.shutdown_timeout(LAST_WORK),

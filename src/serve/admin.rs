@@ -6,17 +6,17 @@ use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
 use super::lifecycle::{Lifecycle, State};
-use super::room::Rooms;
+use super::loaded_model::ModelCell;
 use super::status::{check_request_id, from_registry, invalid};
 use delo_engine::{Counted, Resident, Share, Trial, TrialMode};
 use delo_proto::{get_status_response, load_partition_request, trial_mode};
 use delo_registry::remote::{AllowedUrls, without_query};
 use delo_registry::{CatalogueOwner, ChangeError, Changed, Load};
 
-/// Changes the catalogue of the room, and lets health follow.
+/// Changes the live catalogue, and brings the lifecycle up to date.
 #[derive(Clone)]
 pub struct Admin {
-    pub rooms: Rooms,
+    pub model: ModelCell,
     pub lifecycle: Arc<Lifecycle>,
 }
 
@@ -27,23 +27,24 @@ impl pb::admin_server::Admin for Admin {
         let source = source.ok_or_else(|| invalid("source", "nothing to load: give uri or artifact"))?;
         check_request_id(&request_id)?;
         let trial = trial.map(trial_of).transpose()?;
-        let room = self.rooms.room()?;
+        let model = self.model.ready()?;
         let (source, origin) = match source {
             load_partition_request::Source::Uri(uri) => {
                 let origin = AllowedUrls::is_address(&uri).then(|| without_query(&uri));
-                // What is not fetched is found to be done before by the registry itself.
+                // A repeated request is answered without a fetch. For other sources, `load` finds the
+                // repetition.
                 if let Some(address) = &origin
-                    && let Some(done) = room.registry.loaded_before(address, trial, &request_id).await.map_err(from_registry)?
+                    && let Some(done) = model.registry.loaded_before(address, trial, &request_id).await.map_err(from_registry)?
                 {
                     return self.loaded(done).await;
                 }
-                (room.remote.named(uri, &signature).await?, origin)
+                (model.remote.named(uri, &signature).await?, origin)
             }
-            load_partition_request::Source::Artifact(bytes) => (room.remote.uploaded(bytes, &signature).await?, None),
+            load_partition_request::Source::Artifact(bytes) => (model.remote.uploaded(bytes, &signature).await?, None),
         };
         let load = Load { source, trial, origin, request_id };
         let changed = self.change(async move |registry| registry.load(load).await).await?;
-        if let Some(notice) = room.registry.catalogue().notice() {
+        if let Some(notice) = model.registry.catalogue().notice() {
             tracing::warn!(notice, "routing");
         }
         self.loaded(changed).await
@@ -85,7 +86,7 @@ impl pb::admin_server::Admin for Admin {
     }
 
     async fn list_partitions(&self, _: Request<pb::ListPartitionsRequest>) -> Result<Response<pb::ListPartitionsResponse>, Status> {
-        let registry = &self.rooms.room()?.registry;
+        let registry = &self.model.ready()?.registry;
         let (report, catalogue) = (registry.report().await, registry.catalogue());
         let partitions = catalogue.residents().map(|resident| {
             let entry = report.tasks.get(resident.task());
@@ -115,17 +116,17 @@ impl pb::admin_server::Admin for Admin {
             uptime_seconds: self.lifecycle.uptime().as_secs_f64(),
             ..Default::default()
         };
-        if let Some(room) = self.rooms.get() {
-            let (catalogue, report) = (room.registry.catalogue(), room.registry.report().await);
-            answer.model.clone_from(&room.model);
-            answer.backbone_fingerprint.clone_from(&room.engine.backbone().fingerprint);
-            answer.kernel = room.engine.kernel().to_owned();
-            answer.compute_threads = u32::try_from(room.engine.threads()).unwrap_or(u32::MAX);
+        if let Some(model) = self.model.get() {
+            let (catalogue, report) = (model.registry.catalogue(), model.registry.report().await);
+            answer.model.clone_from(&model.name);
+            answer.backbone_fingerprint.clone_from(&model.engine.backbone().fingerprint);
+            answer.kernel = model.engine.kernel().to_owned();
+            answer.compute_threads = u32::try_from(model.engine.threads()).unwrap_or(u32::MAX);
             answer.routing_metric = catalogue.metric().to_string();
             answer.routing_signal = catalogue.signal().to_string();
             answer.routing_notice = catalogue.notice().unwrap_or_default().to_owned();
-            answer.queue_depth = room.batcher.depth() as u64;
-            answer.registry = room.remote.status();
+            answer.queue_depth = model.batcher.depth() as u64;
+            answer.registry = model.remote.status();
             answer.partitions = u32::try_from(catalogue.residents().count()).unwrap_or(u32::MAX);
             answer.catalogue_revision = report.revision;
             answer.durable = report.durable;
@@ -135,13 +136,14 @@ impl pb::admin_server::Admin for Admin {
     }
 
     async fn sync_registry(&self, request: Request<pb::SyncRegistryRequest>) -> Result<Response<pb::SyncRegistryResponse>, Status> {
-        let (rooms, lifecycle) = (self.rooms.clone(), self.lifecycle.clone());
+        let (model, lifecycle) = (self.model.clone(), self.lifecycle.clone());
         let pb::SyncRegistryRequest { accept_older } = request.into_inner();
-        // In a task of its own, as every change: what was begun is told to health, whether or not the caller waits.
+        // In a task of its own, as every change: it is carried out and the lifecycle follows, whether or not
+        // the caller waits.
         let syncing = async move {
-            let room = rooms.room()?;
-            let synced = room.remote.sync(accept_older).await?;
-            room.follow(&lifecycle).await;
+            let model = model.ready()?;
+            let synced = model.remote.sync(accept_older).await?;
+            model.follow(&lifecycle).await;
             Ok::<_, Status>(synced)
         };
         let synced = tokio::spawn(syncing.in_current_span());
@@ -151,21 +153,22 @@ impl pb::admin_server::Admin for Admin {
 }
 
 impl Admin {
-    /// Carries out a change to its end, whether or not the caller waits for it, and lets health follow.
+    /// Carries out a change to its end, whether or not the caller waits for it, and brings the lifecycle up
+    /// to date.
     async fn change<T: Send + 'static, F: Future<Output = Result<T, ChangeError>> + Send + 'static>(
         &self,
         work: impl FnOnce(Arc<CatalogueOwner>) -> F,
     ) -> Result<T, Status> {
-        let (rooms, lifecycle) = (self.rooms.clone(), self.lifecycle.clone());
-        let work = work(self.rooms.room()?.registry.clone());
+        let (model, lifecycle) = (self.model.clone(), self.lifecycle.clone());
+        let work = work(self.model.ready()?.registry.clone());
         let changing = async move {
             let done = work.await?;
-            if let Some(room) = rooms.get() {
-                room.follow(&lifecycle).await;
+            if let Some(model) = model.get() {
+                model.follow(&lifecycle).await;
             }
             Ok(done)
         };
-        // In a task of its own: a caller who hangs up in the middle leaves no half of a change.
+        // In a task of its own: a caller who hangs up does not interrupt the change.
         let done = tokio::spawn(changing.in_current_span()).await;
         done.unwrap_or(Err(ChangeError::Panicked)).map_err(from_registry)
     }
@@ -175,7 +178,7 @@ impl Admin {
     }
 
     async fn partition(&self, changed: Changed) -> Result<pb::Partition, Status> {
-        let report = self.rooms.room()?.registry.report().await;
+        let report = self.model.ready()?.registry.report().await;
         let Changed { task, version, record, resident, labels } = changed;
         let mut shown = resident.as_deref().map(resident_partition).unwrap_or_else(|| pb::Partition {
             checksum: record.checksum,
@@ -196,7 +199,7 @@ impl Admin {
 
 fn check(task: &str, request_id: &str) -> Result<(), Status> {
     if task.is_empty() {
-        return Err(invalid("task", "which task? give its name; ListPartitions shows those that are loaded"));
+        return Err(invalid("task", "no task is named: give its name; ListPartitions shows those that are loaded"));
     }
     check_request_id(request_id)
 }
@@ -207,7 +210,7 @@ fn trial_of(trial: pb::TrialMode) -> Result<TrialMode, Status> {
             Share::try_from(share).map(TrialMode::Canary).map_err(|reason| invalid("trial.canary_share", reason))
         }
         Some(trial_mode::Mode::Shadow(true)) => Ok(TrialMode::Shadow),
-        Some(trial_mode::Mode::Shadow(false)) | None => Err(invalid("trial", "how is it tried? give canary_share, or shadow: true")),
+        Some(trial_mode::Mode::Shadow(false)) | None => Err(invalid("trial", "the trial has no mode: give canary_share, or shadow: true")),
     }
 }
 

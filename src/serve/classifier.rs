@@ -1,56 +1,57 @@
 //! The service `delo.v1.Classifier`.
 use delo_proto as pb;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use prost::Message;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
-use super::batcher::{BatchError, Claim, Priority};
-use super::deadline::patience;
+use super::batcher::{BatchError, Priority, TrafficClass};
+use super::deadline::call_timeout;
 use super::feedback::Verdict;
 use super::layers::{Caller, Expiry, Share, internal};
+use super::loaded_model::{LoadedModel, ModelCell};
 use super::metrics::{record_answer, record_outcome, record_text};
-use super::room::{Room, Rooms};
-use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_intake, invalid, refused};
-use super::{shadow, status};
+use super::shadow;
+use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_preprocess, invalid, refused};
 use crate::config::Config;
-use delo_engine::{Answer, Candidate, CatalogueError, Query, SelectedFactors};
-use delo_model::input::{Preprocessed, Presence, TextReading};
+use delo_engine::{Answer, Candidate, CatalogueError, Query, Resident, SelectedFactors};
+use delo_model::input::{Preprocessed, Presence, Sample, TextReading};
 use delo_proto::classify_result;
 
-/// Scores returned where the request doesn't say, and candidate tasks.
+/// Number of scores returned where the request does not say.
 const DEFAULT_TOP_K: u32 = 5;
+/// Number of candidate tasks returned where the request does not say.
 const DEFAULT_CANDIDATES: u32 = 5;
 
-/// Answers calls once the room behind it is ready.
+/// Answers calls once the model is ready.
 #[derive(Clone)]
 pub struct Classifier {
     pub config: Arc<Config>,
-    pub rooms: Rooms,
+    pub model: ModelCell,
 }
 
 #[tonic::async_trait]
 impl pb::classifier_server::Classifier for Classifier {
     async fn classify(&self, request: Request<pb::ClassifyRequest>) -> Result<Response<pb::ClassifyResponse>, Status> {
         let deadline = deadline(&request, &self.config);
-        let client = client(&request);
-        classify(self.rooms.room()?, request.into_inner(), Call { client, usual: Priority::Interactive, deadline }).await.map(Response::new)
+        let options = CallOptions { client: client(&request), default_priority: Priority::Interactive, deadline };
+        classify(self.model.ready()?, request.into_inner(), options).await.map(Response::new)
     }
 
     async fn classify_batch(&self, request: Request<pb::ClassifyBatchRequest>) -> Result<Response<pb::ClassifyBatchResponse>, Status> {
         let deadline = deadline(&request, &self.config);
-        let call = Call { client: client(&request), usual: Priority::Bulk, deadline };
-        // All samples are held while the first ones are computed, decompressed.
+        let options = CallOptions { client: client(&request), default_priority: Priority::Bulk, deadline };
+        // The decompressed message stays in memory while its first samples are computed.
         if let Some(share) = request.extensions().get::<Arc<Share>>() {
             share.cover(request.get_ref().encoded_len())?;
         }
-        let (room, requests) = (self.rooms.room()?, request.into_inner().requests);
+        let (model, requests) = (self.model.ready()?, request.into_inner().requests);
         let batching = &self.config.batching;
         if requests.len() > batching.max_samples_per_call {
             refused("invalid_input");
@@ -59,39 +60,43 @@ impl pb::classifier_server::Classifier for Classifier {
                 format!("{} samples, more than the {} allowed in one call", requests.len(), batching.max_samples_per_call),
             ));
         }
-        let results = stream::iter(requests).map(|request| result(room, request, call.clone())).buffered(self.in_flight()).collect().await;
+        let results = stream::iter(requests).map(|request| result(model, request, options.clone()));
+        let results = results.buffered(self.samples_in_flight()).collect().await;
         Ok(Response::new(pb::ClassifyBatchResponse { results }))
     }
 
     type ClassifyStreamStream = BoxStream<'static, Result<pb::ClassifyResult, Status>>;
 
-    /// Each sample has the time that the call names, from its own arrival; the stream may be open for as long as it likes.
+    /// The call's timeout holds for each sample, from the arrival of that sample. The stream itself has no
+    /// deadline.
     async fn classify_stream(
         &self,
         request: Request<Streaming<pb::ClassifyRequest>>,
     ) -> Result<Response<Self::ClassifyStreamStream>, Status> {
-        self.rooms.room()?;
-        let (rooms, client, patience) = (self.rooms.clone(), client(&request), patience(request.metadata(), &self.config.deadline));
+        self.model.ready()?;
+        let (model, client) = (self.model.clone(), client(&request));
+        let timeout = call_timeout(request.metadata(), &self.config.deadline);
         let answers = request
             .into_inner()
             .map_ok(move |request| {
-                let (rooms, client) = (rooms.clone(), client.clone());
+                let (model, client) = (model.clone(), client.clone());
                 async move {
-                    let call = Call { client, usual: Priority::Bulk, deadline: Instant::now() + patience };
-                    Ok(result(rooms.room()?, request, call).await)
+                    let options = CallOptions { client, default_priority: Priority::Bulk, deadline: Instant::now() + timeout };
+                    Ok(result(model.ready()?, request, options).await)
                 }
             })
-            // More are read from the caller only as answers leave: the transport's flow control holds the caller back.
-            .try_buffer_unordered(self.in_flight());
+            // The next request is read only when an answer has left. Until then the transport's flow control
+            // stops the client.
+            .try_buffer_unordered(self.samples_in_flight());
         Ok(Response::new(answers.boxed()))
     }
 
     async fn report_outcome(&self, request: Request<pb::ReportOutcomeRequest>) -> Result<Response<pb::ReportOutcomeResponse>, Status> {
-        let room = self.rooms.room()?;
+        let model = self.model.ready()?;
         let request = request.into_inner();
         let true_task = Some(request.true_task.as_str()).filter(|t| !t.is_empty());
-        let verdict = judge(room, &request, true_task)?;
-        record_outcome(&room.series, &verdict, true_task, &room.registry.catalogue());
+        let verdict = judge(model, &request, true_task)?;
+        record_outcome(&model.series, &verdict, true_task, &model.registry.catalogue());
         Ok(Response::new(pb::ReportOutcomeResponse {
             counted: verdict.count_task || verdict.count_label,
             routed_task: verdict.routed_task,
@@ -103,37 +108,37 @@ impl pb::classifier_server::Classifier for Classifier {
 
 /// What all samples of a call share.
 #[derive(Clone, Debug)]
-struct Call {
+struct CallOptions {
     client: Arc<str>,
-    /// Where the sample doesn't say.
-    usual: Priority,
+    /// The priority of a sample whose request does not name one.
+    default_priority: Priority,
     deadline: Instant,
 }
 
-/// Whose call it is, for a fair share of the queue.
+/// The name of the caller, for its fair share of the queue.
 fn client<T>(request: &Request<T>) -> Arc<str> {
     Caller::of(request.extensions()).name
 }
 
-/// Until when the call must be answered: as its layer has computed it, when the call arrived.
+/// When the call must be answered: as the layer has derived it when the call arrived.
 fn deadline<T>(request: &Request<T>, config: &Config) -> Instant {
     let known = request.extensions().get::<Arc<Expiry>>().and_then(|expiry| expiry.at);
-    known.unwrap_or_else(|| Instant::now() + patience(request.metadata(), &config.deadline))
+    known.map_or_else(|| Instant::now() + config.deadline.max, Into::into)
 }
 
 impl Classifier {
-    /// So many samples of one call in flight that the next batch of compute can fill while one runs, and no more: one bulk caller must not fill the
-    /// queue.
-    fn in_flight(&self) -> usize {
+    /// Most samples of one call in flight: `min(2 · batch, queue / 2)`. With two batches of samples, the next
+    /// batch can form while one is computed. With more, one call could fill the queue.
+    fn samples_in_flight(&self) -> usize {
         let batching = &self.config.batching;
         (2 * batching.max_samples).min(batching.max_queue_samples / 2).max(1)
     }
 }
 
-/// One sample's answer or error, as batches and streams carry it. A panic fails its own sample.
-async fn result(room: &Room, request: pb::ClassifyRequest, call: Call) -> pb::ClassifyResult {
+/// One sample's answer or error, as batches and streams carry it. A panic fails its own sample only.
+async fn result(model: &Arc<LoadedModel>, request: pb::ClassifyRequest, options: CallOptions) -> pb::ClassifyResult {
     let id = request.request_id.clone();
-    let answer = AssertUnwindSafe(classify(room, request, call)).catch_unwind().await;
+    let answer = AssertUnwindSafe(classify(model, request, options)).catch_unwind().await;
     match answer.unwrap_or_else(|panic| Err(internal(&*panic))) {
         Ok(response) => {
             let request_id = response.request_id.clone();
@@ -147,10 +152,10 @@ async fn result(room: &Room, request: pb::ClassifyRequest, call: Call) -> pb::Cl
     }
 }
 
-/// One sample, from the request's bytes to the answer.
-async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Result<pb::ClassifyResponse, Status> {
+/// One sample, from the bytes of the request to the answer.
+async fn classify(model: &Arc<LoadedModel>, request: pb::ClassifyRequest, options: CallOptions) -> Result<pb::ClassifyResponse, Status> {
     let priority = match request.priority() {
-        pb::Priority::Unspecified => call.usual,
+        pb::Priority::Unspecified => options.default_priority,
         pb::Priority::Interactive => Priority::Interactive,
         pb::Priority::Bulk => Priority::Bulk,
     };
@@ -158,70 +163,79 @@ async fn classify(room: &Room, request: pb::ClassifyRequest, call: Call) -> Resu
     check_request_id(&request_id)?;
     let request_id = if request_id.is_empty() { Uuid::new_v4().to_string() } else { request_id };
     let ticket = ticket(&request_id);
-    // From here on the sample keeps the version that it starts with, whatever is loaded meanwhile.
-    let given = (!task.is_empty()).then(|| {
-        let unknown = || from_catalogue(CatalogueError::UnknownTask(task.clone()));
-        room.registry.catalogue().pick(&task, ticket).cloned().ok_or_else(unknown)
-    });
-    let given = given.transpose()?;
+    // A given task is served by the version that is chosen here, whatever is loaded meanwhile.
+    let given = given_version(model, &task, ticket)?;
     let bytes = image.as_ref().map_or(0, bytes::Bytes::len) + text.as_ref().map_or(0, String::len);
-    let claim = Claim { client: call.client, priority };
-    let mut slot = room.batcher.reserve(claim, bytes, call.deadline).map_err(from_batch)?;
-    // Only of what is let in, the header is read: refusing costs next to nothing.
-    slot.resize(room.intake.memory(image.as_ref(), text.as_deref()).map_err(from_intake)?).map_err(from_batch)?;
-    let Preprocessed { sample, text } = tokio::time::timeout_at(call.deadline.into(), room.intake.sample(image, text))
+    let class = TrafficClass { client: options.client, priority };
+    let mut slot = model.batcher.reserve(class, bytes, options.deadline).map_err(from_batch)?;
+    // The header is read after the reservation, so that a refusal costs next to nothing.
+    slot.resize(model.preprocessor.memory(image.as_ref(), text.as_deref()).map_err(from_preprocess)?).map_err(from_batch)?;
+    let Preprocessed { sample, text } = tokio::time::timeout_at(options.deadline, model.preprocessor.sample(image, text))
         .await
         .map_err(|_| from_batch(BatchError::DeadlineExceeded))?
-        .map_err(from_intake)?;
-    let (presence, bytes) = (sample.presence(), sample.bytes());
-    let kept = shadow::any(room).then(|| sample.clone());
-    let query = Query { sample, given, ticket, explain };
+        .map_err(from_preprocess)?;
+    let (presence, bytes, sample) = (sample.presence(), sample.bytes(), Arc::new(sample));
+    let query = Query { sample: sample.clone(), given, ticket, explain };
     let answer = slot.run(query, bytes).await.map_err(from_batch)?.map_err(from_engine)?;
-    record_answer(&room.series, &answer, presence);
+    record_answer(&model.series, &answer, presence);
     if let Some(reading) = text {
         record_text(reading);
     }
-    if let Some((sample, tried)) = kept.zip(shadow::of(room, answer.resident.task())) {
-        let (rooms, answered) = (room.handle(), answer.clone());
-        tokio::spawn(async move {
-            if let Some(room) = rooms.as_ref().and_then(Rooms::get) {
-                shadow::compare(room, tried, sample, answered).await;
-            }
-        });
+    let scores = ranked_scores(&answer, top_k.unwrap_or(DEFAULT_TOP_K));
+    let best = scores.first().map(|score| score.label.as_str());
+    compare_with_shadow(model, &answer, best, sample);
+    if let Some(best) = best {
+        model.answers().remember(&request_id, answer.resident.task(), answer.resident.version, best);
     }
-    if let Some(best) = answer.best_label() {
-        room.answers().remember(&request_id, answer.resident.task(), answer.resident.version, best);
-    }
-    let asked = Asked {
-        // 0: all.
-        scores: top_k.map_or(DEFAULT_TOP_K as usize, |k| if k == 0 { usize::MAX } else { k as usize }),
-        candidates: max_candidates.unwrap_or(DEFAULT_CANDIDATES) as usize,
-    };
-    Ok(response(room, request_id, answer, modalities(presence, text), asked))
+    let candidates = max_candidates.unwrap_or(DEFAULT_CANDIDATES) as usize;
+    Ok(response(&model.name, request_id, answer, scores, modalities(presence, text), candidates))
 }
 
-/// A number of a request's id: the same id, the same number.
+/// The version that serves a sample whose request names a task; `None` where the name is empty.
+fn given_version(model: &LoadedModel, task: &str, ticket: u64) -> Result<Option<Arc<Resident>>, Status> {
+    if task.is_empty() {
+        return Ok(None);
+    }
+    let unknown = || from_catalogue(CatalogueError::UnknownTask(task.to_owned()));
+    model.registry.catalogue().pick(task, ticket).cloned().ok_or_else(unknown).map(Some)
+}
+
+/// Starts the comparison with the shadow version of the answer's task, if there is one. Does not wait for it.
+fn compare_with_shadow(model: &Arc<LoadedModel>, answer: &Answer, best: Option<&str>, sample: Arc<Sample>) {
+    let Some(version) = shadow::version_of(model, answer.resident.task()) else { return };
+    let (model, best) = (model.clone(), best.map(str::to_owned));
+    tokio::spawn(async move { shadow::compare(&model, version, sample, best.as_deref()).await });
+}
+
+/// The `top_k` labels of the highest scores, falling; all labels where `top_k` is 0.
+fn ranked_scores(answer: &Answer, top_k: u32) -> Vec<pb::Score> {
+    let most = if top_k == 0 { usize::MAX } else { top_k as usize };
+    answer.ranked(most).map(|(label, score)| pb::Score { label: label.to_owned(), score }).collect()
+}
+
+/// Hash of a request id: the number that decides between a live version and its canary.
 fn ticket(request_id: &str) -> u64 {
-    // FNV-1a: the same in every process and version, unlike the standard hashers, so that replicas of a fleet agree.
+    // FNV-1a is the same in every process and version, unlike the standard hashers, so that all replicas
+    // agree.
     request_id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// How much of an answer the caller asked for, at most.
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    scores: usize,
+fn response(
+    model: &str,
+    request_id: String,
+    answer: Answer,
+    scores: Vec<pb::Score>,
+    modalities: pb::Modalities,
     candidates: usize,
-}
-
-fn response(room: &Room, request_id: String, answer: Answer, modalities: pb::Modalities, asked: Asked) -> pb::ClassifyResponse {
+) -> pb::ClassifyResponse {
     pb::ClassifyResponse {
         request_id,
         task: answer.resident.task().to_owned(),
-        scores: answer.ranked(asked.scores).map(|(label, score)| pb::Score { label: label.to_owned(), score }).collect(),
-        routing: routing(&answer, asked.candidates),
+        scores,
+        routing: routing(&answer, candidates),
         modalities: Some(modalities),
         partition_version: answer.resident.version,
-        model: room.model.clone(),
+        model: model.to_owned(),
         factors: answer.factors.into_iter().flatten().map(factors).collect(),
     }
 }
@@ -267,14 +281,14 @@ fn error(status: &Status) -> pb::Error {
     pb::Error { code: status.code().into(), message: status.message().to_owned(), field }
 }
 
-/// What the reported truth says of the answer that the report refers to.
-fn judge(room: &Room, request: &pb::ReportOutcomeRequest, true_task: Option<&str>) -> Result<Verdict, Status> {
+/// Compares the answer that the report names with the reported truth.
+fn judge(model: &LoadedModel, request: &pb::ReportOutcomeRequest, true_task: Option<&str>) -> Result<Verdict, Status> {
     if true_task.is_none() && request.true_labels.is_empty() {
         return Err(invalid("true_task", "nothing is reported: give true_task, true_labels or both"));
     }
     check_request_id(&request.request_id)?;
     if !request.request_id.is_empty() {
-        return room.answers().judge(&request.request_id, true_task, &request.true_labels).ok_or_else(|| {
+        return model.answers().judge(&request.request_id, true_task, &request.true_labels).ok_or_else(|| {
             Status::not_found(format!(
                 "no answer with request_id {:?} is remembered: report sooner, or give task and true_task",
                 request.request_id
@@ -282,7 +296,7 @@ fn judge(room: &Room, request: &pb::ReportOutcomeRequest, true_task: Option<&str
         });
     }
     if request.task.is_empty() {
-        return Err(status::invalid("request_id", "whose outcome is it? give request_id, or the task that was routed to"));
+        return Err(invalid("request_id", "the report names no answer: give request_id, or the task that was routed to"));
     }
     let true_task = true_task.ok_or_else(|| invalid("true_task", "without a request_id only a true_task can be counted"))?;
     Ok(Verdict {
@@ -293,11 +307,4 @@ fn judge(room: &Room, request: &pb::ReportOutcomeRequest, true_task: Option<&str
         count_task: true,
         count_label: false,
     })
-}
-
-impl Room {
-    fn answers(&self) -> std::sync::MutexGuard<'_, super::feedback::AnswerMemory> {
-        let memory: &Mutex<_> = &self.memory;
-        memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }

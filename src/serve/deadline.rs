@@ -1,22 +1,23 @@
-//! How long a call may take, as its caller and the configuration say.
+//! How long a call may take: the time-out of its caller, within the bounds of the configuration.
 use std::time::Duration;
 
 use tonic::metadata::MetadataMap;
 
 use crate::config;
 
-/// The answer leaves this much before the caller's own clock runs out, so that the caller sees it and not a bare time-out.
-const AHEAD: Duration = Duration::from_millis(5);
+/// A call ends this long before its caller's own time-out, so that the caller receives the answer or the
+/// error.
+const MARGIN: Duration = Duration::from_millis(5);
 
-/// How long a call may take: its `grpc-timeout`, or the configured default; at most the configured maximum.
-pub fn patience(metadata: &MetadataMap, bounds: &config::Deadline) -> Duration {
+/// How long a call may take: `min(grpc-timeout or default, max)`.
+pub fn call_timeout(metadata: &MetadataMap, bounds: &config::Deadline) -> Duration {
     within(metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()), bounds)
 }
 
-/// As [`patience`], by the header's value.
-pub fn within(asked: Option<&str>, bounds: &config::Deadline) -> Duration {
-    let asked = asked.and_then(timeout).map(|asked| asked.saturating_sub(AHEAD));
-    asked.unwrap_or(bounds.default).min(bounds.max)
+/// As [`call_timeout`], by the value of the header `grpc-timeout`.
+pub fn within(header: Option<&str>, bounds: &config::Deadline) -> Duration {
+    let requested = header.and_then(timeout).map(|requested| requested.saturating_sub(MARGIN));
+    requested.unwrap_or(bounds.default).min(bounds.max)
 }
 
 /// A time-out as gRPC writes it: up to 8 digits and a unit (H, M, S, m, u, n). `None` for anything else.
@@ -54,14 +55,14 @@ mod tests {
     }
 
     #[test]
-    fn a_call_waits_as_long_as_it_says_the_default_or_the_maximum() {
+    fn a_call_takes_as_long_as_its_caller_allows_or_the_default_at_most_the_maximum() {
         let bounds = config::Deadline { default: Duration::from_secs(30), max: Duration::from_secs(100) };
         let wait = |text: Option<&str>| {
             let mut metadata = MetadataMap::new();
             if let Some(text) = text {
                 metadata.insert("grpc-timeout", text.parse().unwrap());
             }
-            patience(&metadata, &bounds).as_secs_f64().round() as u64
+            call_timeout(&metadata, &bounds).as_secs_f64().round() as u64
         };
         assert_eq!(wait(Some("50S")), 50);
         assert_eq!(wait(Some("5H")), 100);

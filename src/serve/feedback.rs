@@ -1,27 +1,30 @@
-//! The latest answers, remembered so that ground truth that arrives later can be held against them.
+//! The latest answers, remembered so that ground truth that arrives later can be compared with them.
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-/// Answers for which memory is taken at the start, so that a server's memory does not grow while it fills.
-const TAKEN_AT_ONCE: usize = 1 << 17;
+/// Number of answers for which memory is taken at the start, so that the server's memory does not grow while
+/// it fills.
+const ALLOCATED_AT_START: usize = 1 << 17;
 
-/// A bounded memory of answers by request id; the oldest are forgotten first. Ids and labels may be long: their hashes stand for them.
+/// A bounded memory of answers by request id; the oldest are forgotten first. Ids and labels may be long, so
+/// only their hashes are kept.
 #[derive(Debug)]
 pub struct AnswerMemory {
     capacity: usize,
-    /// The latest answers, one after the other and round again.
+    /// The latest answers, a ring buffer.
     ring: Vec<Option<Remembered>>,
-    /// Where in the ring the next answer goes.
+    /// Index in the ring of the next answer.
     next: usize,
-    /// Where in the ring the latest answer of an id is.
-    places: HashMap<Id, usize>,
-    /// The names of their tasks, each held once.
+    /// Index in the ring of the latest answer of an id.
+    indices: HashMap<Id, usize>,
+    /// The names of the tasks of the remembered answers, each held once.
     tasks: HashSet<Arc<str>>,
     hashers: [RandomState; 2],
 }
 
-/// A request id's hash: 128 bits of keys that nobody outside knows, so that no two ids are ever taken for one.
+/// A request id's hash of 128 bits. Its keys are random and secret, so that nobody can choose two ids of one
+/// hash.
 type Id = [u64; 2];
 
 #[derive(Debug)]
@@ -29,38 +32,41 @@ struct Remembered {
     id: Id,
     task: Arc<str>,
     version: u64,
-    /// Of the best label.
+    /// Hash of the best label.
     label: u64,
     task_counted: bool,
     label_counted: bool,
 }
 
-/// What ground truth says of an answer.
+/// An answer compared with ground truth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
+    /// The task that answered.
     pub routed_task: String,
     /// The version that answered, where the answer is remembered.
     pub version: Option<u64>,
-    /// Whether the task was right, where the truth names one.
+    /// Whether the task was right; `None` where the truth names no task.
     pub task_correct: Option<bool>,
-    /// Whether the best label is among the true ones, where there are any.
+    /// Whether the best label is among the true ones; `None` where the truth names no label.
     pub label_correct: Option<bool>,
-    /// The task's verdict is new and counts.
+    /// Whether `task_correct` is to be counted: it was not counted before.
     pub count_task: bool,
-    /// The label's verdict is new and counts.
+    /// Whether `label_correct` is to be counted: it was not counted before.
     pub count_label: bool,
 }
 
 impl AnswerMemory {
+    /// An empty memory of up to `capacity` answers.
     pub fn new(capacity: usize) -> Self {
-        let taken = capacity.min(TAKEN_AT_ONCE);
-        // Written, since memory that was never written is not there yet.
+        let taken = capacity.min(ALLOCATED_AT_START);
+        // Written, since the system grants a page of memory at its first write.
         let ring = std::iter::repeat_with(|| None).take(taken).collect();
-        // A table that is more than half full grows, sooner or later, as entries come and go. Written as well: its entries lie all over it.
-        let mut places = HashMap::with_capacity(2 * (taken + 1));
-        places.extend((0..taken).map(|i| ([i as u64; 2], i)));
-        places.clear();
-        Self { capacity, ring, next: 0, places, tasks: HashSet::new(), hashers: [RandomState::new(), RandomState::new()] }
+        // Twice as large, since a table that is more than half full grows while entries come and go. Filled
+        // once, so that its memory is written as well.
+        let mut indices = HashMap::with_capacity(2 * (taken + 1));
+        indices.extend((0..taken).map(|i| ([i as u64; 2], i)));
+        indices.clear();
+        Self { capacity, ring, next: 0, indices, tasks: HashSet::new(), hashers: [RandomState::new(), RandomState::new()] }
     }
 
     fn id(&self, request_id: &str) -> Id {
@@ -71,7 +77,7 @@ impl AnswerMemory {
         if let Some(task) = self.tasks.get(name) {
             return task.clone();
         }
-        // A new one is rare: the time to drop those of which no answer is remembered.
+        // A new task is rare, so this is the time to drop the names of which no answer is remembered.
         self.tasks.retain(|task| Arc::strong_count(task) > 1);
         let task: Arc<str> = name.into();
         self.tasks.insert(task.clone());
@@ -82,7 +88,7 @@ impl AnswerMemory {
         self.hashers[0].hash_one(label)
     }
 
-    /// Remembers an answer. An id that is used again stands for its latest answer.
+    /// Remembers an answer. An id that is used again names its latest answer.
     pub fn remember(&mut self, request_id: &str, task: &str, version: u64, best_label: &str) {
         if self.capacity == 0 {
             return;
@@ -91,26 +97,27 @@ impl AnswerMemory {
         let (task, label) = (self.task(task), self.label(best_label));
         let remembered = Some(Remembered { id, task, version, label, task_counted: false, label_counted: false });
         let forgotten = match self.ring.get_mut(self.next) {
-            Some(place) => std::mem::replace(place, remembered),
+            Some(oldest) => std::mem::replace(oldest, remembered),
             None => {
                 self.ring.push(remembered);
                 None
             }
         };
         if let Some(Remembered { id, .. }) = forgotten
-            && self.places.get(&id) == Some(&self.next)
+            && self.indices.get(&id) == Some(&self.next)
         {
-            self.places.remove(&id);
+            self.indices.remove(&id);
         }
-        self.places.insert(id, self.next);
+        self.indices.insert(id, self.next);
         self.next = (self.next + 1) % self.capacity;
     }
 
-    /// Holds the truth against the answer of this id. Task and label count once each. `None` for an id that isn't remembered.
+    /// Compares the answer of this id with the truth. Task and label count once each. `None` for an id that
+    /// is not remembered.
     pub fn judge(&mut self, request_id: &str, true_task: Option<&str>, true_labels: &[String]) -> Option<Verdict> {
         let labels: Vec<u64> = true_labels.iter().map(|label| self.label(label)).collect();
-        let place = *self.places.get(&self.id(request_id))?;
-        let answer = self.ring.get_mut(place)?.as_mut()?;
+        let index = *self.indices.get(&self.id(request_id))?;
+        let answer = self.ring.get_mut(index)?.as_mut()?;
         let task_correct = true_task.map(|t| t == &*answer.task);
         let label_correct = (!labels.is_empty()).then(|| labels.contains(&answer.label));
         let (count_task, count_label) = (task_correct.is_some() && !answer.task_counted, label_correct.is_some() && !answer.label_counted);
@@ -159,10 +166,10 @@ mod tests {
         let mut memory = AnswerMemory::new(3);
         for i in 0..1000 {
             memory.remember(&i.to_string(), "food", 1, "pizza");
-            // One id over and over must not push the others' bound out.
+            // One id that is used again and again must not change the bound.
             memory.remember("same", "food", 1, "pizza");
         }
-        assert!(memory.ring.len() <= 3 && memory.places.len() <= 3);
+        assert!(memory.ring.len() <= 3 && memory.indices.len() <= 3);
         assert!(memory.judge("0", Some("food"), &[]).is_none());
         assert!(memory.judge("999", Some("food"), &[]).is_some());
         assert!(memory.judge("same", Some("food"), &[]).is_some());
@@ -171,10 +178,10 @@ mod tests {
     #[test]
     fn takes_no_more_memory_while_it_is_full_and_works_on() {
         let mut memory = AnswerMemory::new(1000);
-        let taken = (memory.ring.capacity(), memory.places.capacity());
+        let taken = (memory.ring.capacity(), memory.indices.capacity());
         (0..20_000).for_each(|i| memory.remember(&i.to_string(), "food", 1, "pizza"));
-        assert_eq!((memory.ring.capacity(), memory.places.len()), (taken.0, 1000));
-        assert!(memory.places.capacity() <= taken.1, "{} of {}", memory.places.capacity(), taken.1);
+        assert_eq!((memory.ring.capacity(), memory.indices.len()), (taken.0, 1000));
+        assert!(memory.indices.capacity() <= taken.1, "{} of {}", memory.indices.capacity(), taken.1);
         assert!(memory.judge("19000", Some("food"), &[]).is_some() && memory.judge("18999", Some("food"), &[]).is_none());
     }
 

@@ -1,7 +1,7 @@
-//! What the compute thread runs: one forward over the catalogue that is live when the batch starts.
+//! What the compute thread runs: one forward pass over the catalogue that is live when the batch starts.
 use std::sync::Arc;
 
-use super::batcher::Compute;
+use super::batcher::BatchRunner;
 use delo_engine::{Answer, Engine, EngineError, Query, in_pool};
 use delo_registry::CatalogueOwner;
 
@@ -12,7 +12,7 @@ pub struct Inference {
     pub registry: Arc<CatalogueOwner>,
 }
 
-impl Compute for Inference {
+impl BatchRunner for Inference {
     type Job = Query;
     type Outcome = Result<Answer, EngineError>;
 
@@ -20,13 +20,14 @@ impl Compute for Inference {
         self.engine.tokens(self.registry.catalogue().dummy_image(), &job.sample)
     }
 
-    /// One snapshot for the whole batch: a sample is served by the catalogue that it was routed with, whatever is loaded meanwhile.
+    /// One snapshot of the catalogue for the whole batch: a sample is served by the catalogue that it was
+    /// routed with, whatever is loaded meanwhile.
     fn run(&self, jobs: &[Query]) -> Vec<Self::Outcome> {
         let catalogue = self.registry.catalogue();
         self.engine.classify(&catalogue, jobs)
     }
 
-    fn stay(&self, work: impl FnOnce() + Send) {
+    fn on_pool(&self, work: impl FnOnce() + Send) {
         in_pool(work);
     }
 }

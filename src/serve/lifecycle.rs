@@ -1,18 +1,20 @@
-//! The server's state: starting, serving, empty or draining. [`health`](super::health) shows it.
+//! The server's state: starting, serving, empty or draining. The service [`health`](super::health) shows it.
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use delo_registry::CatalogueOwner;
 
+/// What a server is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Loading and warming.
+    /// Loading the model and computing the first batches.
     Starting,
+    /// At least one partition is loaded.
     Serving,
     /// No partition is loaded.
     Empty,
-    /// Finishing what is in flight.
+    /// Finishing the calls in flight.
     Draining,
 }
 
@@ -24,26 +26,29 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
+    /// A server that starts at this moment.
     pub fn start() -> Self {
         Self { started: Instant::now(), state: watch::Sender::new(State::Starting) }
     }
 
+    /// The state at this moment.
     pub fn state(&self) -> State {
         *self.state.borrow()
     }
 
-    /// The state at every moment from here on.
+    /// The state at this moment, and every later change of it.
     pub fn watch(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }
 
+    /// Time since the start.
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Serving or empty, as the catalogue is at this moment. A server that drains stays so.
+    /// Sets the state to serving or empty, by the live catalogue. A server that drains keeps its state.
     pub fn follow(&self, registry: &CatalogueOwner) {
-        // The catalogue is looked at under the lock, so that two changes can't overtake each other.
+        // The catalogue is read under the lock, so that two changes can't overtake each other.
         self.state.send_if_modified(|current| {
             let state = if registry.catalogue().is_empty() { State::Empty } else { State::Serving };
             let changes = *current != State::Draining && *current != state;
@@ -54,6 +59,7 @@ impl Lifecycle {
         });
     }
 
+    /// Sets the state to draining.
     pub fn drain(&self) {
         self.state.send_replace(State::Draining);
     }

@@ -7,7 +7,7 @@ use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gau
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::feedback::Verdict;
-use super::room::{Room, Rooms};
+use super::loaded_model::{LoadedModel, ModelCell};
 use super::task_series::TaskSeries;
 use delo_engine::{Answer, Catalogue};
 use delo_model::input::{Presence, TextReading};
@@ -88,23 +88,23 @@ fn describe() {
 
 /// Sums up what was measured and ends the series of tasks that are gone, again and again: until then the
 /// recorder keeps every single measurement of a histogram, and where nobody scrapes, nothing else would.
-pub async fn keep_up(recorder: PrometheusHandle, rooms: Rooms) {
+pub async fn keep_up(recorder: PrometheusHandle, model: ModelCell) {
     let mut pause = tokio::time::interval(UPKEEP);
     loop {
         pause.tick().await;
         recorder.run_upkeep();
-        if let Some(room) = rooms.get() {
-            room.series.end_all_but(&room.registry.catalogue());
+        if let Some(model) = model.get() {
+            model.series.end_all_but(&model.registry.catalogue());
         }
     }
 }
 
 /// Everything that Prometheus is to see at this moment.
-pub fn render(recorder: &PrometheusHandle, room: &Room) -> String {
+pub fn render(recorder: &PrometheusHandle, model: &LoadedModel) -> String {
     metrics_process::Collector::default().collect();
     recorder.run_upkeep();
     let mut page = recorder.render();
-    room.series.write(&mut page, &room.registry.catalogue());
+    model.series.write(&mut page, &model.registry.catalogue());
     page
 }
 

@@ -1,4 +1,5 @@
-//! Certificates and clients are read again while the server runs: whenever their files have changed, and when the operator asks for it.
+//! Certificates and clients are read again while the server runs: when their files have changed, and when the
+//! operator requests it.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,16 +20,18 @@ pub enum TrustError {
     Auth(#[from] AuthError),
 }
 
-/// Whom the server trusts, and by what it is trusted, at this moment.
-pub struct Trust {
+/// The server's certificate and the clients that it accepts, as they were read last.
+pub struct Credentials {
     tls: Option<(TlsPaths, Files, Tls)>,
     auth: Option<(std::path::PathBuf, Vec<u8>, Arc<ArcSwap<Clients>>)>,
     every: Duration,
 }
 
-impl Trust {
+impl Credentials {
+    /// Reads the files that the configuration names.
+    ///
     /// # Errors
-    /// Files that are named by the configuration and can't be used.
+    /// A file that can't be read or is not valid.
     pub fn read(config: &Config) -> Result<Self, TrustError> {
         let tls = TlsPaths::of(&config.tls).map(|paths| {
             let files = Files::read(&paths)?;
@@ -55,36 +58,37 @@ impl Trust {
         self.auth.as_ref().map(|(.., clients)| clients.clone())
     }
 
-    /// Looks at the files again and again, and when `asked` is notified, until dropped. Files that can't be used leave what was there, and a warning
-    /// each time they change.
-    pub async fn follow(mut self, asked: Arc<Notify>) {
+    /// Reads the files every `tls.reload_seconds` and when `requested` is notified, until the future is
+    /// dropped. Where a file is not valid, the last valid one stays in use, and each change of the file is a
+    /// warning in the log.
+    pub async fn follow(mut self, requested: Arc<Notify>) {
         if self.tls.is_none() && self.auth.is_none() {
             loop {
-                asked.notified().await;
+                requested.notified().await;
                 tracing::info!("neither tls.certificate nor auth.clients_file is set: there is nothing to read again");
             }
         }
         loop {
-            let by_hand = tokio::time::timeout(self.every, asked.notified()).await.is_ok();
-            // Small files, and yet a file system may stall.
-            let looked = tokio::task::spawn_blocking(move || {
-                self.look(by_hand);
+            let on_request = tokio::time::timeout(self.every, requested.notified()).await.is_ok();
+            // The files are small, but a file system may stall.
+            let read = tokio::task::spawn_blocking(move || {
+                self.read_again(on_request);
                 self
             });
-            match looked.await {
-                Ok(trust) => self = trust,
-                // Only when the runtime ends.
+            match read.await {
+                Ok(credentials) => self = credentials,
+                // The runtime ends.
                 Err(_) => return,
             }
         }
     }
 
-    /// Takes files that have changed; `by_hand` also says so where they have not.
-    fn look(&mut self, by_hand: bool) {
+    /// Takes over the files that have changed. `on_request`: the log also says where a file has not changed.
+    fn read_again(&mut self, on_request: bool) {
         if let Some((paths, known, tls)) = &mut self.tls {
             match Files::read(paths) {
                 Ok(files) if files == *known => {
-                    if by_hand {
+                    if on_request {
                         tracing::info!("the certificates have not changed");
                         files.warn_of_validity(paths);
                     }
@@ -105,7 +109,7 @@ impl Trust {
         if let Some((path, known, clients)) = &mut self.auth {
             match files::read(path, super::auth::MAX_BYTES) {
                 Ok(bytes) if bytes == *known => {
-                    if by_hand {
+                    if on_request {
                         tracing::info!("auth.clients_file has not changed");
                     }
                 }

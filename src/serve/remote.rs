@@ -1,22 +1,19 @@
 //! Partitions from outside: signatures of uploads, loads by URL, and the registry that the server follows.
 use delo_proto as pb;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::ServeError;
-use super::lifecycle::Lifecycle;
-use super::room::Rooms;
 use super::status::{from_remote, invalid};
 use crate::config::Config;
 use delo_registry::remote::{AllowedUrls, FetchLimits, Follower, Occasion, RemoteError, Storage, SyncChanges, SyncReport, fetch_url};
 use delo_registry::signature::Trust;
 use delo_registry::{CatalogueOwner, PartitionSource, ReadArtifact};
 
-/// What a server does with partitions that are not in its own directory.
+/// The way to partitions that are not in the server's own directory.
 #[derive(Debug)]
 pub struct Remote {
     trust: Arc<Trust>,
@@ -28,8 +25,10 @@ pub struct Remote {
 }
 
 impl Remote {
+    /// Opens it by the settings of `[registry]`.
+    ///
     /// # Errors
-    /// A registry whose address or settings can't be meant.
+    /// A registry whose address or settings are not valid.
     pub fn open(config: &Config, owner: &Arc<CatalogueOwner>, trust: Arc<Trust>) -> Result<Self, ServeError> {
         let settings = &config.registry;
         let limits = FetchLimits { timeout: settings.fetch_timeout, max_bytes: config.admin.max_artifact_bytes as u64 };
@@ -45,20 +44,21 @@ impl Remote {
         Ok(Self { allowed: settings.allowed_urls.clone(), limits, fetches: Semaphore::new(settings.max_fetches), follower, trust })
     }
 
-    /// An upload, if its signature lets it be served.
+    /// An uploaded partition whose signature is good, or not required.
     ///
     /// # Errors
     /// PERMISSION_DENIED for a missing or wrong signature.
     pub async fn uploaded(&self, bytes: Bytes, signature: &[u8]) -> Result<PartitionSource, Status> {
         let artifact = ReadArtifact::hash_aside(bytes).await.map_err(|e| from_remote(&e.into()))?;
-        self.trust.check(&artifact, given(signature).as_deref()).map_err(|e| from_remote(&RemoteError::from(e)))?;
+        self.trust.check(&artifact, non_empty(signature).as_deref()).map_err(|e| from_remote(&RemoteError::from(e)))?;
         Ok(PartitionSource::Artifact(artifact))
     }
 
-    /// What a request names by `uri`: a path as it is, the bytes at an address that is allowed.
+    /// The partition that a request names by `uri`: a path is passed on, an allowed address is fetched.
     ///
     /// # Errors
-    /// PERMISSION_DENIED for an address that is not allowed or a partition that is not signed well; what the fetch fails with.
+    /// PERMISSION_DENIED for an address that is not allowed and for a missing or wrong signature; a failed
+    /// fetch.
     pub async fn named(&self, uri: String, signature: &[u8]) -> Result<PartitionSource, Status> {
         if !AllowedUrls::is_address(&uri) {
             if !signature.is_empty() {
@@ -66,19 +66,25 @@ impl Remote {
             }
             return Ok(PartitionSource::Uri(uri));
         }
-        // Refused at once, without a place in the row.
+        // Before the permit: an address that is not allowed is refused at once.
         self.allowed.check(&uri).map_err(|e| from_remote(&e))?;
         let Ok(_permit) = self.fetches.acquire().await else { return Err(Status::unavailable("the server is stopping")) };
-        let fetched = fetch_url(&uri, given(signature), &self.allowed, &self.trust, self.limits).await;
+        let fetched = fetch_url(&uri, non_empty(signature), &self.allowed, &self.trust, self.limits).await;
         Ok(PartitionSource::Artifact(fetched.map_err(|e| from_remote(&e))?))
     }
 
     /// `None` where no registry is followed.
+    pub fn follower(&self) -> Option<&Follower> {
+        self.follower.as_ref()
+    }
+
+    /// What `GetStatus` shows of the registry; `None` where no registry is followed.
     pub fn status(&self) -> Option<pb::RegistryStatus> {
         Some(status(self.follower.as_ref()?.report()))
     }
 
-    /// Synchronises now, giving what was refused another chance; by an older manifest than the last one seen too where that is wanted.
+    /// Synchronises with the registry now, and tries partitions again that were refused before.
+    /// `accept_older`: also by a manifest that is older than the last one seen.
     ///
     /// # Errors
     /// FAILED_PRECONDITION where no registry is followed.
@@ -90,7 +96,7 @@ impl Remote {
     }
 }
 
-fn given(signature: &[u8]) -> Option<Vec<u8>> {
+fn non_empty(signature: &[u8]) -> Option<Vec<u8>> {
     (!signature.is_empty()).then(|| signature.to_vec())
 }
 
@@ -98,19 +104,4 @@ fn status(report: SyncReport) -> pb::RegistryStatus {
     let SyncReport { manifest, revision, in_sync, error, synced } = report;
     let seconds_since_sync = synced.map_or(-1.0, |at| at.elapsed().as_secs_f64());
     pb::RegistryStatus { manifest, revision, in_sync, error, seconds_since_sync }
-}
-
-/// Follows the registry until it is dropped; health follows what that changes. Returns at once where none is followed.
-pub async fn follow(rooms: Rooms, lifecycle: Arc<Lifecycle>) {
-    let Some(room) = rooms.get() else { return };
-    let Some(follower) = &room.remote.follower else { return };
-    loop {
-        let changes = follower.sync(Occasion::Poll).await;
-        if changes != SyncChanges::default() {
-            tracing::info!(loaded = ?changes.loaded, unloaded = ?changes.unloaded, "the registry's manifest was followed");
-            room.follow(&lifecycle).await;
-        }
-        let pause: Duration = follower.pause().await;
-        tokio::time::sleep(pause).await;
-    }
 }

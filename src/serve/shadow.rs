@@ -1,39 +1,40 @@
-//! A version in the shadow: it computes what the live version answered, and what it would have said is compared and counted.
+//! Shadow versions: a version under trial computes what the live version has answered, and the two answers
+//! are compared.
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::batcher::{Claim, Priority};
-use super::room::Room;
+use tokio::time::Instant;
+
+use super::batcher::{Priority, TrafficClass};
+use super::loaded_model::LoadedModel;
 use super::status::refused;
-use delo_engine::{Answer, Query, Resident, Trial, TrialMode};
+use delo_engine::{Query, Resident, Trial, TrialMode};
 use delo_model::input::Sample;
 
-/// A shadow that is not computed by then is left out.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A shadow answer that is not computed within this time is given up.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The version in the shadow of the one that may answer a sample of this task, if there is one. The sample is kept for it where the answer is awaited.
-pub fn of(room: &Room, task: &str) -> Option<Arc<Resident>> {
-    match room.registry.catalogue().trial(task)? {
+/// The shadow version of a task, if it has one.
+pub fn version_of(model: &LoadedModel, task: &str) -> Option<Arc<Resident>> {
+    match model.registry.catalogue().trial(task)? {
         Trial { resident, mode: TrialMode::Shadow } => Some(resident.clone()),
         Trial { mode: TrialMode::Canary(_), .. } => None,
     }
 }
 
-/// Whether any task has a version in the shadow.
-pub fn any(room: &Room) -> bool {
-    room.registry.catalogue().trials().any(|trial| trial.mode == TrialMode::Shadow)
-}
-
-/// Computes a sample that was answered once more and compares. It goes behind everyone else, and not at all where the queue has no room.
-pub async fn compare(room: &Room, shadow: Arc<Resident>, sample: Sample, answered: Answer) {
-    let claim = Claim { client: "shadow".into(), priority: Priority::Bulk };
+/// Computes a sample once more, by the shadow version, and compares the best label with `live_label`, the
+/// best label of the live version's answer. All other samples go first, and where the queue is full the
+/// comparison is left out.
+pub async fn compare(model: &LoadedModel, shadow: Arc<Resident>, sample: Arc<Sample>, live_label: Option<&str>) {
+    let class = TrafficClass { client: "shadow".into(), priority: Priority::Bulk };
     let bytes = sample.bytes();
-    let Ok(slot) = room.batcher.reserve(claim, bytes, Instant::now() + PATIENCE) else {
+    let Ok(slot) = model.batcher.reserve(class, bytes, Instant::now() + TIMEOUT) else {
         refused("shadow");
         return;
     };
-    if let Ok(Ok(tried)) = slot.run(Query::given(sample, shadow), bytes).await {
-        tried.resident.counts.answered();
-        tried.resident.counts.compared(tried.best_label() == answered.best_label());
+    if let Ok(Ok(shadowed)) = slot.run(Query::given(sample, shadow), bytes).await {
+        let counts = &shadowed.resident.counts;
+        counts.answered();
+        counts.compared(shadowed.best_label() == live_label);
     }
 }

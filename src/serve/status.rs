@@ -1,11 +1,11 @@
-//! Every error that a caller can meet, as a gRPC status with the details that a program can act on.
+//! Every error that a caller can receive, as a gRPC status with details for programs.
 use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::batcher::BatchError;
-use super::intake::IntakeError;
+use super::preprocess::PreprocessError;
 use delo_engine::{CatalogueError, EngineError};
 use delo_model::PartitionError;
 use delo_registry::ledger::LedgerError;
@@ -14,10 +14,12 @@ use delo_registry::signature::SignatureError;
 use delo_registry::state::StateError;
 use delo_registry::{ChangeError, SourceError};
 
-/// Longest message and field name, in bytes. They travel in a header, whose size HTTP/2 bounds, and may quote what the caller sent.
+/// Longest message and field name, in bytes. They travel in a header, whose size HTTP/2 bounds, and may quote
+/// the request.
 const MAX_MESSAGE: usize = 1000;
 
-/// A message without the backtrace that candle appends where RUST_BACKTRACE is set, and without its end where it is too long to send.
+/// A message in one line that fits a header: without the backtrace that candle appends where RUST_BACKTRACE
+/// is set, and cut off after [`MAX_MESSAGE`] bytes.
 pub fn clipped(message: impl Into<String>) -> String {
     let mut message = message.into();
     message.truncate(message.find('\n').unwrap_or(message.len()));
@@ -32,6 +34,8 @@ pub fn clipped(message: impl Into<String>) -> String {
 /// Longest request id, in bytes.
 pub const MAX_REQUEST_ID: usize = 128;
 
+/// Checks the length of a request id.
+///
 /// # Errors
 /// INVALID_ARGUMENT: an id that is too long.
 pub fn check_request_id(id: &str) -> Result<(), Status> {
@@ -42,28 +46,30 @@ pub fn check_request_id(id: &str) -> Result<(), Status> {
     Ok(())
 }
 
-/// INVALID_ARGUMENT that names the field at fault.
+/// INVALID_ARGUMENT with the name of the field that is wrong.
 pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Status {
     let (field, message) = (clipped(field), clipped(message));
     let details = ErrorDetails::with_bad_request_violation(field, message.clone());
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-/// RESOURCE_EXHAUSTED that says when to retry.
+/// RESOURCE_EXHAUSTED with the time after which to retry.
 pub fn exhausted(message: impl Into<String>, retry_after: Duration) -> Status {
     Status::with_error_details(Code::ResourceExhausted, clipped(message), ErrorDetails::with_retry_info(Some(retry_after)))
 }
 
-pub fn from_intake(error: IntakeError) -> Status {
+/// Of a request whose sample can't be made.
+pub fn from_preprocess(error: PreprocessError) -> Status {
     match error {
-        IntakeError::Input(input) => {
+        PreprocessError::Input(input) => {
             refused("invalid_input");
             invalid(input.field(), input.to_string())
         }
-        IntakeError::Panicked => Status::internal(clipped(error.to_string())),
+        PreprocessError::Panicked => Status::internal(clipped(error.to_string())),
     }
 }
 
+/// Of a sample that was not computed.
 pub fn from_batch(error: BatchError) -> Status {
     let message = clipped(error.to_string());
     match error {
@@ -103,6 +109,7 @@ pub fn from_batch(error: BatchError) -> Status {
     }
 }
 
+/// Of a sample whose forward pass failed.
 pub fn from_engine(error: EngineError) -> Status {
     let message = clipped(error.to_string());
     match error {
@@ -111,6 +118,7 @@ pub fn from_engine(error: EngineError) -> Status {
     }
 }
 
+/// Of a change of the catalogue.
 pub fn from_registry(error: ChangeError) -> Status {
     let message = clipped(error.to_string());
     match error {
@@ -145,6 +153,7 @@ pub fn from_registry(error: ChangeError) -> Status {
     }
 }
 
+/// Of a task that is not in the catalogue, or does not fit it.
 pub fn from_catalogue(error: CatalogueError) -> Status {
     let message = clipped(error.to_string());
     match error {
@@ -186,7 +195,7 @@ pub fn from_remote(error: &RemoteError) -> Status {
     }
 }
 
-/// Counts a request that is not served.
+/// Counts a request or sample that is refused for `reason`.
 pub fn refused(reason: &'static str) {
     metrics::counter!("delo_rejected_total", "reason" => reason).increment(1);
 }

@@ -1,4 +1,5 @@
-//! Locks and threads of the batcher: the standard library's, or with the feature `shuttle` those of a scheduler that tries many schedules.
+//! Locks and threads of the batcher: those of the standard library, or with the feature `shuttle` those of a
+//! scheduler that runs a test under many schedules.
 #[cfg(not(feature = "shuttle"))]
 pub use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
@@ -8,7 +9,7 @@ pub use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard};
 /// Starts a named thread.
 ///
 /// # Errors
-/// The operating system grants none.
+/// The operating system grants no thread.
 pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     #[cfg(not(feature = "shuttle"))]
     use std::thread;

@@ -84,7 +84,7 @@ impl Engine {
         dummy_image: [usize; 2],
         accepted: &[&Query],
     ) -> Result<Vec<Answer>> {
-        let samples: Vec<&Sample> = accepted.iter().map(|q| &q.sample).collect();
+        let samples: Vec<&Sample> = accepted.iter().map(|q| &*q.sample).collect();
         let (mut hidden, spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
         let layers = self.backbone.config.num_hidden_layers;
         let given = accepted.iter().filter_map(|query| query.given.as_ref()).map(|resident| resident.first_adapted_layer());

@@ -1,6 +1,7 @@
 //! Many samples of many tasks become one packed batch and one forward.
 mod backend;
 pub mod catalogue;
+pub mod checkpoint;
 mod classify;
 mod forward;
 mod learn;
@@ -35,7 +36,7 @@ pub use resident::{Counted, Resident, VersionCounts};
 /// One sample to classify.
 #[derive(Clone, Debug)]
 pub struct Query {
-    pub sample: Sample,
+    pub sample: Arc<Sample>,
     /// The partition to serve it with, resident in the catalogue or not: skips the decision.
     pub given: Option<Arc<Resident>>,
     /// Where its task has a canary, this decides between the two versions: the same ticket, the same version.
@@ -46,12 +47,12 @@ pub struct Query {
 
 impl Query {
     /// A sample whose task is to be decided.
-    pub fn open(sample: Sample) -> Self {
-        Self { sample, given: None, ticket: 0, explain: false }
+    pub fn open(sample: impl Into<Arc<Sample>>) -> Self {
+        Self { sample: sample.into(), given: None, ticket: 0, explain: false }
     }
 
     /// A sample for one partition.
-    pub fn given(sample: Sample, resident: Arc<Resident>) -> Self {
+    pub fn given(sample: impl Into<Arc<Sample>>, resident: Arc<Resident>) -> Self {
         Self { given: Some(resident), ..Self::open(sample) }
     }
 }

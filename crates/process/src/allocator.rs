@@ -1,4 +1,5 @@
-//! How the allocator of glibc is kept from holding what a server that runs for months has long freed; elsewhere, nothing is done.
+//! Keeps the allocator of glibc from holding memory that the server has freed; other allocators are left as
+//! they are.
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 use std::{
@@ -6,16 +7,21 @@ use std::{
     time::Duration,
 };
 
-/// From this size on, in bytes, an allocation is a mapping of its own, which goes back to the system when it is freed.
+/// An allocation of at least this many bytes is a mapping of its own, which goes back to the system when it
+/// is freed.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MAPPED: libc::c_int = 4 << 20;
-/// Freed bytes at the end of an arena, beyond which they go back to the system.
+/// Freed memory at the end of an arena goes back to the system when it is more than this many bytes.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const TRIMMED: libc::c_int = 8 << 20;
 
-/// Bounds the arenas, of which there would be eight for each core: what threads that come and go have freed stays in each of them. And keeps the two sizes fixed that grow
-/// to 32 and 64 MiB by themselves, since [`give_back`] does not reach the end of most arenas. To be called before there are threads.
-/// `MALLOC_ARENA_MAX`, `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` in the environment go first.
+/// Sets the most arenas of the allocator, and fixes its two thresholds. To be called before there are
+/// threads. The variables `MALLOC_ARENA_MAX`, `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` of the
+/// environment go first.
+///
+/// By default there are eight arenas for each core, and each keeps what threads that have ended freed in it.
+/// The thresholds grow by themselves to 32 and 64 MiB by default, and [`trim_now`] does not reach the end of
+/// most arenas.
 pub fn bound_arenas(arenas: usize) {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     for (variable, parameter, value) in [
@@ -34,54 +40,57 @@ pub fn bound_arenas(arenas: usize) {
     let _ = arenas;
 }
 
-/// From a wish to give memory back to its being done.
+/// Time from a request to trim until it is carried out.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const DELAY: Duration = Duration::from_secs(1);
 
-/// Gives freed memory back to the system, and once more as [`give_back_soon`] does: by then what was still in use by calls and batches under way is free too.
-/// Reading a partition takes several times the memory that stays in use, and glibc keeps what is freed in pieces until it is asked.
-pub fn give_back() {
+/// Gives freed memory back to the system, and requests that once more ([`request_trim`]): by then, memory
+/// that calls and batches in flight still use is free too. Reading a partition takes several times the memory
+/// that stays in use, and glibc keeps small freed pieces until it is trimmed. Blocking.
+pub fn trim_now() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     trim();
-    give_back_soon();
+    request_trim();
 }
 
-/// Gives freed memory back to the system one to two seconds from now, and once a second however often it is called. Returns at once.
-pub fn give_back_soon() {
+/// Gives freed memory back to the system one to two seconds from now, at most once a second however often it
+/// is called. Returns at once.
+pub fn request_trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        let before = std::mem::replace(&mut *wish(), Wish::New);
-        if before == Wish::None && std::thread::Builder::new().name("give-back".into()).spawn(fulfil).is_err() {
-            *wish() = Wish::None;
+        let before = std::mem::replace(&mut *trim_request(), TrimRequest::New);
+        if before == TrimRequest::None && std::thread::Builder::new().name("trim".into()).spawn(run_requested_trims).is_err() {
+            *trim_request() = TrimRequest::None;
         }
     }
 }
 
-/// Whether memory is to be given back. A thread sees to it unless there is no wish.
+/// Whether a trim is requested. A thread runs while it is not `None`.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wish {
+enum TrimRequest {
     None,
-    /// Since the thread last looked.
+    /// The thread has not read it yet.
     New,
-    Seen,
+    /// The thread has read it and will trim.
+    Accepted,
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn wish() -> MutexGuard<'static, Wish> {
-    static WISH: Mutex<Wish> = Mutex::new(Wish::None);
-    WISH.lock().unwrap_or_else(PoisonError::into_inner)
+fn trim_request() -> MutexGuard<'static, TrimRequest> {
+    static REQUEST: Mutex<TrimRequest> = Mutex::new(TrimRequest::None);
+    REQUEST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Until no new wish came while the last was fulfilled.
+/// Trims until no new request came during the last trim.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn fulfil() {
-    let is_new = || {
-        let mut wish = wish();
-        *wish = if *wish == Wish::New { Wish::Seen } else { Wish::None };
-        *wish == Wish::Seen
+fn run_requested_trims() {
+    let accept = || {
+        let mut request = trim_request();
+        *request = if *request == TrimRequest::New { TrimRequest::Accepted } else { TrimRequest::None };
+        *request == TrimRequest::Accepted
     };
-    while is_new() {
+    while accept() {
         std::thread::sleep(DELAY);
         trim();
     }

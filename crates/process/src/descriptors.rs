@@ -1,9 +1,11 @@
-//! The process's limit of open files, which is one of connections.
+//! The process's limit of open files. Each connection is an open file.
 
-/// Descriptors that connections of the classifier never take: the other ports, files, and what the process itself holds. Of a small limit, half.
+/// Descriptors that are kept from the classifier's connections: for the other ports, files and the process
+/// itself. Of a limit below `2 · RESERVE`, half is kept.
 const RESERVE: u64 = 384;
 
-/// Raises the soft limit of open files to the hard one, and says what it is then. `None` where there is no such limit, or it can't be read.
+/// Raises the soft limit of open files to the hard one, and returns it. `None` where there is no such limit,
+/// or it can't be read.
 #[cfg(unix)]
 pub fn raise_limit() -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -17,12 +19,14 @@ pub fn raise_limit() -> Option<u64> {
     Some(if done { raised.rlim_cur } else { limit.rlim_cur })
 }
 
+/// There is no such limit here.
 #[cfg(not(unix))]
 pub fn raise_limit() -> Option<u64> {
     None
 }
 
-/// How many connections of the classifier a process that may open `files` can have, `most` at most: operators must get in while clients hold all of those.
+/// How many connections of the classifier a process that may open `files` can have, at most `most`. The rest
+/// is kept, so that operators can connect while clients hold all of these.
 pub fn connections(most: usize, files: Option<u64>) -> usize {
     let Some(files) = files else { return most };
     let left = files - RESERVE.min(files / 2);

@@ -1,6 +1,6 @@
 //! The process's limit of the size of a file (`ulimit -f`, `LimitFSIZE`).
 
-/// Lets a write beyond the limit fail with an error, as one to a full disk does. By default the system ends
+/// Makes a write beyond the limit fail with an error, like a write to a full disk. By default the system ends
 /// the process by SIGXFSZ.
 pub fn fail_beyond_limit() {
     #[cfg(unix)]

@@ -1,4 +1,5 @@
-//! What the process asks of the operating system: freed memory back, more open files, errors instead of signals, threads.
+//! Requests of the process to the operating system: giving freed memory back, more open files, errors instead
+//! of signals, threads.
 //!
 //! Invariant: the only crate of the service that calls the C library directly.
 pub mod allocator;

@@ -1,9 +1,9 @@
-//! Whether the system grants the threads that a server or a client needs.
+//! A check that the system grants the threads that a server or a client needs.
 use std::io;
 use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 
-/// A system that does not grant them.
+/// The system does not grant them.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the system lets this process start {granted} of the {wanted} threads that it needs: raise the limit of processes and threads (ulimit -u, \
@@ -15,7 +15,8 @@ pub struct TooFew {
     source: io::Error,
 }
 
-/// Starts `wanted` threads at once and ends them again: a runtime that lacks one of its threads panics, or waits for ever.
+/// Starts `wanted` threads at once and ends them again. A runtime that lacks one of its threads would panic
+/// or wait forever, without an error that says what to do.
 ///
 /// # Errors
 /// Not all of them start.
@@ -38,7 +39,7 @@ pub fn try_to_start(wanted: usize) -> Result<(), TooFew> {
     }
     for (end, thread) in threads {
         drop(end);
-        // Such a thread can't panic.
+        // An error would be a panic of the thread, and it can't panic.
         let _ = thread.join();
     }
     refused.map_or(Ok(()), Err)

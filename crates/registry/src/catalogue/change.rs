@@ -161,7 +161,7 @@ impl CatalogueOwner {
         while serving() && Instant::now() < until {
             sleep(DRAIN_POLL).await;
         }
-        allocator::give_back();
+        allocator::trim_now();
         Ok((changed, !serving()))
     }
 
@@ -258,7 +258,7 @@ impl CatalogueOwner {
         }
         // The old catalogue is freed with the last batch that uses it.
         drop(before);
-        allocator::give_back();
+        allocator::trim_now();
         Ok(changed)
     }
 

@@ -82,7 +82,7 @@ impl CatalogueOwner {
         notices.iter().chain(&store.notices).for_each(|notice| tracing::error!(notice, "state directory"));
         store.notices.extend(notices);
         self.live.store(Arc::new(catalogue));
-        allocator::give_back();
+        allocator::trim_now();
         Ok(())
     }
 
@@ -193,7 +193,7 @@ impl CatalogueOwner {
         let catalogue = blocking(add).await?;
         store.advance_to(ledger, &artifacts)?;
         self.live.store(Arc::new(catalogue));
-        allocator::give_back();
+        allocator::trim_now();
         Ok(())
     }
 }
