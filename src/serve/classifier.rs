@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::batcher::{BatchError, Claim, Priority};
 use super::deadline::patience;
 use super::feedback::Verdict;
-use super::layers::{Caller, Expiry, Share, internal};
+use super::layers::{Caller, Deadline, ReceivedBytes, internal};
 use super::metrics::{record_answer, record_outcome, record_text};
 use super::room::{Room, Rooms};
 use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_intake, invalid, refused};
@@ -47,8 +47,8 @@ impl pb::classifier_server::Classifier for Classifier {
         let deadline = deadline(&request, &self.config);
         let call = Call { client: client(&request), usual: Priority::Bulk, deadline };
         // All samples are held while the first ones are computed, decompressed.
-        if let Some(share) = request.extensions().get::<Arc<Share>>() {
-            share.cover(request.get_ref().encoded_len())?;
+        if let Some(received) = request.extensions().get::<Arc<ReceivedBytes>>() {
+            received.cover(request.get_ref().encoded_len())?;
         }
         let (room, requests) = (self.rooms.room()?, request.into_inner().requests);
         let batching = &self.config.batching;
@@ -117,7 +117,7 @@ fn client<T>(request: &Request<T>) -> Arc<str> {
 
 /// Until when the call must be answered: as its layer has computed it, when the call arrived.
 fn deadline<T>(request: &Request<T>, config: &Config) -> Instant {
-    let known = request.extensions().get::<Arc<Expiry>>().and_then(|expiry| expiry.at);
+    let known = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
     known.unwrap_or_else(|| Instant::now() + patience(request.metadata(), &config.deadline))
 }
 

@@ -17,6 +17,7 @@ mod inference;
 mod intake;
 mod layers;
 mod lifecycle;
+mod methods;
 mod metrics;
 mod ports;
 mod probe;

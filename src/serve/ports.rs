@@ -16,7 +16,8 @@ use tower::{Layer, ServiceExt};
 
 use super::auth::Clients;
 use super::connections::{self, Beginning};
-use super::layers::{Admission, Admit, Authenticate, Bounds, Deadline, Drain, MessageSize, Receive, Stack};
+use super::layers::{Admission, Admit, Authenticate, Bounds, Drain, Expire, LimitClients, MessageSize, Receive, Stack};
+use super::methods;
 use super::tls::Tls;
 use crate::config::{self, Config};
 
@@ -50,6 +51,7 @@ pub struct Trusted {
 struct PortBounds {
     connections: usize,
     admission: Admission,
+    most_of_a_client: usize,
     unary: config::Deadline,
     receive: Receive,
     message_size: MessageSize,
@@ -59,18 +61,15 @@ impl Port {
     /// The classifier's port.
     pub fn classifier(config: &Config, trusted: Trusted) -> Self {
         let server = &config.server;
-        let admission = Admission {
-            prefix: "/delo.v1.Classifier/",
-            most: server.max_in_flight_requests,
-            most_of_a_client: server.max_in_flight_per_client,
-            setting: "server.max_in_flight_requests",
-        };
+        let admission =
+            Admission { prefix: methods::CLASSIFIER, most: server.max_in_flight_requests, setting: "server.max_in_flight_requests" };
         let bounds = PortBounds {
             connections: server.max_connections,
             admission,
+            most_of_a_client: server.max_in_flight_per_client,
             unary: config.deadline,
             receive: Receive::new(server.max_receive_bytes, "server.max_receive_bytes"),
-            message_size: MessageSize { prefix: "/delo.v1.", setting: "server.max_message_bytes", most: server.max_message_bytes },
+            message_size: MessageSize { prefix: methods::DELO, setting: "server.max_message_bytes", most: server.max_message_bytes },
         };
         Self::new(config, trusted, "classifier", bounds)
     }
@@ -79,16 +78,19 @@ impl Port {
     pub fn admin(config: &Config, trusted: Trusted) -> Self {
         let most = config.admin.max_in_flight_requests;
         let setting = "admin.max_in_flight_requests";
-        // One operator may have all of the few calls, so that it is always `setting` that a refusal names.
-        let admission = Admission { prefix: "/delo.v1.Admin/", most, most_of_a_client: usize::MAX, setting };
+        let admission = Admission { prefix: methods::ADMIN, most, setting };
         let unary = config::Deadline { default: config.admin.max_call, max: config.admin.max_call };
         let receive = Receive::new(config.admin.max_artifact_bytes.saturating_add(2 * ENVELOPE_BYTES), "admin.max_artifact_bytes");
-        let message_size = MessageSize { prefix: "/delo.v1.", setting: "admin.max_artifact_bytes", most: config.admin.max_artifact_bytes };
-        Self::new(config, trusted, "admin", PortBounds { connections: ADMIN_CONNECTIONS, admission, unary, receive, message_size })
+        let message_size =
+            MessageSize { prefix: methods::DELO, setting: "admin.max_artifact_bytes", most: config.admin.max_artifact_bytes };
+        // One operator may have all of the few calls, so that a refusal always names `setting`.
+        let most_of_a_client = usize::MAX;
+        let connections = ADMIN_CONNECTIONS;
+        Self::new(config, trusted, "admin", PortBounds { connections, admission, most_of_a_client, unary, receive, message_size })
     }
 
     fn new(config: &Config, trusted: Trusted, name: &'static str, bounds: PortBounds) -> Self {
-        let PortBounds { connections, admission, unary, receive, message_size } = bounds;
+        let PortBounds { connections, admission, most_of_a_client, unary, receive, message_size } = bounds;
         connections::show(name);
         let (server, goodbye) = (config.server.clone(), CancellationToken::new());
         Self {
@@ -101,7 +103,8 @@ impl Port {
             },
             stack: Stack {
                 authenticate: Authenticate(trusted.clients),
-                deadline: Deadline(Bounds { unary, stream_idle: server.stream_idle }),
+                limit_clients: LimitClients::new(admission.prefix, most_of_a_client),
+                expire: Expire(Bounds { unary, stream_idle: server.stream_idle }),
                 admit: Admit::new(admission),
                 receive,
                 drain: Drain(goodbye.clone()),
