@@ -46,6 +46,7 @@ use tonic::codec::CompressionEncoding::{Gzip, Zstd};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 
+pub use self::metrics::OwnRecorder;
 use self::metrics::{keep_up, recorder, render};
 use admin::Admin;
 use classifier::Classifier;
@@ -64,6 +65,7 @@ pub use signals::Requests;
 
 use crate::config::{Config, Listen};
 use crate::logging;
+use crate::metric_table::ENGINE_INFO;
 use delo_model::input::InputError;
 use delo_model::vilt::ViltError;
 use delo_registry::RegistryError;
@@ -191,7 +193,7 @@ impl Server {
         let health = HealthServer::new(Health(lifecycle.clone()));
         let (mut port, admin_port) = (Port::classifier(&config, trusted.clone()), Port::admin(&config, trusted));
         port.beginning.most = connections;
-        let (admit, goodbye) = (port.stack.admit.clone(), port.goodbye.clone());
+        let (admit, goodbye) = (port.stack.admit.clone(), port.drain.clone());
 
         let limit = config.server.max_message_bytes;
         let service = ClassifierServer::new(Classifier { config: config.clone(), rooms: rooms.clone() })
@@ -218,7 +220,7 @@ impl Server {
                 .add_service(health)
                 .add_service(reflection(ADMIN)?.build_v1()?)
                 .add_service(reflection(ADMIN)?.build_v1alpha()?);
-            let (admit, goodbye) = (admin_port.stack.admit.clone(), admin_port.goodbye.clone());
+            let (admit, goodbye) = (admin_port.stack.admit.clone(), admin_port.drain.clone());
             Ok((admit, goodbye, AbortOnDrop(tokio::spawn(admin_port.serve(listener, services)))))
         });
         let mut administering = administering.transpose()?;
@@ -315,8 +317,7 @@ async fn open(config: &Config, rooms: &Rooms, lifecycle: &Lifecycle) -> Result<(
     if let Some(notice) = catalogue.notice() {
         tracing::warn!(notice, "routing");
     }
-    ::metrics::gauge!("delo_engine_info", "kernel" => room.engine.kernel().to_owned(), "threads" => room.engine.threads().to_string())
-        .set(1.0);
+    ENGINE_INFO.with_owned([room.engine.kernel().to_owned(), room.engine.threads().to_string()]).set(1.0);
     lifecycle.follow(&room.registry);
     Ok(())
 }

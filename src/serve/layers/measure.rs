@@ -7,9 +7,10 @@ use tonic::{Code, Status};
 
 use super::body::{trailers_of, watched};
 use super::{Answer, Inner, Policy, call};
+use crate::metric_table::{REQUEST_SECONDS, REQUESTS};
 use crate::serve::methods::method;
 
-/// Counts calls by method and code and measures how long they take, a call that is hung up on included.
+/// Counts calls by method and code and measures how long they take, a call that its client cancels included.
 #[derive(Clone, Copy, Debug)]
 pub struct Measure;
 
@@ -50,10 +51,10 @@ impl Measurement {
 
 impl Drop for Measurement {
     fn drop(&mut self) {
-        // Dropped before any code was sent: the caller has hung up.
+        // Dropped before any code was sent: the client has cancelled the call.
         let code = code_name(self.code.unwrap_or(Code::Cancelled));
-        metrics::counter!("delo_requests_total", "method" => self.method, "code" => code).increment(1);
-        metrics::histogram!("delo_request_duration_seconds", "method" => self.method).record(self.since.elapsed());
+        REQUESTS.with([self.method, code]).increment(1);
+        REQUEST_SECONDS.with([self.method]).record(self.since.elapsed());
     }
 }
 
