@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 pub use super::queue::{Claim, Limits, Priority};
 use super::queue::{Key, Queue, Refusal, Taken, Waiting};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard, spawn};
+use crate::metric_table::{BATCH_SAMPLES, BATCH_TOKENS, QUEUE_CAPACITY, QUEUE_DEPTH, STAGE_SECONDS};
 use delo_process::allocator::give_back_soon;
 
 /// What the compute thread runs. Its jobs are single samples.
@@ -81,9 +82,32 @@ pub struct Batcher<C: Compute> {
 struct Shared<C: Compute> {
     compute: C,
     limits: Limits,
+    metrics: BatchMetrics,
     state: Mutex<State<C>>,
     /// Signalled when a job is queued, and when the last slot of a closed queue is gone.
     changed: Condvar,
+}
+
+/// The series of a queue and its batches. They are looked up where the batcher starts: the threads that compute may
+/// be shared with other servers of the process, whose metrics are others.
+struct BatchMetrics {
+    depth: metrics::Gauge,
+    samples: metrics::Histogram,
+    tokens: metrics::Histogram,
+    queue_seconds: metrics::Histogram,
+    compute_seconds: metrics::Histogram,
+}
+
+impl BatchMetrics {
+    fn look_up() -> Self {
+        Self {
+            depth: QUEUE_DEPTH.with([]),
+            samples: BATCH_SAMPLES.with([]),
+            tokens: BATCH_TOKENS.with([]),
+            queue_seconds: STAGE_SECONDS.with(["queue"]),
+            compute_seconds: STAGE_SECONDS.with(["compute"]),
+        }
+    }
 }
 
 struct State<C: Compute> {
@@ -104,8 +128,8 @@ impl<C: Compute> Shared<C> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn show_depth(state: &State<C>) {
-        metrics::gauge!("delo_queue_depth").set(state.queue.depth() as f64);
+    fn show_depth(&self, state: &State<C>) {
+        self.metrics.depth.set(state.queue.depth() as f64);
     }
 
     /// Takes work. Where there is none: waits for it, `None` when the queue is closed and no slot is left; or else, `None` at once.
@@ -131,7 +155,7 @@ impl<C: Compute> Shared<C> {
         let mut state = self.state();
         loop {
             let taken = state.queue.take(Instant::now(), |pending| pending.answer.is_closed());
-            Self::show_depth(&state);
+            self.show_depth(&state);
             if !taken.is_empty() {
                 return Some((taken, state.queue.retry_after(Instant::now())));
             }
@@ -169,18 +193,18 @@ impl<C: Compute> Shared<C> {
     fn answer(&self, batch: Vec<Waiting<Pending<C>>>) -> usize {
         let started = Instant::now();
         let tokens: usize = batch.iter().map(|w| w.tokens).sum();
-        metrics::histogram!("delo_batch_samples").record(batch.len() as f64);
-        metrics::histogram!("delo_batch_tokens").record(tokens as f64);
+        self.metrics.samples.record(batch.len() as f64);
+        self.metrics.tokens.record(tokens as f64);
         let (jobs, answers): (Vec<_>, Vec<_>) = batch
             .into_iter()
             .map(|w| {
-                metrics::histogram!("delo_stage_duration_seconds", "stage" => "queue").record(started - w.since);
+                self.metrics.queue_seconds.record(started - w.since);
                 (w.item.job, w.item.answer)
             })
             .unzip();
         let outcomes = self.compute_batch(&jobs);
         let took = started.elapsed();
-        metrics::histogram!("delo_stage_duration_seconds", "stage" => "compute").record(took);
+        self.metrics.compute_seconds.record(took);
         let waiting = self.computed(took);
         for (answer, outcome) in answers.into_iter().zip(outcomes) {
             // An error here only means that the caller has gone.
@@ -216,8 +240,8 @@ impl<C: Compute> Batcher<C> {
     /// The operating system grants no thread.
     pub fn start(compute: C, limits: Limits) -> std::io::Result<Self> {
         let state = Mutex::new(State { queue: Queue::new(limits), closed: false });
-        let shared = Arc::new(Shared { compute, limits, state, changed: Condvar::new() });
-        metrics::gauge!("delo_queue_capacity").set(limits.queue_samples as f64);
+        let shared = Arc::new(Shared { compute, limits, metrics: BatchMetrics::look_up(), state, changed: Condvar::new() });
+        QUEUE_CAPACITY.with([]).set(limits.queue_samples as f64);
         let (end, ended) = watch::channel(false);
         let worker = shared.clone();
         spawn("delo-compute", move || {
@@ -347,7 +371,7 @@ impl<C: Compute> Slot<C> {
         let key = self.claim.take().map(|claim| {
             let mut state = shared.state();
             let key = state.queue.fill(claim, self.deadline, self.since, waiting);
-            Shared::show_depth(&state);
+            shared.show_depth(&state);
             key
         });
         shared.changed.notify_all();
@@ -377,7 +401,7 @@ impl<C: Compute> Place<C> {
         let Some(key) = &self.key else { return false };
         let mut state = self.shared.state();
         let left = state.queue.remove(key);
-        Shared::show_depth(&state);
+        self.shared.show_depth(&state);
         drop(state);
         // A job's memory is freed outside of the lock.
         left.is_some()

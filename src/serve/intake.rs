@@ -5,6 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use crate::metric_table::STAGE_SECONDS;
 use delo_model::input::{InputError, InputProcessor, Preprocessed};
 
 /// The way from a request's bytes to a [`Sample`](delo_model::input::Sample).
@@ -48,7 +49,7 @@ impl Intake {
         let work = move || {
             let started = Instant::now();
             let preprocessed = processor.preprocess(image.as_deref(), text.as_deref());
-            metrics::histogram!("delo_stage_duration_seconds", "stage" => "input").record(started.elapsed());
+            STAGE_SECONDS.with(["input"]).record(started.elapsed());
             drop(permit);
             preprocessed
         };
