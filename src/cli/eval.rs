@@ -17,10 +17,11 @@ use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
 use delo_train::Split;
 use delo_train::eval::{Evaluated, Evaluation, SampleRecord, evaluate, read_directory, read_embedded};
 
-/// Prints AP, FG and routing accuracy of partitions on a data set, task-agnostic and task-oracle, by modality pattern.
+/// Prints AP, FG and routing accuracy of partitions on a data set, task-agnostic and task-oracle, by modality
+/// pattern.
 ///
-/// The sessions count as learnt in the order of the data set. Task-agnostic: the task key chooses the task, and a sample that goes to a wrong task
-/// counts as wrong. Task-oracle: the true task is given.
+/// The sessions count as learnt in the order of the data set. Task-agnostic: the task key chooses the task,
+/// and a sample that goes to a wrong task counts as wrong. Task-oracle: the true task is given.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     delo eval --data data/emoji-cmml\n  \
@@ -41,13 +42,15 @@ pub struct EvalArgs {
     /// Metric of the task key; both prints a column for each [default: what the partitions say]
     #[arg(long, value_enum, help_heading = "Routing")]
     metric: Option<MetricChoice>,
-    /// Signal of the task key, as summary, pooled, mean@LAYER, cls@LAYER or parts@LAYER; the partitions must hold its key, as those of their own two signals [default: what they say]
+    /// Signal of the task key, as summary, pooled, mean@LAYER, cls@LAYER or parts@LAYER; the partitions must
+    /// hold its key, as those of their own two signals [default: what they say]
     #[arg(long, value_name = "SIGNAL", help_heading = "Routing", requires = "metric")]
     signal: Option<KeySignal>,
     /// Key of the plain metric [default: what the partitions say]
     #[arg(long, value_enum, help_heading = "Routing")]
     average: Option<KeyAverage>,
-    /// Also write one JSON line for each sample: its true task and labels, the labels answered, the task chosen
+    /// Also write one JSON line for each sample: its true task and labels, the labels answered, the task
+    /// chosen
     #[arg(long, value_name = "FILE")]
     samples: Option<PathBuf>,
     /// Print JSON, with the score of every task after every session

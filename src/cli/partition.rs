@@ -29,11 +29,11 @@ enum PartitionCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Checks everything that a server checks before it serves a partition: format, checksum, shapes, numbers, backbone; and its signature, where a key
-    /// is given.
-    #[command(
-        after_help = "Example:\n  delo partition verify symbols.safetensors --backbone vilt-b32-mlm\n  delo partition verify symbols.safetensors --public-key public.pem"
-    )]
+    /// Checks everything that a server checks before it serves a partition: format, checksum, shapes,
+    /// numbers, backbone; and its signature, where a key is given.
+    #[command(after_help = "Example:\n  \
+            delo partition verify symbols.safetensors --backbone vilt-b32-mlm\n  \
+            delo partition verify symbols.safetensors --public-key public.pem")]
     Verify {
         file: PathBuf,
         /// The backbone's directory; the one in the program if left out.
@@ -47,9 +47,10 @@ enum PartitionCommand {
         json: bool,
     },
     /// Signs a partition: writes FILE.sig beside it.
-    #[command(
-        after_help = "Example:\n  openssl genpkey -algorithm ed25519 -out private.pem\n  openssl pkey -in private.pem -pubout -out public.pem\n  delo partition sign symbols.safetensors --key private.pem"
-    )]
+    #[command(after_help = "Example:\n  \
+            openssl genpkey -algorithm ed25519 -out private.pem\n  \
+            openssl pkey -in private.pem -pubout -out public.pem\n  \
+            delo partition sign symbols.safetensors --key private.pem")]
     Sign {
         file: PathBuf,
         /// The private key.
@@ -81,7 +82,7 @@ fn parse_bytes(file: &Path, bytes: &[u8]) -> Result<Artifact, Failure> {
 fn sign(file: &Path, key: &Path) -> Result<(), Failure> {
     let key = signature::signing_key(key)?;
     let bytes = read(file)?;
-    // What no server would load is better not vouched for.
+    // A file that no server would load is not signed.
     parse_bytes(file, &bytes)?;
     let path = signature::signature_path(file);
     std::fs::write(&path, format!("{}\n", signature::sign(&key, &bytes))).map_err(|e| format!("can't write {}: {e}", path.display()))?;

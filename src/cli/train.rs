@@ -22,9 +22,9 @@ use delo_train::{Dataset, Event, Outputs, Session, Settings, TrainError, Trained
 
 /// Trains one session of a data set, or all of them one after another, and writes their partitions.
 ///
-/// Only the session's factor pools, routers and head learn; the backbone stays frozen, and no other session's data is needed. The same command
-/// gives the same partition. A log with every step's losses and the missing table are written beside it. A run that was interrupted goes on with
-/// --resume, to the same result.
+/// Only the session's factor pools, routers and head learn; the backbone stays frozen, and no other session's
+/// data is needed. The same command gives the same partition. A log with every step's losses and the missing
+/// table are written beside it. A run that was interrupted goes on with --resume, to the same result.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     delo train --data data/emoji-cmml --task 7 --out symbols.safetensors --lr 1e-3\n  \
@@ -37,7 +37,8 @@ pub struct TrainArgs {
     /// The session: its task_id or its name
     #[arg(long, value_name = "N", required_unless_present = "all", help_heading = "Data", allow_hyphen_values = true)]
     task: Option<String>,
-    /// Every session, in the data set's order; --out then names a folder, and --resume leaves the partitions that are in it
+    /// Every session, in the data set's order; --out then names a folder, and --resume leaves the partitions
+    /// that are in it
     #[arg(long, conflicts_with_all = ["task", "log"], help_heading = "Data")]
     all: bool,
     /// A Hugging Face ViLT checkpoint directory; the one in the program if left out
@@ -48,10 +49,12 @@ pub struct TrainArgs {
     /// How the partition's key is compared with a sample
     #[arg(long, value_enum, default_value_t = Metric::Whitened, help_heading = "Task key")]
     key_metric: Metric,
-    /// Signal of the whitened metric: summary, pooled, or parts@LAYER, mean@LAYER, cls@LAYER; partitions that serve together need the same
+    /// Signal of the whitened metric: summary, pooled, or parts@LAYER, mean@LAYER, cls@LAYER; partitions that
+    /// serve together need the same
     #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Summary, help_heading = "Task key")]
     key_signal: KeySignal,
-    /// Signal of the plain metric; the partition holds the keys of these two signals alone, so that no other can be chosen later
+    /// Signal of the plain metric; the partition holds the keys of these two signals alone, so that no other
+    /// can be chosen later
     #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Pooled, help_heading = "Task key")]
     plain_signal: KeySignal,
     /// Key of the plain metric: the mean over the session, or the paper's moving average
@@ -72,7 +75,8 @@ pub struct TrainArgs {
     /// Steps between checkpoints; 0 means at the end of each epoch
     #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Output")]
     checkpoint_every: usize,
-    /// Memory for the states of the frozen layers, in MiB; they are computed at each step where they do not fit
+    /// Memory for the states of the frozen layers, in MiB; they are computed at each step where they do not
+    /// fit
     #[arg(long, value_name = "MIB", default_value_t = 4096, help_heading = "Output")]
     cache_mib: usize,
     #[command(flatten)]
@@ -174,8 +178,9 @@ fn summary(trained: &Trained, task: &str, multi_label: bool, log: &Path, table: 
     )
 }
 
-/// The time of creation that the artifact states: SOURCE_DATE_EPOCH where it is set, so that a build can be repeated to the byte.
-#[expect(clippy::disallowed_methods, reason = "an artifact tells people when it was made; nothing is decided by it")]
+/// The time of creation that the artifact states: SOURCE_DATE_EPOCH where it is set, so that a build can be
+/// repeated to the byte.
+#[expect(clippy::disallowed_methods, reason = "an artifact states when it was made; nothing is decided by it")]
 fn created() -> Result<String, Failure> {
     let now = match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(seconds) => seconds

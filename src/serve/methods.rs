@@ -123,7 +123,8 @@ mod tests {
 
     use super::*;
 
-    /// Every method of the services that both ports serve: its path, whether its requests stream and whether its answers do.
+    /// Every method of the services that both ports serve: its path, whether its requests stream and whether
+    /// its answers do.
     fn described() -> Vec<(String, bool, bool)> {
         let sets = [delo_proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET];
         let files = sets.into_iter().flat_map(|set| FileDescriptorSet::decode(set).unwrap().file);
@@ -158,6 +159,21 @@ mod tests {
             // A stream is not bounded by a deadline, and would hold up a drain.
             assert_eq!(row.drain != Finish, answers_stream, "{path}");
             assert!(!answers_stream || row.deadline != Unary, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_rules_and_alerts_name_methods_of_the_table() {
+        let rules = [include_str!("../../deploy/prometheus/rules/recording.yml"), include_str!("../../deploy/prometheus/rules/alerts.yml")];
+        let named: BTreeSet<&str> = rules
+            .iter()
+            .flat_map(|rules| rules.split("method").skip(1))
+            .filter_map(|rest| rest.strip_prefix("=\"").or_else(|| rest.strip_prefix("=~\""))?.split('"').next())
+            .collect();
+        assert!(named.contains("Classify"), "{named:?}");
+        for name in named {
+            let known = |row: &Method| name.strip_suffix(".*").map_or(row.label == name, |begin| row.label.starts_with(begin));
+            assert!(METHODS.iter().any(known), "{name}");
         }
     }
 

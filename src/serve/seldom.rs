@@ -7,9 +7,9 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// One event that repeats.
 #[derive(Debug, Default)]
 pub struct Seldom {
-    told: Option<Instant>,
-    /// Events since then.
-    untold: u64,
+    logged: Option<Instant>,
+    /// Events since then, not logged yet.
+    unlogged: u64,
 }
 
 impl Seldom {
@@ -20,12 +20,12 @@ impl Seldom {
     }
 
     fn happened_at(&mut self, now: Instant) -> Option<u64> {
-        self.untold += 1;
-        if self.told.is_some_and(|told| now < told + PAUSE) {
+        self.unlogged += 1;
+        if self.logged.is_some_and(|logged| now < logged + PAUSE) {
             return None;
         }
-        self.told = Some(now);
-        Some(std::mem::take(&mut self.untold))
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.unlogged))
     }
 }
 
@@ -34,9 +34,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happens_often_is_told_once_in_a_while_with_how_often() {
+    fn a_frequent_event_is_logged_once_in_a_while_with_its_count() {
         let (mut seldom, start) = (Seldom::default(), Instant::now());
-        let told: Vec<_> = (0..65).filter_map(|second| seldom.happened_at(start + Duration::from_secs(second))).collect();
-        assert_eq!(told, [1, 30, 30]);
+        let logged: Vec<_> = (0..65).filter_map(|second| seldom.happened_at(start + Duration::from_secs(second))).collect();
+        assert_eq!(logged, [1, 30, 30]);
     }
 }

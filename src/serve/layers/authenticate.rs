@@ -35,8 +35,8 @@ impl Caller {
     }
 }
 
-/// The caller's name by its address: an IPv4 address, or the 64-bit network of an IPv6 address, because one host may
-/// use every address of its network.
+/// The caller's name by its address: an IPv4 address, or the 64-bit network of an IPv6 address, because one
+/// host may use every address of its network.
 fn network(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => format!("{}/64", Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
@@ -44,8 +44,8 @@ fn network(address: IpAddr) -> String {
     }
 }
 
-/// Finds the caller of each call, and refuses unknown callers and calls that the caller's role does not allow.
-/// `None`: nobody is authenticated, and each caller may call everything.
+/// Finds the caller of each call, and refuses unknown callers and calls that the caller's role does not
+/// allow. `None`: nobody is authenticated, and each caller may call everything.
 #[derive(Clone, Debug)]
 pub struct Authenticate(pub Option<Arc<ArcSwap<Clients>>>);
 
@@ -72,7 +72,8 @@ impl Authenticate {
 /// UNAUTHENTICATED, with the same message whatever was wrong.
 fn identify(clients: &Clients, request: &Request<Body>) -> Result<Client, Status> {
     let found = match bearer(request.headers()) {
-        // A token counts before a certificate: a caller with a bad token is refused whatever its certificate says.
+        // A token counts before a certificate: a caller with a bad token is refused whatever its certificate
+        // says.
         Some(token) => token.and_then(|token| clients.of_token(token)),
         None => request.extensions().get::<Peer>().and_then(|peer| clients.of_certificate(peer.names.as_deref()?)),
     };

@@ -1,5 +1,5 @@
-//! Errors that the client caused get a code that says so. Of bytes that are no message, tonic says INTERNAL, as
-//! if the server were broken; metrics, alerts and the client's author need the true cause.
+//! Errors that the client caused get a code that says so. Of bytes that are no message, tonic says INTERNAL,
+//! as if the server were broken; metrics, alerts and the client's author need the true cause.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 

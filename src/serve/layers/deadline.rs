@@ -1,4 +1,5 @@
-//! The deadline of a call. A call ends by the clock, whatever has arrived of it, and whether or not its answer is read.
+//! The deadline of a call. A call ends by the clock, whatever has arrived of it, and whether or not its
+//! answer is read.
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +22,8 @@ use crate::serve::deadline::within;
 use crate::serve::methods::{DeadlineKind, method};
 use crate::serve::status::refused;
 
-/// A handler that has the whole message keeps the deadline by itself, sample by sample, and gets this long to answer.
+/// A handler that has the whole message keeps the deadline by itself, sample by sample, and gets this long to
+/// answer.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// How long the calls of a port may take.
@@ -36,7 +38,8 @@ pub struct Bounds {
 #[derive(Clone, Copy, Debug)]
 pub struct Expire(pub Bounds);
 
-/// When a call must be answered; in the extensions of the request of every call with a [`DeadlineKind::Unary`].
+/// When a call must be answered; in the extensions of the request of every call with a
+/// [`DeadlineKind::Unary`].
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(pub std::time::Instant);
 
@@ -81,16 +84,16 @@ enum End {
     Idle(Duration),
 }
 
-/// One call, whose time a task of its own watches: the transport does not poll the answer of a client that reads
-/// nothing, so the answer could not end itself.
+/// One call, whose time a task of its own watches: the transport does not poll the answer of a client that
+/// reads nothing, so the answer could not end itself.
 #[derive(Debug)]
 struct Call {
     end: End,
     progress: Progress,
     /// Cancelled when the time is over.
     over: CancellationToken,
-    /// The answer's body. It holds the call's permit and, of a stream, the rest of its requests. Dropped when the time
-    /// is over.
+    /// The answer's body. It holds the call's permit and, of a stream, the rest of its requests. Dropped when
+    /// the time is over.
     answer: Mutex<Option<Body>>,
 }
 
@@ -212,7 +215,8 @@ impl Policy for Expire {
     }
 }
 
-/// An answer's body that ends with DEADLINE_EXCEEDED when its time is over. The body itself is in the [`Call`].
+/// An answer's body that ends with DEADLINE_EXCEEDED when its time is over. The body itself is in the
+/// [`Call`].
 struct ExpiringAnswer {
     ended: bool,
     over: Pin<Box<WaitForCancellationFutureOwned>>,

@@ -1,5 +1,5 @@
-//! Streams end with UNAVAILABLE when the server drains, soon and without losing an answer: nothing else would end
-//! them.
+//! Streams end with UNAVAILABLE when the server drains, soon and without losing an answer: nothing else would
+//! end them.
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,8 @@ use super::framing::Framing;
 use super::{Answer, Inner, Policy, call};
 use crate::serve::methods::{DrainKind, method};
 
-/// Bytes of a stream's samples that may have been sent before the client could know of the drain: HTTP/2's window of
-/// a stream, as hyper sets it.
+/// Bytes of a stream's samples that may have been sent before the client could know of the drain: HTTP/2's
+/// window of a stream, as hyper sets it.
 const WINDOW: usize = 1 << 20;
 
 /// Ends streams once the token is cancelled. Samples that have arrived are answered first.

@@ -19,8 +19,8 @@ impl Framing {
         self.seen == 0
     }
 
-    /// Reads `data`, the next bytes, up to the end of the first message that ends in them: the index after that
-    /// message. `None`: all of `data` was read, and no message ends in it.
+    /// Reads `data`, the next bytes, up to the end of the first message that ends in them: the index after
+    /// that message. `None`: all of `data` was read, and no message ends in it.
     pub fn next_end(&mut self, data: &[u8]) -> Option<usize> {
         let head = data.len().min(PREFIX - self.seen);
         self.prefix[self.seen..self.seen + head].copy_from_slice(&data[..head]);
@@ -41,7 +41,8 @@ impl Framing {
         Some(head + body)
     }
 
-    /// Reads `data`, the next bytes: the index after the last message that ends in them. `None`: no message does.
+    /// Reads `data`, the next bytes: the index after the last message that ends in them. `None`: no message
+    /// does.
     pub fn last_end(&mut self, data: &[u8]) -> Option<usize> {
         let mut last = None;
         while let Some(end) = self.next_end(&data[last.unwrap_or(0)..]) {

@@ -11,8 +11,9 @@ use super::body::holding;
 use super::{Answer, Inner, Policy, call, refusal};
 use crate::serve::status::{exhausted, refused};
 
-/// Bounds the calls of one service that each client has in flight. A call counts until the transport is done with
-/// its answer, also after its deadline: an answer that a client does not read counts for that client alone.
+/// Bounds the calls of one service that each client has in flight. A call counts until the transport is done
+/// with its answer, also after its deadline: an answer that a client does not read counts for that client
+/// alone.
 #[derive(Clone, Debug)]
 pub struct LimitClients {
     /// Path prefix of the service: `/package.Service/`. Calls of others (health, reflection) pass.
@@ -21,8 +22,8 @@ pub struct LimitClients {
     calls: Arc<Calls>,
 }
 
-/// How many calls of each client are in flight. A client without any has no entry, so there are never more entries
-/// than calls.
+/// How many calls of each client are in flight. A client without any has no entry, so there are never more
+/// entries than calls.
 #[derive(Debug, Default)]
 struct Calls(Mutex<HashMap<Arc<str>, usize>>);
 

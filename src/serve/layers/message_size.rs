@@ -9,11 +9,12 @@ use crate::serve::methods::method;
 use crate::serve::status::refused;
 
 /// Answers RESOURCE_EXHAUSTED with the setting's name, and no time after which to retry: the same message is
-/// refused again. tonic's codec finds a message too long, by its prefix or while it is decompressed, and answers
-/// OUT_OF_RANGE or RESOURCE_EXHAUSTED in words that do not name the setting.
+/// refused again. tonic's codec finds a message too long, by its prefix or while it is decompressed, and
+/// answers OUT_OF_RANGE or RESOURCE_EXHAUSTED in words that do not name the setting.
 #[derive(Clone, Copy, Debug)]
 pub struct MessageSize {
-    /// The bound is of the methods whose paths begin with this; other services have bounds that no setting names.
+    /// The bound is of the methods whose paths begin with this; other services have bounds that no setting
+    /// names.
     pub prefix: &'static str,
     pub setting: &'static str,
     /// The setting's value, in bytes.
@@ -35,7 +36,8 @@ impl MessageSize {
         refused("invalid_input");
         let Self { setting, most, .. } = self;
         Some(Status::resource_exhausted(format!(
-            "the message is longer than the {most} bytes that {setting} allows, decompressed: send a smaller one, or have the setting raised"
+            "the message is longer than the {most} bytes that {setting} allows, decompressed: send a smaller one, \
+             or have the setting raised"
         )))
     }
 }
@@ -46,7 +48,8 @@ impl Policy for MessageSize {
         if !path.starts_with(self.prefix) {
             return Box::pin(call(next, request));
         }
-        // The refusal of a single message is in the answer's head; that of a stream's message is in its trailers.
+        // The refusal of a single message is in the answer's head; that of a stream's message is in its
+        // trailers.
         let streaming = method(path).streaming;
         let (policy, answer) = (*self, call(next, request));
         Box::pin(async move {

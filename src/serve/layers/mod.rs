@@ -84,11 +84,13 @@ impl<S: Inner> Layer<S> for Stack {
         let received = self.receive.layer(bounded);
         // Errors that the client caused get their code here, whichever layer below found them.
         let attributed = ClientFault.layer(received);
-        // The layer around this one drops the answer's body when the call's time ends, and with it the permit.
+        // The layer around this one drops the answer's body when the call's time ends, and with it the
+        // permit.
         let admitted = self.admit.layer(attributed);
         // The clock starts before anything waits.
         let expiring = self.expire.layer(admitted);
-        // The transport may hold an answer longer than the call's time: its client pays for that, in its own limit.
+        // The transport may hold an answer longer than the call's time: its client pays for that, in its own
+        // limit.
         let limited = self.limit_clients.layer(expiring);
         // The log names callers that are known; only their calls write to it.
         let traced = Trace.layer(limited);

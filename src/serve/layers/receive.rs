@@ -38,8 +38,8 @@ impl Receive {
     }
 }
 
-/// The bytes that one call has taken from the budget; given back when dropped. An `Arc` of it is in the extensions
-/// of the request.
+/// The bytes that one call has taken from the budget; given back when dropped. An `Arc` of it is in the
+/// extensions of the request.
 #[derive(Debug)]
 pub struct ReceivedBytes {
     budget: Receive,
@@ -85,8 +85,8 @@ impl Policy for Receive {
         let answer = call(next, request.map(|body| watched(body, move |frame, _| count.see(frame))));
         Box::pin(async move {
             let response = answer.await?;
-            // Messages of a stream are still to come. Any other call has read its own, and must not hold its bytes until
-            // the client reads the answer.
+            // Messages of a stream are still to come. Any other call has read its own, and must not hold its
+            // bytes until the client reads the answer.
             Ok(if streaming { response.map(|body| holding(body, received)) } else { response })
         })
     }
