@@ -310,7 +310,7 @@ mod steps {
             command.env("DELO_REGISTRY__MANIFEST", registry.path()).env("DELO_REGISTRY__POLL_SECONDS", "0.05");
             Serving::start_by(command, state.path(), failpoints).await
         };
-        let told = async |server: &mut Serving, wanted: fn(&RegistryStatus) -> bool| {
+        let until = async |server: &mut Serving, wanted: fn(&RegistryStatus) -> bool| {
             for _ in 0..600 {
                 let status = server.admin.get_status(GetStatusRequest {}).await.unwrap().into_inner().registry.unwrap();
                 if wanted(&status) {
@@ -318,15 +318,15 @@ mod steps {
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            panic!("never told: {:?}", server.admin.get_status(GetStatusRequest {}).await);
+            panic!("the status never came: {:?}", server.admin.get_status(GetStatusRequest {}).await);
         };
         let mut server = following("state.write=return").await;
-        let status = told(&mut server, |status| !status.error.is_empty()).await;
+        let status = until(&mut server, |status| !status.error.is_empty()).await;
         assert!(status.error.contains("state directory") && !status.in_sync, "{status:?}");
         assert_eq!(server.sound_version().await, live);
         server.kill();
         let mut server = following("").await;
-        told(&mut server, |status| status.in_sync && status.revision == 1).await;
+        until(&mut server, |status| status.in_sync && status.revision == 1).await;
         assert_eq!(server.sound_version().await, live + 1);
     }
 }

@@ -1,7 +1,7 @@
 //! What delo reads of an X.509 certificate: the names of its subject, and when it becomes valid and expires.
 //!
-//! A client's certificate is read after rustls has verified it; the server's own is the operator's. Nothing is verified
-//! here.
+//! A client's certificate is read after rustls has verified it; the server's own is the operator's. Nothing
+//! is verified here.
 use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -14,7 +14,8 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>>
     X509Certificate::from_der(certificate).ok().map(|(_, parsed)| parsed)
 }
 
-/// The common names and DNS names of the subject, at most [`MAX_NAMES`]; none of a certificate that can't be read.
+/// The common names and DNS names of the subject, at most [`MAX_NAMES`]; none of a certificate that can't be
+/// read.
 pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Some(parsed) = parse(certificate) else { return Vec::new() };
     let common_names = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
@@ -24,7 +25,8 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     common_names.chain(dns_names).take(MAX_NAMES).map(str::to_owned).collect()
 }
 
-/// When it becomes valid and when it expires, in seconds since 1970; `None` of a certificate that can't be read.
+/// When it becomes valid and when it expires, in seconds since 1970; `None` of a certificate that can't be
+/// read.
 pub fn validity(certificate: &CertificateDer<'_>) -> Option<(i64, i64)> {
     let parsed = parse(certificate)?;
     Some((parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp()))
