@@ -27,17 +27,18 @@ pub struct Drain(pub CancellationToken);
 
 impl Policy for Drain {
     fn around<S: Inner>(&self, request: Request<Body>, next: &mut S) -> Answer {
-        let drain = Box::pin(self.0.clone().cancelled_owned());
+        let drain = || Box::pin(self.0.clone().cancelled_owned());
         match method(request.uri().path()).drain {
             DrainKind::Finish => Box::pin(call(next, request)),
             DrainKind::EndAnswer => {
-                let answer = call(next, request);
+                let (answer, drain) = (call(next, request), drain());
                 Box::pin(async move { Ok(answer.await?.map(|body| Body::new(EndingAnswer { body, drain, ended: false }))) })
             }
             DrainKind::EndAfterSamples => {
                 let cut = Arc::new(AtomicBool::new(false));
                 let of_stream = cut.clone();
-                let samples = |body| Samples { body, framing: Framing::default(), left: WINDOW, drain, cut: of_stream, ended: false };
+                let samples =
+                    |body| Samples { body, framing: Framing::default(), left: WINDOW, drain: drain(), cut: of_stream, ended: false };
                 let answer = call(next, request.map(|body| Body::new(samples(body))));
                 // The handler ends a stream well that was ended here; its client did not end it.
                 let instead = move |trailers: &HeaderMap| {
