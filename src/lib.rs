@@ -3,6 +3,7 @@
 //!
 //! - [`config`]: layered settings.
 //! - [`logging`]: the log of a server, best effort.
+//! - [`metric_table`]: the metrics, one row each.
 //! - [`serve`]: gRPC services, the policies around every call, queue and batcher, feedback, metrics, lifecycle.
 //! - [`bench`](mod@bench): how fast the engine is on this machine.
 //! - [`cli`]: the command line; parses, calls one function of the rooms above, prints.
@@ -10,4 +11,5 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod logging;
+pub mod metric_table;
 pub mod serve;

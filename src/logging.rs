@@ -1,7 +1,8 @@
-//! The log of a server, as lines on stderr, best effort: a reader that has gone, a full disk or a pipe that nobody empties costs lines, and nothing else.
+//! The log of a server, as lines on stderr, best effort: a reader that has gone, a full disk or a pipe that
+//! nobody empties costs lines, and nothing else.
 //!
-//! Lines go through a bounded queue to a thread of their own, so that no caller waits for stderr; what does not fit or can't be written is counted
-//! (`delo_log_lines_lost_total`).
+//! Lines go through a bounded queue to a thread of their own, so that no caller waits for stderr; what does
+//! not fit or can't be written is counted (`delo_log_lines_lost_total`).
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, Logging};
+use crate::metric_table::LOG_LINES_LOST;
 
 /// Bytes of lines that wait to be written; more are lost.
 const MAX_WAITING: usize = 1 << 20;
@@ -19,6 +21,7 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// Wait before writing again to a stderr that takes nothing.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// Why the log does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error("configuration: logging.filter: {0}")]
@@ -46,8 +49,8 @@ struct State {
     writing: bool,
     /// Lines lost since the start.
     lost: u64,
-    /// Of those, how many the log itself has told.
-    told: u64,
+    /// Lost lines that the log itself has reported.
+    reported: u64,
 }
 
 impl Lines {
@@ -71,7 +74,7 @@ impl Lines {
         state.lost += lines;
         let lost = state.lost;
         drop(state);
-        metrics::counter!("delo_log_lines_lost_total").absolute(lost);
+        LOG_LINES_LOST.with([]).absolute(lost);
     }
 
     /// Writes what comes, for ever.
@@ -92,9 +95,9 @@ impl Lines {
                 state.bytes -= line.len();
                 if written.is_err() {
                     self.lose(state, 1);
-                } else if state.lost > state.told {
-                    let lines = state.lost - state.told;
-                    state.told = state.lost;
+                } else if state.lost > state.reported {
+                    let lines = state.lost - state.reported;
+                    state.reported = state.lost;
                     drop(state);
                     tracing::warn!(lines, "lines of this log were lost: nothing took them from stderr");
                 }
@@ -186,11 +189,10 @@ fn coloured() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Shows the counter of lost lines.
+/// Records how many lines were lost so far: lines may be lost before the first metric is recorded.
 pub fn show() {
-    metrics::describe_counter!("delo_log_lines_lost_total", "Lines of the log that stderr did not take.");
     let lost = LINES.get().map_or(0, |lines| lines.state().lost);
-    metrics::counter!("delo_log_lines_lost_total").absolute(lost);
+    LOG_LINES_LOST.with([]).absolute(lost);
 }
 
 /// Waits for the last lines, for a bounded time. Does nothing where no log has begun.
@@ -200,7 +202,7 @@ pub fn flush() {
     }
 }
 
-/// Says one line on stderr, beside the log where there is one. A stderr that takes nothing is no failure.
+/// Writes one line to stderr, beside the log where there is one. A stderr that takes nothing is no failure.
 pub fn say(line: &str) {
     let line = format!("{line}\n");
     match LINES.get() {
@@ -218,7 +220,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes what `takes` lets it, and says what it took.
+    /// Takes a line for each `takes`, and reports it.
     struct Reader {
         takes: mpsc::Receiver<io::Result<()>>,
         took: mpsc::Sender<Vec<u8>>,
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_reads_nothing_costs_lines_and_holds_up_nobody() {
+    fn a_reader_that_reads_nothing_costs_lines_and_delays_nobody() {
         let (lines, let_in, taken) = queue();
         let line = [b'a'; 1 << 10];
         // Nothing is taken: were logging to wait for the reader, this would not end.

@@ -34,20 +34,25 @@ enum AdminCommand {
         connection: Connection,
     },
     /// Makes a partition live. A task that is loaded already gets a new version.
-    #[command(
-        after_help = "Examples:\n  delo admin load symbols.safetensors\n  delo admin load symbols.safetensors --canary 0.1\n  delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory\n  delo admin load --uri https://models.example.com/delo/symbols.safetensors   # allowed by the server's registry.allowed_urls"
-    )]
+    #[command(after_help = "Examples:\n  \
+            delo admin load symbols.safetensors\n  \
+            delo admin load symbols.safetensors --canary 0.1\n  \
+            delo admin load --uri symbols.safetensors   # a file in the server's --partitions directory\n  \
+            delo admin load --uri https://models.example.com/delo/symbols.safetensors   # allowed by the server's registry.allowed_urls")]
     Load {
-        /// A partition file on this machine; its bytes are sent to the server, with the signature in FILE.sig where there is one.
+        /// A partition file on this machine; its bytes are sent to the server, with the signature in FILE.sig
+        /// where there is one.
         #[arg(value_name = "FILE", required_unless_present = "uri", conflicts_with = "uri")]
         file: Option<PathBuf>,
-        /// A file on the server, inside its --partitions directory: a path, or a file:// address of an absolute one. Or an address that the server allows.
+        /// A file on the server, inside its --partitions directory: a path, or a file:// address of an
+        /// absolute one. Or an address that the server allows.
         #[arg(long, value_name = "PATH|URL")]
         uri: Option<String>,
         /// Not live but on trial: it answers this share of its task's traffic, above 0 and at most 1.
         #[arg(long, value_name = "SHARE", conflicts_with = "shadow")]
         canary: Option<f64>,
-        /// Not live but on trial: it is computed beside the live version and compared; callers never see its answers.
+        /// Not live but on trial: it is computed beside the live version and compared; callers never see its
+        /// answers.
         #[arg(long)]
         shadow: bool,
         #[command(flatten)]
@@ -58,7 +63,8 @@ enum AdminCommand {
     Rollback {
         /// The task's name.
         task: String,
-        /// One of the retained versions that `delo admin list` shows; the one before the live one if left out.
+        /// One of the retained versions that `delo admin list` shows; the one before the live one if left
+        /// out.
         #[arg(long, value_name = "VERSION")]
         to: Option<u64>,
         #[command(flatten)]
@@ -94,7 +100,8 @@ enum AdminCommand {
     /// Makes the server read the manifest of its registry now, and load and unload what differs.
     #[command(after_help = "Example:\n  delo admin sync")]
     Sync {
-        /// Take the manifest though it is older than the last one seen: the registry was put back from a copy, or made anew, on purpose.
+        /// Take the manifest though it is older than the last one seen: the registry was put back from a
+        /// copy, or made anew, on purpose.
         #[arg(long)]
         accept_older: bool,
         #[command(flatten)]
@@ -134,15 +141,18 @@ pub fn run(args: AdminArgs) -> Result<(), Failure> {
 }
 
 /// One call of the admin service.
-fn ask<T>(connection: &Connection, call: impl AsyncFnOnce(AdminClient<Authorized>) -> Result<Response<T>, Status>) -> Result<T, Failure> {
+fn call<T>(
+    connection: &Connection,
+    method: impl AsyncFnOnce(AdminClient<Authorized>) -> Result<Response<T>, Status>,
+) -> Result<T, Failure> {
     exchange(&connection.server, &connection.credentials, async |channel| {
         let client = AdminClient::new(channel).max_decoding_message_size(64 << 20);
-        Ok(call(client).await?.into_inner())
+        Ok(method(client).await?.into_inner())
     })
 }
 
 fn list(connection: &Connection) -> Result<(), Failure> {
-    let partitions = ask(connection, async |mut client| client.list_partitions(ListPartitionsRequest {}).await)?.partitions;
+    let partitions = call(connection, async |mut client| client.list_partitions(ListPartitionsRequest {}).await)?.partitions;
     if connection.json {
         return print_json(&json!({"partitions": partitions.iter().map(json).collect::<Vec<_>>()}));
     }
@@ -185,31 +195,31 @@ fn load(file: Option<PathBuf>, uri: Option<String>, trial: Option<TrialMode>, co
         (None, None) => return Err(Failure::usage("give a FILE or --uri")),
     };
     let request = LoadPartitionRequest { source: Some(source), request_id: request_id(), trial, signature: signature.into() };
-    let partition = ask(connection, async |mut client| client.load_partition(request).await)?.partition;
+    let partition = call(connection, async |mut client| client.load_partition(request).await)?.partition;
     changed(if trial.is_some() { "on trial" } else { "live" }, partition, connection)
 }
 
 fn rollback(task: String, version: Option<u64>, connection: &Connection) -> Result<(), Failure> {
     let request = RollbackPartitionRequest { task, version, request_id: request_id() };
-    let partition = ask(connection, async |mut client| client.rollback_partition(request).await)?.partition;
+    let partition = call(connection, async |mut client| client.rollback_partition(request).await)?.partition;
     changed("live", partition, connection)
 }
 
 fn promote(task: String, trial: Option<TrialMode>, connection: &Connection) -> Result<(), Failure> {
     let request = PromoteTrialRequest { task, trial, request_id: request_id() };
-    let partition = ask(connection, async |mut client| client.promote_trial(request).await)?.partition;
+    let partition = call(connection, async |mut client| client.promote_trial(request).await)?.partition;
     changed(if trial.is_some() { "on trial" } else { "live" }, partition, connection)
 }
 
 fn abort(task: String, connection: &Connection) -> Result<(), Failure> {
     let request = AbortTrialRequest { task, request_id: request_id() };
-    let partition = ask(connection, async |mut client| client.abort_trial(request).await)?.partition;
+    let partition = call(connection, async |mut client| client.abort_trial(request).await)?.partition;
     changed("aborted", partition, connection)
 }
 
 fn unload(task: String, connection: &Connection) -> Result<(), Failure> {
     let request = UnloadPartitionRequest { task, request_id: request_id() };
-    let UnloadPartitionResponse { partition, drained } = ask(connection, async |mut client| client.unload_partition(request).await)?;
+    let UnloadPartitionResponse { partition, drained } = call(connection, async |mut client| client.unload_partition(request).await)?;
     changed(if drained { "unloaded" } else { "unloaded, some requests still finish with it" }, partition, connection)
 }
 
@@ -237,7 +247,7 @@ fn counts(c: VersionCounts) -> Value {
 }
 
 fn sync(accept_older: bool, connection: &Connection) -> Result<(), Failure> {
-    let answer = ask(connection, async |mut client| client.sync_registry(SyncRegistryRequest { accept_older }).await)?;
+    let answer = call(connection, async |mut client| client.sync_registry(SyncRegistryRequest { accept_older }).await)?;
     let registry = answer.registry.unwrap_or_default();
     if connection.json {
         return print_json(&json!({"registry": registry_json(&registry), "loaded": answer.loaded, "unloaded": answer.unloaded}));
@@ -268,7 +278,7 @@ fn registry_line(r: &RegistryStatus) -> String {
 }
 
 fn status(connection: &Connection) -> Result<(), Failure> {
-    let status = ask(connection, async |mut client| client.get_status(GetStatusRequest {}).await)?;
+    let status = call(connection, async |mut client| client.get_status(GetStatusRequest {}).await)?;
     let GetStatusResponse {
         version,
         model,
@@ -290,9 +300,10 @@ fn status(connection: &Connection) -> Result<(), Failure> {
     let state = get_status_response::State::try_from(status.state).unwrap_or_default().as_str_name();
     if connection.json {
         return print_json(&json!({
-            "state": state, "version": version, "model": model, "backbone_fingerprint": backbone_fingerprint, "routing_metric": routing_metric,
-            "routing_signal": routing_signal, "routing_notice": routing_notice, "queue_depth": queue_depth, "uptime_seconds": uptime_seconds,
-            "partitions": partitions, "kernel": kernel, "compute_threads": compute_threads,
+            "state": state, "version": version, "model": model, "backbone_fingerprint": backbone_fingerprint,
+            "routing_metric": routing_metric, "routing_signal": routing_signal, "routing_notice": routing_notice,
+            "queue_depth": queue_depth, "uptime_seconds": uptime_seconds, "partitions": partitions,
+            "kernel": kernel, "compute_threads": compute_threads,
             "catalogue_revision": catalogue_revision, "durable": durable, "notices": notices,
             "registry": registry.as_ref().map(registry_json),
         }));

@@ -18,7 +18,8 @@ use delo_model::{KeySignal, Layout, PoolSpec};
 
 /// The backbone of random weights, in the shape of ViLT-B/32.
 const RANDOM_VILT_B32: &str = "random:vilt-b32";
-/// Token ids that stand in for a missing text; what they are does not matter here, but that they are two does.
+/// Token ids that stand in for a missing text; what they are does not matter here, but that they are two
+/// does.
 const DUMMY_TEXT: [u32; 2] = [0, 0];
 
 /// Measures the engine and its kernels.
@@ -34,18 +35,20 @@ enum BenchCommand {
     Kernels(KernelArgs),
 }
 
-/// Measures whole forwards of batches whose samples are each of another task: the median of several, in requests per second.
+/// Measures whole forwards of batches whose samples are each of another task: the median of several, in
+/// requests per second.
 ///
-/// Several --tasks, --samples and --batch give a row for each combination, measured in turn, so that rows can be compared on a busy machine.
-/// Prints `{"rows": [{"precision", "batch", "tasks", "kind", "routed", "tokens", "seconds", "requests_per_second"}…], "kernel", "threads"}` with
-/// --json.
+/// Several --tasks, --samples and --batch give a row for each combination, measured in turn, so that rows can
+/// be compared on a busy machine. Prints `{"rows": [{"precision", "batch", "tasks", "kind", "routed",
+/// "tokens", "seconds", "requests_per_second"}…], "kernel", "threads"}` with --json.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     delo bench engine --json\n  \
     delo bench engine --backbone random:vilt-b32 --image 384 384 --text 40 --precision f32 bf16 --batch 1 4 8\n  \
     delo bench engine --tasks 0 1 10 --samples complete mixed --first-adapted-layer 3 --route")]
 struct EngineArgs {
-    /// A Hugging Face ViLT checkpoint directory, or random:vilt-b32; the checkpoint in the program if left out
+    /// A Hugging Face ViLT checkpoint directory, or random:vilt-b32; the checkpoint in the program if left
+    /// out
     #[arg(long, value_name = "DIR")]
     backbone: Option<String>,
     /// Height and width of the images, in pixels [default: the backbone's own image size]
@@ -78,8 +81,8 @@ struct EngineArgs {
     /// Adapters from this layer on
     #[arg(long, value_name = "LAYER", default_value_t = 0)]
     first_adapted_layer: usize,
-    /// Beside the rows whose tasks are given, rows whose tasks the engine decides, by the whitened metric of SIGNAL [default: mean@LAYER of the
-    /// first adapted layer]
+    /// Beside the rows whose tasks are given, rows whose tasks the engine decides, by the whitened metric of
+    /// SIGNAL [default: mean@LAYER of the first adapted layer]
     #[arg(long, value_name = "SIGNAL", num_args = 0..=1)]
     route: Option<Option<KeySignal>>,
     /// Timed forwards of each row

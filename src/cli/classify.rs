@@ -11,7 +11,7 @@ use super::output::{print, print_json, table};
 use delo_proto::classifier_client::ClassifierClient;
 use delo_proto::{ClassifyRequest, ClassifyResponse, Modality, Priority, TextReading};
 
-/// The longest answer, in bytes: of a task of many thousand labels, of which --top-k 0 shows all.
+/// The longest answer, in bytes: --top-k 0 shows all labels of a task, which may be many thousands.
 const MAX_ANSWER: usize = 64 << 20;
 
 /// Asks a server what an image, a text, or both show.
@@ -101,7 +101,8 @@ fn json(response: &ClassifyResponse, explain: bool) -> Value {
         out["modalities"] = json!({"image": modality(modalities.image), "text": modality(modalities.text)});
         if let Some(reading) = &modalities.text_reading {
             out["modalities"]["text_reading"] = json!({
-                "understood": reading.understood, "truncated": reading.truncated, "tokens": reading.tokens, "unknown_tokens": reading.unknown_tokens,
+                "understood": reading.understood, "truncated": reading.truncated, "tokens": reading.tokens,
+                "unknown_tokens": reading.unknown_tokens,
             });
         }
     }

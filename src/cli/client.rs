@@ -1,4 +1,4 @@
-//! What the client commands share: connecting, waiting, and telling of a refusal.
+//! What the client commands share: connecting, waiting, and the line about a refusal.
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
@@ -23,10 +23,11 @@ use super::connect::{Observed, Target};
 /// The longest token.
 const MAX_TOKEN: usize = 4096;
 
-/// Who the client is, and whom it trusts.
+/// The client's credentials, and the authorities that it trusts.
 #[derive(clap::Args)]
 pub struct Credentials {
-    /// A file that holds the token by which the server knows this client; else the environment variable DELO_TOKEN.
+    /// A file that holds the token by which the server knows this client; else the environment variable
+    /// DELO_TOKEN.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Certificates in PEM of those who sign the server's certificate; the server's address is then https://.
@@ -41,7 +42,7 @@ pub struct Credentials {
 }
 
 impl fmt::Debug for Credentials {
-    /// Says where credentials are, and nothing that they are.
+    /// Shows the paths of the credentials, never their contents.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials").field("token_file", &self.token_file).field("ca", &self.ca).finish_non_exhaustive()
     }
@@ -68,7 +69,7 @@ impl Credentials {
         let token = match &self.token_file {
             Some(path) => Some(String::from_utf8(read(path)?).map_err(|_| format!("{} holds no token: it is no text", path.display()))?),
             None => match std::env::var("DELO_TOKEN") {
-                // Not taken for absent: the call would go out without a token.
+                // If this counted as absent, the call would be sent without a token.
                 Err(std::env::VarError::NotUnicode(_)) => return Err("DELO_TOKEN: a token is printable ASCII, this one is not".into()),
                 token => token.ok().filter(|token| !token.is_empty()),
             },
@@ -176,7 +177,7 @@ pub fn exchange<T, F: Future<Output = Result<T, Status>>>(
             .await
             .map_err(|error| target.explain(&observed).unwrap_or_else(|| format!("no connection to {server}: {}", causes(&error))))?;
         talk(InterceptedService::new(channel, bearer)).await.map_err(|status| {
-            // What the server answers has no source.
+            // A status that the server sent has no source.
             let on_the_way = status.source().and_then(|_| target.explain(&observed));
             on_the_way.map_or_else(|| refusal(&status), Failure::Other)
         })

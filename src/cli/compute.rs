@@ -1,4 +1,4 @@
-//! Flags of every command that computes: on what.
+//! Flags of every command that computes: threads, instructions, number format, device.
 use super::Failure;
 use crate::config::MOST_THREADS;
 use delo_engine::{DeviceChoice, Options};
@@ -11,7 +11,8 @@ pub struct ComputeArgs {
     /// Threads of the compute pool [default: as many as the process may use cores]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub threads: Option<usize>,
-    /// The best vector instructions to use: portable, avx2, avx512, avx512-bf16 or amx [default: the best there are]
+    /// The best vector instructions to use: portable, avx2, avx512, avx512-bf16 or amx [default: the best
+    /// there are]
     #[arg(long, value_name = "SET")]
     pub isa: Option<Isa>,
 }
@@ -24,8 +25,8 @@ impl ComputeArgs {
     }
 }
 
-/// What a command that runs the engine as it serves computes with; in f32 unless something else is said, so that figures do not depend on the
-/// processor.
+/// What a command computes with that runs the engine as a server does; in f32 by default, so that its figures
+/// do not depend on the processor.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[command(next_help_heading = "Compute")]
 pub struct InferenceArgs {

@@ -1,4 +1,4 @@
-//! A client command's connection to its server; where it fails, it says what is likely wrong and what to do.
+//! A client command's connection to its server. Its errors say what is probably wrong and what to do.
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,9 +14,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-/// Until a connection must stand, TLS included.
+/// How long connecting may take, TLS included.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Where servers listen unless they are told otherwise, for messages.
+/// The default ports, for messages.
 const PORTS: &str = "the classifier listens at port 50051 and the admin service at 50052, unless they are set otherwise";
 
 /// Where a server is, and how to speak to it.
@@ -34,7 +34,7 @@ pub struct Target {
     pub certified: bool,
 }
 
-/// What a connection came to. Clones share it.
+/// What happened to a connection. Clones share it.
 #[derive(Clone, Default)]
 pub struct Observed(Arc<Mutex<Observations>>);
 
@@ -82,7 +82,7 @@ impl Target {
         Ok(TokioIo::new(Watched { stream, observed: observed.clone(), failed: None }))
     }
 
-    /// Why calls fail on the way, and what to do about it; `None` where the connection shows no reason.
+    /// Why the connection makes calls fail, and what to do; `None` where the connection shows no reason.
     pub fn explain(&self, observed: &Observed) -> Option<String> {
         let Observations { unreachable, connected, first, broken, closed } = &*observed.lock();
         let server = &self.server;
@@ -114,11 +114,13 @@ impl Target {
             (true, false, _) => format!("{server} does not speak TLS: give --server as http://… without --ca, or name its port with TLS"),
             (true, true, false) => {
                 format!(
-                    "{server} closed the connection after the TLS handshake; if it asks clients for a certificate, give --client-cert and --client-key"
+                    "{server} closed the connection after the TLS handshake; if it asks clients for a certificate, give \
+                     --client-cert and --client-key"
                 )
             }
             (true, true, true) => format!(
-                "{server} closed the connection after the TLS handshake; is --client-cert signed by those whom the server trusts, and has it not expired?"
+                "{server} closed the connection after the TLS handshake; is --client-cert signed by those whom \
+                  the server trusts, and has it not expired?"
             ),
         })
     }
@@ -180,7 +182,7 @@ impl Target {
     }
 }
 
-/// Keeps the first error in its place, whose like is returned.
+/// Stores the first error in `place`; returns one of the same kind and words.
 fn kept(place: &mut Option<io::Error>, error: io::Error) -> io::Error {
     let like = io::Error::new(error.kind(), error.to_string());
     place.get_or_insert(error);
@@ -193,19 +195,19 @@ impl Observed {
     }
 }
 
-/// A connection that notes what comes of it.
+/// A connection that records what happens to it.
 pub struct Watched {
     stream: Stream,
     observed: Observed,
-    /// A write that failed and is not told yet.
+    /// The error of a write that failed and was not returned yet.
     failed: Option<io::Error>,
 }
 
 impl Watched {
-    /// Tells a failed write when the server's last words are read. It may have said why before it closed the
-    /// connection, and nobody reads a connection whose write has failed. What it sent arrives before its close, so
-    /// that reading ends.
-    fn last_words(&mut self, cx: &mut Context<'_>, error: io::Error) -> Poll<io::Error> {
+    /// Returns the error of a failed write after all that the server has sent is read: it may have sent the
+    /// reason before it closed the connection, and the transport does not read a connection whose write has
+    /// failed. What the server sent arrives before its close, so that reading ends.
+    fn after_last_read(&mut self, cx: &mut Context<'_>, error: io::Error) -> Poll<io::Error> {
         let error = self.failed.take().unwrap_or(error);
         loop {
             let mut rest = [0; 256];
@@ -224,7 +226,7 @@ impl Watched {
 
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        /// Enough to tell protocols by.
+        /// Bytes by which protocols are recognised.
         const FIRST: usize = 8;
         let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
@@ -246,14 +248,14 @@ impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match ready!(Pin::new(&mut self.stream).poll_write(cx, bytes)) {
             Ok(written) => Poll::Ready(Ok(written)),
-            Err(error) => self.last_words(cx, error).map(Err),
+            Err(error) => self.after_last_read(cx, error).map(Err),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match ready!(Pin::new(&mut self.stream).poll_flush(cx)) {
             Ok(()) => Poll::Ready(Ok(())),
-            Err(error) => self.last_words(cx, error).map(Err),
+            Err(error) => self.after_last_read(cx, error).map(Err),
         }
     }
 

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 pub enum Failure {
     /// The command line asks for something that can't be meant: exit code 2.
     Usage(String),
-    /// A second signal, of this number, ended a server before it had drained: exit code 128 and the number, as of a process that the signal killed.
+    /// A second signal, of this number, ended a server before it had drained: exit code 128 and the number,
+    /// as of a process that the signal killed.
     Signal(u8),
     /// Anything else: exit code 1.
     Other(String),
@@ -28,7 +29,8 @@ impl Failure {
         }
     }
 
-    /// The message on one line, however many the error had, without the backtrace that candle appends where RUST_BACKTRACE is set.
+    /// The message on one line, however many the error had, without the backtrace that candle appends where
+    /// RUST_BACKTRACE is set.
     pub fn line(&self) -> String {
         let message = match self {
             Self::Usage(message) | Self::Other(message) => message,
@@ -39,7 +41,8 @@ impl Failure {
     }
 }
 
-/// `?` on any error ends a command with exit code 1. (`Failure` itself isn't `Display`, so this can't collide with `From<Failure>`.)
+/// `?` on any error ends a command with exit code 1. (`Failure` itself isn't `Display`, so this can't collide
+/// with `From<Failure>`.)
 impl<E: Display> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Other(error.to_string())

@@ -13,9 +13,9 @@ use delo_model::routing::keys::KeySignal;
 /// text and patches) entering each layer, `mean@0` and so on; `mean@L` is that after the last layer. It shows
 /// whether a checkpoint is read as it should be.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example:\n  delo features --image cat.png --text \"a cat\" --json\n  delo features --backbone vilt-b32-mlm --text \"a cat\""
-)]
+#[command(after_help = "Example:\n  \
+        delo features --image cat.png --text \"a cat\" --json\n  \
+        delo features --backbone vilt-b32-mlm --text \"a cat\"")]
 pub struct FeaturesArgs {
     /// A Hugging Face ViLT checkpoint directory; the one in the program if left out.
     #[arg(long, value_name = "DIR")]

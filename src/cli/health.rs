@@ -8,8 +8,9 @@ use crate::serve::{Question, probe};
 
 /// Asks the server on this machine whether it serves; the exit code is 0 if it does, else 1.
 ///
-/// The settings say where to ask: the same file and environment variables as of `delo serve`. Flags of `delo serve` are not known here. It asks the
-/// metrics port, or the classifier's where that is off, and needs no token and no certificate.
+/// The settings say where to ask: the same file and environment variables as of `delo serve`. Flags of `delo
+/// serve` are not known here. It asks the metrics port, or the classifier's where that is off, and needs no
+/// token and no certificate.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  delo health\n  delo health --live --config /etc/delo/delo.toml")]
 pub struct HealthArgs {

@@ -29,7 +29,8 @@ use crate::logging;
 use crate::serve::try_to_start;
 use delo_process::file_size;
 
-/// Classifies images and texts of many tasks over one frozen ViLT, without being told which task a sample belongs to.
+/// Classifies images and texts of many tasks over one frozen ViLT, without being told which task a sample
+/// belongs to.
 #[derive(Debug, Parser)]
 #[command(name = "delo", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
@@ -51,8 +52,9 @@ enum Command {
     Bench(bench::BenchArgs),
 }
 
-/// Parses the command line, runs one command and returns its exit code: 0 done, 2 wrong usage, 1 anything else, 128 and the signal's number for a
-/// server that a second signal ended. A failure is one line on stderr, where that takes one.
+/// Parses the command line, runs one command and returns its exit code: 0 done, 2 wrong usage, 1 anything
+/// else, 128 and the signal's number for a server that a second signal ended. A failure is one line on
+/// stderr, where that takes one.
 pub fn main() -> ExitCode {
     file_size::fail_beyond_limit();
     let cli = match Cli::try_parse() {

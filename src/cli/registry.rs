@@ -44,9 +44,9 @@ enum RegistryCommand {
         json: bool,
     },
     /// Makes a partition the live one of its task: the one pushed last, or the one whose SHA-256 begins so.
-    #[command(
-        after_help = "Example:\n  delo registry promote symbols --registry /srv/delo\n  delo registry promote symbols@3f2a --registry /srv/delo"
-    )]
+    #[command(after_help = "Example:\n  \
+            delo registry promote symbols --registry /srv/delo\n  \
+            delo registry promote symbols@3f2a --registry /srv/delo")]
     Promote {
         /// The task, or the task, @ and the first digits of a SHA-256 as `delo registry list` shows it.
         #[arg(value_name = "TASK[@SHA256]")]
@@ -65,7 +65,8 @@ enum RegistryCommand {
 
 #[derive(Debug, clap::Args)]
 struct At {
-    /// A directory, or s3://, gs:// or az:// (credentials from the environment); http:// and https:// can only be listed.
+    /// A directory, or s3://, gs:// or az:// (credentials from the environment); http:// and https:// can
+    /// only be listed.
     #[arg(long, value_name = "URL")]
     registry: String,
 }
@@ -75,11 +76,11 @@ pub fn run(args: RegistryArgs) -> Result<(), Failure> {
         RegistryCommand::Push { files, at, key, live } => push(&files, &at, key, live),
         RegistryCommand::List { at, json } => list(&at, json),
         RegistryCommand::Promote { what, at } => {
-            let (entry, revision) = at.ask(async |storage| remote::promote(&storage, &what).await)?;
+            let (entry, revision) = at.exchange(async |storage| remote::promote(&storage, &what).await)?;
             print(&format!("live: task {}, {} (revision {revision}) in {}", entry.task, short(&entry.sha256), at.shown()?))
         }
         RegistryCommand::Withdraw { task, at } => {
-            let revision = at.ask(async |storage| remote::withdraw(&storage, &task).await)?;
+            let revision = at.exchange(async |storage| remote::withdraw(&storage, &task).await)?;
             print(&format!("withdrawn: task {task} (revision {revision}) in {}", at.shown()?))
         }
     }
@@ -99,7 +100,7 @@ impl At {
     }
 
     /// Runs one exchange with the registry.
-    fn ask<T, F: Future<Output = Result<T, RemoteError>>>(&self, talk: impl FnOnce(Storage) -> F) -> Result<T, Failure> {
+    fn exchange<T, F: Future<Output = Result<T, RemoteError>>>(&self, talk: impl FnOnce(Storage) -> F) -> Result<T, Failure> {
         let storage = self.storage()?;
         let runtime = super::runtime()?;
         Ok(runtime.block_on(talk(storage))?)
@@ -110,7 +111,7 @@ fn push(files: &[PathBuf], at: &At, key: Option<PathBuf>, live: bool) -> Result<
     let key = key.map(|path| signing_key(&path)).transpose()?;
     for file in files {
         let bytes = std::fs::read(file).map_err(|e| format!("can't read {}: {e}", file.display()))?;
-        let pushed = at.ask(async |storage| remote::push(&storage, bytes.into(), key.as_ref(), live).await);
+        let pushed = at.exchange(async |storage| remote::push(&storage, bytes.into(), key.as_ref(), live).await);
         let pushed = pushed.map_err(|failure| match failure {
             Failure::Other(message) => Failure::Other(format!("{}: {message}", file.display())),
             usage => usage,
@@ -131,7 +132,7 @@ fn push(files: &[PathBuf], at: &At, key: Option<PathBuf>, live: bool) -> Result<
 }
 
 fn list(at: &At, as_json: bool) -> Result<(), Failure> {
-    let manifest = at.ask(async |storage| remote::list(&storage).await)?;
+    let manifest = at.exchange(async |storage| remote::list(&storage).await)?;
     if as_json {
         return print_json(&json!(manifest));
     }
@@ -145,7 +146,7 @@ fn list(at: &At, as_json: bool) -> Result<(), Failure> {
     print(&format!("revision {} {}\n{}", manifest.revision, manifest.updated, table(&rows)))
 }
 
-/// Enough of a digest to tell it by.
+/// The digits of a digest that are shown.
 fn short(sha256: &str) -> String {
     sha256.chars().take(12).collect()
 }

@@ -13,15 +13,16 @@ use delo_process::allocator;
 
 /// Blocking work that is still going on when the server has stopped gets this long.
 const LAST_WORK: Duration = Duration::from_secs(1);
-/// How long a thread for blocking work waits for more of it: a system that has run out of threads would leave later work undone.
+/// How long a thread for blocking work waits for more of it: a system that has run out of threads would leave
+/// later work undone.
 const KEPT: Duration = Duration::from_secs(3600);
 /// Threads beside those of the runtime and the compute pool: the batcher's, and a few for blocking work.
 const OTHER_THREADS: usize = 6;
 
 /// Serves classification over gRPC.
 ///
-/// Settings come from, later ones winning: defaults, the file given as --config, environment variables (DELO_BATCHING__MAX_TOKENS=4096), and these
-/// flags.
+/// Settings come from, later ones winning: defaults, the file given as --config, environment variables
+/// (DELO_BATCHING__MAX_TOKENS=4096), and these flags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  delo serve\n  delo serve --backbone vilt-b32-mlm --partitions partitions --listen 0.0.0.0:50051")]
 pub struct ServeArgs {

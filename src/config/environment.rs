@@ -1,18 +1,22 @@
-//! Settings in environment variables, `DELO_SECTION__KEY`, told apart from variables that only look like them.
+//! Settings in environment variables, `DELO_SECTION__KEY`, distinguished from variables that only look like
+//! them.
 //!
-//! Kubernetes gives every container variables named after the Services of its namespace: of one called `delo-x`, `DELO_X_SERVICE_HOST`,
-//! `DELO_X_PORT=tcp://…` and more (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>). Those are no settings.
+//! Kubernetes gives every container variables named after the Services of its namespace: of one called
+//! `delo-x`, `DELO_X_SERVICE_HOST`, `DELO_X_PORT=tcp://…` and more
+//! (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>). Those are no
+//! settings.
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;
 
-use super::{ConfigError, Origin};
+use super::origin::{ConfigError, Origin};
 
 /// What the name of every variable for delo begins with.
 const PREFIX: &str = "DELO_";
 /// Between the section and the key.
 const SEPARATOR: &str = "__";
-/// Variables of delo that are no settings: the client's token, the file of settings, and the flags in the systemd unit.
+/// Variables of delo that are no settings: the client's token, the file of settings, and the flags in the
+/// systemd unit.
 const OTHERS: [&str; 3] = ["TOKEN", "CONFIG", "ARGS"];
 
 /// One setting and where it comes from.
@@ -22,20 +26,22 @@ pub struct Variable {
     pub value: String,
 }
 
-/// What the environment says.
+/// The environment's variables for delo.
 #[derive(Debug, Default)]
 pub struct Environment {
     /// By the setting's path.
     pub settings: BTreeMap<String, Variable>,
-    /// Names that begin with `DELO_`, are no setting and come from nobody that delo knows.
+    /// Names that begin with `DELO_`, are no setting, and are not made by Kubernetes or Docker.
     pub unknown: Vec<String>,
 }
 
 impl Environment {
-    /// Picks the settings out of the variables of a process. `known` are the paths of all settings. Names count in any case.
+    /// Picks the settings out of the variables of a process. `known` are the paths of all settings. Names
+    /// count in any case.
     ///
     /// # Errors
-    /// A variable that is meant as a setting and can't be one: a name close to a known one, or a value that is no UTF-8.
+    /// A variable that is meant as a setting and can't be one: a name close to a known one, or a value that
+    /// is no UTF-8.
     pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &[String]) -> Result<Self, ConfigError> {
         let mut read = Self::default();
         for (name, value) in variables {
@@ -77,8 +83,8 @@ fn rest(name: &str) -> Option<String> {
     prefix.eq_ignore_ascii_case(PREFIX).then(|| name[PREFIX.len()..].to_ascii_uppercase())
 }
 
-/// The setting that a wrong name is close to: up to two letters off, or with one underscore for two. With two underscores a name is surely meant as a
-/// setting, so that it may be further off.
+/// The setting that a wrong name is close to: up to two letters off, or with one underscore for two. With two
+/// underscores a name is surely meant as a setting, so that it may be further off.
 fn meant<'a>(rest: &str, path: &str, known: &'a [String]) -> Option<&'a str> {
     let separated = rest.contains(SEPARATOR);
     let flat = |path: &str| path.replace('.', "_");
@@ -90,7 +96,8 @@ fn meant<'a>(rest: &str, path: &str, known: &'a [String]) -> Option<&'a str> {
     known.iter().map(|setting| (distance(setting), setting.as_str())).min().filter(|(far, _)| *far <= most).map(|(_, setting)| setting)
 }
 
-/// Whether Kubernetes makes such a variable of a Service whose name begins with `delo`; `rest` is its name after `DELO_`, in capitals.
+/// Whether Kubernetes makes such a variable of a Service whose name begins with `delo`; `rest` is its name
+/// after `DELO_`, in capitals.
 fn is_of_a_service(rest: &str, value: &OsStr) -> bool {
     let Some(value) = value.to_str() else { return false };
     let number = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
@@ -116,8 +123,8 @@ fn is_of_a_service(rest: &str, value: &OsStr) -> bool {
         || after(rest, "PORT").any(|end| if end.is_empty() { url } else { end.strip_prefix('_').is_some_and(of_port) })
 }
 
-/// What follows each `word` in a name, where a Service's name and one underscore stand before it: a Service's name ends with a letter or a digit. Of
-/// a Service called `delo`, nothing is left before it.
+/// What follows each `word` in a name, where a Service's name and one underscore stand before it: a Service's
+/// name ends with a letter or a digit. Of a Service called `delo`, nothing is left before it.
 fn after<'a>(rest: &'a str, word: &'static str) -> impl Iterator<Item = &'a str> {
     rest.match_indices(word).filter_map(move |(at, _)| {
         let follows_a_name =
@@ -126,7 +133,8 @@ fn after<'a>(rest: &'a str, word: &'static str) -> impl Iterator<Item = &'a str>
     })
 }
 
-/// Whether Docker makes such a variable of a container that is linked under the name `delo…`: it hands on that container's own variables.
+/// Whether Docker makes such a variable of a container that is linked under the name `delo…`: it hands on
+/// that container's own variables.
 fn is_of_a_link(rest: &str) -> bool {
     rest.starts_with("ENV_") || rest.contains("_ENV_")
 }
@@ -134,13 +142,14 @@ fn is_of_a_link(rest: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::known_settings;
+    use crate::config::layers::known_settings;
 
     fn read(name: &str, value: &str) -> Result<Environment, ConfigError> {
         Environment::read([(name.into(), value.into())], &known_settings())
     }
 
-    /// What Kubernetes 1.33's `makeLinkVariables` and `FromServices` make of a Service with a named and an unnamed port.
+    /// What Kubernetes 1.33's `makeLinkVariables` and `FromServices` make of a Service with a named and an
+    /// unnamed port.
     fn of_a_service(name: &str) -> Vec<(String, &'static str)> {
         let name = name.to_uppercase().replace('-', "_");
         let mut variables = vec![
@@ -176,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_resembles_a_service_is_told() {
+    fn a_variable_that_only_resembles_a_service_is_reported() {
         assert!(read("DELO_SERVER__PORT", "50051").is_err());
         assert!(read("DELO_SERVER__SERVICE_PORT", "50051").is_err());
         assert_eq!(read("DELO_PORT", "50051").unwrap().unknown, ["DELO_PORT"]);

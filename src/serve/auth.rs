@@ -1,4 +1,4 @@
-//! Who may call: the clients of `auth.clients_file`, with their tokens or certificates and their roles.
+//! The clients of `auth.clients_file`, with their tokens or certificates and their roles.
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::files::FileError;
 pub const MAX_BYTES: u64 = 1 << 20;
 const MAX_CLIENTS: usize = 4096;
 const MAX_NAME: usize = 128;
-/// A longer token than this is nobody's; it is not hashed.
+/// No client has a longer token than this; it is not hashed.
 const MAX_TOKEN: usize = 4096;
 
 /// What a client may call.
@@ -44,7 +44,7 @@ impl fmt::Display for Role {
 pub enum AuthError {
     #[error(transparent)]
     File(#[from] FileError),
-    /// What the parser says may quote the file; its first line names the key, not the value.
+    /// The parser's message may quote the file. Its first line names the key, not the value.
     #[error("{path}: {message}")]
     Syntax { path: PathBuf, message: String },
     #[error("{path}: client {name:?}: {reason}")]
@@ -76,7 +76,7 @@ pub struct Client {
     pub role: Role,
 }
 
-/// A token's SHA-256. It shows nothing of itself.
+/// A token's SHA-256. Its Debug form does not show it.
 struct TokenDigest([u8; 32]);
 
 impl fmt::Debug for TokenDigest {
@@ -96,7 +96,8 @@ impl Clients {
     /// The clients in `bytes`, which stand in the file at `path`.
     ///
     /// # Errors
-    /// A file that is no such TOML, has too many clients, or gives one by halves, in two roles, or two of them the same proof.
+    /// A file that is not such TOML, has too many clients, has a client with two roles or without a token and
+    /// a certificate, or has the same token or certificate twice.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, AuthError> {
         let syntax =
             |message: String| AuthError::Syntax { path: path.to_owned(), message: message.lines().next().unwrap_or_default().to_owned() };
@@ -125,7 +126,8 @@ impl Clients {
         Ok(clients)
     }
 
-    /// A client may stand there several times, with a token or a certificate each: the old one and the new one while they are exchanged.
+    /// Adds an entry. A client may have several, each with a token or a certificate: the old one and the new
+    /// one while they are exchanged.
     fn add(&mut self, entry: Entry, roles: &mut HashMap<String, Role>, proofs: &mut HashSet<String>) -> Result<(), (String, &'static str)> {
         let Entry { name, role, token_sha256, certificate } = entry;
         let printable = |text: &str| !text.is_empty() && text.len() <= MAX_NAME && !text.chars().any(char::is_control);
@@ -156,7 +158,8 @@ impl Clients {
         if proofs.insert(proof) { Ok(()) } else { Err((name, "the same token or certificate is there twice")) }
     }
 
-    /// Whose token this is. Takes the same time whoever's it is, and whether or not it is anybody's.
+    /// The client with this token. A constant-time lookup: its time depends neither on which client's token
+    /// it is nor on whether it is a client's at all.
     pub fn of_token(&self, token: &[u8]) -> Option<Client> {
         if token.len() > MAX_TOKEN {
             return None;
@@ -170,12 +173,12 @@ impl Clients {
         self.by_token.get(found as usize).map(|(_, client)| client.clone())
     }
 
-    /// Whose certificate it is that bears these names.
+    /// The client whose certificate has one of these names.
     pub fn of_certificate(&self, names: &[String]) -> Option<Client> {
         self.by_certificate.iter().find(|(subject, _)| names.contains(subject)).map(|(_, client)| client.clone())
     }
 
-    /// How many tokens and certificates they have.
+    /// How many tokens and certificates the clients have.
     pub fn count(&self) -> usize {
         self.by_token.len() + self.by_certificate.len()
     }

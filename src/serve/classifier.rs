@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::batcher::{BatchError, Priority, TrafficClass};
 use super::deadline::call_timeout;
 use super::feedback::Verdict;
-use super::layers::{Caller, Expiry, Share, internal};
+use super::layers::{Caller, Deadline, ReceivedBytes, internal};
 use super::loaded_model::{LoadedModel, ModelCell};
 use super::metrics::{record_answer, record_outcome, record_text};
 use super::shadow;
@@ -48,8 +48,8 @@ impl pb::classifier_server::Classifier for Classifier {
         let deadline = deadline(&request, &self.config);
         let options = CallOptions { client: client(&request), default_priority: Priority::Bulk, deadline };
         // The decompressed message stays in memory while its first samples are computed.
-        if let Some(share) = request.extensions().get::<Arc<Share>>() {
-            share.cover(request.get_ref().encoded_len())?;
+        if let Some(received) = request.extensions().get::<Arc<ReceivedBytes>>() {
+            received.cover(request.get_ref().encoded_len())?;
         }
         let (model, requests) = (self.model.ready()?, request.into_inner().requests);
         let batching = &self.config.batching;
@@ -122,7 +122,7 @@ fn client<T>(request: &Request<T>) -> Arc<str> {
 
 /// When the call must be answered: as the layer has derived it when the call arrived.
 fn deadline<T>(request: &Request<T>, config: &Config) -> Instant {
-    let known = request.extensions().get::<Arc<Expiry>>().and_then(|expiry| expiry.at);
+    let known = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
     known.map_or_else(|| Instant::now() + config.deadline.max, Into::into)
 }
 

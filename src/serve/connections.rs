@@ -1,4 +1,4 @@
-//! The connections of a gRPC port: how many, how they begin, and who is at the other end.
+//! The connections of a gRPC port: how many there may be, how they begin, and the peer of each.
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
@@ -16,14 +16,17 @@ use tokio_rustls::server::TlsStream;
 use super::certificate;
 use super::seldom::Seldom;
 use super::tls::Tls;
+use crate::metric_table::{CONNECTIONS, CONNECTIONS_REFUSED};
 
-/// What a client of HTTP/2 says first.
+/// The first bytes of a client of HTTP/2.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Connections that have not begun yet. One more ends the oldest of them: who is slow makes room for who comes.
+/// Connections that have not begun yet. One more ends the oldest of them, so that slow clients keep nobody
+/// out.
 const MAX_BEGINNING: usize = 1024;
 /// Connections that have begun and wait to be served.
 const MAX_BEGUN: usize = 64;
-/// After a failure to accept: out of file descriptors, most likely, and trying again at once would spin.
+/// Wait after a failure to accept: the process is probably out of file descriptors, and an attempt at once
+/// would spin.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How connections of one port begin.
@@ -31,17 +34,17 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Beginning {
     /// The port's name in metrics.
     pub port: &'static str,
-    /// Connections at once; more are closed at once.
+    /// Connections at a time; a further one is closed as soon as it is accepted.
     pub most: usize,
     /// `None`: plaintext.
     pub tls: Option<Tls>,
-    /// Until TLS must stand.
+    /// How long the TLS handshake may take.
     pub handshake: Duration,
-    /// Until the client must have said that it speaks HTTP/2.
+    /// How long the client's HTTP/2 preface may take.
     pub preface: Duration,
 }
 
-/// Who is at the other end of a connection; in the extensions of every request.
+/// The other end of a connection; in the extensions of every request.
 #[derive(Clone, Debug)]
 pub struct Peer {
     pub address: Option<SocketAddr>,
@@ -49,7 +52,8 @@ pub struct Peer {
     pub names: Option<Arc<[String]>>,
 }
 
-/// The connections of `listener` that have begun as they must. Dropping the receiver closes the listener and what has not begun.
+/// The connections of `listener` that have begun, by TLS where the port speaks it and by HTTP/2's preface.
+/// Dropping the receiver closes the listener and the connections that have not begun.
 pub fn incoming(listener: TcpListener, beginning: Beginning) -> mpsc::Receiver<Connection> {
     let (begun, connections) = mpsc::channel(MAX_BEGUN);
     tokio::spawn(async move {
@@ -138,14 +142,15 @@ impl Drop for Unbegun {
 }
 
 fn refused(port: &'static str, reason: &'static str) {
-    metrics::counter!("delo_connections_refused_total", "port" => port, "reason" => reason).increment(1);
+    CONNECTIONS_REFUSED.with([port, reason]).increment(1);
 }
 
-/// Shows the series of a port at 0: an increase is seen only of a series that was there before it.
+/// Makes the series of a port appear at 0: Prometheus sees an increase only of a series that was there before
+/// it.
 pub fn show(port: &'static str) {
-    metrics::gauge!("delo_connections", "port" => port).increment(0.0);
+    CONNECTIONS.with([port]).increment(0.0);
     for reason in ["too_many", "handshake"] {
-        metrics::counter!("delo_connections_refused_total", "port" => port, "reason" => reason).increment(0);
+        CONNECTIONS_REFUSED.with([port, reason]).increment(0);
     }
 }
 
@@ -162,9 +167,9 @@ async fn begin(stream: TcpStream, address: SocketAddr, beginning: &Beginning, op
             (Io::Tls(Box::new(stream)), names)
         }
     };
-    let mut said = [0; PREFACE.len()];
-    tokio::time::timeout(beginning.preface, io.read_exact(&mut said)).await??;
-    if said != *PREFACE {
+    let mut preface = [0; PREFACE.len()];
+    tokio::time::timeout(beginning.preface, io.read_exact(&mut preface)).await??;
+    if preface != *PREFACE {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "this is no HTTP/2"));
     }
     Ok(Connection { io, replayed: 0, peer: Peer { address: Some(address), names }, _open: open })
@@ -178,14 +183,14 @@ struct Open {
 
 impl Open {
     fn new(port: &'static str, permit: OwnedSemaphorePermit) -> Self {
-        metrics::gauge!("delo_connections", "port" => port).increment(1.0);
+        CONNECTIONS.with([port]).increment(1.0);
         Self { port, _permit: permit }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        metrics::gauge!("delo_connections", "port" => self.port).decrement(1.0);
+        CONNECTIONS.with([self.port]).decrement(1.0);
     }
 }
 
@@ -194,7 +199,7 @@ enum Io {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// A connection that speaks HTTP/2, the preface not yet read as far as its reader can tell.
+/// A connection that speaks HTTP/2. Its reader gets the preface once more.
 pub struct Connection {
     io: Io,
     /// Bytes of the preface that were read a second time.
@@ -204,7 +209,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Who is at the other end.
+    /// The other end.
     pub fn peer(&self) -> &Peer {
         &self.peer
     }

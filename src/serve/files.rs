@@ -1,7 +1,8 @@
-//! Small files that a person writes: read whole, up to a limit.
+//! Small files of the operator: read whole, up to a limit.
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+/// Why a file is not read.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     #[error("can't read {path}: {source}")]
@@ -10,6 +11,8 @@ pub enum FileError {
     TooLarge { path: PathBuf, limit: u64 },
 }
 
+/// The bytes of the file at `path`.
+///
 /// # Errors
 /// A file that can't be read or has more than `limit` bytes.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {

@@ -1,93 +1,106 @@
-//! The server's metrics: their names, help and buckets, and the few places where a set of them is recorded. Labels are bounded: methods and codes
-//! that exist, tasks that are loaded.
-use std::sync::OnceLock;
+//! The page that Prometheus scrapes, and the few places where a set of metrics is recorded.
+use std::cell::RefCell;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics::{Recorder, SharedString, with_local_recorder};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use super::feedback::Verdict;
 use super::loaded_model::{LoadedModel, ModelCell};
 use super::task_series::TaskSeries;
+use crate::metric_table::{ALL, BUILD_INFO, CERTIFICATE_EXPIRY, FACTORS_SELECTED, Kind, QUEUE_DEPTH, TEXTS};
 use delo_engine::{Answer, Catalogue};
 use delo_model::input::{Presence, TextReading};
-
-/// From half a millisecond to two minutes.
-const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
-/// Of stages, by which operators and load tests judge how even batches are: from a millisecond to one second, each at most 1.3 times the one before.
-const STAGE_SECONDS: &[f64] = &[
-    0.0001, 0.0002, 0.0005, 0.001, 0.00125, 0.0016, 0.002, 0.0025, 0.0032, 0.004, 0.005, 0.0063, 0.008, 0.01, 0.0125, 0.016, 0.02, 0.025,
-    0.032, 0.04, 0.05, 0.063, 0.08, 0.1, 0.125, 0.16, 0.2, 0.25, 0.32, 0.4, 0.5, 0.63, 0.8, 1.0, 1.6, 2.5, 5.0, 10.0, 30.0, 60.0,
-];
-const SAMPLES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
-const TOKENS: &[f64] = &[32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 
 /// Between two times that measurements are summed up.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// The process's recorder, installed on first use: metrics are global to a process, however many servers run in it.
+thread_local! {
+    /// The page of this thread's own recorder, where it has one.
+    static OWN: RefCell<Option<PrometheusHandle>> = const { RefCell::new(None) };
+}
+
+/// A recorder beside the process's, for a process in which several servers run: on the threads of a server's
+/// runtime, all that is recorded goes to the server's own page.
+pub struct OwnRecorder {
+    /// As long as the process, as threads end at any time.
+    recorder: &'static PrometheusRecorder,
+}
+
+impl OwnRecorder {
+    /// A recorder in which nothing is recorded yet.
+    ///
+    /// # Errors
+    /// A row of the table without buckets.
+    pub fn new() -> Result<Self, BuildError> {
+        let recorder: &'static PrometheusRecorder = Box::leak(Box::new(build()?));
+        with_local_recorder(recorder, describe);
+        Ok(Self { recorder })
+    }
+
+    /// Has the current thread record here until it ends.
+    pub fn take_thread(&self) {
+        OWN.set(Some(self.recorder.handle()));
+        // Dropping the guard would end it.
+        std::mem::forget(metrics::set_default_local_recorder(self.recorder));
+    }
+}
+
+/// The page of the current thread's recorder: its own, or that of the process, which is installed on first
+/// use.
 ///
 /// # Errors
 /// Another recorder is installed already.
 pub fn recorder() -> Result<PrometheusHandle, BuildError> {
-    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
-    static INSTALL: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one_at_a_time = INSTALL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(handle) = HANDLE.get() {
+    static PROCESS: OnceLock<PrometheusHandle> = OnceLock::new();
+    static INSTALL: Mutex<()> = Mutex::new(());
+    if let Some(own) = OWN.with_borrow(Option::clone) {
+        return Ok(own);
+    }
+    let _one_at_a_time = INSTALL.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handle) = PROCESS.get() {
         return Ok(handle.clone());
     }
-    let mut builder = PrometheusBuilder::new();
-    for (name, buckets) in [
-        ("delo_request_duration_seconds", SECONDS),
-        ("delo_stage_duration_seconds", STAGE_SECONDS),
-        ("delo_partition_load_seconds", SECONDS),
-        ("delo_batch_samples", SAMPLES),
-        ("delo_batch_tokens", TOKENS),
-    ] {
-        builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)?;
-    }
-    let handle = builder.install_recorder()?;
+    let recorder = build()?;
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder)?;
     describe();
-    Ok(HANDLE.get_or_init(|| handle).clone())
+    Ok(PROCESS.get_or_init(|| handle).clone())
+}
+
+fn build() -> Result<PrometheusRecorder, BuildError> {
+    let mut builder = PrometheusBuilder::new();
+    for row in ALL {
+        if let Kind::Histogram(buckets) = row.kind {
+            builder = builder.set_buckets_for_metric(Matcher::Full(row.name.to_owned()), buckets)?;
+        }
+    }
+    Ok(builder.build_recorder())
 }
 
 fn describe() {
-    describe_counter!("delo_requests_total", "Calls by method and gRPC status code.");
-    describe_histogram!("delo_request_duration_seconds", "Time from a call's arrival to the end of its answer.");
-    describe_histogram!("delo_stage_duration_seconds", "Time a sample spends being read (input), waiting (queue), and a batch in compute.");
-    describe_gauge!("delo_queue_depth", "Samples that wait for compute.");
-    describe_gauge!("delo_queue_capacity", "Samples that may be on their way through the queue before more are refused.");
-    describe_histogram!("delo_batch_samples", "Samples of a batch.");
-    describe_histogram!("delo_batch_tokens", "Tokens of a batch.");
-    describe_counter!("delo_rejected_total", "Samples and calls that were not served, by reason.");
-    describe_counter!("delo_texts_total", "Texts of answered samples, by how they were read.");
-    describe_counter!("delo_factor_selected_total", "Low-rank factors applied, by modality of their pool.");
-    describe_histogram!("delo_partition_load_seconds", "Time from a load's start until the partition is live.");
-    describe_gauge!(
-        "delo_registry_revision",
-        "Revision of the registry's manifest that is followed; 0 before one was read since the start."
-    );
-    describe_gauge!("delo_registry_in_sync", "1 where what the registry's manifest makes live is live here, else 0.");
-    describe_counter!("delo_registry_syncs_total", "Comparisons with the registry's manifest, by whether all was live after.");
-    describe_counter!("delo_registry_fetched_bytes_total", "Bytes of partitions received from registries and addresses.");
-    describe_gauge!("delo_connections", "Open connections of each gRPC port.");
-    describe_counter!("delo_connections_refused_total", "Connections closed before they were served, by port and reason.");
-    describe_gauge!(
-        "delo_tls_certificate_expiry_timestamp_seconds",
-        "When the server's certificate expires, in seconds since 1970; 0 without TLS."
-    );
-    describe_gauge!("delo_build_info", "Always 1; says which program runs.");
-    describe_gauge!("delo_engine_info", "Always 1; says which kernel multiplies, and on how many threads.");
+    metrics::with_recorder(|recorder: &dyn Recorder| {
+        for row in ALL {
+            let (name, help) = (row.name.into(), SharedString::const_str(row.help));
+            match row.kind {
+                Kind::Counter => recorder.describe_counter(name, None, help),
+                Kind::Gauge => recorder.describe_gauge(name, None, help),
+                Kind::Histogram(_) => recorder.describe_histogram(name, None, help),
+            }
+        }
+    });
     metrics_process::Collector::default().describe();
-    gauge!("delo_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    BUILD_INFO.with([env!("CARGO_PKG_VERSION")]).set(1.0);
     // Present from the first scrape on.
-    gauge!("delo_queue_depth").set(0.0);
-    TEXT_READINGS.iter().for_each(|reading| counter!("delo_texts_total", "reading" => *reading).increment(0));
-    gauge!("delo_tls_certificate_expiry_timestamp_seconds").set(0.0);
+    QUEUE_DEPTH.with([]).set(0.0);
+    TEXT_READINGS.iter().for_each(|reading| TEXTS.with([reading]).increment(0));
+    CERTIFICATE_EXPIRY.with([]).set(0.0);
 }
 
 /// Sums up what was measured and ends the series of tasks that are gone, again and again: until then the
-/// recorder keeps every single measurement of a histogram, and where nobody scrapes, nothing else would.
+/// recorder keeps every single measurement of a histogram, and where nobody scrapes, nothing else would sum
+/// them up.
 pub async fn keep_up(recorder: PrometheusHandle, model: ModelCell) {
     let mut pause = tokio::time::interval(UPKEEP);
     loop {
@@ -108,7 +121,7 @@ pub fn render(recorder: &PrometheusHandle, model: &LoadedModel) -> String {
     page
 }
 
-/// One sample's routing and factors.
+/// Records one sample's routing and factors.
 pub fn record_answer(series: &TaskSeries, answer: &Answer, presence: Presence) {
     answer.resident.counts.answered();
     if let Some(best) = answer.candidates.first() {
@@ -116,14 +129,14 @@ pub fn record_answer(series: &TaskSeries, answer: &Answer, presence: Presence) {
         series.routed(answer.resident.task(), presence, best.cosine(), margin);
     }
     for (modality, &selected) in answer.factors_selected.iter() {
-        counter!("delo_factor_selected_total", "modality" => modality.pool_name()).increment(selected);
+        FACTORS_SELECTED.with([modality.pool_name()]).increment(selected);
     }
 }
 
-/// How a text was read: no token known to the vocabulary; else cut off at its end; else as it is.
+/// How a text was read: the vocabulary knows no token of it; else its end was cut off; else neither.
 const TEXT_READINGS: [&str; 3] = ["unknown", "truncated", "understood"];
 
-/// One answered sample's text.
+/// Records how the text of one answered sample was read.
 pub fn record_text(reading: TextReading) {
     let [unknown, truncated, understood] = TEXT_READINGS;
     let label = match reading {
@@ -131,10 +144,10 @@ pub fn record_text(reading: TextReading) {
         TextReading { truncated: true, .. } => truncated,
         _ => understood,
     };
-    counter!("delo_texts_total", "reading" => label).increment(1);
+    TEXTS.with([label]).increment(1);
 }
 
-/// One reported outcome; each part is counted where the verdict says so.
+/// Counts the parts of one reported outcome that the verdict says to count.
 pub fn record_outcome(series: &TaskSeries, verdict: &Verdict, true_task: Option<&str>, catalogue: &Catalogue) {
     if let Some(true_task) = true_task.filter(|_| verdict.count_task) {
         series.outcome(true_task, &verdict.routed_task, catalogue);

@@ -18,6 +18,7 @@ mod inference;
 mod layers;
 mod lifecycle;
 mod loaded_model;
+mod methods;
 mod metrics;
 mod ports;
 mod preprocess;
@@ -40,6 +41,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
+pub use self::metrics::OwnRecorder;
 pub use delo_process::threads::{TooFew, try_to_start};
 pub use probe::{ProbeError, Question, probe};
 pub use reload::TrustError;

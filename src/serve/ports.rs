@@ -1,4 +1,5 @@
-//! What stands between a socket and a service, for each gRPC port: connections, HTTP/2, and the layers of [`Stack`].
+//! What stands between a socket and a service, for each gRPC port: connections, HTTP/2, and the layers of
+//! [`Stack`].
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -16,18 +17,21 @@ use tower::{Layer, ServiceExt};
 
 use super::auth::Clients;
 use super::connections::{self, Beginning};
-use super::layers::{Admission, Admit, Authenticate, Bounds, Deadline, Drain, MessageSize, Receive, Stack};
+use super::layers::{Admission, Admit, Authenticate, Bounds, Drain, Expire, LimitClients, MessageSize, Receive, Stack};
+use super::methods;
 use super::tls::Tls;
 use crate::config::{self, Config};
 
-/// Room for what surrounds an artifact in its message.
+/// Bytes of an upload's message beside its artifact.
 pub const ENVELOPE_BYTES: usize = 64 << 10;
 /// Connections of the admin port: a handful of people and their programs.
 const ADMIN_CONNECTIONS: usize = 256;
-/// All headers of a call.
+/// Bytes of all headers of a call.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
-/// Streams that a client has reset before they were looked at; one more, and its connection is closed. Likewise those that break the protocol.
+/// Streams that a client has reset before they were accepted; one more, and its connection is closed.
 const MAX_RESET_STREAMS: usize = 20;
+/// Streams that the server has reset because they broke the protocol; one more, and their connection is
+/// closed.
 const MAX_BROKEN_STREAMS: usize = 256;
 
 /// One port, ready to serve.
@@ -35,8 +39,9 @@ pub struct Port {
     pub beginning: Beginning,
     pub stack: Stack,
     server: config::Server,
-    /// Cancelled: take no more connections, and ask those that are there to go.
-    pub goodbye: CancellationToken,
+    /// Cancelled when the port drains: it takes no more connections, and asks its clients to open others
+    /// elsewhere.
+    pub drain: CancellationToken,
 }
 
 /// What the ports have in common.
@@ -46,10 +51,11 @@ pub struct Trusted {
     pub clients: Option<Arc<ArcSwap<Clients>>>,
 }
 
-/// How much one port takes at once, and for how long.
+/// The bounds of one port.
 struct PortBounds {
     connections: usize,
     admission: Admission,
+    most_of_a_client: usize,
     unary: config::Deadline,
     receive: Receive,
     message_size: MessageSize,
@@ -59,38 +65,38 @@ impl Port {
     /// The classifier's port.
     pub fn classifier(config: &Config, trusted: Trusted) -> Self {
         let server = &config.server;
-        let admission = Admission {
-            prefix: "/delo.v1.Classifier/",
-            most: server.max_in_flight_requests,
-            most_of_a_client: server.max_in_flight_per_client,
-            setting: "server.max_in_flight_requests",
-        };
+        let admission =
+            Admission { prefix: methods::CLASSIFIER, most: server.max_in_flight_requests, setting: "server.max_in_flight_requests" };
         let bounds = PortBounds {
             connections: server.max_connections,
             admission,
+            most_of_a_client: server.max_in_flight_per_client,
             unary: config.deadline,
             receive: Receive::new(server.max_receive_bytes, "server.max_receive_bytes"),
-            message_size: MessageSize { prefix: "/delo.v1.", setting: "server.max_message_bytes", most: server.max_message_bytes },
+            message_size: MessageSize { prefix: methods::DELO, setting: "server.max_message_bytes", most: server.max_message_bytes },
         };
         Self::new(config, trusted, "classifier", bounds)
     }
 
-    /// The admin's port. Of uploads, there is room for one as large as may be.
+    /// The admin's port. Its budget of bytes has room for one upload of the largest size.
     pub fn admin(config: &Config, trusted: Trusted) -> Self {
         let most = config.admin.max_in_flight_requests;
         let setting = "admin.max_in_flight_requests";
-        // One operator may have all of the few calls, so that it is always `setting` that a refusal names.
-        let admission = Admission { prefix: "/delo.v1.Admin/", most, most_of_a_client: usize::MAX, setting };
+        let admission = Admission { prefix: methods::ADMIN, most, setting };
         let unary = config::Deadline { default: config.admin.max_call, max: config.admin.max_call };
         let receive = Receive::new(config.admin.max_artifact_bytes.saturating_add(2 * ENVELOPE_BYTES), "admin.max_artifact_bytes");
-        let message_size = MessageSize { prefix: "/delo.v1.", setting: "admin.max_artifact_bytes", most: config.admin.max_artifact_bytes };
-        Self::new(config, trusted, "admin", PortBounds { connections: ADMIN_CONNECTIONS, admission, unary, receive, message_size })
+        let message_size =
+            MessageSize { prefix: methods::DELO, setting: "admin.max_artifact_bytes", most: config.admin.max_artifact_bytes };
+        // One operator may have all of the few calls, so that a refusal always names `setting`.
+        let most_of_a_client = usize::MAX;
+        let connections = ADMIN_CONNECTIONS;
+        Self::new(config, trusted, "admin", PortBounds { connections, admission, most_of_a_client, unary, receive, message_size })
     }
 
     fn new(config: &Config, trusted: Trusted, name: &'static str, bounds: PortBounds) -> Self {
-        let PortBounds { connections, admission, unary, receive, message_size } = bounds;
+        let PortBounds { connections, admission, most_of_a_client, unary, receive, message_size } = bounds;
         connections::show(name);
-        let (server, goodbye) = (config.server.clone(), CancellationToken::new());
+        let (server, drain) = (config.server.clone(), CancellationToken::new());
         Self {
             beginning: Beginning {
                 port: name,
@@ -101,28 +107,30 @@ impl Port {
             },
             stack: Stack {
                 authenticate: Authenticate(trusted.clients),
-                deadline: Deadline(Bounds { unary, stream_idle: server.stream_idle }),
+                limit_clients: LimitClients::new(admission.prefix, most_of_a_client),
+                expire: Expire(Bounds { unary, stream_idle: server.stream_idle }),
                 admit: Admit::new(admission),
                 receive,
-                drain: Drain(goodbye.clone()),
+                drain: Drain(drain.clone()),
                 message_size,
             },
             server,
-            goodbye,
+            drain,
         }
     }
 
-    /// Serves the connections of `listener` until `goodbye`. Then the port is closed, every connection is sent GOAWAY, which has its client open further
-    /// calls elsewhere, and streams end ([`Drain`]). This is done when every connection is closed; calls are served until then.
+    /// Serves the connections of `listener` until the port drains. Then the port is closed, every connection
+    /// is sent GOAWAY, so that its client opens further calls elsewhere, and streams end ([`Drain`]). Returns
+    /// when every connection is closed; calls are served until then.
     ///
-    /// Not by tonic's own server: that ends a call by a clock outside of all layers, with the code CANCELLED, and neither the metrics nor the log
-    /// know of it.
+    /// tonic's own server is not used: it ends a call by a clock outside of all layers, with the code
+    /// CANCELLED, and neither the metrics nor the log know of it.
     pub async fn serve(self, listener: TcpListener, services: Routes) {
         let http2 = self.http2();
         let services = self.stack.layer(services.prepare());
         let graceful = GracefulShutdown::new();
         let mut connections = connections::incoming(listener, self.beginning);
-        while let Some(Some(connection)) = self.goodbye.run_until_cancelled(connections.recv()).await {
+        while let Some(Some(connection)) = self.drain.run_until_cancelled(connections.recv()).await {
             let (peer, services) = (connection.peer().clone(), services.clone());
             let service = service_fn(move |request: Request<Incoming>| {
                 let mut request = request.map(Body::new);
@@ -131,7 +139,7 @@ impl Port {
             });
             let serving = graceful.watch(http2.serve_connection(TokioIo::new(connection), service));
             tokio::spawn(async move {
-                // What caused it is in its Debug alone.
+                // Only the Debug form of the error names its cause.
                 if let Err(error) = serving.await {
                     tracing::debug!(?error, "a connection ended early");
                 }
@@ -146,7 +154,7 @@ impl Port {
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
-            // So that connections of vanished clients, and of those who never read, end.
+            // Ends the connections of clients that have vanished or never read.
             .keep_alive_interval(self.server.keepalive)
             .keep_alive_timeout(self.server.keepalive_timeout)
             .max_concurrent_streams(self.server.max_streams_per_connection)
@@ -157,7 +165,7 @@ impl Port {
     }
 }
 
-/// Says in the log where the operator has left a door open.
+/// Warns in the log where the settings let anybody in, or send tokens in plaintext.
 pub fn warn_of_open_doors(config: &Config) {
     let open = |address: std::net::SocketAddr| !address.ip().is_loopback();
     if config.auth.clients_file.is_none() {
@@ -165,7 +173,11 @@ pub fn warn_of_open_doors(config: &Config) {
             && open(address)
             && config.tls.client_certificate != config::ClientCertificate::Required
         {
-            tracing::warn!(%address, "anybody who reaches the admin port can change what is served: set auth.clients_file and tls, or keep admin.listen on the loopback");
+            tracing::warn!(
+                %address,
+                "anybody who reaches the admin port can change what is served: set auth.clients_file and tls, or \
+                 keep admin.listen on the loopback"
+            );
         }
     } else if config.tls.certificate.is_none()
         && (open(config.server.listen) || matches!(config.admin.listen, config::Listen::At(a) if open(a)))
@@ -223,7 +235,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let origin = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let port = Port::classifier(&config, Trusted { tls: None, clients: None });
-        let goodbye = port.goodbye.clone();
+        let drain = port.drain.clone();
         let serving = tokio::spawn(port.serve(listener, Routes::new(Silent)));
 
         // A `Channel` would end the call by a clock of its own.
@@ -235,7 +247,7 @@ mod tests {
         let status = answer.expect("the call's own deadline counts").unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
 
-        goodbye.cancel();
+        drain.cancel();
         tokio::time::timeout(Duration::from_secs(10), serving).await.expect("its connections end").unwrap();
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use crate::metric_table::STAGE_SECONDS;
 use delo_model::input::{InputError, InputProcessor, Preprocessed};
 
 /// Makes a [`Sample`](delo_model::input::Sample) of a request's image and text.
@@ -52,7 +53,7 @@ impl Preprocessor {
         let work = move || {
             let started = Instant::now();
             let preprocessed = processor.preprocess(image.as_deref(), text.as_deref());
-            metrics::histogram!("delo_stage_duration_seconds", "stage" => "input").record(started.elapsed());
+            STAGE_SECONDS.with(["input"]).record(started.elapsed());
             drop(permit);
             preprocessed
         };

@@ -1,4 +1,4 @@
-//! Whether a server on this machine is alive and serves, asked by its own settings: for health checks of containers.
+//! A health probe of the server on this machine, by its own settings: for health checks of containers.
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -36,20 +36,20 @@ pub enum ProbeError {
     NotServing(String),
 }
 
-/// What is asked.
+/// What a probe asks of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// Does it answer?
+    /// Whether it answers.
     Alive,
-    /// Does it serve requests?
+    /// Whether it serves requests.
     Serving,
 }
 
-/// Asks the server with these settings, on this machine: its metrics port, which needs neither TLS nor a token; where that is off, the classifier's
-/// health service. Returns the answer in a few words.
+/// Asks the server with these settings, on this machine: its metrics port, which needs neither TLS nor a
+/// token; where that is off, the classifier's health service. Returns the answer in a few words.
 ///
 /// # Errors
-/// A server that does not answer in time, or, if that is asked, does not serve.
+/// A server that does not answer in time, or does not serve where `question` is [`Question::Serving`].
 pub async fn probe(config: &Config, question: Question) -> Result<String, ProbeError> {
     let (setting, listen) = match config.metrics.listen {
         Listen::At(address) => ("metrics.listen", address),
@@ -59,7 +59,7 @@ pub async fn probe(config: &Config, question: Question) -> Result<String, ProbeE
         return Err(ProbeError::AnyPort { setting });
     }
     let address = SocketAddr::new(reachable(listen.ip()), listen.port());
-    let asked = async {
+    let exchange = async {
         match (config.metrics.listen, question) {
             (Listen::At(_), Question::Alive) => over_http(address, "/livez").await,
             (Listen::At(_), Question::Serving) => over_http(address, "/readyz").await,
@@ -67,17 +67,17 @@ pub async fn probe(config: &Config, question: Question) -> Result<String, ProbeE
         }
     };
     let silent = |source| ProbeError::Silent { setting, address, source };
-    let answer = tokio::time::timeout(TIMEOUT, asked).await.map_err(|_| silent(io::ErrorKind::TimedOut.into()))?.map_err(silent)?;
+    let answer = tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| silent(io::ErrorKind::TimedOut.into()))?.map_err(silent)?;
     match answer {
-        Heard::Strange => Err(ProbeError::Strange { setting, address }),
-        Heard::NotServing(why) if question == Question::Serving => Err(ProbeError::NotServing(why)),
-        Heard::NotServing(why) => Ok(format!("alive: {why}")),
-        Heard::Serving(words) => Ok(words),
+        Answer::Strange => Err(ProbeError::Strange { setting, address }),
+        Answer::NotServing(why) if question == Question::Serving => Err(ProbeError::NotServing(why)),
+        Answer::NotServing(why) => Ok(format!("alive: {why}")),
+        Answer::Serving(words) => Ok(words),
     }
 }
 
-/// What the server says.
-enum Heard {
+/// The server's answer.
+enum Answer {
     Serving(String),
     NotServing(String),
     Strange,
@@ -92,35 +92,35 @@ fn reachable(ip: IpAddr) -> IpAddr {
     }
 }
 
-async fn over_http(address: SocketAddr, path: &str) -> io::Result<Heard> {
+async fn over_http(address: SocketAddr, path: &str) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer).await?;
     let answer = String::from_utf8_lossy(&answer);
-    let Some((head, body)) = answer.split_once("\r\n\r\n") else { return Ok(Heard::Strange) };
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else { return Ok(Answer::Strange) };
     let words = body.trim().to_owned();
     Ok(match head.split_whitespace().nth(1) {
-        Some("200") => Heard::Serving(words),
-        Some("503") => Heard::NotServing(words),
-        _ => Heard::Strange,
+        Some("200") => Answer::Serving(words),
+        Some("503") => Answer::NotServing(words),
+        _ => Answer::Strange,
     })
 }
 
-async fn over_grpc(address: SocketAddr, config: &Config) -> io::Result<Heard> {
+async fn over_grpc(address: SocketAddr, config: &Config) -> io::Result<Answer> {
     let connected = connect(address, config.tls.certificate.is_some()).await;
-    let asked = match connected {
+    let checked = match connected {
         Ok(channel) => HealthClient::new(channel).check(HealthCheckRequest::default()).await.map_err(|status| cause(&status)),
         Err(error) => Err(error),
     };
-    match asked {
-        Ok(answer) if answer.get_ref().status == ServingStatus::Serving as i32 => Ok(Heard::Serving("SERVING".to_owned())),
-        Ok(_) => Ok(Heard::NotServing("NOT_SERVING".to_owned())),
+    match checked {
+        Ok(answer) if answer.get_ref().status == ServingStatus::Serving as i32 => Ok(Answer::Serving("SERVING".to_owned())),
+        Ok(_) => Ok(Answer::NotServing("NOT_SERVING".to_owned())),
         Err(error) => {
-            // It is there, and sends those away who show no certificate.
+            // The server listens, and refuses clients without a certificate.
             if config.tls.client_certificate == ClientCertificate::Required && TcpStream::connect(address).await.is_ok() {
                 let words = "alive; with tls.client_certificate required and metrics off, nobody here can ask whether it serves";
-                return Ok(Heard::Serving(words.to_owned()));
+                return Ok(Answer::Serving(words.to_owned()));
             }
             Err(error)
         }
@@ -143,13 +143,14 @@ async fn connect(address: SocketAddr, secure: bool) -> io::Result<Channel> {
     endpoint.connect_with_connector(connector).await.map_err(|error| cause(&error))
 }
 
-/// What an error came from in the end: the transport's own words say nothing.
+/// The innermost cause of an error: the outer errors of the transport do not name it.
 fn cause(error: &dyn std::error::Error) -> io::Error {
     let last = std::iter::successors(Some(error), |error| error.source()).last();
     io::Error::other(last.unwrap_or(error).to_string())
 }
 
-/// TLS with any server: the probe sends no secret, believes nothing but that the server is healthy, and must work whatever names the certificate has.
+/// TLS with any server, whatever names its certificate has: the probe sends no secret and only reads whether
+/// the server is healthy.
 fn any_server() -> io::Result<rustls::ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();

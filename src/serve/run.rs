@@ -26,6 +26,7 @@ use super::reload::Credentials;
 use super::{Requests, ServeError, Server, scrape};
 use crate::config::Config;
 use crate::logging;
+use crate::metric_table::ENGINE_INFO;
 use delo_registry::remote::{Occasion, SyncChanges};
 use pb::admin_server::AdminServer;
 use pb::classifier_server::ClassifierServer;
@@ -173,7 +174,7 @@ impl Running {
             tracing::warn!(notice, "routing");
         }
         let (kernel, threads) = (model.engine.kernel().to_owned(), model.engine.threads().to_string());
-        metrics::gauge!("delo_engine_info", "kernel" => kernel, "threads" => threads).set(1.0);
+        ENGINE_INFO.with_owned([kernel, threads]).set(1.0);
         self.lifecycle.follow(&model.registry);
         Ok(())
     }
@@ -243,7 +244,7 @@ struct RunningPort {
 
 impl RunningPort {
     fn start(port: Port, listener: TcpListener, services: Routes) -> Self {
-        let (admit, drain) = (port.stack.admit.clone(), port.goodbye.clone());
+        let (admit, drain) = (port.stack.admit.clone(), port.drain.clone());
         Self { admit, drain, serving: AbortOnDrop(tokio::spawn(port.serve(listener, services))) }
     }
 

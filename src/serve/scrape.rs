@@ -1,4 +1,4 @@
-//! `GET /metrics` for Prometheus on a port of its own, and `/livez` and `/readyz` for those who ask whether the server lives and serves.
+//! `GET /metrics` for Prometheus on a port of its own, and the health probes `/livez` and `/readyz`.
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
@@ -21,10 +21,10 @@ use tokio::time::{Instant, Sleep};
 use super::lifecycle::State;
 use super::seldom::Seldom;
 
-/// Connections at once; a scraper needs one. One more ends the one in which nothing has moved for longest, so
-/// that clients who hold connections keep no scraper out.
+/// Connections at a time; a scraper needs one. A further one ends the one in which no byte has moved for
+/// longest, so that clients that hold connections keep no scraper out.
 const MAX_CONNECTIONS: usize = 64;
-/// Until a connection's request head must be there.
+/// How long the head of a request may take.
 const HEAD: Duration = Duration::from_secs(10);
 /// How long an answer waits for its reader to take more of it.
 const STALL: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ pub async fn serve(
                 if let Some(times) = failures.happened() {
                     tracing::warn!(%error, times, port = "metrics", "connections can't be accepted, the system refuses them");
                 }
-                // Out of file descriptors, most likely: accepting again at once would spin.
+                // The process is probably out of file descriptors, and an attempt at once would spin.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -111,25 +111,25 @@ struct Moving<S> {
     stream: S,
     moved: Arc<Moved>,
     /// How long bytes may wait to be taken.
-    patience: Duration,
+    stall_timeout: Duration,
     /// Runs while bytes wait to be taken.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Moving<S> {
-    fn new(stream: S, moved: Arc<Moved>, patience: Duration) -> Self {
+    fn new(stream: S, moved: Arc<Moved>, stall_timeout: Duration) -> Self {
         moved.touch();
-        Self { stream, moved, patience, stalled: None }
+        Self { stream, moved, stall_timeout, stalled: None }
     }
 
-    /// What became of a write: bytes moved, or it waits, so long from one move to the next.
+    /// The outcome of a write, which fails where no byte has moved for the timeout.
     fn written<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
             self.stalled = None;
             self.moved.touch();
             return outcome;
         }
-        ready!(self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.patience))).as_mut().poll(cx));
+        ready!(self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.stall_timeout))).as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the reader takes nothing")))
     }
 }
@@ -197,13 +197,13 @@ mod tests {
 
     use super::*;
 
-    fn pipe(patience: Duration) -> (Moving<tokio::io::DuplexStream>, tokio::io::DuplexStream) {
+    fn pipe(stall_timeout: Duration) -> (Moving<tokio::io::DuplexStream>, tokio::io::DuplexStream) {
         let (server, client) = tokio::io::duplex(10);
-        (Moving::new(server, Arc::new(Moved { began: Instant::now(), at: AtomicU64::new(0) }), patience), client)
+        (Moving::new(server, Arc::new(Moved { began: Instant::now(), at: AtomicU64::new(0) }), stall_timeout), client)
     }
 
     #[tokio::test]
-    async fn an_answer_that_nobody_takes_ends_its_connection_and_one_that_is_taken_in_pieces_does_not() {
+    async fn an_unread_answer_ends_its_connection_and_one_that_is_read_in_pieces_does_not() {
         let (mut server, _client) = pipe(Duration::ZERO);
         assert_eq!(server.write_all(&[0; 40]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
         let (mut server, mut client) = pipe(Duration::from_secs(3600));

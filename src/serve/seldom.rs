@@ -1,4 +1,4 @@
-//! Rate limit of a log line: an event that repeats is logged at most once every 30 seconds, with its count.
+//! Rate limit of a log line: an event that repeats is logged once every 30 seconds, with its count.
 use std::time::{Duration, Instant};
 
 /// Shortest time between two log lines of one event.
@@ -7,15 +7,14 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// One event that repeats.
 #[derive(Debug, Default)]
 pub struct Seldom {
-    /// When it was logged last.
     logged: Option<Instant>,
-    /// Number of events since then.
+    /// Events since then, not logged yet.
     unlogged: u64,
 }
 
 impl Seldom {
-    /// Counts one event. If it is time for another log line, returns the number of events since the last one,
-    /// this event included.
+    /// Counts one event. Returns the events since the last log line, this one included, where it is time for
+    /// another line.
     pub fn happened(&mut self) -> Option<u64> {
         self.happened_at(Instant::now())
     }
@@ -35,9 +34,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frequent_event_is_logged_once_every_thirty_seconds_with_its_count() {
+    fn a_frequent_event_is_logged_once_in_a_while_with_its_count() {
         let (mut seldom, start) = (Seldom::default(), Instant::now());
-        let counts: Vec<_> = (0..65).filter_map(|second| seldom.happened_at(start + Duration::from_secs(second))).collect();
-        assert_eq!(counts, [1, 30, 30]);
+        let logged: Vec<_> = (0..65).filter_map(|second| seldom.happened_at(start + Duration::from_secs(second))).collect();
+        assert_eq!(logged, [1, 30, 30]);
     }
 }

@@ -6,6 +6,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::batcher::BatchError;
 use super::preprocess::PreprocessError;
+use crate::metric_table::REJECTED;
 use delo_engine::{CatalogueError, EngineError};
 use delo_model::PartitionError;
 use delo_registry::ledger::LedgerError;
@@ -197,7 +198,7 @@ pub fn from_remote(error: &RemoteError) -> Status {
 
 /// Counts a request or sample that is refused for `reason`.
 pub fn refused(reason: &'static str) {
-    metrics::counter!("delo_rejected_total", "reason" => reason).increment(1);
+    REJECTED.with([reason]).increment(1);
 }
 
 #[cfg(test)]

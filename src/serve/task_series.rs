@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::metric_table::{
+    COSINE_BUCKETS, LABEL_OUTCOMES, MARGIN_BUCKETS, PARTITION_INFO, ROUTED, ROUTING_COSINE, ROUTING_MARGIN, ROUTING_OUTCOMES, Row,
+    SHADOW_COMPARISONS, VERSION_ANSWERS, VERSION_OUTCOMES,
+};
 use delo_engine::{Catalogue, Counted, TrialMode};
 use delo_model::input::Presence;
 
 /// What a label says of a task that isn't loaded. A task of this name may be loaded as well: series of tasks
 /// that are not loaded have one label more.
 const OTHER: &str = "other";
-const COSINE: &[f64] = &[-0.5, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0];
-const MARGIN: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
 /// Tasks up to which every pair of them has a counter of outcomes from the start; above, a pair appears with
 /// its first outcome.
 const PAIRED_TASKS: usize = 32;
@@ -112,8 +114,8 @@ impl TaskSeries {
             Some(routed) => routed,
             None => counts.routed.entry(task.into()).or_insert_with(|| Routed {
                 by_presence: [0; 3],
-                cosine: Histogram::new(COSINE),
-                margin: Histogram::new(MARGIN),
+                cosine: Histogram::new(COSINE_BUCKETS),
+                margin: Histogram::new(MARGIN_BUCKETS),
             }),
         };
         routed.by_presence[presence as usize] += 1;
@@ -152,27 +154,27 @@ impl TaskSeries {
         let mut page = Page(page);
         write_routed(&mut page, &counts.routed);
         write_outcomes(&mut page, counts, catalogue);
-        page.family("delo_partition_info", "gauge", "Always 1; a partition that is live and its version.");
+        page.family(&PARTITION_INFO);
         for resident in catalogue.residents() {
-            page.sample("delo_partition_info", &[("task", resident.task()), ("version", &resident.version.to_string())], 1);
+            page.sample(PARTITION_INFO.name, &[("task", resident.task()), ("version", &resident.version.to_string())], 1);
         }
         write_versions(&mut page, catalogue);
     }
 }
 
 fn write_routed(page: &mut Page<'_>, routed: &BTreeMap<Arc<str>, Routed>) {
-    page.family("delo_routed_total", "counter", "Samples by the task chosen for them and the modalities they had.");
+    page.family(&ROUTED);
     for (task, routed) in routed {
         for (modalities, count) in ["complete", "image_only", "text_only"].into_iter().zip(routed.by_presence) {
             if count > 0 {
-                page.sample("delo_routed_total", &[("task", task), ("modalities", modalities)], count);
+                page.sample(ROUTED.name, &[("task", task), ("modalities", modalities)], count);
             }
         }
     }
-    page.family("delo_routing_cosine", "histogram", "Cosine of a sample with the key of the task chosen for it.");
-    routed.iter().for_each(|(task, routed)| page.histogram("delo_routing_cosine", task, &routed.cosine));
-    page.family("delo_routing_margin", "histogram", "Distance of the chosen task's cosine to the second one's.");
-    routed.iter().for_each(|(task, routed)| page.histogram("delo_routing_margin", task, &routed.margin));
+    page.family(&ROUTING_COSINE);
+    routed.iter().for_each(|(task, routed)| page.histogram(ROUTING_COSINE.name, task, &routed.cosine));
+    page.family(&ROUTING_MARGIN);
+    routed.iter().for_each(|(task, routed)| page.histogram(ROUTING_MARGIN.name, task, &routed.margin));
 }
 
 /// Outcomes of the loaded tasks are there at 0: an increase is seen only of a series that was there before
@@ -185,19 +187,19 @@ fn write_outcomes(page: &mut Page<'_>, Counts { mut outcomes, mut labels, .. }: 
             outcomes.entry([task.clone(), routed.clone()]).or_default();
         }
     }
-    page.family("delo_routing_outcomes_total", "counter", "Reported outcomes by the true task and the task that had been chosen.");
+    page.family(&ROUTING_OUTCOMES);
     for ([true_task, routed_task], count) in &outcomes {
         let mut series = vec![("true_task", true_task.label()), ("routed_task", routed_task.label())];
         series.extend(true_task.not_loaded("true_task_loaded"));
         series.extend(routed_task.not_loaded("routed_task_loaded"));
-        page.sample("delo_routing_outcomes_total", &series, count);
+        page.sample(ROUTING_OUTCOMES.name, &series, count);
     }
-    page.family("delo_label_outcomes_total", "counter", "Reported outcomes by the task that answered and whether its best label was true.");
+    page.family(&LABEL_OUTCOMES);
     for (task, of_task) in &labels {
         for (correct, count) in ["true", "false"].into_iter().zip(of_task) {
             let mut series = vec![("task", task.label()), ("correct", correct)];
             series.extend(task.not_loaded("task_loaded"));
-            page.sample("delo_label_outcomes_total", &series, count);
+            page.sample(LABEL_OUTCOMES.name, &series, count);
         }
     }
 }
@@ -212,30 +214,30 @@ fn write_versions(page: &mut Page<'_>, catalogue: &Catalogue) {
     let versions: Vec<_> =
         live.chain(trials).map(|(resident, role)| (resident.task(), resident.version.to_string(), role, resident.counts.read())).collect();
     // A version's own labels, and one more where its count is split in two.
-    let mut write = |name: &str, help: &str, split: Option<&str>, read: &dyn Fn(&Counted) -> [u64; 2]| {
-        page.family(name, "counter", help);
+    let mut write = |row: &Row, split: Option<&str>, read: &dyn Fn(&Counted) -> [u64; 2]| {
+        page.family(row);
         for (task, version, role, counted) in &versions {
             let labels = [("task", *task), ("version", version), ("role", role)];
             let [yes, no] = read(counted);
             match split {
-                None => page.sample(name, &labels, yes),
+                None => page.sample(row.name, &labels, yes),
                 Some(by) => [("true", yes), ("false", no)].iter().for_each(|&(value, count)| {
-                    page.sample(name, &[labels.as_slice(), &[(by, value)]].concat(), count);
+                    page.sample(row.name, &[labels.as_slice(), &[(by, value)]].concat(), count);
                 }),
             }
         }
     };
-    write("delo_version_answers_total", "Answers by the version that gave them.", None, &|c| [c.answers, 0]);
-    write("delo_version_outcomes_total", "Reported outcomes by the version that answered.", Some("correct"), &|c| [c.right, c.wrong]);
-    let help = "Samples that a version in the shadow computed too, by whether its best label was the live version's.";
-    write("delo_shadow_comparisons_total", help, Some("agreed"), &|c| [c.agreed, c.differed]);
+    write(&VERSION_ANSWERS, None, &|c| [c.answers, 0]);
+    write(&VERSION_OUTCOMES, Some("correct"), &|c| [c.right, c.wrong]);
+    write(&SHADOW_COMPARISONS, Some("agreed"), &|c| [c.agreed, c.differed]);
 }
 
 /// A page in Prometheus' text format.
 struct Page<'a>(&'a mut String);
 
 impl Page<'_> {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
+    fn family(&mut self, row: &Row) {
+        let (name, kind, help) = (row.name, row.kind.name(), row.help);
         // Writing to a string can't fail, here and below.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }

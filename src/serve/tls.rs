@@ -1,4 +1,5 @@
-//! TLS of the gRPC ports: certificates that are read again while the server runs, and the check of clients' certificates.
+//! TLS of the gRPC ports: certificates that are read again while the server runs, and the check of clients'
+//! certificates.
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,11 +16,15 @@ use time::format_description::well_known::Rfc3339;
 use super::certificate;
 use super::files::{self, FileError};
 use crate::config::{self, ClientCertificate};
+use crate::metric_table::CERTIFICATE_EXPIRY;
 
 /// The longest file of certificates.
 const MAX_BYTES: u64 = 1 << 20;
 const DAY: i64 = 86_400;
-/// How long before its end a certificate is told: as the alert DeloCertificateExpires.
+/// The first byte of a file in DER.
+const DER_SEQUENCE: u8 = 0x30;
+/// How long before a certificate expires the log warns of it; the alert DeloCertificateExpires has the same
+/// time.
 const SOON: i64 = 14 * DAY;
 
 /// Why certificates are not taken.
@@ -30,12 +35,13 @@ pub enum TlsError {
     #[error("{path} holds no {what} in PEM: {hint}")]
     Pem { path: PathBuf, what: &'static str, hint: String },
     #[error(
-        "{path} holds an encrypted private key, and a server has nobody to ask for the passphrase: decrypt it (openssl pkey -in {path} -out NEW), and \
-         let the server's user alone read it"
+        "{path} holds an encrypted private key, and a server has nobody to ask for the passphrase: decrypt it \
+         (openssl pkey -in {path} -out NEW), and let the server's user alone read it"
     )]
     Encrypted { path: PathBuf },
     #[error(
-        "{path}: the private key is damaged, or of a kind that is not supported: use ECDSA with P-256 or P-384, Ed25519, or RSA with 2048 to 8192 bits"
+        "{path}: the private key is damaged, or of a kind that is not supported: use ECDSA with P-256 or P-384, \
+         Ed25519, or RSA with 2048 to 8192 bits"
     )]
     Key { path: PathBuf },
     #[error("the private key in {key} is not the one of the certificate in {certificate}: give files that belong together")]
@@ -54,10 +60,10 @@ pub struct Files {
     client_ca: Option<Vec<u8>>,
 }
 
-/// What handshakes are made with. Clones are the same.
+/// The configuration of handshakes. Clones share it.
 #[derive(Clone)]
 pub struct Tls {
-    /// Of handshakes from now on; connections keep what they were made with.
+    /// For further handshakes; a connection keeps the configuration that it was made with.
     config: Arc<ArcSwap<ServerConfig>>,
 }
 
@@ -72,7 +78,7 @@ impl Files {
         })
     }
 
-    /// Says in the log which certificates are not valid at this moment, or will soon be no longer.
+    /// Warns in the log of certificates that are not valid yet, have expired or will soon expire.
     #[expect(clippy::disallowed_methods, reason = "certificates are valid by the time of day")]
     pub fn warn_of_validity(&self, paths: &TlsPaths) {
         let now = OffsetDateTime::now_utc().unix_timestamp();
@@ -88,7 +94,7 @@ impl Files {
     }
 }
 
-/// Where the files are, and what is asked of clients.
+/// Where the files are, and whether clients need a certificate.
 #[derive(Clone, Debug)]
 pub struct TlsPaths {
     certificate: PathBuf,
@@ -113,7 +119,7 @@ impl Tls {
         Ok(Self { config: Arc::new(ArcSwap::from_pointee(server(paths, files)?)) })
     }
 
-    /// Takes other certificates from the next handshake on.
+    /// Uses other certificates from the next handshake on.
     ///
     /// # Errors
     /// As [`Tls::new`]; what was there stays.
@@ -143,7 +149,7 @@ fn server(paths: &TlsPaths, files: &Files) -> Result<ServerConfig, TlsError> {
     };
     let mut server = builder.with_single_cert(chain, key).map_err(refused)?;
     server.alpn_protocols = vec![b"h2".to_vec()];
-    metrics::gauge!("delo_tls_certificate_expiry_timestamp_seconds").set(expires.unwrap_or(0) as f64);
+    CERTIFICATE_EXPIRY.with([]).set(expires.unwrap_or(0) as f64);
     Ok(server)
 }
 
@@ -172,7 +178,7 @@ fn missing(path: &Path, bytes: &[u8], what: &'static str, error: Option<pem::Err
     let command = if what == "certificate" { "x509" } else { "pkey" };
     let hint = if bytes.trim_ascii().is_empty() {
         "it is empty".to_owned()
-    } else if bytes.first() == Some(&certificate::SEQUENCE) {
+    } else if bytes.first() == Some(&DER_SEQUENCE) {
         format!("it is in DER, convert it: openssl {command} -inform DER -in {} -out NEW", path.display())
     } else if what != "certificate" && has("-----BEGIN CERTIFICATE-----") {
         "it holds a certificate, are tls.certificate and tls.key exchanged?".to_owned()
@@ -188,7 +194,7 @@ fn missing(path: &Path, bytes: &[u8], what: &'static str, error: Option<pem::Err
     TlsError::Pem { path: path.to_owned(), what, hint }
 }
 
-/// What an operator should know of a certificate's time at `now`, in seconds since 1970.
+/// What the log says of a certificate that is not valid at `now`, in seconds since 1970, or soon will not be.
 fn concern(certificate: &CertificateDer<'_>, now: i64) -> Option<String> {
     let (from, until) = certificate::validity(certificate)?;
     let day = |seconds| OffsetDateTime::from_unix_timestamp(seconds).ok().and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default();
@@ -270,7 +276,7 @@ QU6QJwODsgWF1gc+JuMeizLhJKddsL60Ak10jvs8KA==
     }
 
     #[test]
-    fn a_certificate_that_is_not_valid_or_soon_no_longer_is_told_with_its_day() {
+    fn a_warning_names_the_day_on_which_a_certificate_becomes_valid_or_expires() {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.not_before = rcgen::date_time_ymd(2030, 1, 1);
         params.not_after = rcgen::date_time_ymd(2031, 1, 1);

@@ -11,7 +11,7 @@ use crate::artifacts::renamed;
 use crate::harness::{TASKS, agree, artifact, image, mixed_requests, picture, start, start_in, start_with, text};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn classifies_an_image_a_text_or_both_without_being_told_the_task() {
+async fn classifies_an_image_a_text_or_both_without_a_given_task() {
     let server = start().await;
     let mut client = server.classifier().await;
     let both = ClassifyRequest { text: Some("a cat".to_owned()), ..image(picture(1, ImageFormat::Png)) };
@@ -118,26 +118,26 @@ async fn tells_how_the_text_was_read() {
 async fn a_text_cannot_hide_its_words_behind_special_tokens() {
     let server = start().await;
     let mut client = server.classifier().await;
-    let mut asked = async |words: &str| client.classify(text(words)).await.unwrap().into_inner();
+    let mut answer = async |words: &str| client.classify(text(words)).await.unwrap().into_inner();
     // The same words, written as a special token is and not.
-    let (special, plain) = (asked("[SEP] soup [PAD] [PAD]").await, asked("[sep] soup [pad] [pad]").await);
+    let (special, plain) = (answer("[SEP] soup [PAD] [PAD]").await, answer("[sep] soup [pad] [pad]").await);
     assert!(agree(&special, &plain) && special.modalities == plain.modalities, "{special:?} {plain:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn candidates_are_as_many_as_asked_for_and_the_margin_is_there_without_them() {
+async fn candidates_are_as_many_as_requested_and_the_margin_is_there_without_them() {
     let tasks = ["a", "b", "c", "d", "e", "f", "g"];
     let server = start_with(&tasks, &[]).await;
     let mut client = server.classifier().await;
-    let mut asked = async |max_candidates| {
+    let mut routing = async |max_candidates| {
         let request = ClassifyRequest { max_candidates, ..text("a cat") };
         client.classify(request).await.unwrap().into_inner().routing.unwrap()
     };
-    let all = asked(Some(u32::MAX)).await;
+    let all = routing(Some(u32::MAX)).await;
     assert_eq!(all.candidates.len(), tasks.len());
     assert!(all.candidates.is_sorted_by(|a, b| a.cosine >= b.cosine));
     for (most, length) in [(None, 5), (Some(0), 0), (Some(1), 1), (Some(6), 6), (Some(7), 7), (Some(8), 7)] {
-        let routing = asked(most).await;
+        let routing = routing(most).await;
         assert_eq!(routing.candidates, all.candidates[..length], "{most:?}");
         assert_eq!((&routing.task, routing.cosine, routing.margin), (&all.task, all.cosine, all.margin), "{most:?}");
     }

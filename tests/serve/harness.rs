@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use delo::config::Config;
-use delo::serve::{Addresses, ServeError, Server};
+use delo::serve::{Addresses, OwnRecorder, ServeError, Server};
 use delo_model::{KeySignal, Layout, Metric};
 use delo_proto::admin_client::AdminClient;
 use delo_proto::classifier_client::ClassifierClient;
@@ -20,6 +20,7 @@ use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::body::Body;
@@ -36,6 +37,29 @@ pub struct Running {
     pub partitions: tempfile::TempDir,
     stop: Option<oneshot::Sender<()>>,
     ended: JoinHandle<Result<(), ServeError>>,
+    _runtime: OwnRuntime,
+}
+
+/// The threads of one server. Whatever they record stands on this server's page alone.
+struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    fn start() -> Self {
+        let recorder = OwnRecorder::new().unwrap();
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        Self(Some(builder.enable_all().on_thread_start(move || recorder.take_thread()).build().unwrap()))
+    }
+
+    fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        self.0.as_ref().unwrap().spawn(task)
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        // The thread that drops it runs other tasks, and may not wait.
+        self.0.take().unwrap().shutdown_background();
+    }
 }
 
 /// The bytes of a small partition of this task.
@@ -93,13 +117,14 @@ pub async fn start_in(partitions: tempfile::TempDir, changes: &[(&'static str, &
 
 /// As [`start_in`], on a directory that outlives the server.
 pub async fn start_at(partitions: &Path, changes: &[(&'static str, &str)]) -> Running {
-    let server = Server::bind(config(partitions, changes)).await.unwrap();
+    let runtime = OwnRuntime::start();
+    let server = runtime.spawn(Server::bind(config(partitions, changes))).await.unwrap().unwrap();
     let addresses = server.addresses();
     let (stop, stopped) = oneshot::channel::<()>();
-    let ended = tokio::spawn(server.run(async {
+    let ended = runtime.spawn(server.run(async {
         let _ = stopped.await;
     }));
-    Running { addresses, partitions: tempfile::tempdir().unwrap(), stop: Some(stop), ended }
+    Running { addresses, partitions: tempfile::tempdir().unwrap(), stop: Some(stop), ended, _runtime: runtime }
 }
 
 impl Running {
@@ -137,13 +162,7 @@ impl Running {
     }
 
     pub async fn until_health(&self, status: ServingStatus) {
-        for _ in 0..6000 {
-            if self.health("").await == status {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("the server's health never became {status:?}");
+        until("the server's health", async || self.health("").await, |health| *health == status).await;
     }
 
     /// What Prometheus sees.
@@ -154,6 +173,18 @@ impl Running {
         stream.read_to_string(&mut page).await.unwrap();
         assert!(page.starts_with("HTTP/1.1 200"), "{page}");
         page
+    }
+
+    /// The value of a series of the server's page, written as there: `name{label="value"}`. 0 where there is
+    /// none.
+    pub async fn value(&self, series: &str) -> f64 {
+        let page = self.metrics().await;
+        page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// Waits until a series has this value.
+    pub async fn until_value(&self, series: &str, value: f64) {
+        until(series, async || self.value(series).await, |seen| *seen == value).await;
     }
 
     /// The server still answers.
@@ -202,16 +233,40 @@ impl Running {
     }
 }
 
+/// How long anything is waited for. A bound, so that a test that waits in vain ends: no test asserts how long
+/// it took.
+const BOUND: Duration = Duration::from_secs(60);
+/// Between two looks at what is waited for.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Looks until what it sees holds, and returns it.
+pub async fn until<T: std::fmt::Debug>(what: &str, look: impl AsyncFn() -> T, holds: impl Fn(&T) -> bool) -> T {
+    let began = Instant::now();
+    loop {
+        let seen = look().await;
+        if holds(&seen) {
+            return seen;
+        }
+        assert!(began.elapsed() < BOUND, "{what} never came: {seen:?}");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 /// Tries until it works.
 pub async fn eventually<T, E: std::fmt::Debug>(mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
     let began = Instant::now();
     loop {
         match attempt().await {
             Ok(done) => return done,
-            Err(error) if began.elapsed() > Duration::from_secs(20) => panic!("never: {error:?}"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(error) => assert!(began.elapsed() < BOUND, "never: {error:?}"),
         }
+        tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// The output of a future that must end by itself.
+pub async fn ends<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(BOUND, future).await.unwrap_or_else(|_| panic!("{what} never came"))
 }
 
 pub fn text(text: &str) -> ClassifyRequest {

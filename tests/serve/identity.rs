@@ -1,6 +1,5 @@
 //! Servers and connections for tests of security.
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use delo_proto::ClassifyRequest;
 use delo_proto::classifier_client::ClassifierClient;
@@ -8,7 +7,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Error, I
 use tonic::{Request, Status};
 
 use crate::authority::Authority;
-use crate::harness::{Running, artifact, start_in, text};
+use crate::harness::{Running, artifact, start_in, text, until};
 
 /// `message` with a token.
 pub fn bearing<T>(token: &str, message: T) -> Request<T> {
@@ -17,7 +16,7 @@ pub fn bearing<T>(token: &str, message: T) -> Request<T> {
     request
 }
 
-/// A server of one task, which may speak TLS; it answers `client` when this returns.
+/// A server of one task, which may speak TLS; it may still be starting.
 pub async fn start_trusting(dir: &Path, changes: &[(&'static str, &str)]) -> Running {
     let partitions = tempfile::tempdir_in(dir).unwrap();
     std::fs::write(partitions.path().join("food.safetensors"), artifact("food")).unwrap();
@@ -31,20 +30,16 @@ pub async fn channel(address: std::net::SocketAddr, authority: &Authority, ident
     Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap().connect().await
 }
 
-/// Asks until the server has loaded, and then what it says.
+/// Calls until the server has loaded; returns its answer then.
 pub async fn classify(channel: Channel, token: Option<&str>) -> Result<(), Status> {
-    let began = Instant::now();
-    loop {
+    let attempt = async || {
         let message: ClassifyRequest = text("soup");
         let request = match token {
             Some(token) => bearing(token, message),
             None => Request::new(message),
         };
-        match ClassifierClient::new(channel.clone()).classify(request).await {
-            Err(status) if status.code() == tonic::Code::Unavailable && began.elapsed() < Duration::from_secs(60) => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            answer => return answer.map(drop),
-        }
-    }
+        ClassifierClient::new(channel.clone()).classify(request).await.map(drop)
+    };
+    let starting = |answer: &Result<(), Status>| answer.as_ref().is_err_and(|status| status.code() == tonic::Code::Unavailable);
+    until("an answer after the start", attempt, |answer| !starting(answer)).await
 }

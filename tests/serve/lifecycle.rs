@@ -1,6 +1,4 @@
 //! Starting, being empty, stopping.
-use std::time::Duration;
-
 use delo::serve::{ServeError, Server};
 use delo_proto::get_status_response::State;
 use delo_proto::{ClassifyBatchRequest, ClassifyResponse, GetStatusRequest};
@@ -11,7 +9,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::harness::{TASKS, artifact, config, eventually, image, picture, refused, start, start_with, text};
+use crate::harness::{TASKS, artifact, config, ends, eventually, image, picture, refused, start, start_with, text, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_follows_what_is_loaded_and_knows_its_services() {
@@ -20,10 +18,7 @@ async fn health_follows_what_is_loaded_and_knows_its_services() {
     let state = async |admin: &mut delo_proto::admin_client::AdminClient<_>| {
         admin.get_status(GetStatusRequest {}).await.unwrap().into_inner().state()
     };
-    while state(&mut admin).await == State::Starting {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert_eq!(state(&mut admin).await, State::Empty);
+    until("a state after the start", async || state(&mut admin.clone()).await, |state| *state == State::Empty).await;
     assert_eq!(server.health("delo.v1.Classifier").await, ServingStatus::NotServing);
     refused(server.classifier().await.classify(text("a")).await, Code::FailedPrecondition, "delo admin load");
 
@@ -59,14 +54,14 @@ async fn a_process_lives_on_both_ports_whether_or_not_it_is_ready() {
     server.until_health(ServingStatus::Serving).await;
     server.ask_to_stop();
     for mut watch in watches {
-        // Draining is no reason to be restarted: nothing is said until the stream ends.
+        // A drain is no reason to restart the process: the status does not change before the stream ends.
         refused(watch.message().await, Code::Unavailable, "shutting down");
     }
     server.ended().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_watches_a_service_that_is_not_known_is_told_so_and_may_stay() {
+async fn a_watch_of_an_unknown_service_is_answered_and_stays_open() {
     let mut server = start_with(&[], &[]).await;
     let mut health = HealthClient::new(server.classifier_channel().await);
     let watch = async |health: &mut HealthClient<_>, service: &str| {
@@ -81,7 +76,7 @@ async fn who_watches_a_service_that_is_not_known_is_told_so_and_may_stay() {
     assert_eq!(known.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     server.ask_to_stop();
     assert_eq!(known.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
-    // It stayed open all the while, without a word.
+    // It stayed open all the while.
     refused(unknown.message().await, Code::Unavailable, "shutting down");
     server.ended().await.unwrap();
 }
@@ -92,23 +87,25 @@ async fn draining_finishes_calls_in_flight_then_ends_without_error() {
     let mut client = server.classifier().await;
     let requests: Vec<_> = (0..300).map(|i| image(picture(i, ImageFormat::Png))).collect();
     let bulk = tokio::spawn(async move { client.classify_batch(ClassifyBatchRequest { requests }).await });
-    let mut admin = server.admin().await;
-    while admin.get_status(GetStatusRequest {}).await.unwrap().into_inner().queue_depth == 0 {
+    let admin = server.admin().await;
+    let depth = async || admin.clone().get_status(GetStatusRequest {}).await.unwrap().into_inner().queue_depth;
+    until("a sample that waits", depth, |depth| {
         assert!(!bulk.is_finished(), "too few samples to catch the server at work");
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+        *depth > 0
+    })
+    .await;
     let mut late = server.classifier().await;
     server.ask_to_stop();
     let results = bulk.await.unwrap().unwrap().into_inner().results;
     assert_eq!(results.len(), 300);
-    // Either refused, or nobody listens any more.
+    // Either the call is refused, or the port is closed.
     refused(late.classify(text("late")).await, Code::Unavailable, "");
     server.ended().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn draining_sends_clients_elsewhere_at_once_and_serves_what_has_begun() {
-    // Were anything waited for but the call in flight, the test would wait for ever.
+    // If the drain waited for anything but the call in flight, the test would wait for an hour.
     let long = [("shutdown.drain_seconds", "3600.0"), ("deadline.max_seconds", "7200.0"), ("deadline.default_seconds", "7200.0")];
     let mut server = start_with(&["food"], &long).await;
     let address = server.addresses.classifier;
@@ -131,22 +128,15 @@ async fn draining_sends_clients_elsewhere_at_once_and_serves_what_has_begun() {
     client.send_request(health, true).unwrap().0.await.unwrap();
 
     server.ask_to_stop();
-    let soon = async |what: &str, done: &mut (dyn Future<Output = ()> + Unpin)| {
-        tokio::time::timeout(Duration::from_secs(60), done).await.unwrap_or_else(|_| panic!("{what}"));
-    };
-    // GOAWAY closes a connection without a call, and the port takes no other one, while the call is in flight.
-    soon("the idle connection is closed", &mut Box::pin(async { idle.await.unwrap() })).await;
-    let refused = async {
-        while tokio::net::TcpStream::connect(address).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(10)).await
-        }
-    };
-    soon("the port is closed", &mut Box::pin(refused)).await;
+    // GOAWAY closes a connection without a call, and the port takes no other one, while the call is in
+    // flight.
+    ends("the end of the idle connection", idle).await.unwrap();
+    until("the end of the port", async || tokio::net::TcpStream::connect(address).await.is_err(), |refused| *refused).await;
     sending.send_data(vec![last].into(), true).unwrap();
     let mut answer = answer.await.unwrap().into_body();
     let data = answer.data().await.unwrap().unwrap();
     assert_eq!(ClassifyResponse::decode(&data[5..]).unwrap().task, "food");
-    soon("the server ends", &mut Box::pin(async { server.ended().await.unwrap() })).await;
+    ends("the end of the server", server.ended()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,10 +148,10 @@ async fn an_open_stream_of_a_server_that_drains_ends_soon_with_a_status() {
     send.send(text("soup")).await.unwrap();
     assert!(answers.message().await.unwrap().is_some());
     server.ask_to_stop();
-    let end = tokio::time::timeout(Duration::from_secs(60), answers.message()).await.expect("it ends");
+    let end = ends("the end of the stream", answers.message()).await;
     refused(end, Code::Unavailable, "open the stream with another");
     drop((client, send));
-    tokio::time::timeout(Duration::from_secs(60), server.ended()).await.expect("so does the server").unwrap();
+    ends("the end of the server", server.ended()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,9 +166,7 @@ async fn the_metrics_port_says_whether_the_server_lives_and_serves() {
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
     };
-    while get("/readyz").await.1 == "STARTING\n" {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("a state after the start", async || get("/readyz").await.1, |state| state != "STARTING\n").await;
     let is = |code: &str, state: &str| (code.to_owned(), format!("{state}\n"));
     assert_eq!((get("/readyz").await, get("/livez").await), (is("503", "EMPTY"), is("200", "EMPTY")));
     server.upload(artifact("food")).await.unwrap();
@@ -187,14 +175,15 @@ async fn the_metrics_port_says_whether_the_server_lives_and_serves() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stops_in_time_though_clients_stay_connected_and_watch() {
-    let mut server = start_with(&["food"], &[("shutdown.drain_seconds", "5.0")]).await;
+    // Were clients waited for, it would be for an hour.
+    let mut server = start_with(&["food"], &[("shutdown.drain_seconds", "3600.0")]).await;
     let mut health = HealthClient::new(server.classifier_channel().await);
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     server.ask_to_stop();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     refused(watch.message().await, Code::Unavailable, "shutting down");
-    tokio::time::timeout(Duration::from_secs(5), server.ended()).await.expect("in time").unwrap();
+    ends("the end of the server", server.ended()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -244,8 +244,9 @@ async fn the_series_of_a_task_and_of_a_version_end_when_it_is_gone() {
     let series = server.series().await;
     let versions = series.iter().filter(|s| s.name == "delo_version_answers_total").count();
     assert_eq!(versions, TASKS.len());
-    // The counter of outcomes of which both tasks are gone is one, whatever they were called.
-    let gone = "delo_routing_outcomes_total {\"routed_task\": \"other\", \"routed_task_loaded\": \"false\", \"true_task\": \"other\", \"true_task_loaded\": \"false\"}";
+    // All outcomes of which both tasks are gone count in one series, whatever the tasks' names.
+    let gone = "delo_routing_outcomes_total {\"routed_task\": \"other\", \"routed_task_loaded\": \"false\", \
+                \"true_task\": \"other\", \"true_task_loaded\": \"false\"}";
     let mut in_the_end = of_tasks(series);
     assert!(in_the_end.remove(gone), "{in_the_end:?}");
     assert_eq!(in_the_end, at_first);
@@ -297,7 +298,7 @@ async fn a_task_has_one_label_value_in_every_metric_whatever_its_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_that_is_called_other_is_told_from_those_that_are_not_loaded() {
+async fn a_task_with_the_name_other_is_distinct_from_those_that_are_not_loaded() {
     let server = start_with(&["food", "other"], &[]).await;
     for (routed, true_task, times) in
         [("other", "other", 3), ("food", "other", 2), ("other", "space", 4), ("space", "other", 5), ("space", "time", 6)]
@@ -343,8 +344,7 @@ async fn reflection_describes_the_services_in_both_versions() {
     let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(server.admin_channel().await);
     let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
     let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
-    assert!(
-        matches!(answer, v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(f) if !f.file_descriptor_proto.is_empty())
-    );
+    let v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(file) = answer else { panic!("{answer:?}") };
+    assert!(!file.file_descriptor_proto.is_empty());
     assert_eq!(server.live().await.len(), TASKS.len());
 }

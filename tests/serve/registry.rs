@@ -1,13 +1,13 @@
-//! Following a registry: what is live there becomes live here; what goes wrong on the way changes nothing that is served.
+//! Following a registry: what is live there becomes live here; what goes wrong on the way changes nothing
+//! that is served.
 use std::path::Path;
-use std::time::Duration;
 
 use delo_model::{KeySignal, Layout, Metric};
 use delo_proto::{GetStatusRequest, ListPartitionsRequest, RegistryStatus, SyncRegistryRequest, SyncRegistryResponse};
 use delo_registry::remote::{Storage, promote, push, withdraw};
 use tonic::{Code, Status};
 
-use crate::harness::{Running, artifact, refused, start, start_with, state_in};
+use crate::harness::{self, Running, artifact, refused, start, start_with, state_in};
 use crate::web::{Mode, Web};
 
 fn storage(dir: &Path) -> Storage {
@@ -25,7 +25,7 @@ fn other(task: &str, seed: u64) -> Vec<u8> {
     delo_fixtures::artifact(task, &model, delo_fixtures::key_rule(Metric::Whitened, KeySignal::Parts { layer: 3 }), seed)
 }
 
-/// Follows this registry, impatiently.
+/// Follows this registry and looks at it often.
 fn following(registry: &str) -> [(&'static str, &str); 3] {
     [("registry.manifest", registry), ("registry.poll_seconds", "0.05"), ("registry.fetch_timeout_seconds", "1.0")]
 }
@@ -44,15 +44,7 @@ async fn sync(server: &Running) -> Result<SyncRegistryResponse, Status> {
 }
 
 async fn until(server: &Running, what: &str, holds: impl Fn(&RegistryStatus) -> bool) -> RegistryStatus {
-    let mut last = RegistryStatus::default();
-    for _ in 0..1200 {
-        last = status(server).await;
-        if holds(&last) {
-            return last;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("{what} never came: {last:?}");
+    harness::until(what, async || status(server).await, holds).await
 }
 
 async fn until_revision(server: &Running, revision: u64) {
@@ -88,9 +80,9 @@ async fn what_a_directory_makes_live_is_served_and_what_was_loaded_by_hand_stays
     withdraw(&storage(dir.path()), "travel").await.unwrap();
     until_revision(&server, 4).await;
     assert_eq!(tasks(&server.live().await), ["animals", "food"]);
-    let page = server.metrics().await;
-    let syncs = page.lines().find_map(|line| line.strip_prefix("delo_registry_syncs_total{outcome=\"ok\"} "));
-    assert!(syncs.is_some_and(|count| count.parse::<u64>().unwrap() >= 4), "{page}");
+    // A comparison at least for each revision.
+    let syncs = server.value("delo_registry_syncs_total{outcome=\"ok\"}").await;
+    assert!(syncs >= 4.0, "{syncs}");
     server.assert_serving().await;
 }
 
@@ -137,7 +129,7 @@ async fn a_server_that_knows_no_ranges_is_read_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_on_the_way_are_told_change_nothing_and_pass() {
+async fn failures_on_the_way_are_reported_change_nothing_and_pass() {
     let dir = tempfile::tempdir().unwrap();
     let web = Web::of(dir.path()).await;
     let elsewhere = Web::of(dir.path()).await;
@@ -156,8 +148,8 @@ async fn failures_on_the_way_are_told_change_nothing_and_pass() {
         let before = checksums(&server).await;
         web.set(mode.clone());
         publish(dir.path(), other("travel", 20 + i as u64)).await;
-        let told = until(&server, &format!("the error of {mode:?}"), |s| s.error.contains(words)).await;
-        assert!(!told.in_sync && told.seconds_since_sync >= 0.0, "{told:?}");
+        let reported = until(&server, &format!("the error of {mode:?}"), |s| s.error.contains(words)).await;
+        assert!(!reported.in_sync && reported.seconds_since_sync >= 0.0, "{reported:?}");
         assert_eq!(checksums(&server).await, before, "{mode:?}");
         server.assert_serving().await;
         web.set(Mode::Honest);
@@ -175,12 +167,11 @@ async fn a_refused_artifact_is_not_fetched_again_until_the_manifest_changes_or_s
     publish(dir.path(), artifact("travel")).await;
     let server = follow(&web.url("")).await;
     until(&server, "the damage", |s| s.error.contains("damaged")).await;
-    let (asked, polls) = (web.requests().len(), 5);
-    for _ in 0..polls {
-        tokio::time::sleep(Duration::from_millis(60)).await;
-        assert!(!status(&server).await.in_sync);
-    }
-    assert_eq!(web.requests().len(), asked);
+    let failed = async || server.value("delo_registry_syncs_total{outcome=\"failed\"}").await;
+    let (requests, before) = (web.requests().len(), failed().await);
+    harness::until("five more polls", failed, |polls| *polls >= before + 5.0).await;
+    assert!(!status(&server).await.in_sync);
+    assert_eq!(web.requests().len(), requests);
     assert_eq!(tasks(&server.live().await), ["food"]);
     web.set(Mode::Honest);
     let answer = sync(&server).await.unwrap();
@@ -202,13 +193,13 @@ async fn partitions_of_another_backbone_or_task_are_refused_beside_those_that_fi
     let text = std::fs::read_to_string(&manifest).unwrap().replace("\"animals\"", "\"plants\"");
     std::fs::write(&manifest, text).unwrap();
     let server = follow(dir.path().to_str().unwrap()).await;
-    let told = until(&server, "two refusals", |s| s.error.contains("and 1 more")).await;
-    assert!(told.error.contains("backbone abc") || told.error.contains("is of task \"animals\""), "{told:?}");
+    let reported = until(&server, "two refusals", |s| s.error.contains("and 1 more")).await;
+    assert!(reported.error.contains("backbone abc") || reported.error.contains("is of task \"animals\""), "{reported:?}");
     assert_eq!(tasks(&server.live().await), ["food", "travel"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_or_damaged_manifest_is_ignored_and_told() {
+async fn an_older_or_damaged_manifest_is_ignored_and_reported() {
     let dir = tempfile::tempdir().unwrap();
     publish(dir.path(), artifact("animals")).await;
     let manifest = dir.path().join("manifest.json");
@@ -219,8 +210,8 @@ async fn an_older_or_damaged_manifest_is_ignored_and_told() {
     until_revision(&server, 2).await;
     for (text, words) in [(old, "older"), (b"{}".to_vec(), "unusable"), (new[..100].to_vec(), "unusable")] {
         std::fs::write(&manifest, text).unwrap();
-        let told = until(&server, words, |s| s.error.contains(words)).await;
-        assert_eq!((told.revision, tasks(&server.live().await)), (2, vec!["animals", "food", "travel"]));
+        let reported = until(&server, words, |s| s.error.contains(words)).await;
+        assert_eq!((reported.revision, tasks(&server.live().await)), (2, vec!["animals", "food", "travel"]));
     }
     std::fs::write(&manifest, new).unwrap();
     until_revision(&server, 2).await;
@@ -241,8 +232,8 @@ async fn an_older_manifest_is_ignored_after_a_restart_too_until_an_operator_take
     let server = server.restarted(&changes).await;
     until(&server, "an older manifest", |s| s.error.contains("older")).await;
     assert_eq!(checksums(&server).await, kept);
-    let asked = sync(&server).await.unwrap().registry.unwrap();
-    assert!(asked.error.contains("--accept-older") && checksums(&server).await == kept, "{asked:?}");
+    let answer = sync(&server).await.unwrap().registry.unwrap();
+    assert!(answer.error.contains("--accept-older") && checksums(&server).await == kept, "{answer:?}");
 
     let accepting = SyncRegistryRequest { accept_older: true };
     let taken = server.admin().await.sync_registry(accepting).await.unwrap().into_inner();
@@ -265,8 +256,8 @@ async fn a_server_that_cannot_reach_its_registry_starts_on_what_it_kept() {
     let kept = checksums(&server).await;
     web.set(Mode::Gone);
     let server = server.restarted(&changes).await;
-    let told = until(&server, "the registry's error", |s| s.error.contains("503")).await;
-    assert!(!told.in_sync && told.revision == 0, "{told:?}");
+    let reported = until(&server, "the registry's error", |s| s.error.contains("503")).await;
+    assert!(!reported.in_sync && reported.revision == 0, "{reported:?}");
     assert_eq!(checksums(&server).await, kept, "an unreachable registry has withdrawn nothing");
     server.assert_serving().await;
     web.set(Mode::Honest);

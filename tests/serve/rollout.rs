@@ -8,10 +8,13 @@ use delo_proto::{
     AbortTrialRequest, ClassifyRequest, GetStatusRequest, ListPartitionsRequest, LoadPartitionRequest, Partition, PromoteTrialRequest,
     ReportOutcomeRequest, RollbackPartitionRequest, TrialMode, UnloadPartitionRequest,
 };
+use image::ImageFormat;
 use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use crate::harness::{Running, TASKS, artifact_of, refused, start, start_at, start_in, start_with, state_in, text};
+use crate::harness::{
+    Running, TASKS, artifact_of, ends, image, picture, refused, start, start_at, start_in, start_with, state_in, text, until,
+};
 
 fn canary(share: f64) -> Option<TrialMode> {
     Some(TrialMode { mode: Some(Mode::CanaryShare(share)) })
@@ -124,23 +127,14 @@ async fn a_shadow_is_compared_and_answers_nobody() {
         assert_eq!(server.version(&format!("id-{i}")).await, 1);
     }
     let counts = async || server.food().await.trial.unwrap().counts.unwrap();
-    for _ in 0..500 {
-        if counts().await.answers == 10 {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    let counted = counts().await;
+    let counted = until("the shadow's answers", &counts, |counted| counted.answers == 10).await;
     assert_eq!((counted.answers, counted.agreed + counted.differed), (10, 10), "{counted:?}");
     // The same partition in the shadow of itself agrees with itself.
     server.load_as(0, shadow(), "").await.unwrap();
     for i in 0..5 {
         server.version(&format!("again-{i}")).await;
     }
-    while counts().await.answers < 5 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    assert_eq!(counts().await.agreed, 5);
+    assert_eq!(until("the shadow's answers", &counts, |counted| counted.answers == 5).await.agreed, 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,10 +168,33 @@ async fn a_request_id_makes_a_change_once_even_when_calls_race() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unload_answers_when_the_requests_that_it_was_serving_have_ended() {
-    let server = start().await;
+    let server = start_with(&["food"], &[("batching.max_samples", "1")]).await;
+    let (client, admin) = (server.classifier().await, server.admin().await);
+    let calls: Vec<_> = (0..200)
+        .map(|i| {
+            let mut client = client.clone();
+            let request = ClassifyRequest { task: "food".to_owned(), ..image(picture(i, ImageFormat::Png)) };
+            tokio::spawn(async move { client.classify(request).await })
+        })
+        .collect();
+    let depth = async || admin.clone().get_status(GetStatusRequest {}).await.unwrap().into_inner().queue_depth;
+    until("samples that wait", &depth, |depth| *depth >= 10).await;
+    let answered_before = calls.iter().filter(|call| call.is_finished()).count();
     let request = UnloadPartitionRequest { task: "food".to_owned(), ..Default::default() };
     let answer = server.admin().await.unload_partition(request).await.unwrap().into_inner();
     assert!(answer.drained && answer.partition.unwrap().labels.len() == 7, "it says what was taken out of service");
+    assert_eq!(depth().await, 0, "every sample that waited for the partition has been computed");
+    let mut served = 0;
+    for call in calls {
+        match ends("an answer", call).await.unwrap() {
+            Ok(answer) => served += usize::from(answer.into_inner().partition_version == 1),
+            // Those that arrived after the unload, or were too many.
+            Err(status) => {
+                assert!(matches!(status.code(), Code::NotFound | Code::FailedPrecondition | Code::ResourceExhausted), "{status:?}")
+            }
+        }
+    }
+    assert!(served > answered_before, "no request was in flight: {served} were served, {answered_before} of them before the unload");
     refused(server.rollback(None).await, Code::FailedPrecondition, "retained are none");
 }
 

@@ -1,6 +1,5 @@
 //! ClassifyStream: answers as they finish.
 use std::collections::HashSet;
-use std::time::Duration;
 
 use delo_proto::classify_result::Result as Outcome;
 use delo_proto::{ClassifyRequest, Priority};
@@ -9,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use crate::harness::{agree, mixed_requests, start, text};
+use crate::harness::{agree, ends, mixed_requests, start, text, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_sample_of_a_stream_is_answered_once_under_its_id() {
@@ -37,7 +36,7 @@ async fn a_bad_sample_fails_alone_and_an_open_stream_answers_at_once() {
     let mut answers = server.classifier().await.classify_stream(ReceiverStream::new(requests)).await.unwrap().into_inner();
     let mut answer = async |request: ClassifyRequest| {
         send.send(request).await.unwrap();
-        tokio::time::timeout(Duration::from_secs(10), answers.next()).await.expect("at once").unwrap().unwrap()
+        ends("an answer", answers.next()).await.unwrap().unwrap()
     };
     let good = answer(ClassifyRequest { request_id: "good".to_owned(), priority: Priority::Interactive.into(), ..text("a cat") }).await;
     assert!(matches!(good.result, Some(Outcome::Response(_))) && good.request_id == "good");
@@ -56,12 +55,7 @@ async fn a_stream_that_is_dropped_or_half_closed_leaves_nothing_behind() {
         send.send(text("never read")).await.unwrap();
         drop(answers);
     }
-    for _ in 0..500 {
-        let status = server.admin().await.get_status(delo_proto::GetStatusRequest {}).await.unwrap().into_inner();
-        if status.queue_depth == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let depth = async || server.admin().await.get_status(delo_proto::GetStatusRequest {}).await.unwrap().into_inner().queue_depth;
+    until("an empty queue", depth, |depth| *depth == 0).await;
     server.assert_serving().await;
 }

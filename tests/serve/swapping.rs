@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::harness::{Running, TASKS, agree, artifact, mixed_requests, refused, start, text};
 
-/// Answers, so many requests in flight. A failed one panics.
+/// Sends the requests, a bounded number in flight, and returns their answers. A failed one panics.
 async fn answers(server: &Running, requests: &[ClassifyRequest], in_flight: usize) -> Vec<ClassifyResponse> {
     let client = server.classifier().await;
     stream::iter(requests.to_vec())
@@ -25,7 +25,8 @@ async fn answers(server: &Running, requests: &[ClassifyRequest], in_flight: usiz
 async fn many_requests_at_once_are_answered_as_one_by_one_while_partitions_come_and_go() {
     let server = Arc::new(start().await);
     let requests = mixed_requests(500);
-    // The comings and goings change which tasks there are to route to: each answer must be that of one catalogue or of the other.
+    // The comings and goings change which tasks there are to route to: each answer must be that of one
+    // catalogue or of the other.
     let without = answers(&server, &requests, 1).await;
     server.upload(artifact("symbols")).await.unwrap();
     let with = answers(&server, &requests, 1).await;

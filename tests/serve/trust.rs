@@ -8,10 +8,11 @@ use delo_registry::remote::{Storage, push};
 use delo_registry::{ReadArtifact, signature};
 use tonic::{Code, Status};
 
-use crate::harness::{Running, artifact, config, refused, start, start_with};
+use crate::harness::{Running, artifact, config, eventually, refused, start, start_with};
 use crate::web::{Mode, Web};
 
-/// A pair that nothing else uses, as `openssl genpkey` and `openssl pkey -pubout` write it (RFC 8032, 7.1, test 1).
+/// A pair that nothing else uses, as `openssl genpkey` and `openssl pkey -pubout` write it (RFC 8032, 7.1,
+/// test 1).
 const PRIVATE: &str =
     "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n";
 const PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
@@ -61,9 +62,7 @@ async fn where_signatures_are_required_only_what_is_signed_is_served() {
     let food = artifact("food");
     let right = signature::from_hex(&keys.sign(&food)).unwrap();
     let of_another = signature::from_hex(&keys.sign(b"another")).unwrap();
-    while server.admin().await.list_partitions(delo_proto::ListPartitionsRequest {}).await.is_err() {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    eventually(async || server.admin().await.list_partitions(delo_proto::ListPartitionsRequest {}).await).await;
 
     refused(upload(&server, food.clone(), vec![]).await, Code::PermissionDenied, "registry.require_signature");
     refused(upload(&server, food.clone(), of_another).await, Code::PermissionDenied, "registry.trusted_keys");

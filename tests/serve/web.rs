@@ -2,7 +2,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -13,11 +12,11 @@ pub enum Mode {
     Honest,
     /// Knows no ranges.
     Whole,
-    /// Ends each connection after so many bytes of a body.
+    /// Ends each connection after this many bytes of a body.
     Cut(usize),
     /// The right length of wrong bytes.
     Garbage,
-    /// More than was said, without saying so.
+    /// More bytes than the manifest names, and no length in the head.
     Longer,
     Redirect(String),
     /// 503, for the manifest too.
@@ -30,7 +29,7 @@ pub enum Mode {
 struct Shared {
     root: PathBuf,
     mode: Mode,
-    /// Paths below `partitions/` and the first byte that was asked for.
+    /// Requested paths below `partitions/`, with the first byte of the range.
     requests: Vec<(String, u64)>,
 }
 
@@ -80,30 +79,32 @@ async fn answer(mut stream: TcpStream, shared: Arc<Mutex<Shared>>) {
     }
     let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
     let path = head.split(' ').nth(1).unwrap().trim_start_matches('/').to_owned();
-    let asked = head.lines().find_map(|line| line.strip_prefix("range: bytes=")?.split_once('-')?.0.parse::<usize>().ok());
+    let range_start = head.lines().find_map(|line| line.strip_prefix("range: bytes=")?.split_once('-')?.0.parse::<usize>().ok());
     let (mode, file) = {
         let mut shared = shared.lock().unwrap();
         let is_partition = path.contains("partitions/");
         if is_partition {
-            shared.requests.push((path.clone(), asked.unwrap_or(0) as u64));
+            shared.requests.push((path.clone(), range_start.unwrap_or(0) as u64));
         }
         let mode = if is_partition || shared.mode == Mode::Gone { shared.mode.clone() } else { Mode::Honest };
         (mode, std::fs::read(shared.root.join(path.split('?').next().unwrap())).ok())
     };
-    let (status, fields, body) = response(&mode, file, asked);
+    let (status, fields, body) = response(&mode, file, range_start);
     let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\n{fields}\r\n");
     if stream.write_all(head.as_bytes()).await.is_err() {
         return;
     }
     let sent = if let Mode::Cut(n) = mode { body.len().min(n) } else { body.len() };
     if mode == Mode::Silent {
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        // Until the client closes the connection.
+        let _ = stream.read_u8().await;
+        return;
     }
     let _ = stream.write_all(&body[..sent]).await;
     let _ = stream.shutdown().await;
 }
 
-fn response(mode: &Mode, file: Option<Vec<u8>>, asked: Option<usize>) -> (&'static str, String, Vec<u8>) {
+fn response(mode: &Mode, file: Option<Vec<u8>>, range_start: Option<usize>) -> (&'static str, String, Vec<u8>) {
     if *mode == Mode::Gone {
         return ("503 Service Unavailable", "Content-Length: 0\r\n".to_owned(), Vec::new());
     }
@@ -120,7 +121,7 @@ fn response(mode: &Mode, file: Option<Vec<u8>>, asked: Option<usize>) -> (&'stat
         }
         _ => {}
     }
-    match asked.filter(|_| *mode != Mode::Whole) {
+    match range_start.filter(|_| *mode != Mode::Whole) {
         Some(start) if start < file.len() => {
             let total = file.len();
             let body = file.split_off(start);

@@ -1,7 +1,10 @@
 //! The metrics of the queue and of its batches.
-use metrics::{Gauge, Histogram, gauge, histogram};
+use metrics::{Gauge, Histogram};
 
-/// Handles of the metrics, looked up once.
+use crate::metric_table::{BATCH_SAMPLES, BATCH_TOKENS, QUEUE_CAPACITY, QUEUE_DEPTH, STAGE_SECONDS};
+
+/// Handles of the metrics. They are looked up where the batcher starts: the threads that compute may be shared with
+/// other servers of the process, whose metrics are others.
 pub struct BatchMetrics {
     /// Number of waiting samples.
     pub depth: Gauge,
@@ -18,13 +21,13 @@ pub struct BatchMetrics {
 impl BatchMetrics {
     /// Looks the metrics up and sets the queue's capacity to `places`.
     pub fn new(places: usize) -> Self {
-        gauge!("delo_queue_capacity").set(places as f64);
+        QUEUE_CAPACITY.with([]).set(places as f64);
         Self {
-            depth: gauge!("delo_queue_depth"),
-            samples: histogram!("delo_batch_samples"),
-            tokens: histogram!("delo_batch_tokens"),
-            queue_seconds: histogram!("delo_stage_duration_seconds", "stage" => "queue"),
-            compute_seconds: histogram!("delo_stage_duration_seconds", "stage" => "compute"),
+            depth: QUEUE_DEPTH.with([]),
+            samples: BATCH_SAMPLES.with([]),
+            tokens: BATCH_TOKENS.with([]),
+            queue_seconds: STAGE_SECONDS.with(["queue"]),
+            compute_seconds: STAGE_SECONDS.with(["compute"]),
         }
     }
 }

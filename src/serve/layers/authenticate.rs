@@ -1,4 +1,4 @@
-//! Who calls, and whether that client may call this.
+//! Finds the client that makes a call, and whether its role allows the call.
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -10,9 +10,10 @@ use tonic::body::Body;
 use super::{Answer, Inner, Policy, call, refusal};
 use crate::serve::auth::{Client, Clients, Role};
 use crate::serve::connections::Peer;
+use crate::serve::methods::{RequiredRole, method};
 use crate::serve::status::refused;
 
-/// Whose call it is; in the extensions of every request.
+/// The client that makes a call; in the extensions of every request.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// The client's name, or the address that the call comes from where nobody is authenticated.
@@ -26,37 +27,41 @@ impl Caller {
         extensions.get::<Self>().cloned().unwrap_or_else(|| Self::at(extensions))
     }
 
-    /// The caller by its address, who may do whatever anybody may.
+    /// The caller by its address. Where nobody is authenticated, each caller may call everything.
     fn at(extensions: &Extensions) -> Self {
         let address = extensions.get::<Peer>().and_then(|peer| peer.address);
-        let name = address.map_or_else(|| "unknown".into(), |address| place(address.ip()).into());
+        let name = address.map_or_else(|| "unknown".into(), |address| network(address.ip()).into());
         Self { name, role: Role::Admin }
     }
 }
 
-/// Who an address stands for: itself, or of IPv6 its network of 64 bits, of which one host may use every address.
-fn place(address: IpAddr) -> String {
+/// The caller's name by its address: an IPv4 address, or the 64-bit network of an IPv6 address, because one
+/// host may use every address of its network.
+fn network(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => format!("{}/64", Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         address => address.to_string(),
     }
 }
 
-/// Finds the caller of each call, and refuses those who are unknown or may not. `None`: everybody may do everything.
+/// Finds the caller of each call, and refuses unknown callers and calls that the caller's role does not
+/// allow. `None`: nobody is authenticated, and each caller may call everything.
 #[derive(Clone, Debug)]
 pub struct Authenticate(pub Option<Arc<ArcSwap<Clients>>>);
 
 impl Authenticate {
     fn caller(&self, request: &Request<Body>) -> Result<Caller, Status> {
-        let anybody = Caller::at(request.extensions());
-        let (Some(clients), Some(needed)) = (&self.0, Needed::by(request.uri().path())) else { return Ok(anybody) };
+        let required = method(request.uri().path()).role;
+        let Some(clients) = self.0.as_ref().filter(|_| required != RequiredRole::Nobody) else {
+            return Ok(Caller::at(request.extensions()));
+        };
         let Client { name, role } = identify(&clients.load(), request)?;
-        if !needed.allows(role) {
+        if !required.allows(role) {
             refused("forbidden");
-            // The same words whatever the method: nothing of the caller's comes back.
+            // The message does not quote the request.
             return Err(Status::permission_denied(format!(
                 "this client has the role {role}, this call needs {}: ask the operator of auth.clients_file for that",
-                needed.roles()
+                required.roles()
             )));
         }
         Ok(Caller { name, role })
@@ -64,10 +69,11 @@ impl Authenticate {
 }
 
 /// # Errors
-/// UNAUTHENTICATED, always in the same words, whatever was wrong.
+/// UNAUTHENTICATED, with the same message whatever was wrong.
 fn identify(clients: &Clients, request: &Request<Body>) -> Result<Client, Status> {
     let found = match bearer(request.headers()) {
-        // A caller who shows a token is judged by it: a bad one is not made good by a certificate.
+        // A token counts before a certificate: a caller with a bad token is refused whatever its certificate
+        // says.
         Some(token) => token.and_then(|token| clients.of_token(token)),
         None => request.extensions().get::<Peer>().and_then(|peer| clients.of_certificate(peer.names.as_deref()?)),
     };
@@ -79,7 +85,7 @@ fn identify(clients: &Clients, request: &Request<Body>) -> Result<Client, Status
     })
 }
 
-/// The token shown: `None` if there is no such header, `Some(None)` if it holds no token.
+/// The token in the headers: `None` if there is no such header, `Some(None)` if it holds no token.
 fn bearer(headers: &HeaderMap) -> Option<Option<&[u8]>> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next()?.as_bytes();
@@ -87,40 +93,20 @@ fn bearer(headers: &HeaderMap) -> Option<Option<&[u8]>> {
     Some(token.filter(|_| values.next().is_none()))
 }
 
-/// What a call needs of its caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Needed {
-    AnyRole,
-    Classify,
-    ReadOnly,
-    Admin,
-}
-
-impl Needed {
-    /// `None`: nothing. Health tells nothing that a port scan does not.
-    fn by(path: &str) -> Option<Self> {
-        Some(match path {
-            "/delo.v1.Admin/ListPartitions" | "/delo.v1.Admin/GetStatus" => Self::ReadOnly,
-            _ if path.starts_with("/grpc.health.v1.Health/") => return None,
-            _ if path.starts_with("/grpc.reflection.") => Self::AnyRole,
-            _ if path.starts_with("/delo.v1.Classifier/") => Self::Classify,
-            // Also what does not exist: a method that is added is not open by being forgotten here.
-            _ => Self::Admin,
-        })
-    }
-
+impl RequiredRole {
     fn allows(self, role: Role) -> bool {
         match self {
-            Self::AnyRole => true,
+            Self::Nobody | Self::Any => true,
             Self::Classify => matches!(role, Role::Classify | Role::Admin),
             Self::ReadOnly => matches!(role, Role::ReadOnly | Role::Admin),
             Self::Admin => role == Role::Admin,
         }
     }
 
+    /// The roles that are allowed, for the refusal.
     fn roles(self) -> &'static str {
         match self {
-            Self::AnyRole => "any role",
+            Self::Nobody | Self::Any => "any role",
             Self::Classify => "classify or admin",
             Self::ReadOnly => "read_only or admin",
             Self::Admin => "admin",
@@ -134,7 +120,7 @@ impl Policy for Authenticate {
             Ok(caller) => request.extensions_mut().insert(caller),
             Err(status) => return refusal(status),
         };
-        // Nobody further in has a use for it, and what isn't there isn't logged.
+        // No layer further in reads the token, and a header that is gone is not logged.
         request.headers_mut().remove(header::AUTHORIZATION);
         Box::pin(call(next, request))
     }
@@ -146,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_role_reaches_its_methods_and_no_others() {
-        let may = |role, path| Needed::by(path).is_none_or(|needed| needed.allows(role));
+        let may = |role, path| method(path).role.allows(role);
         for (path, classify, read_only) in [
             ("/delo.v1.Classifier/Classify", true, false),
             ("/delo.v1.Admin/ListPartitions", false, true),
@@ -167,12 +153,12 @@ mod tests {
 
     #[test]
     fn addresses_of_one_network_are_one_caller() {
-        let place = |address: &str| place(address.parse().unwrap());
-        assert_eq!(place("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-        assert_eq!(place("2001:db8:1:2::9"), place("2001:db8:1:2:ffff::"));
-        assert_ne!(place("2001:db8:1:2::9"), place("2001:db8:1:3::9"));
-        assert_eq!((place("::ffff:192.0.2.1").as_str(), place("192.0.2.1").as_str()), ("192.0.2.1", "192.0.2.1"));
-        assert_eq!(place("::1"), "::1");
+        let network = |address: &str| network(address.parse().unwrap());
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
+        assert_eq!(network("2001:db8:1:2::9"), network("2001:db8:1:2:ffff::"));
+        assert_ne!(network("2001:db8:1:2::9"), network("2001:db8:1:3::9"));
+        assert_eq!((network("::ffff:192.0.2.1").as_str(), network("192.0.2.1").as_str()), ("192.0.2.1", "192.0.2.1"));
+        assert_eq!(network("::1"), "::1");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Streams of a server that shuts down end with UNAVAILABLE, soon and without losing an answer: nothing else would end them.
+//! Streams end with UNAVAILABLE when the server drains, soon and without losing an answer: nothing else would
+//! end them.
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,31 +12,41 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::receive::Messages;
+use super::body::{Polled, data_of, ending_with, trailers};
+use super::framing::Framing;
 use super::{Answer, Inner, Policy, call};
+use crate::serve::methods::{DrainKind, method};
 
-/// Bytes of a stream's samples that may have been sent before the client could know of the shutdown: HTTP/2's window of a stream, as hyper sets it.
+/// Bytes of a stream's samples that may have been sent before the client could know of the drain: HTTP/2's
+/// window of a stream, as hyper sets it.
 const WINDOW: usize = 1 << 20;
 
-/// Ends streams once the token is cancelled: of samples, those that have arrived are answered first.
+/// Ends streams once the token is cancelled. Samples that have arrived are answered first.
 #[derive(Clone, Debug)]
 pub struct Drain(pub CancellationToken);
 
 impl Policy for Drain {
     fn around<S: Inner>(&self, request: Request<Body>, next: &mut S) -> Answer {
-        let path = request.uri().path();
-        let over = || Box::pin(self.0.clone().cancelled_owned());
-        if path == "/delo.v1.Classifier/ClassifyStream" {
-            let cut = Arc::new(AtomicBool::new(false));
-            let samples =
-                |body| Samples { body, messages: Messages::default(), left: WINDOW, over: over(), cut: cut.clone(), ended: false };
-            let answer = call(next, request.map(|body| Body::new(samples(body))));
-            Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Answers { body, cut }))) })
-        } else if path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.") {
-            let (answer, over) = (call(next, request), over());
-            Box::pin(async move { Ok(answer.await?.map(|body| Body::new(News { body, over, ended: false }))) })
-        } else {
-            Box::pin(call(next, request))
+        let drain = || Box::pin(self.0.clone().cancelled_owned());
+        match method(request.uri().path()).drain {
+            DrainKind::Finish => Box::pin(call(next, request)),
+            DrainKind::EndAnswer => {
+                let (answer, drain) = (call(next, request), drain());
+                Box::pin(async move { Ok(answer.await?.map(|body| Body::new(EndingAnswer { body, drain, ended: false }))) })
+            }
+            DrainKind::EndAfterSamples => {
+                let cut = Arc::new(AtomicBool::new(false));
+                let of_stream = cut.clone();
+                let samples =
+                    |body| Samples { body, framing: Framing::default(), left: WINDOW, drain: drain(), cut: of_stream, ended: false };
+                let answer = call(next, request.map(|body| Body::new(samples(body))));
+                // The handler ends a stream well that was ended here; its client did not end it.
+                let instead = move |trailers: &HeaderMap| {
+                    let ends_well = Status::from_header_map(trailers).is_none_or(|status| status.code() == Code::Ok);
+                    (ends_well && cut.load(Ordering::Relaxed)).then(shutting_down)
+                };
+                Box::pin(async move { Ok(answer.await?.map(|body| ending_with(body, instead))) })
+            }
         }
     }
 }
@@ -44,18 +55,13 @@ fn shutting_down() -> Status {
     Status::unavailable("the server is shutting down: open the stream with another")
 }
 
-fn trailers() -> Result<Frame<Bytes>, Status> {
-    let mut trailers = HeaderMap::new();
-    shutting_down().add_header(&mut trailers).map(|()| Frame::trailers(trailers))
-}
-
-/// The samples of a stream, which end after a whole one when the server shuts down.
+/// The samples of a stream, which end after a whole one when the server drains.
 struct Samples {
     body: Body,
-    messages: Messages,
-    /// Bytes that are still taken after the shutdown has begun.
+    framing: Framing,
+    /// Bytes that are still taken after the drain has begun.
     left: usize,
-    over: Pin<Box<WaitForCancellationFutureOwned>>,
+    drain: Pin<Box<WaitForCancellationFutureOwned>>,
     /// The stream was ended from here; only ever set.
     cut: Arc<AtomicBool>,
     ended: bool,
@@ -72,28 +78,28 @@ impl http_body::Body for Samples {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Polled> {
         let this = &mut *self;
         if this.ended {
             return Poll::Ready(None);
         }
-        let over = this.over.as_mut().poll(cx).is_ready();
-        if over && this.left == 0 && this.messages.at_an_end() {
+        let draining = this.drain.as_mut().poll(cx).is_ready();
+        if draining && this.left == 0 && this.framing.at_an_end() {
             this.end();
             return Poll::Ready(None);
         }
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            if over && this.messages.at_an_end() {
+            if draining && this.framing.at_an_end() {
                 this.end();
                 return Poll::Ready(None);
             }
             return Poll::Pending;
         };
-        let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) else { return Poll::Ready(frame) };
-        let end = this.messages.last_end(data);
-        if over {
+        let Some(data) = data_of(&frame) else { return Poll::Ready(frame) };
+        let end = this.framing.last_end(data);
+        if draining {
             this.left = this.left.saturating_sub(data.len());
-            // Of a client that never pauses, the sample that has begun is not waited for.
+            // A client that never pauses is not given the time to end the sample that it has begun.
             if let Some(end) = end.filter(|_| this.left == 0) {
                 let data = data.slice(..end);
                 this.end();
@@ -112,46 +118,18 @@ impl http_body::Body for Samples {
     }
 }
 
-/// The answers of a stream of samples, which ends well only if the client has ended it.
-struct Answers {
+/// An answer that ends when the server drains and the answer pauses.
+struct EndingAnswer {
     body: Body,
-    cut: Arc<AtomicBool>,
-}
-
-impl http_body::Body for Answers {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let ends_well = frame
-            .as_ref()
-            .and_then(|frame| frame.as_ref().ok()?.trailers_ref())
-            .is_some_and(|trailers| Status::from_header_map(trailers).is_none_or(|status| status.code() == Code::Ok));
-        Poll::Ready(if ends_well && self.cut.load(Ordering::Relaxed) { Some(trailers()) } else { frame })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A stream of news, which ends when the server shuts down and there are none at this moment.
-struct News {
-    body: Body,
-    over: Pin<Box<WaitForCancellationFutureOwned>>,
+    drain: Pin<Box<WaitForCancellationFutureOwned>>,
     ended: bool,
 }
 
-impl http_body::Body for News {
+impl http_body::Body for EndingAnswer {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Polled> {
         let this = &mut *self;
         if this.ended {
             return Poll::Ready(None);
@@ -159,9 +137,9 @@ impl http_body::Body for News {
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             return Poll::Ready(frame);
         }
-        ready!(this.over.as_mut().poll(cx));
+        ready!(this.drain.as_mut().poll(cx));
         this.ended = true;
-        Poll::Ready(Some(trailers()))
+        Poll::Ready(Some(trailers(&shutting_down())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -196,7 +174,7 @@ mod tests {
         [&[0][..], &bytes.to_be_bytes(), &vec![7; bytes as usize]].concat()
     }
 
-    /// What the handler receives of a stream while the server shuts down, and the code that the stream ends with.
+    /// What the handler receives of a stream while the server drains, and the code that the stream ends with.
     async fn drained(before: &[Vec<u8>], after: &[Vec<u8>]) -> (Vec<u8>, Code) {
         let token = CancellationToken::new();
         let (send, samples) = body();
@@ -240,7 +218,7 @@ mod tests {
         let one = message(1000);
         let (begun, rest) = one.split_at(10);
         assert_eq!(drained(&[begun.to_vec()], &[rest.to_vec()]).await, (one.clone(), Code::Unavailable));
-        // What has arrived when the shutdown begins counts.
+        // Samples that have arrived when the drain begins are read.
         assert_eq!(drained(&[], &[one.clone(), one.clone()]).await, ([&one[..], &one].concat(), Code::Unavailable));
     }
 
@@ -256,12 +234,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_watcher_hears_the_last_news_and_is_sent_away() {
+    async fn a_watcher_receives_the_last_status_and_then_unavailable() {
         let token = CancellationToken::new();
-        let (send, news) = body();
-        let news = Arc::new(std::sync::Mutex::new(Some(news)));
+        let (send, statuses) = body();
+        let statuses = Arc::new(std::sync::Mutex::new(Some(statuses)));
         let mut service = Drain(token.clone()).layer(tower::service_fn(move |_: Request<Body>| {
-            let body = news.lock().unwrap().take().unwrap();
+            let body = statuses.lock().unwrap().take().unwrap();
             async move { Ok::<_, Infallible>(Response::new(body)) }
         }));
         let request = Request::builder().uri("/grpc.health.v1.Health/Watch").body(Body::empty()).unwrap();

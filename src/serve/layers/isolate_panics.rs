@@ -21,7 +21,7 @@ impl Policy for IsolatePanics {
     }
 }
 
-/// What a caller is told of a panic.
+/// The status that a caller gets after a panic, which the log describes.
 pub fn internal(panic: &(dyn Any + Send)) -> Status {
     let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(message, "a request panicked");

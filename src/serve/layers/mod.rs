@@ -1,10 +1,13 @@
 //! Policies around every call, one layer each; [`Stack`] says in which order.
 mod admit;
 mod authenticate;
+mod body;
 mod client_fault;
 mod deadline;
 mod drain;
+mod framing;
 mod isolate_panics;
+mod limit_clients;
 mod measure;
 mod message_size;
 mod receive;
@@ -12,13 +15,10 @@ mod speak_grpc;
 mod trace;
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, Response};
-use http_body::{Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -26,12 +26,13 @@ use tower::{Layer, Service};
 pub use admit::{Admission, Admit};
 pub use authenticate::{Authenticate, Caller};
 pub use client_fault::ClientFault;
-pub use deadline::{Bounds, Deadline, Expiry};
+pub use deadline::{Bounds, Deadline, Expire};
 pub use drain::Drain;
 pub use isolate_panics::{IsolatePanics, internal};
+pub use limit_clients::LimitClients;
 pub use measure::Measure;
 pub use message_size::MessageSize;
-pub use receive::{Receive, Share};
+pub use receive::{Receive, ReceivedBytes};
 pub use speak_grpc::SpeakGrpc;
 pub use trace::Trace;
 
@@ -39,7 +40,8 @@ pub use trace::Trace;
 #[derive(Clone, Debug)]
 pub struct Stack {
     pub authenticate: Authenticate,
-    pub deadline: Deadline,
+    pub limit_clients: LimitClients,
+    pub expire: Expire,
     pub admit: Admit,
     pub receive: Receive,
     pub drain: Drain,
@@ -56,8 +58,14 @@ impl<S: Inner> Layer<S> for Stack {
                 Around<
                     Trace,
                     Around<
-                        Deadline,
-                        Around<Admit, Around<ClientFault, Around<Receive, Around<MessageSize, Around<Drain, Around<IsolatePanics, S>>>>>>,
+                        LimitClients,
+                        Around<
+                            Expire,
+                            Around<
+                                Admit,
+                                Around<ClientFault, Around<Receive, Around<MessageSize, Around<Drain, Around<IsolatePanics, S>>>>>,
+                            >,
+                        >,
                     >,
                 >,
             >,
@@ -68,23 +76,27 @@ impl<S: Inner> Layer<S> for Stack {
         // From the inside out: a call meets them from the last to the first.
         // A panic ends here, so that all that follows sees an ordinary answer.
         let isolated = IsolatePanics.layer(services);
-        // A stream is told of a shutdown as if its client had ended it.
-        let ending = self.drain.layer(isolated);
-        // What is inside of this is what reads messages.
-        let bounded = self.message_size.layer(ending);
+        // A drain ends a stream in the way in which its client would end it.
+        let draining = self.drain.layer(isolated);
+        // The services inside of this layer decode messages.
+        let bounded = self.message_size.layer(draining);
         // Only the messages of calls that were admitted take from the budget.
         let received = self.receive.layer(bounded);
         // Errors that the client caused get their code here, whichever layer below found them.
         let attributed = ClientFault.layer(received);
-        // Who calls is known here, and until when; a permit goes back when either the answer or the time ends.
+        // The layer around this one drops the answer's body when the call's time ends, and with it the
+        // permit.
         let admitted = self.admit.layer(attributed);
         // The clock starts before anything waits.
-        let expiring = self.deadline.layer(admitted);
-        // The log names callers that are known, and nobody else writes to it.
-        let traced = Trace.layer(expiring);
-        // A stranger costs nothing but this, and is counted.
+        let expiring = self.expire.layer(admitted);
+        // The transport may hold an answer longer than the call's time: its client pays for that, in its own
+        // limit.
+        let limited = self.limit_clients.layer(expiring);
+        // The log names callers that are known; only their calls write to it.
+        let traced = Trace.layer(limited);
+        // A call of an unknown client ends here, and is counted.
         let authenticated = self.authenticate.layer(traced);
-        // What is no gRPC is not looked at any further.
+        // A call that is not gRPC ends here.
         let spoken = SpeakGrpc.layer(authenticated);
         // Sees every answer, refusals included.
         Measure.layer(spoken)
@@ -141,41 +153,9 @@ fn refusal(status: Status) -> Answer {
     Box::pin(std::future::ready(Ok(status.into_http())))
 }
 
-/// A body as it is, with a value that is dropped when the body ends or is dropped.
-struct Holding<T> {
-    body: Body,
-    held: Option<T>,
-}
-
-impl<T: Send + Unpin + 'static> Holding<T> {
-    fn around(body: Body, held: T) -> Body {
-        Body::new(Self { body, held: Some(held) })
-    }
-}
-
-impl<T: Unpin> http_body::Body for Holding<T> {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if matches!(frame, Poll::Ready(None | Some(Err(_)))) {
-            self.held = None;
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use tonic::Code;
 
     use super::*;
@@ -191,7 +171,7 @@ mod tests {
     /// Answers OK, but panics where the path asks for it.
     pub fn service() -> impl Inner {
         tower::service_fn(|request: Request<Body>| async move {
-            assert!(!request.uri().path().ends_with("Panic"), "as asked");
+            assert!(!request.uri().path().ends_with("Panic"), "the path asks for it");
             Ok(Response::new(Body::new(http_body_util::Full::new(Bytes::from_static(b"answer")))))
         })
     }

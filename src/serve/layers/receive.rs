@@ -1,22 +1,17 @@
 //! A bound on the bytes of request messages that are being received, over all calls of a port.
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::Request;
-use http_body::{Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::deadline::Expiry;
-use super::{Answer, Holding, Inner, Policy, call};
+use super::body::{Polled, data_of, holding, watched};
+use super::framing::Framing;
+use super::{Answer, Inner, Policy, call};
+use crate::serve::methods::method;
 use crate::serve::status::{exhausted, refused};
-
-/// Bytes of a gRPC frame before its message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
 
 /// Takes the bytes of messages from one budget as they arrive. Clones share it.
 #[derive(Clone, Debug)]
@@ -24,7 +19,7 @@ pub struct Receive {
     most: usize,
     /// Bytes received by calls in flight; of a stream, those of the message that is arriving.
     taken: Arc<AtomicUsize>,
-    /// The setting that bounds them, for the message.
+    /// The name of the setting that bounds them, for the refusal.
     setting: &'static str,
 }
 
@@ -43,21 +38,22 @@ impl Receive {
     }
 }
 
-/// What one call has taken; given back when dropped. An `Arc` of it is in the extensions of the request.
+/// The bytes that one call has taken from the budget; given back when dropped. An `Arc` of it is in the
+/// extensions of the request.
 #[derive(Debug)]
-pub struct Share {
+pub struct ReceivedBytes {
     budget: Receive,
     taken: AtomicUsize,
 }
 
-impl Share {
+impl ReceivedBytes {
     fn take(&self, bytes: usize) -> Result<(), Status> {
         self.budget.take(bytes)?;
         self.taken.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Has the call hold at least `bytes`: a message that came compressed is larger than what arrived of it.
+    /// Raises what the call has taken to at least `bytes`: a message is larger decompressed than it arrived.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED
@@ -73,7 +69,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for ReceivedBytes {
     fn drop(&mut self) {
         self.give_back();
     }
@@ -81,97 +77,38 @@ impl Drop for Share {
 
 impl Policy for Receive {
     fn around<S: Inner>(&self, mut request: Request<Body>, next: &mut S) -> Answer {
-        let share = Arc::new(Share { budget: self.clone(), taken: AtomicUsize::new(0) });
-        // A stream has no end by the clock, and what it has received is handed on message by message.
-        let streams = request.extensions().get::<Arc<Expiry>>().is_some_and(|expiry| expiry.at.is_none());
-        let messages = streams.then(Messages::default);
-        request.extensions_mut().insert(share.clone());
-        let request = request.map(|body| Body::new(Counted { body, share: share.clone(), messages }));
-        let answer = call(next, request);
+        let received = Arc::new(ReceivedBytes { budget: self.clone(), taken: AtomicUsize::new(0) });
+        // A stream may stay open for long, and hands on what it has received message by message.
+        let streaming = method(request.uri().path()).streaming;
+        let mut count = Count { received: received.clone(), framing: streaming.then(Framing::default) };
+        request.extensions_mut().insert(received.clone());
+        let answer = call(next, request.map(|body| watched(body, move |frame, _| count.see(frame))));
         Box::pin(async move {
             let response = answer.await?;
-            // Of a stream, messages are still to come. Any other call has read its own, and must not hold it until the client reads the answer.
-            Ok(if streams { response.map(|body| Holding::around(body, share)) } else { response })
+            // Messages of a stream are still to come. Any other call has read its own, and must not hold its
+            // bytes until the client reads the answer.
+            Ok(if streaming { response.map(|body| holding(body, received)) } else { response })
         })
     }
 }
 
-/// A request's body, counted.
-struct Counted {
-    body: Body,
-    share: Arc<Share>,
+/// Counts the bytes of a request's body.
+struct Count {
+    received: Arc<ReceivedBytes>,
     /// Where messages end, in a stream.
-    messages: Option<Messages>,
+    framing: Option<Framing>,
 }
 
-impl http_body::Body for Counted {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) else { return Poll::Ready(frame) };
-        if let Some(messages) = &mut self.messages
-            && messages.last_end(data).is_some()
-        {
-            self.share.give_back();
+impl Count {
+    fn see(&mut self, frame: Polled) -> Polled {
+        let Some(data) = data_of(&frame) else { return frame };
+        if self.framing.as_mut().is_some_and(|framing| framing.last_end(data).is_some()) {
+            self.received.give_back();
         }
-        match self.share.take(data.len()) {
-            Ok(()) => Poll::Ready(frame),
-            Err(status) => Poll::Ready(Some(Err(status))),
+        match self.received.take(data.len()) {
+            Ok(()) => frame,
+            Err(status) => Some(Err(status)),
         }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Follows the frames of gRPC through the bytes of a stream.
-#[derive(Debug, Default)]
-pub struct Messages {
-    prefix: [u8; PREFIX],
-    /// Bytes of the prefix that are there.
-    seen: usize,
-    /// Bytes of the message that are still to come.
-    left: usize,
-}
-
-impl Messages {
-    /// Whether all that has come are whole messages.
-    pub fn at_an_end(&self) -> bool {
-        self.seen == 0
-    }
-
-    /// Where in `data`, which comes next, its last message ends; `None`: no message ends in it.
-    pub fn last_end(&mut self, data: &[u8]) -> Option<usize> {
-        let (mut ended, mut at) = (None, 0);
-        while at < data.len() {
-            let rest = data.len() - at;
-            if self.seen < PREFIX {
-                let taken = rest.min(PREFIX - self.seen);
-                self.prefix[self.seen..self.seen + taken].copy_from_slice(&data[at..at + taken]);
-                self.seen += taken;
-                at += taken;
-                if self.seen == PREFIX {
-                    let [_, a, b, c, d] = self.prefix;
-                    self.left = u32::from_be_bytes([a, b, c, d]) as usize;
-                }
-            } else {
-                let taken = rest.min(self.left);
-                self.left -= taken;
-                at += taken;
-            }
-            if self.seen == PREFIX && self.left == 0 {
-                self.seen = 0;
-                ended = Some(at);
-            }
-        }
-        ended
     }
 }
 
@@ -179,6 +116,7 @@ impl Messages {
 mod tests {
     use std::convert::Infallible;
 
+    use bytes::Bytes;
     use http::Response;
     use tower::Service;
 
@@ -187,8 +125,8 @@ mod tests {
     #[test]
     fn gives_back_exactly_what_a_call_took() {
         let budget = Receive::new(10, "a.setting");
-        let share = || Share { budget: budget.clone(), taken: AtomicUsize::new(0) };
-        let (one, other) = (share(), share());
+        let call = || ReceivedBytes { budget: budget.clone(), taken: AtomicUsize::new(0) };
+        let (one, other) = (call(), call());
         one.take(6).unwrap();
         let refusal = other.take(5).unwrap_err();
         assert!(refusal.code() == tonic::Code::ResourceExhausted && refusal.message().contains("a.setting"), "{refusal:?}");
@@ -200,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_nobody_reads_holds_nothing_of_the_budget() {
+    async fn an_unread_answer_holds_nothing_of_the_budget() {
         let budget = Receive::new(100, "a.setting");
         let mut service = budget.layer(tower::service_fn(|request: Request<Body>| async move {
             let received = http_body_util::BodyExt::collect(request.into_body()).await;
@@ -221,25 +159,13 @@ mod tests {
     #[test]
     fn a_compressed_message_counts_as_large_as_it_is() {
         let budget = Receive::new(100, "a.setting");
-        let share = Share { budget: budget.clone(), taken: AtomicUsize::new(0) };
-        share.take(10).unwrap();
-        share.cover(80).unwrap();
-        share.cover(80).unwrap();
+        let call = ReceivedBytes { budget: budget.clone(), taken: AtomicUsize::new(0) };
+        call.take(10).unwrap();
+        call.cover(80).unwrap();
+        call.cover(80).unwrap();
         assert_eq!(budget.taken.load(Ordering::Relaxed), 80);
-        assert_eq!(share.cover(101).unwrap_err().code(), tonic::Code::ResourceExhausted);
-        drop(share);
+        assert_eq!(call.cover(101).unwrap_err().code(), tonic::Code::ResourceExhausted);
+        drop(call);
         assert_eq!(budget.taken.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn finds_the_ends_of_messages_however_they_are_cut() {
-        let bytes = [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 1, 9]].concat();
-        let mut messages = Messages::default();
-        let ends: Vec<_> = (0..bytes.len()).filter(|&i| messages.last_end(&bytes[i..=i]).is_some()).collect();
-        assert_eq!(ends, [7, 12, 18]);
-        assert!(messages.at_an_end());
-        assert_eq!(Messages::default().last_end(&bytes), Some(19));
-        assert_eq!(Messages::default().last_end(&bytes[..10]), Some(8));
-        assert_eq!(Messages::default().last_end(&bytes[..7]), None);
     }
 }
