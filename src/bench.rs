@@ -8,7 +8,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use delo_engine::{Catalogue, Engine, Query, Resident, RoutingRule};
+use delo_catalogue::{Catalogue, Resident, RoutingRule};
+use delo_engine::{Engine, Query};
 use delo_kernels::attention::{Attended, attention};
 use delo_kernels::{Float, Format, Isa, Kernel, MapSink, Matrix, PANEL, PackedMatrix, Start, parallel, product, threads};
 use delo_model::input::{Pixels, Sample};

@@ -13,7 +13,7 @@ use super::choice::{averages, choice};
 use super::compute::InferenceArgs;
 use super::data::DataArgs;
 use super::output::{print, print_json};
-use delo_engine::RoutingRule;
+use delo_catalogue::RoutingRule;
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
 use delo_train::Split;
 use delo_train::eval::{Evaluated, Evaluation, SampleRecord, evaluate, read_directory, read_embedded};

@@ -10,7 +10,8 @@ use super::values::{
     address, allowed_urls, any, at_once, at_once_or_zero, auto, auto_from_str, from_str, optional_path, paths, positive, positive_or_auto,
     seconds, streams, threads,
 };
-use delo_engine::{DeviceChoice, Options, RoutingRule};
+use delo_catalogue::RoutingRule;
+use delo_engine::{DeviceChoice, Options};
 use delo_kernels::{Isa, Precision};
 use delo_model::input::Limits;
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::layers::{known_settings, toml};
 use super::*;
-use delo_engine::RoutingRule;
+use delo_catalogue::RoutingRule;
 use delo_model::input::Limits;
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
 

@@ -8,7 +8,7 @@ use tracing::Instrument;
 use super::lifecycle::{Lifecycle, State};
 use super::loaded_model::ModelCell;
 use super::status::{check_request_id, from_registry, invalid};
-use delo_engine::{Counted, Resident, Share, Trial, TrialMode};
+use delo_catalogue::{Counted, Resident, Share, Trial, TrialMode};
 use delo_proto::{get_status_response, load_partition_request, trial_mode};
 use delo_registry::remote::{AllowedUrls, without_query};
 use delo_registry::{CatalogueOwner, ChangeError, Changed, Load};

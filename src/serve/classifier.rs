@@ -20,7 +20,8 @@ use super::metrics::{record_answer, record_outcome, record_text};
 use super::shadow;
 use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_preprocess, invalid, refused};
 use crate::config::Config;
-use delo_engine::{Answer, Candidate, CatalogueError, Query, Resident, SelectedFactors};
+use delo_catalogue::{Candidate, CatalogueError, Resident};
+use delo_engine::{Answer, Query, SelectedFactors};
 use delo_model::input::{Preprocessed, Presence, Sample, TextReading};
 use delo_proto::classify_result;
 

@@ -10,7 +10,8 @@ use super::feedback::Verdict;
 use super::loaded_model::{LoadedModel, ModelCell};
 use super::task_series::TaskSeries;
 use crate::metric_table::{ALL, BUILD_INFO, CERTIFICATE_EXPIRY, FACTORS_SELECTED, Kind, QUEUE_DEPTH, TEXTS};
-use delo_engine::{Answer, Catalogue};
+use delo_catalogue::Catalogue;
+use delo_engine::Answer;
 use delo_model::input::{Presence, TextReading};
 
 /// Between two times that measurements are summed up.

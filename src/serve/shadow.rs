@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use super::batcher::{Priority, TrafficClass};
 use super::loaded_model::LoadedModel;
 use super::status::refused;
-use delo_engine::{Query, Resident, Trial, TrialMode};
+use delo_catalogue::{Resident, Trial, TrialMode};
+use delo_engine::Query;
 use delo_model::input::Sample;
 
 /// A shadow answer that is not computed within this time is given up.

@@ -9,7 +9,7 @@ use crate::metric_table::{
     COSINE_BUCKETS, LABEL_OUTCOMES, MARGIN_BUCKETS, PARTITION_INFO, ROUTED, ROUTING_COSINE, ROUTING_MARGIN, ROUTING_OUTCOMES, Row,
     SHADOW_COMPARISONS, VERSION_ANSWERS, VERSION_OUTCOMES,
 };
-use delo_engine::{Catalogue, Counted, TrialMode};
+use delo_catalogue::{Catalogue, Counted, TrialMode};
 use delo_model::input::Presence;
 
 /// What a label says of a task that isn't loaded. A task of this name may be loaded as well: series of tasks

@@ -1,12 +1,10 @@
 //! Many samples of many tasks become one packed batch and one forward.
 mod backend;
-pub mod catalogue;
 pub mod checkpoint;
 mod classify;
 mod forward;
 mod learn;
 pub mod packed;
-mod resident;
 mod signals;
 mod tensors;
 
@@ -20,18 +18,16 @@ pub use backend::candle::DeviceChoice;
 use backend::cpu::CpuBackend;
 #[cfg(feature = "cuda")]
 use backend::cuda::CudaBackend;
-pub use catalogue::{Catalogue, CatalogueError, RoutingRule, Share, Trial, TrialMode};
+use delo_catalogue::{Candidate, Resident};
 use delo_kernels::{Isa, Precision, bf16, threads};
 use delo_model::PerModality;
 use delo_model::input::Sample;
 use delo_model::method::PoolId;
 use delo_model::method::selection::top;
 use delo_model::model_dir::ModelDir;
-use delo_model::routing::TaskScore;
 use delo_model::vilt::{Description, Loader, ViltError};
 pub use forward::in_pool;
 pub use packed::{Packed, Span};
-pub use resident::{Counted, Resident, VersionCounts};
 
 /// One sample to classify.
 #[derive(Clone, Debug)]
@@ -83,22 +79,6 @@ impl Answer {
     /// The label of the highest score.
     pub fn best_label(&self) -> Option<&str> {
         self.ranked(1).next().map(|(label, _)| label)
-    }
-}
-
-/// A task and what the rule says of it for a sample.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Candidate {
-    /// Its name.
-    pub task: Arc<str>,
-    /// What decides, and the cosine where the rule has one.
-    pub score: TaskScore,
-}
-
-impl Candidate {
-    /// The cosine with the task's key; what decides, where the rule compares with no key.
-    pub fn cosine(&self) -> f32 {
-        self.score.cosine.unwrap_or(self.score.score)
     }
 }
 

@@ -2,7 +2,8 @@
 use std::sync::OnceLock;
 
 use candle_core::Device;
-use delo_engine::{Answer, Catalogue, DeviceChoice, Engine, Options, Query, Resident, RoutingRule};
+use delo_catalogue::{Catalogue, Resident, RoutingRule};
+use delo_engine::{Answer, DeviceChoice, Engine, Options, Query};
 use delo_fixtures::{difference, engine, engine_with, key_rule, random_model, random_sample, resident, spec};
 use delo_kernels::Precision;
 use delo_model::input::Sample;

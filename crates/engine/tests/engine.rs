@@ -2,7 +2,8 @@
 use std::sync::{Arc, OnceLock};
 
 use candle_core::Device;
-use delo_engine::{Answer, Catalogue, CatalogueError, EngineError, Options, Query, Resident, RoutingRule, Share, Trial, TrialMode};
+use delo_catalogue::{Catalogue, CatalogueError, Resident, RoutingRule, Share, Trial, TrialMode};
+use delo_engine::{Answer, EngineError, Options, Query};
 use delo_fixtures::{
     difference, engine, engine_with, key_rule, other_methods, random_model, random_model_of, random_sample, resident, spec,
 };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use delo_engine::TrialMode;
+use delo_catalogue::TrialMode;
 
 /// How many requests are remembered with their outcome, so that a repeated one is answered and not carried
 /// out again.
@@ -306,7 +306,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use delo_engine::Share;
+    use delo_catalogue::Share;
 
     fn record(digest: &str) -> VersionRecord {
         VersionRecord {

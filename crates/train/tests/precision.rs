@@ -2,7 +2,8 @@
 //! number formats.
 use std::path::Path;
 
-use delo_engine::{Answer, Catalogue, Options, Query, RoutingRule};
+use delo_catalogue::{Catalogue, RoutingRule};
+use delo_engine::{Answer, Options, Query};
 use delo_kernels::Precision;
 use delo_model::input::{InputProcessor, Limits, Sample};
 use delo_model::model_dir::ModelDir;

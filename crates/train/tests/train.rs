@@ -2,7 +2,8 @@
 //! and figures that follow it into `eval`.
 use std::ops::ControlFlow;
 
-use delo_engine::{Catalogue, Query, Resident, RoutingRule};
+use delo_catalogue::{Catalogue, Resident, RoutingRule};
+use delo_engine::Query;
 use delo_fixtures::colours::write_data;
 use delo_fixtures::{engine, key_rule};
 use delo_model::input::{InputProcessor, Limits, Presence, Sample};

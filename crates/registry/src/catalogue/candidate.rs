@@ -1,7 +1,8 @@
 //! A partition on its way into the catalogue: read, checked, warmed up.
 use std::sync::Arc;
 
-use delo_engine::{Catalogue, Engine, EngineError, Query, Resident};
+use delo_catalogue::{Catalogue, Resident};
+use delo_engine::{Engine, EngineError, Query};
 use delo_model::Partition;
 use delo_model::input::{Pixels, Sample};
 use delo_model::partition::Artifact;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use delo_engine::{Catalogue, Resident, Trial, TrialMode};
+use delo_catalogue::{Catalogue, Resident, Trial, TrialMode};
 use delo_model::partition::digest;
 use delo_process::allocator;
 

@@ -1,7 +1,7 @@
 //! Why the catalogue can't be restored or changed.
 use std::path::PathBuf;
 
-use delo_engine::CatalogueError;
+use delo_catalogue::CatalogueError;
 use delo_model::PartitionError;
 
 use crate::blocking::Panicked;

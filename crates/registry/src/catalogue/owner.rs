@@ -6,7 +6,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::Mutex;
 
-use delo_engine::{Catalogue, Engine, Resident, RoutingRule};
+use delo_catalogue::{Catalogue, Resident, RoutingRule};
+use delo_engine::Engine;
 
 use super::candidate::Candidate;
 use super::error::ChangeError;

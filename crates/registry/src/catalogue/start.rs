@@ -7,7 +7,8 @@ use arc_swap::ArcSwap;
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Mutex;
 
-use delo_engine::{Catalogue, Engine, Resident, Trial};
+use delo_catalogue::{Catalogue, Resident, Trial};
+use delo_engine::Engine;
 use delo_model::model_dir::partition_files;
 use delo_process::allocator;
 

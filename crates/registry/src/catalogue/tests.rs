@@ -1,7 +1,8 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use delo_engine::{Engine, Options, RoutingRule};
+use delo_catalogue::RoutingRule;
+use delo_engine::{Engine, Options};
 use delo_fixtures::{artifact, engine_with, key_rule, random_model, spec};
 use delo_model::{KeySignal, Layout, Metric};
 use tokio::time::Instant;

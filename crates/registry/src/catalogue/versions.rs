@@ -2,7 +2,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use delo_engine::{Catalogue, Resident};
+use delo_catalogue::{Catalogue, Resident};
 
 use super::error::ChangeError;
 use crate::artifact::ReadArtifact;

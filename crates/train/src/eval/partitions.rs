@@ -2,7 +2,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use delo_engine::Resident;
+use delo_catalogue::Resident;
 use delo_model::model_dir::{embedded_partitions, partition_files};
 use delo_model::vilt::Description;
 use delo_model::{Partition, PartitionError};

@@ -8,7 +8,8 @@ use candle_core::Tensor;
 use super::metrics::ScoreMatrix;
 use super::report::{Column, Report, SampleRecord, TaskRow};
 use crate::data::{ByPattern, Dataset, DatasetError, Label, MissingTable, Samples, Split, predict, score};
-use delo_engine::{Catalogue, CatalogueError, Engine, EngineError, Query, Resident, RoutingRule};
+use delo_catalogue::{Catalogue, CatalogueError, Resident, RoutingRule};
+use delo_engine::{Engine, EngineError, Query};
 use delo_model::input::{InputProcessor, Presence, Sample};
 use delo_model::routing::keys::{KeySignal, Signals};
 
