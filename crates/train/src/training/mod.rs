@@ -9,6 +9,7 @@ pub mod prefix;
 pub mod schedule;
 pub mod settings;
 pub mod step_log;
+mod steps;
 pub mod trainer;
 
 pub use error::TrainError;

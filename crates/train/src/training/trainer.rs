@@ -5,22 +5,19 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use rand::RngCore;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
 use super::error::TrainError;
-use super::objective::{Batch, Objective, targets};
-use super::optimiser::AdamW;
-use super::prefix::{CHUNK, Decoded, FrozenPrefix};
-use super::schedule::Schedule;
+use super::prefix::{CHUNK, FrozenPrefix};
 use super::settings::Settings;
 use super::step_log::{StepLog, StepRecord};
+use super::steps::Steps;
 use crate::data::samples::read_ahead;
-use crate::data::{ByPattern, Dataset, Label, MissingTable, Samples, Split, predict, score};
-use crate::random::{Purpose, below, choose, stream};
-use delo_engine::{Engine, Packed};
+use crate::data::{ByPattern, Dataset, MissingTable, Samples, Split, predict, score};
+use crate::random::{Purpose, choose, stream};
+use delo_engine::Engine;
 use delo_model::TaskModel;
 use delo_model::input::{InputProcessor, Presence, Sample};
 use delo_model::partition::{self, BackboneRecord, KeyRule, PartitionMeta};
@@ -145,17 +142,7 @@ pub fn train(
     let method = settings.method(layers, hidden);
     let (first, dummy_image) = (method.first_adapted_layer(), session.dummy_image());
     let prefix = FrozenPrefix::new(engine, samples, first, dummy_image, outputs.cache_bytes, &mut progress)?;
-    let seed = stream(Purpose::Start, settings.seed, (task.id, 0)).next_u64();
-    let objective = settings.objective(data.multi_label, &method);
-    let model = TaskModel::init(method, task.labels.len(), seed)?;
-    let mut steps = Steps {
-        session,
-        labels: rows.iter().map(|&row| &data.items[row].label).collect(),
-        optimiser: AdamW::new(model.vars(), settings.adamw())?,
-        objective,
-        schedule: Schedule::new(settings.lr, settings.epochs * rows.len().div_ceil(settings.batch), settings.warmup),
-        model,
-    };
+    let mut steps = Steps::start(session, rows, method)?;
     if let Some(checkpoint) = &checkpoint {
         steps.optimiser.restore(&checkpoint.tensors, checkpoint.step)?;
         report(Event::Resumed { step: first_step });
@@ -175,11 +162,7 @@ pub fn train(
             let record = steps.step(step, step / per_epoch, batch, &prefix, &decoded)?;
             log.write(&record).map_err(write_error(&outputs.log))?;
             let done = step + 1;
-            let due = match outputs.checkpoint_every {
-                0 => done.is_multiple_of(per_epoch),
-                every => done.is_multiple_of(every),
-            };
-            if due && done < batches.len() {
+            if outputs.checkpoint_is_due(done, per_epoch) && done < batches.len() {
                 Checkpoint { step: done, identity: identity.clone(), tensors: steps.optimiser.state()? }.write(&checkpoint_path)?;
             }
             stopped |= observe(Event::Step { record: &record, steps: batches.len() }).is_break();
@@ -189,11 +172,7 @@ pub fn train(
     // The kept states make room for the signals of all samples.
     drop(prefix);
 
-    let keys = session.keys(samples, &batches)?;
-    let validation = session.validate(&steps.model)?;
-    let meta = session.meta(&steps.model, &validation, outputs);
-    let bytes = partition::to_bytes(&meta, &steps.model, &keys)?;
-    replace(&outputs.artifact, &bytes).map_err(write_error(&outputs.artifact))?;
+    let validation = session.write_artifact(&steps.model, samples, &batches, outputs)?;
     // The artifact is complete. Where the checkpoint cannot be removed, the next run asks for --resume or
     // --force.
     let _ = std::fs::remove_file(&checkpoint_path);
@@ -236,64 +215,30 @@ fn batches(samples: usize, settings: &Settings, task_id: u64) -> Vec<Vec<usize>>
     (0..settings.epochs).flat_map(|epoch| order(epoch).chunks(settings.batch).map(<[_]>::to_vec).collect::<Vec<_>>()).collect()
 }
 
-/// What the steps of a session change and read.
-struct Steps<'a> {
-    session: &'a Session<'a>,
-    /// Of the training samples, in order.
-    labels: Vec<&'a Label>,
-    model: TaskModel,
-    optimiser: AdamW,
-    objective: Objective,
-    schedule: Schedule,
-}
-
-impl Steps<'_> {
-    /// One step on the samples of `batch`: a single packed forward over them and the proxied copies of the
-    /// complete ones. `decoded`: see [`FrozenPrefix::states`].
-    fn step(
-        &mut self,
-        step: usize,
-        epoch: usize,
-        batch: &[usize],
-        prefix: &FrozenPrefix<'_>,
-        decoded: &Decoded,
-    ) -> Result<StepRecord, TrainError> {
-        let start = Instant::now();
-        let Session { engine, data, settings, .. } = self.session;
-        let mut parts = prefix.states(batch, decoded)?;
-        let complete: Vec<usize> = (0..batch.len()).filter(|&i| parts[i].spans[0].presence == Presence::Complete).collect();
-        if self.objective.consistency > 0.0 {
-            let mut rng = stream(Purpose::Hidden, settings.seed, (data.tasks[self.session.task].id, step as u64));
-            let keeps = [Presence::ImageOnly, Presence::TextOnly][below(&mut rng, 2)];
-            let copies: Vec<Packed> = complete.iter().map(|&i| parts[i].with_presence(&[keeps])).collect();
-            parts.extend(copies);
-        }
-        let output = engine.run_task(&Packed::concat(&parts)?, &self.model)?;
-        let labels: Vec<&Label> = batch.iter().map(|&i| self.labels[i]).collect();
-        let batch =
-            Batch { targets: targets(&labels, output.logits.device())?, complete: complete.into_iter().map(|i| i as u32).collect() };
-        let losses = self.objective.losses(&output, &batch)?;
-        let value = |t: &Tensor| Ok::<_, candle_core::Error>(f64::from(t.to_scalar::<f32>()?));
-        let loss = value(&losses.total)?;
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged { step, lr: settings.lr });
-        }
-        let lr = self.schedule.at(step);
-        self.optimiser.step(&losses.total.backward()?, lr)?;
-        Ok(StepRecord {
-            step,
-            epoch,
-            lr,
-            loss,
-            classification: value(&losses.classification)?,
-            alignment: losses.alignment.as_ref().map(value).transpose()?,
-            consistency: losses.consistency.as_ref().map(value).transpose()?,
-            seconds: start.elapsed().as_secs_f64(),
-        })
+impl Outputs {
+    /// Whether a checkpoint is written after `done` steps, of which an epoch has `per_epoch`.
+    fn checkpoint_is_due(&self, done: usize, per_epoch: usize) -> bool {
+        let every = if self.checkpoint_every == 0 { per_epoch } else { self.checkpoint_every };
+        done.is_multiple_of(every)
     }
 }
 
 impl Session<'_> {
+    /// Computes the keys and the validation score of what was learnt, and writes the artifact.
+    fn write_artifact(
+        &self,
+        model: &TaskModel,
+        samples: Samples<'_>,
+        batches: &[Vec<usize>],
+        outputs: &Outputs,
+    ) -> Result<ByPattern, TrainError> {
+        let keys = self.keys(samples, batches)?;
+        let validation = self.validate(model)?;
+        let meta = self.meta(model, &validation, outputs);
+        replace(&outputs.artifact, &partition::to_bytes(&meta, model, &keys)?).map_err(write_error(&outputs.artifact))?;
+        Ok(validation)
+    }
+
     /// Height and width of the image that stands in for a missing one, in pixels.
     fn dummy_image(&self) -> [usize; 2] {
         self.settings.dummy_image.unwrap_or(self.engine.default_dummy_image())
