@@ -180,15 +180,23 @@ async fn connections_that_fall_silent_or_never_read_are_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_does_not_arrive_ends_at_its_deadline_and_gives_its_permit_back() {
-    let server = start(&[("server.max_in_flight_requests", "2"), ("deadline.default_seconds", "2.0")]).await;
-    let mut client = raw(server.addresses.classifier, 65_535).await;
-    let (slow, _stream) = half_sent(&mut client, CLASSIFY, 100);
-    // A whole message, but no end of the stream.
-    let (half_closed, mut stream) = client.send_request(head(CLASSIFY), false).unwrap();
-    stream.send_data(framed(&text("soup")), false).unwrap();
+    let hold = async |server: &Running| {
+        let mut client = raw(server.addresses.classifier, 65_535).await;
+        let (slow, rest) = half_sent(&mut client, CLASSIFY, 100);
+        // A whole message, but no end of the stream.
+        let (half_closed, mut stream) = client.send_request(head(CLASSIFY), false).unwrap();
+        stream.send_data(framed(&text("soup")), false).unwrap();
+        ([slow, half_closed], [rest, stream])
+    };
+    // Where the deadline is far, the two calls hold all permits.
+    let server = start(&[("server.max_in_flight_requests", "2")]).await;
+    let _held = hold(&server).await;
     let full = until_refused(&server, Code::ResourceExhausted, "server.max_in_flight_requests").await;
     assert!(full.get_details_retry_info().is_some());
-    for call in [slow, half_closed] {
+
+    let server = start(&[("server.max_in_flight_requests", "2"), ("deadline.default_seconds", "1.0")]).await;
+    let (calls, _streams) = hold(&server).await;
+    for call in calls {
         let ended = ends("the end of the call", status(call)).await;
         assert_eq!(ended.code(), Code::DeadlineExceeded, "{ended:?}");
         assert!(ended.message().contains("whole request"), "{ended:?}");
@@ -198,12 +206,21 @@ async fn a_request_that_does_not_arrive_ends_at_its_deadline_and_gives_its_permi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_never_read_holds_no_permit_beyond_its_deadline() {
-    let server = start(&[("server.max_in_flight_requests", "1"), ("deadline.default_seconds", "1.0")]).await;
-    // A window of 0: the server may send no byte of the answer.
-    let mut client = raw(server.addresses.classifier, 0).await;
-    let (_answer, mut stream) = client.send_request(head(CLASSIFY), false).unwrap();
-    stream.send_data(framed(&text("soup")), true).unwrap();
+    let hold = async |server: &Running| {
+        // A window of 0: the server may send no byte of the answer.
+        let mut client = raw(server.addresses.classifier, 0).await;
+        let (answer, mut stream) = client.send_request(head(CLASSIFY), false).unwrap();
+        stream.send_data(framed(&text("soup")), true).unwrap();
+        begun(&mut client).await;
+        (client, answer, stream)
+    };
+    // Where the deadline is far, the answer holds the only permit.
+    let server = start(&[("server.max_in_flight_requests", "1")]).await;
+    let _held = hold(&server).await;
     until_refused(&server, Code::ResourceExhausted, "server.max_in_flight_requests").await;
+
+    let server = start(&[("server.max_in_flight_requests", "1"), ("deadline.default_seconds", "1.0")]).await;
+    let _held = hold(&server).await;
     until_answered(&server).await;
 }
 
@@ -435,7 +452,9 @@ async fn a_call_that_breaks_off_is_no_fault_of_the_server_however_it_does() {
         let calls: f64 = counted.iter().map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum();
         if calls == 5.0 { Ok(counted) } else { Err(counted) }
     });
-    assert_eq!(counted.await, ["delo_requests_total{method=\"RollbackPartition\",code=\"CANCELLED\"} 5"]);
+    let counted = counted.await;
+    assert!(!counted.iter().any(|line| line.contains("INTERNAL") || line.contains("UNKNOWN")), "{counted:?}");
+    assert!(counted.iter().any(|line| line.contains("CANCELLED")), "{counted:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
