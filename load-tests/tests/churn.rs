@@ -1,4 +1,5 @@
-//! Churn against a service whose live versions are known: what it finds, and that it finds nothing where nothing is wrong.
+//! Churn against a service whose live versions are known: it reports a faulty service, and reports nothing
+//! for a correct one.
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -18,13 +19,13 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-/// What is wrong with the service.
+/// The fault of the service.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     None,
-    /// It answers in the name of a version that nobody loaded.
+    /// It answers in the name of a version that was never loaded.
     Stray,
-    /// A roll back leaves the version live that it should replace.
+    /// A rollback leaves the version live that it should replace.
     DeafToRollback,
 }
 
@@ -132,7 +133,7 @@ async fn churned(fault: Fault) -> (Report, Service) {
     churned_with_rests(fault, 0, 0.0).await
 }
 
-/// With rests of some seconds, the first after so many cycles.
+/// With rests of `rest_seconds`, the first after `warm_up_cycles` cycles.
 async fn churned_with_rests(fault: Fault, warm_up_cycles: u64, rest_seconds: f64) -> (Report, Service) {
     let service = Service::new(fault);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
