@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::pb::{ClassifyRequest, Priority};
 use crate::plan::Plan;
 
-/// Writes one request for each item of the data set as a JSON list of `delo.v1.ClassifyRequest`, which `ghz
-/// --data-file` reads and repeats. The requests are those of the time after all phases.
+/// Writes one request for each item of the data set as a JSON list of `delo.v1.ClassifyRequest`, which
+/// `ghz --data-file` reads and repeats. The requests are those of the time after all phases.
 ///
 /// # Errors
 /// A file that can't be written.

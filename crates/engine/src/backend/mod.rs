@@ -131,9 +131,9 @@ pub(crate) trait Backend: Debug + Send + Sync {
     }
 }
 
-/// Tokens of a usual batch on a GPU. On an H200 with ViLT-B/32 in bf16 (`delo bench engine --batch 1 8 32
-/// 64`), a batch of 5,920 tokens takes 8.6 ms. Its time for each token is 1.6 times less than that of a batch
-/// of 1,480 tokens; at 11,840 tokens, it is less by another tenth.
+/// Tokens of a usual batch on a GPU. On an H200 with ViLT-B/32 in bf16
+/// (`delo bench engine --batch 1 8 32 64`), a batch of 5,920 tokens takes 8.6 ms. Its time for each token is
+/// 1.6 times less than that of a batch of 1,480 tokens; at 11,840 tokens, it is less by another tenth.
 pub(crate) const GPU_BATCH_TOKENS: usize = 4096;
 /// Tokens of the largest batch on a GPU while a backlog waits.
 pub(crate) const GPU_BACKLOG_BATCH_TOKENS: usize = 3 * GPU_BATCH_TOKENS;

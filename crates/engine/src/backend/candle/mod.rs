@@ -118,9 +118,9 @@ impl CandleBackend {
         hidden + layer.output.forward(&inner)?.to_dtype(DType::F32)?
     }
 
-    /// A range of targets of a group's rows with the updates of its samples, by head: `[targets, samples,
-    /// heads, rows, d / heads]`. `x` is the input of the frozen maps, `[tokens, d]`, and `mapped` their
-    /// output, `[tokens, targets · d]`.
+    /// A range of targets of a group's rows with the updates of its samples, by head:
+    /// `[targets, samples, heads, rows, d / heads]`. `x` is the input of the frozen maps, `[tokens, d]`, and
+    /// `mapped` their output, `[tokens, targets · d]`.
     fn mapped(&self, group: &Group, x: &Tensor, mapped: &Tensor, factors: Option<&Factors>, targets: Range<usize>) -> Result<Tensor> {
         let (samples, rows, count, heads) = (group.samples.len(), group.rows, targets.len(), self.heads);
         let frozen = group.take(mapped)?.reshape((samples, rows, count, heads, ()))?.permute((2, 0, 3, 1, 4))?;
@@ -230,8 +230,8 @@ fn normalise(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
     layer_norm(&x.broadcast_sub(&x.mean_keepdim(1)?)?, &norm.weight, &norm.bias, norm.eps as f32)
 }
 
-/// softmax(Q Kᵀ / √d_head) V of each head. Q is `[samples, heads, rows, d_head]`, K and V are `[samples,
-/// heads, tokens, d_head]`; the result is `[samples, rows, d]`.
+/// softmax(Q Kᵀ / √d_head) V of each head. Q is `[samples, heads, rows, d_head]`, K and V are
+/// `[samples, heads, tokens, d_head]`; the result is `[samples, rows, d]`.
 fn attend(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
     let (samples, heads, rows, width) = query.dims4()?;
     let scores = (query.matmul(&key.t()?)?.to_dtype(DType::F32)? / (width as f64).sqrt())?;

@@ -231,8 +231,8 @@ impl Gpu {
         Ok(out)
     }
 
-    /// Chooses every adapted sample's factors in every pool of a layer, given its queries `[samples ·
-    /// modalities, d]`.
+    /// Chooses every adapted sample's factors in every pool of a layer, given its queries
+    /// `[samples · modalities, d]`.
     pub fn choose(&self, queries: &Tensor, routing: &Routing, layer: usize) -> Result<()> {
         let (queries_of_all, d) = queries.dims2()?;
         let config = grid(POOLS, queries_of_all / Modality::ALL.len(), 1, (THREADS, 1), 3 * routing.experts * size_of::<f32>())?;
@@ -251,8 +251,8 @@ impl Gpu {
         Ok(u)
     }
 
-    /// Adds bias and update to a range of targets of a group's rows, and splits them by head: `[tokens,
-    /// targets · d]` → `[targets, samples, heads, padded, d / heads]`.
+    /// Adds bias and update to a range of targets of a group's rows, and splits them by head:
+    /// `[tokens, targets · d]` → `[targets, samples, heads, padded, d / heads]`.
     pub fn split(&self, group: &Group, part: &Part<'_>, heads: usize) -> Result<Tensor> {
         let Part { mapped, bias, update, members, first_target, targets } = *part;
         let d = mapped.dim(1)? / targets;
@@ -284,8 +284,9 @@ impl Gpu {
         Ok(out)
     }
 
-    /// softmax(Q Kᵀ / √d_head) V of each head of a group's samples. Q, K and V are `[samples, heads, padded,
-    /// d_head]` each; the results go to the rows of the members in `out`, `[rows, d]`.
+    /// softmax(Q Kᵀ / √d_head) V of each head of a group's samples. Q, K and V are
+    /// `[samples, heads, padded, d_head]` each; the results go to the rows of the members in `out`,
+    /// `[rows, d]`.
     pub fn attend(&self, [query, key, value]: [&Tensor; 3], group: &Group, members: Members, out: &Tensor) -> Result<()> {
         let (samples, heads, queries, head) = query.dims4()?;
         let (d, padded) = (heads * head, key.dim(2)?);

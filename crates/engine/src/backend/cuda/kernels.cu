@@ -311,9 +311,9 @@ __device__ void project(const T *x, const Pools *of_samples, const uint32_t *cho
         }
 }
 
-// mapped + bias + u B of a range of targets, by head: `mapped` [rows, targets * d] -> `out` [targets,
-// samples, heads, padded, head], with zeros in rows of padding. A thread for four columns of TILE rows; grid
-// (columns, tiles of rows, samples). `of_samples` is null where no sample is adapted.
+// mapped + bias + u B of a range of targets, by head: `mapped` [rows, targets * d] -> `out`
+// [targets, samples, heads, padded, head], with zeros in rows of padding. A thread for four columns of TILE
+// rows; grid (columns, tiles of rows, samples). `of_samples` is null where no sample is adapted.
 template <typename T>
 __device__ void split(const T *mapped, const float *bias, const float *u, const Pools *of_samples, const uint32_t *chosen, const Member *members,
                       T *out, int d, int head, int first_target, int targets, int padded, int most) {
