@@ -79,7 +79,7 @@ impl Ledger {
 pub struct Churned {
     /// Cycles of one partition through load, load again, roll back and unload.
     pub cycles: u64,
-    /// Successful changes, each a call of the admin service.
+    /// Requested changes, including failed ones; each is a call of the admin service.
     pub changes: u64,
     /// Durations of the changes.
     pub took: Latencies,
@@ -163,8 +163,8 @@ impl Churn {
         }
     }
 
-    /// One cycle: load, load again, roll back, unload. Returns whether the partition is unloaded after it. A
-    /// failed step is counted and ends the cycle.
+    /// One cycle: load, load again, roll back, unload. A failed step is counted; a load or rollback that failed
+    /// ends the cycle. Returns whether the unload was requested.
     async fn cycle(&mut self, i: usize) -> bool {
         let Some(first) = self.load(i, None).await else { return false };
         let Some(second) = self.load(i, Some(first.version + 1)).await else { return false };

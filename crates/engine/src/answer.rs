@@ -1,4 +1,4 @@
-//! What a caller asks of one sample, and what the engine answers.
+//! The query of one sample, and the engine's answer to it.
 use std::sync::Arc;
 
 use delo_catalogue::{Candidate, Resident};

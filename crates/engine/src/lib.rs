@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `answer` | what a caller asks of one sample and what the engine answers: [`Query`], [`Answer`] |
+//! | `answer` | the query of one sample and the engine's answer to it: [`Query`], [`Answer`] |
 //! | `compute` | which processor and number format compute: [`Options`], [`Engine::load`] |
 //! | [`checkpoint`] | the engine of a checkpoint with the processor that makes its samples |
 //! | `classify` | a batch of samples: decide the tasks, apply each sample's own factors, score |
