@@ -1,5 +1,5 @@
-//! How fast the engine and its kernels are: random samples and partitions of one shape through the whole
-//! forward, and single products.
+//! Measures the speed of the engine and its kernels: whole forwards of random samples with random partitions
+//! of one shape, and single products.
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,72 +17,83 @@ use delo_model::partition::{BackboneRecord, KeyRule, PartitionMeta, to_bytes};
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric, SessionKeys};
 use delo_model::{Method, Partition, PoolSpec, TaskModel};
 
-/// Forwards that are run before any is timed.
+/// Forwards of each case before the first one that is timed.
 const WARM_UP: usize = 2;
 /// Classes of a task.
 const CLASSES: usize = 10;
 
-/// What samples of a batch hold.
+/// The modalities of a batch's samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Text and image.
+    /// A text and an image.
     Complete,
+    /// A text without an image.
     TextOnly,
+    /// An image without a text.
     ImageOnly,
-    /// In turn: complete, text only, image only, and images of a half, three quarters and five quarters of
-    /// the size.
+    /// Six kinds in turn: complete, text only, image only; then complete with an image of half the side,
+    /// image only of three quarters, complete of five quarters.
     Mixed,
 }
 
-/// What is measured: each combination of batch, tasks, kind and way to the task, all in turn, so that a busy
-/// machine slows all of them.
+/// What is measured: each combination of batch size, number of tasks, kind, and whether the task is given or
+/// decided. The combinations take turns run by run, so that a busy machine slows all of them.
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// Height and width of every image, in pixels, multiples of the patch size.
     pub image: [usize; 2],
-    /// Height and width of the image that stands in for a missing one.
+    /// Height and width of the image that stands in for a missing one, in pixels.
     pub dummy_image: [usize; 2],
-    /// Tokens of every text, CLS and SEP included.
+    /// Tokens of every text, including CLS and SEP.
     pub text: usize,
     /// Resident tasks, given in turn to the samples of a batch; 0 runs the frozen backbone alone.
     pub tasks: Vec<usize>,
+    /// The kinds of batches.
     pub kinds: Vec<Kind>,
+    /// Samples of each batch.
     pub batches: Vec<usize>,
-    /// Whether the engine decides the task, by the whitened metric of this signal, beside rows whose task is
-    /// given.
+    /// Where given, also measures batches whose tasks the engine decides, by the whitened metric of this
+    /// signal.
     pub route: Option<KeySignal>,
+    /// The shape of the random partitions.
     pub pools: PoolSpec,
-    /// Timed forwards of each row.
+    /// Timed forwards of each combination.
     pub runs: usize,
 }
 
-/// One combination's figures.
+/// The figures of one combination.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
+    /// Number format of the engine's products.
     pub precision: String,
+    /// Samples of the batch.
     pub batch: usize,
+    /// Resident tasks; 0: the frozen backbone alone.
     pub tasks: usize,
+    /// The modalities of the samples.
     pub kind: Kind,
     /// Whether the engine decided the task.
     pub routed: bool,
-    /// Real tokens of the batch.
+    /// Tokens of the batch, including dummies.
     pub tokens: usize,
-    /// Median time of a forward.
+    /// Median time of a forward, in seconds.
     pub seconds: f64,
+    /// Samples of the batch divided by the median time.
     pub requests_per_second: f64,
 }
 
-/// One row's inputs.
+/// The inputs of one combination, and its times.
 struct Case<'a> {
     row: Row,
     samples: Vec<Sample>,
     queries: Vec<Query>,
     catalogue: &'a Catalogue,
+    /// The times of the forwards so far.
     seconds: Vec<f64>,
 }
 
-/// Measures each combination on random samples and random partitions.
+/// Measures each combination on random samples and random partitions. Blocking.
 ///
 /// # Errors
 /// A workload that does not fit the backbone.
@@ -172,7 +183,7 @@ fn name(task: usize) -> String {
     format!("task-{task:04}")
 }
 
-/// Partitions of random factors, each in memory of its own.
+/// `tasks` residents with random factors, each with a copy of its own in memory.
 fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<Arc<Resident>>> {
     if tasks == 0 {
         return Ok(Vec::new());
@@ -189,7 +200,7 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
     let mut keys = SessionKeys::default();
     keys.mean.insert(signal, vec![1.0; width]);
     if workload.route.is_some() {
-        // White: every direction as strong as any other.
+        // The identity: every direction has the same weight.
         let moment = (0..width).flat_map(|i| (i..width).map(move |j| f32::from(u8::from(i == j))));
         keys.moments.insert(signal, moment.collect());
     }
@@ -225,20 +236,22 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
     Ok((0..tasks).map(resident).collect())
 }
 
-/// One product's figures.
+/// The speed of one product.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KernelRow {
+    /// The kernel's name.
     pub kernel: &'static str,
-    /// Which product of the backbone, or `ceiling`: operands that stay in the first-level cache.
+    /// Which product of the backbone, or `ceiling`: a product whose operands stay in the first-level cache.
     pub product: String,
     /// Rows, k and columns.
     pub shape: [usize; 3],
+    /// 10⁹ floating-point operations per second.
     pub gflops: f64,
 }
 
-/// The products of a layer `hidden` wide with an MLP of `intermediate`, and the attention of one sample, each
-/// with as many rows as each of `rows` says. The first row of the answer is what the kernel does at most.
-/// Best of several runs.
+/// Measures the products of a layer of width `hidden` with an MLP of width `intermediate`, and the attention
+/// of one sample, once for each number of `rows`. The first result is the kernel's highest speed (`ceiling`).
+/// Each figure is the best of several runs. Blocking.
 pub fn measure_kernel<E: Float>(isa: Isa, hidden: usize, intermediate: usize, heads: usize, rows: &[usize]) -> Vec<KernelRow> {
     let kernel = E::kernel(isa);
     let row = |product: &str, shape: [usize; 3], gflops| KernelRow { kernel: kernel.name, product: product.to_owned(), shape, gflops };
@@ -268,7 +281,7 @@ pub fn measure_kernel<E: Float>(isa: Isa, hidden: usize, intermediate: usize, he
     out
 }
 
-/// GFLOP/s of the fastest of several runs.
+/// GFLOP/s of the fastest of several runs of `f`, which does `work` operations.
 fn best(work: f64, mut f: impl FnMut() + Send) -> f64 {
     delo_engine::in_pool(|| {
         let mut seconds = f64::INFINITY;
@@ -281,7 +294,7 @@ fn best(work: f64, mut f: impl FnMut() + Send) -> f64 {
     })
 }
 
-/// What the micro-kernel does on every thread of the pool while nothing leaves the first-level cache.
+/// GFLOP/s of the micro-kernel on all threads of the pool, with operands that stay in the first-level cache.
 fn ceiling<E: Float>(kernel: &Kernel<E>) -> f64 {
     const REPEATS: usize = 20_000;
     let k = 128.max(E::K_STEP);

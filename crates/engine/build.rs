@@ -1,4 +1,4 @@
-//! For NVIDIA GPUs, compiles the kernels to PTX for the generation that candle's are compiled for.
+//! With the feature `cuda`, compiles `kernels.cu` to PTX, for the same generation of GPUs as candle's kernels.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     #[cfg(feature = "cuda")]
     {

@@ -1,4 +1,4 @@
-//! When requests are due.
+//! The times at which requests are due.
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
@@ -8,20 +8,21 @@ use rand_chacha::ChaCha8Rng;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
     pub base: f64,
-    /// `(every, length, rate)`: each time `every` seconds have passed since the start, the rate is this one for `length` seconds, less than `every`.
+    /// `(every, length, rate)`: after each `every` seconds since the start, requests are due at `rate` for
+    /// `length` seconds; `length < every`.
     pub burst: Option<(f64, f64, f64)>,
 }
 
 impl Rates {
-    /// The rate at `at` seconds, and until when it stays.
+    /// The rate at `at` seconds, and the time in seconds at which it changes next.
     fn at(&self, at: f64) -> (f64, f64) {
         let Some((every, length, rate)) = self.burst else { return (self.base, f64::INFINITY) };
-        // A little more, so that the quotient at a bound is not rounded to the time that has just ended.
+        // A little later, so that rounding at a bound does not give the period that has just ended.
         let start = (at / every + 1e-9).floor() * every;
         if start > 0.0 && at < start + length { (rate, start + length) } else { (self.base, start + every) }
     }
 
-    /// Requests expected in the first so many seconds.
+    /// The expected number of requests in the first `seconds` seconds.
     pub fn expected(&self, seconds: f64) -> f64 {
         let (mut at, mut sum) = (0.0, 0.0);
         while at < seconds {
@@ -33,19 +34,21 @@ impl Rates {
     }
 }
 
-/// The times of a Poisson process, since its start, falling within a window: while the rate stays, gaps are independent and exponential.
+/// The times of a Poisson process within a window, since its start. While the rate is constant, the gaps are
+/// independent and exponentially distributed.
 #[derive(Debug)]
 pub struct Arrivals {
     rng: ChaCha8Rng,
     rates: Rates,
     /// Seconds.
     window: f64,
-    /// Seconds, of the last arrival.
+    /// The time of the last arrival, in seconds.
     at: f64,
 }
 
 impl Arrivals {
-    /// A process of these rates (positive and finite) over `window`. The same seed gives the same times.
+    /// A process of these rates, which are positive and finite, over `window`. The same seed gives the same
+    /// times.
     pub fn new(rates: Rates, window: Duration, seed: u64) -> Self {
         let burst = rates.burst.map_or(rates.base, |(_, _, rate)| rate);
         assert!([rates.base, burst].iter().all(|r| *r > 0.0 && r.is_finite()), "a rate is positive and finite");
@@ -57,7 +60,8 @@ impl Iterator for Arrivals {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        // A process of rate 1 whose time runs faster where more requests are due. `random` is in [0, 1), so the logarithm's argument is in (0, 1].
+        // A process of rate 1 whose time runs faster where the rate is higher. `random` is in [0, 1), so that
+        // the logarithm's argument is in (0, 1].
         let mut gap = -(1.0 - self.rng.random::<f64>()).ln();
         while self.at < self.window {
             let (rate, until) = self.rates.at(self.at);
@@ -97,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_are_expected_as_come() {
+    fn the_expected_number_of_requests_is_that_of_the_arrivals() {
         let rates = Rates { base: 10.0, burst: Some((20.0, 5.0, 40.0)) };
         assert_eq!((rates.expected(20.0), rates.expected(22.0), rates.expected(40.0)), (200.0, 280.0, 550.0));
         let (n, expected) = (Arrivals::new(rates, HOUR, 7).count() as f64, rates.expected(3600.0));
@@ -105,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn arrives_at_the_rate_asked_for() {
+    fn requests_arrive_at_the_given_rate() {
         let n = constant(50.0, HOUR, 1).count() as f64;
         // A Poisson count of mean 180,000 has a standard deviation of 424.
         assert!((n - 180_000.0).abs() < 5.0 * 424.0, "{n} arrivals");

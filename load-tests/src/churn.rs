@@ -1,4 +1,5 @@
-//! Partitions that come and go beside the traffic, and whether every answer came from a version that was live meanwhile.
+//! Loads and unloads of partitions during the traffic, and the check that every answer came from a version
+//! that was live between request and answer.
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,14 +17,14 @@ use crate::scenario;
 use crate::tally::{Latencies, code_name};
 use crate::target::{Answered, TargetError, loopback};
 
-/// How long a change may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks at whether the run has ended.
+/// Timeout of a change.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time between two checks of whether the run has ended.
 const LOOK: Duration = Duration::from_millis(100);
-/// Failures that are told; the rest is counted.
-const TOLD: usize = 5;
+/// The most failures whose texts are reported; the rest are only counted.
+const MAX_REPORTED: usize = 5;
 
-/// Why there is no churn.
+/// Why the churn could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ChurnError {
     #[error("cannot read {}: {source}", path.display())]
@@ -36,7 +37,8 @@ pub enum ChurnError {
     List(Status),
 }
 
-/// When each version may have been live: from the moment a change was asked for that made it so, to the moment one was answered that ended it.
+/// The time in which each version may have been live: from the request of the change that made it live to the
+/// response of the change that replaced it.
 #[derive(Debug, Default)]
 pub struct Ledger {
     spans: BTreeMap<String, Vec<Span>>,
@@ -50,40 +52,42 @@ struct Span {
 }
 
 impl Ledger {
-    /// A version that may be live from `asked` on; what was live before it no longer is after `answered`.
-    fn live(&mut self, task: &str, version: u64, asked: Instant, answered: Instant) {
+    /// Notes that this version may be live from `requested` on, and that the one before it is not live after
+    /// `answered`.
+    fn live(&mut self, task: &str, version: u64, requested: Instant, answered: Instant) {
         self.gone(task, answered);
-        self.spans.entry(task.to_owned()).or_default().push(Span { version, from: asked, to: None });
+        self.spans.entry(task.to_owned()).or_default().push(Span { version, from: requested, to: None });
     }
 
-    /// Nothing of this task is live any more.
+    /// Notes that no version of this task is live any more.
     fn gone(&mut self, task: &str, answered: Instant) {
         for span in self.spans.get_mut(task).into_iter().flatten() {
             span.to.get_or_insert(answered);
         }
     }
 
-    /// Whether the version was live at some moment between the answer's sending and its receipt.
+    /// Whether the version may have been live at any time between the sending of the request and the receipt
+    /// of the answer.
     pub fn covers(&self, answer: &Answered) -> bool {
         let spans = self.spans.get(&*answer.task).map_or(&[][..], Vec::as_slice);
         spans.iter().any(|s| s.version == answer.version && s.from <= answer.received && s.to.is_none_or(|to| to >= answer.sent))
     }
 }
 
-/// What the churn did.
+/// The figures of a churn.
 #[derive(Debug, Default)]
 pub struct Churned {
-    /// Times that a partition went through load, load again, roll back and unload.
+    /// Cycles of one partition through load, load again, roll back and unload.
     pub cycles: u64,
-    /// Changes that were made, each a call of the admin service.
+    /// Requested changes, including failed ones; each is a call of the admin service.
     pub changes: u64,
-    /// How long they took.
+    /// Durations of the changes.
     pub took: Latencies,
-    /// Changes that failed, or whose answer names another version than they should have made live.
+    /// Changes that failed, or whose response names another version than the expected one.
     pub failed: u64,
-    /// The first of them.
+    /// The texts of the first of these failures.
     pub failures: Vec<String>,
-    /// When each rest ended, since the churn began.
+    /// The time at which each rest ended, since the start of the churn.
     pub rests: Vec<Duration>,
     pub ledger: Ledger,
 }
@@ -100,27 +104,27 @@ pub struct Churn {
 }
 
 impl Churn {
-    /// Reads the partitions and asks what is live.
+    /// Reads the partition files and asks the admin service for the live versions.
     ///
     /// # Errors
-    /// A file that can't be read; an admin service that does not answer, or is not on this machine.
+    /// A file that can't be read, or an admin service that does not answer or is not on this machine.
     pub async fn prepare(churn: &scenario::Churn, admin: &str) -> Result<Self, ChurnError> {
         let read = |path: &PathBuf| std::fs::read(path).map(Bytes::from).map_err(|source| ChurnError::Read { path: path.clone(), source });
         let artifacts = churn.partitions.iter().map(read).collect::<Result<_, _>>()?;
-        let channel = loopback(admin)?.timeout(PATIENCE).connect().await?;
+        let channel = loopback(admin)?.timeout(CHANGE_TIMEOUT).connect().await?;
         let mut admin = AdminClient::new(channel).max_encoding_message_size(1 << 30);
         let mut done = Churned::default();
-        let asked = Instant::now();
+        let requested = Instant::now();
         let list = admin.list_partitions(ListPartitionsRequest {}).await.map_err(ChurnError::List)?.into_inner();
         for partition in list.partitions {
-            done.ledger.live(&partition.task, partition.version, asked, asked);
+            done.ledger.live(&partition.task, partition.version, requested, requested);
         }
         let [every, rest] = [churn.every_seconds, churn.rest_seconds].map(Duration::from_secs_f64);
         Ok(Self { admin, artifacts, cycles: churn.cycles.unwrap_or(u64::MAX), every, warm_up: churn.warm_up_cycles, rest, done })
     }
 
-    /// Cycles until `stop` is set, by others or here once all cycles are done and the last rest is over. Every partition that a cycle had unloaded is loaded
-    /// before a rest and at the end.
+    /// Runs cycles until `stop` is set. After the last cycle and the last rest it sets `stop` itself. All
+    /// unloaded partitions are loaded again before each rest and at the end.
     pub async fn run(mut self, stop: Arc<AtomicBool>) -> Churned {
         let begin = tokio::time::Instant::now();
         let mut unloaded = vec![false; self.artifacts.len()];
@@ -130,7 +134,7 @@ impl Churn {
             if !self.rest.is_zero() && (finished || self.done.cycles == self.warm_up) {
                 self.restore(&mut unloaded).await;
                 pause(tokio::time::Instant::now() + self.rest, &stop).await;
-                // One that the run's end cut short says nothing.
+                // A rest that was cut short by the end of the run is not measured.
                 if !stop.load(Ordering::Relaxed) {
                     self.done.rests.push(begin.elapsed());
                 }
@@ -141,7 +145,8 @@ impl Churn {
             let i = (self.done.cycles % self.artifacts.len() as u64) as usize;
             unloaded[i] = self.cycle(i).await;
             self.done.cycles += 1;
-            // After a cycle that took longer, the next begins at once and none is made up for.
+            // After a cycle that took longer than the interval, the next one begins at once; missed cycles
+            // are not added later.
             next = (next + self.every).max(tokio::time::Instant::now());
             pause(next, &stop).await;
         }
@@ -158,22 +163,23 @@ impl Churn {
         }
     }
 
-    /// Load, load again, roll back, unload; whether the partition is out of service after it. A failed step is counted, and the next cycle starts afresh.
+    /// One cycle: load, load again, roll back, unload. A failed step is counted; a load or rollback that failed
+    /// ends the cycle. Returns whether the unload was requested.
     async fn cycle(&mut self, i: usize) -> bool {
         let Some(first) = self.load(i, None).await else { return false };
         let Some(second) = self.load(i, Some(first.version + 1)).await else { return false };
         debug_assert_eq!(first.task, second.task);
         let request = RollbackPartitionRequest { task: first.task.clone(), ..Default::default() };
-        let asked = Instant::now();
+        let requested = Instant::now();
         let answer = self.admin.rollback_partition(request).await.map(|r| r.into_inner().partition);
-        if self.made_live("rollback", asked, answer, Some(first.version)).is_none() {
+        if self.made_live("rollback", requested, answer, Some(first.version)).is_none() {
             return false;
         }
-        let asked = Instant::now();
+        let requested = Instant::now();
         let request = UnloadPartitionRequest { task: first.task.clone(), ..Default::default() };
         let answer = self.admin.unload_partition(request).await.map(Response::into_inner);
         self.done.changes += 1;
-        self.done.took.record(asked.elapsed());
+        self.done.took.record(requested.elapsed());
         match answer {
             Ok(_) => self.done.ledger.gone(&first.task, Instant::now()),
             Err(status) => self.fail("unload", &status),
@@ -183,24 +189,24 @@ impl Churn {
 
     async fn load(&mut self, i: usize, version: Option<u64>) -> Option<Partition> {
         let request = LoadPartitionRequest { source: Some(Source::Artifact(self.artifacts[i].clone())), ..Default::default() };
-        let asked = Instant::now();
+        let requested = Instant::now();
         let answer = self.admin.load_partition(request).await.map(|r| r.into_inner().partition);
-        self.made_live("load", asked, answer, version)
+        self.made_live("load", requested, answer, version)
     }
 
-    /// Notes what a change made live, of this version where it must be one.
+    /// Notes the version that a change made live, and counts a failure where it is not `version`.
     fn made_live(
         &mut self,
         change: &str,
-        asked: Instant,
+        requested: Instant,
         answer: Result<Option<Partition>, Status>,
         version: Option<u64>,
     ) -> Option<Partition> {
         self.done.changes += 1;
-        self.done.took.record(asked.elapsed());
+        self.done.took.record(requested.elapsed());
         match answer {
             Ok(Some(partition)) => {
-                self.done.ledger.live(&partition.task, partition.version, asked, Instant::now());
+                self.done.ledger.live(&partition.task, partition.version, requested, Instant::now());
                 if version.is_some_and(|version| version != partition.version) {
                     self.fail(change, &Status::internal(format!("version {} is live, not {version:?}", partition.version)));
                 }
@@ -219,14 +225,14 @@ impl Churn {
 
     fn fail(&mut self, change: &str, status: &Status) {
         self.done.failed += 1;
-        if self.done.failures.len() < TOLD {
+        if self.done.failures.len() < MAX_REPORTED {
             let code: Code = status.code();
             self.done.failures.push(format!("{change}: {}: {}", code_name(code as i32), status.message()));
         }
     }
 }
 
-/// Until a moment comes or `stop` is set.
+/// Waits until a time has come or `stop` is set.
 async fn pause(until: tokio::time::Instant, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) && tokio::time::Instant::now() < until {
         tokio::time::sleep_until(until.min(tokio::time::Instant::now() + LOOK)).await;
@@ -243,7 +249,7 @@ mod tests {
         let at = |ms: u64| start + Duration::from_millis(ms);
         let mut ledger = Ledger::default();
         ledger.live("a", 1, at(0), at(0));
-        // Version 2 is asked for at 100 and live at 120 at the latest; nothing is from 220 on at the latest.
+        // Version 2 is requested at 100 and live at 120 at the latest. From 220 on, no version is live.
         ledger.live("a", 2, at(100), at(120));
         ledger.gone("a", at(220));
         let covers = |task: &str, version, sent, received| {

@@ -1,4 +1,5 @@
-//! The capacity of a server: as many calls in flight as it likes, the next sent when one is answered.
+//! Measurement of a server's capacity by a closed loop: a fixed number of calls is in flight, and each answer
+//! triggers the next call.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,8 +10,8 @@ use tokio::time::Instant;
 use crate::tally::{Call, Tally};
 use crate::target::Target;
 
-/// Keeps `in_flight` calls going and counts those that end within `window`, after `warm_up`. The tally's goodput is the capacity. What is sent over `span` in
-/// the run is sent over `window` here.
+/// Keeps `in_flight` calls in flight and counts those that end within `window`, which follows `warm_up`. The
+/// goodput of the tally is the capacity. The requests of the run's `span` are spread over `window` here.
 pub async fn run<T: Target>(target: Arc<T>, in_flight: usize, warm_up: Duration, window: Duration, span: Duration) -> Tally {
     let faster = span.as_secs_f64() / window.as_secs_f64();
     let from = Instant::now() + warm_up;
@@ -27,7 +28,7 @@ pub async fn run<T: Target>(target: Arc<T>, in_flight: usize, warm_up: Duration,
                 let end = target.call(next.fetch_add(1, Ordering::Relaxed), due.mul_f64(faster)).await;
                 let now = Instant::now();
                 if (from..to).contains(&now) {
-                    // By its end: what is counted is what is done within each second.
+                    // The time of its end, so that each second counts the calls that ended in it.
                     calls.push(Call { end, due: now - from, latency: now - sent, lag: Duration::ZERO });
                 }
             }

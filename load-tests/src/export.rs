@@ -1,4 +1,4 @@
-//! A scenario's requests as a file for other generators.
+//! The requests of a scenario as a file for other load generators.
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::pb::{ClassifyRequest, Priority};
 use crate::plan::Plan;
 
-/// Writes one request for each item of the data set as a JSON list of `delo.v1.ClassifyRequest`: what `ghz --data-file` takes and repeats. Phases are not in it:
-/// the requests are those of the time after them.
+/// Writes one request for each item of the data set as a JSON list of `delo.v1.ClassifyRequest`, which
+/// `ghz --data-file` reads and repeats. The requests are those of the time after all phases.
 ///
 /// # Errors
 /// A file that can't be written.
@@ -20,7 +20,7 @@ pub fn write(plan: &Plan, path: &Path) -> io::Result<()> {
     std::fs::write(path, Value::Array(requests.collect()).to_string())
 }
 
-/// A request as protobuf's JSON mapping writes it.
+/// A request in protobuf's JSON mapping.
 fn json(request: &ClassifyRequest) -> Value {
     let mut fields = serde_json::Map::new();
     if let Some(image) = &request.image {
@@ -41,7 +41,7 @@ mod tests {
     use crate::samples::Sample;
 
     #[test]
-    fn every_item_is_written_as_protobufs_json_has_it() {
+    fn every_item_is_written_in_protobufs_json_mapping() {
         let text = "name = 'x'\ndata = 'd'\nrate = 1\nduration_seconds = 9\nmix = {both = 1}\n[[client]]\nname = 'b'\nshare = 1\npriority = 'bulk'";
         let sample = Sample { image: vec![0xff, 0xd8, 0].into(), text: "a \"cat\"".into(), task: "t".into(), labels: Vec::new() };
         let plan = Plan::new(&toml::from_str(text).unwrap(), vec![sample; 3]);

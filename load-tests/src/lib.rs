@@ -1,18 +1,19 @@
 //! An open-loop load generator for delo.
 //!
-//! Requests are sent at the times of a Poisson process, whether or not earlier ones were answered, and each latency counts from the
-//! time at which its request was due. A server that stalls therefore shows the stall in every request that fell into it; a generator that
-//! waits for one answer before it sends the next would show one slow request and call the rest fast (coordinated omission).
+//! Requests are sent at the times of a Poisson process, whether or not earlier ones were answered, and each
+//! latency counts from the time at which its request was due. The stall of a server therefore shows in every
+//! request that was due during the stall. A generator that waits for one answer before it sends the next
+//! request would report one slow request and many fast ones (coordinated omission).
 //!
-//! - [`scenario`]: what a run is: rate, mix, length, what must hold; one TOML file each.
+//! - [`scenario`]: the description of a run in a TOML file: rate, mix, length, expectations.
 //! - [`samples`], [`plan`]: the items of a data set, and the requests made of them.
 //! - [`arrivals`]: when requests are due.
-//! - [`target`]: something that answers requests; over gRPC, on this machine only.
+//! - [`target`]: a server that answers requests; over gRPC, on this machine only.
 //! - [`open_loop`], [`closed_loop`]: the run itself, and the measurement of capacity before and after it.
-//! - [`churn`]: partitions that come and go meanwhile, and which versions were live when.
+//! - [`churn`]: loads and unloads of partitions during the run, and when each version was live.
 //! - [`server`], [`memory`], [`scrape`]: a server started for the run, its memory over time, its metrics.
-//! - [`tally`], [`report`], [`plot`]: what was counted, and how it is printed, judged and drawn.
-//! - [`run`]: all of it together.
+//! - [`tally`], [`report`], [`plot`]: the counts, and how they are printed, judged and drawn.
+//! - [`run`]: one run from start to report.
 //! - [`export`]: the requests as a file for other generators.
 
 pub mod arrivals;

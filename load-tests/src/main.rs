@@ -1,4 +1,4 @@
-//! Runs one scenario against a server on this machine and prints what it showed.
+//! Runs one scenario against a server on this machine and prints a report.
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,7 +41,8 @@ struct Cli {
     /// A delo binary: its server is started for the run and ended after it
     #[arg(long, value_name = "PATH")]
     spawn: Option<PathBuf>,
-    /// Keep one processor for the generator and give the started server the others, so that neither takes from the other (Linux)
+    /// Keep one processor for the generator and give the started server the others, so that neither takes
+    /// from the other (Linux)
     #[arg(long, requires = "spawn")]
     isolate: bool,
     /// Where the started server's output goes; nowhere without it
@@ -67,7 +68,7 @@ struct Cli {
     serve_args: Vec<String>,
 }
 
-// One thread: generator and server share the machine, and what this takes the server lacks.
+// One thread: generator and server share the machine, and the generator should take little of it.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let cli = Cli::parse();

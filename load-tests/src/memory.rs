@@ -1,4 +1,4 @@
-//! A process's resident memory, over time.
+//! The resident memory of a process over time.
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
@@ -10,28 +10,30 @@ pub struct Memory {
     pub peak: u64,
 }
 
-/// A process's memory at this moment, where the system tells (Linux).
+/// The memory of a process now; `None` where the system does not report it (it does on Linux).
 pub fn of(process: u32) -> Option<Memory> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let kib = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     Some(Memory { resident: kib("VmRSS:")? * 1024, peak: kib("VmHWM:")? * 1024 })
 }
 
-/// Resident bytes once a second, the first at second 0.
+/// Resident bytes, one value each second from second 0 on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(transparent)]
 pub struct Series(pub Vec<u64>);
 
-/// Seconds whose median stands for a moment.
+/// Number of seconds whose median is the value of a moment.
 const MOMENT: usize = 5;
 
 impl Series {
-    /// The change from the end of one rest to the end of another, each in seconds since the first value.
+    /// The change from the end of one rest to the end of another, as a share. Both times are in seconds since
+    /// the first value.
     pub fn change_between_rests(&self, first: Duration, last: Duration) -> Option<f64> {
         self.change(first.as_secs().checked_sub(MOMENT as u64)?, last.as_secs())
     }
 
-    /// The change from one second to another as a share of the first, each the median of five seconds within the two; `None` where too little was seen.
+    /// The change between two seconds as a share of the first value. Each value is a median of five seconds
+    /// that lie between the two; `None` where there are too few values.
     pub fn change(&self, from: u64, to: u64) -> Option<f64> {
         let to = usize::try_from(to).ok()?.min(self.0.len().checked_sub(1)?);
         let seen = self.0.get(usize::try_from(from).ok()?..=to)?;
@@ -46,7 +48,7 @@ fn median(values: &[u64]) -> Option<u64> {
     sorted.get(sorted.len() / 2).copied()
 }
 
-/// A task that reads a process's memory once a second. Dropped, it ends.
+/// A task that reads the memory of a process once a second. It ends when it is dropped.
 #[derive(Debug)]
 pub struct Watch {
     task: JoinHandle<()>,
@@ -54,7 +56,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins with this moment.
+    /// Starts reading now.
     pub fn start(process: u32) -> Self {
         let (sender, seen) = tokio::sync::watch::channel(Series::default());
         let begin = Instant::now();
@@ -68,7 +70,7 @@ impl Watch {
         Self { task, seen }
     }
 
-    /// What was seen.
+    /// Ends the task and returns its values.
     pub fn stop(self) -> Series {
         self.seen.borrow().clone()
     }
@@ -86,7 +88,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn memory_is_read_where_the_system_tells() {
+    async fn memory_is_read_where_the_system_reports_it() {
         let memory = of(std::process::id()).unwrap();
         assert!(memory.resident > 0 && memory.peak >= memory.resident);
         let watch = Watch::start(std::process::id());

@@ -1,4 +1,4 @@
-//! The run: requests go out when they are due, whatever happened to those before.
+//! The open loop: each request is sent when it is due, whether or not earlier ones are answered.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +8,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::tally::{Call, Tally};
 use crate::target::Target;
 
-/// Sends the `n`-th request at the `n`-th of `arrivals` (since now, rising) and waits for every answer. Where `max_outstanding` calls have no
-/// answer yet, the next is dropped and counted as dropped: memory stays bounded, and a run with drops offered less than it says.
+/// Sends the `n`-th request at the `n`-th of `arrivals` (times since now, ascending) and waits for every
+/// answer. Where `max_outstanding` calls have no answer yet, the next request is dropped and counted as
+/// dropped. This bounds memory; a run with drops has offered less than its rate.
 pub async fn run<T: Target>(target: Arc<T>, arrivals: impl Iterator<Item = Duration>, max_outstanding: usize) -> Tally {
     let start = Instant::now();
     let mut last = start;
@@ -41,7 +42,7 @@ pub async fn run<T: Target>(target: Arc<T>, arrivals: impl Iterator<Item = Durat
     tally
 }
 
-/// A call's figures. A task of ours ends otherwise only by a panic, which goes on here.
+/// The figures of a call. A task of the generator fails only by a panic, which this function continues.
 fn finished(call: Result<Call, tokio::task::JoinError>) -> Call {
     call.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
 }
@@ -57,7 +58,8 @@ mod tests {
     use crate::closed_loop;
     use crate::tally::End;
 
-    /// One worker that needs `service` for each request in turn and does nothing from `stall.0` to `stall.1`. Time is tokio's, paused.
+    /// One worker that takes `service` for each request in turn and stalls from `stall.0` to `stall.1`. Time
+    /// is tokio's paused clock.
     struct Stalling {
         start: Instant,
         service: Duration,
@@ -89,7 +91,7 @@ mod tests {
         }
     }
 
-    /// Answers after `service`, all at once, however many.
+    /// Answers each request after `service`; any number of requests at once.
     struct Parallel(Duration);
 
     impl Target for Parallel {
@@ -105,11 +107,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stall_shows_in_every_request_that_fell_into_it() {
-        // 1,000 requests, one each 10 ms; the server needs 1 ms and stands still from second 2 to second 4, in which 200 requests are due.
+        // 1,000 requests, one every 10 ms. The server takes 1 ms for each and stalls from second 2 to second
+        // 4, during which 200 requests are due.
         let tally = run(Stalling::new(1, (2000, 4000)), every(10, 1000), 10_000).await;
         let ok = &tally.by_code[&(Code::Ok as i32)];
         assert_eq!((tally.offered, tally.dropped, ok.count()), (1000, 0, 1000));
-        // Those due at the start of the stall wait 2 s; behind them a backlog of 200 drains at 9 in each 10 ms.
+        // The requests that are due at the start of the stall wait 2 s. Behind them, a backlog of 200 shrinks
+        // by 9 every 10 ms.
         let over = |seconds: f64| (0..1000).filter(|i| ok.quantile(f64::from(*i) / 1000.0 + 0.0005).unwrap() > seconds).count();
         assert!((195..=225).contains(&over(0.02)), "{} requests were slow", over(0.02));
         assert!((100..=120).contains(&over(1.0)), "{} requests waited over a second", over(1.0));
@@ -119,7 +123,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_closed_loop_hides_the_same_stall() {
-        // The contrast that makes the test above worth having: one caller that waits for each answer meets the stall once.
+        // For comparison with the test above: one caller that waits for each answer sees the stall once.
         let tally = closed_loop::run(Stalling::new(1, (2000, 4000)), 1, Duration::ZERO, Duration::from_secs(10), Duration::ZERO).await;
         assert!(tally.by_code[&(Code::Ok as i32)].quantile(0.99).unwrap() < 0.01);
     }
@@ -140,7 +144,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn overload_is_offered_at_its_rate_and_goodput_is_the_servers() {
-        // 200 a second against a worker that does 100: the backlog grows and goodput is the worker's rate.
+        // 200 requests per second for a worker that answers 100: the backlog grows, and goodput is the
+        // worker's rate.
         let arrivals = Arrivals::new(Rates { base: 200.0, burst: None }, Duration::from_secs(30), 7);
         let tally = run(Stalling::new(10, (0, 0)), arrivals, 100_000).await;
         assert!((tally.offered as f64 / 6000.0 - 1.0).abs() < 0.05, "{} offered", tally.offered);

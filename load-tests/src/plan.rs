@@ -1,16 +1,16 @@
-//! Which request is the n-th.
+//! The sequence of requests: the content and the sender of the n-th request.
 use std::time::Duration;
 
 use crate::pb;
 use crate::samples::Sample;
 use crate::scenario::{Client, Mix, Priority, Scenario};
 
-/// Everything that may be sent, and by whom. The same seed gives the same requests.
+/// All requests that may be sent, and the groups that send them. The same seed gives the same requests.
 #[derive(Debug)]
 pub struct Plan {
     samples: Vec<Sample>,
     groups: Vec<Group>,
-    /// Phases and when they end; after the last, the groups' own mixes hold.
+    /// Phases with their ends; after the last one, each group's own mix applies.
     phases: Vec<(Duration, Mix)>,
     seed: u64,
 }
@@ -19,7 +19,7 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Group {
     pub name: String,
-    /// Of all requests, in (0, 1].
+    /// Its share of all requests, in (0, 1].
     pub share: f64,
     pub deadline: Duration,
     mix: Mix,
@@ -29,16 +29,19 @@ pub struct Group {
 /// One request.
 #[derive(Debug)]
 pub struct Planned<'a> {
-    /// The group that sends it, by its place.
+    /// The number of the group that sends it.
     pub group: usize,
-    /// What it is made of.
+    /// The sample that it sends.
     pub sample: &'a Sample,
     /// Whether the image and the text are sent.
     pub sent: (bool, bool),
 }
 
 impl Plan {
-    /// What a scenario sends of a data set's items, of which there is at least one.
+    /// The requests of a scenario, made of these samples.
+    ///
+    /// # Panics
+    /// If there is no sample.
     pub fn new(scenario: &Scenario, samples: Vec<Sample>) -> Self {
         assert!(!samples.is_empty(), "a data set without items is refused when it is read");
         let groups = scenario.groups();
@@ -66,12 +69,12 @@ impl Plan {
         &self.groups
     }
 
-    /// How many samples there are; the n-th request takes the n-th of them, over and over.
+    /// Number of samples. The n-th request takes the n-th sample, and starts again after the last.
     pub fn samples(&self) -> usize {
         self.samples.len()
     }
 
-    /// The `n`-th request, due at this time since the start.
+    /// The `n`-th request, which is due at this time since the start.
     pub fn request(&self, n: u64, due: Duration) -> Planned<'_> {
         let sample = &self.samples[(n % self.samples.len() as u64) as usize];
         let mut at = self.draw(n, 0);
@@ -79,7 +82,7 @@ impl Plan {
             at -= group.share;
             at < 0.0
         });
-        // Shares sum to 1 but for rounding.
+        // Shares sum to 1 up to rounding.
         let group = group.unwrap_or(self.groups.len() - 1);
         let phase = self.phases.iter().find(|(end, _)| due < *end);
         let Mix { both, image, text } = phase.map_or(self.groups[group].mix, |(_, mix)| *mix);
@@ -94,7 +97,7 @@ impl Plan {
         Planned { group, sample, sent }
     }
 
-    /// A number in [0, 1) that depends on the seed, the request and what it is for, by SplitMix64.
+    /// A number in [0, 1) by SplitMix64 that depends on the seed, the request and the purpose.
     fn draw(&self, n: u64, purpose: u64) -> f64 {
         let mut x = (self.seed ^ n.rotate_left(20) ^ (purpose << 62)).wrapping_add(0x9e37_79b9_7f4a_7c15);
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -126,7 +129,7 @@ mod tests {
         Plan::new(&scenario, (0..100).map(sample).collect())
     }
 
-    /// The share of 10,000 requests at this second for which something holds.
+    /// The share of 10,000 requests at this second that satisfy a condition.
     fn share(plan: &Plan, second: u64, holds: impl Fn(&Planned) -> bool) -> f64 {
         (0..10_000).filter(|n| holds(&plan.request(*n, Duration::from_secs(second)))).count() as f64 / 10_000.0
     }

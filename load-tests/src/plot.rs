@@ -1,10 +1,10 @@
-//! A run over time as an SVG picture: latency, rates, memory.
+//! An SVG picture of a run over time: latency, rates, memory.
 use std::fmt::Write as _;
 
 use crate::report::Report;
 use crate::tally::{Second, Tally};
 
-/// Pixels: the picture, and where the panels lie in it.
+/// Sizes in pixels of the picture, and the places of the panels in it.
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 90.0;
 const RIGHT: f64 = 150.0;
@@ -12,7 +12,7 @@ const TOP: f64 = 82.0;
 const PANEL: f64 = 190.0;
 const GAP: f64 = 66.0;
 
-/// One curve, a value a second; `None` where there is none.
+/// One curve with one value for each second; `None` where there is no value.
 struct Curve {
     name: &'static str,
     colour: &'static str,
@@ -75,7 +75,7 @@ fn panels(report: &Report, seconds: &[Second]) -> Vec<Panel> {
     panels
 }
 
-/// Milliseconds of the nearest rank.
+/// A percentile in milliseconds, by nearest rank.
 fn quantile(micros: &[u32], q: f64) -> Option<f64> {
     let mut sorted = micros.to_vec();
     sorted.sort_unstable();
@@ -120,7 +120,7 @@ fn draw(out: &mut String, panel: &Panel, top: f64, seconds: usize) {
     }
 }
 
-/// A line through the values there are, broken where there are none. A second alone is a short stroke.
+/// A line through the values, broken at seconds without one. A value without neighbours is a short stroke.
 fn path(values: &[Option<f64>], x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) -> String {
     let mut path = String::new();
     let mut pen = 'M';
@@ -138,7 +138,7 @@ fn path(values: &[Option<f64>], x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) 
     path
 }
 
-/// 1, 2 or 5 times a power of ten, so that `most` takes about `parts` steps.
+/// A step of 1, 2 or 5 times a power of ten, such that `most` is about `parts` steps.
 fn step(most: f64, parts: f64) -> f64 {
     if most <= 0.0 || !most.is_finite() {
         return 1.0;

@@ -1,7 +1,7 @@
-//! Which processors the generator and the server it starts may use.
+//! The processors that the generator and a server that it starts may use.
 use std::io;
 
-/// Why they can't be kept apart.
+/// Why the processors can't be separated.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessorsError {
     #[error("--isolate needs two processors, and this process may use {0}: leave the flag out")]
@@ -12,7 +12,8 @@ pub enum ProcessorsError {
     System(#[from] io::Error),
 }
 
-/// Runs `start` on all processors of this thread but the last and goes on with that one alone. What `start` starts keeps its processors.
+/// Runs `start` on all processors of this thread except the last, then keeps this thread on the last one
+/// alone. Processes and threads that `start` starts keep their processors.
 ///
 /// # Errors
 /// [`ProcessorsError`]: nothing was started.
@@ -36,7 +37,7 @@ pub fn apart<T>(start: impl FnOnce() -> T) -> Result<T, ProcessorsError> {
     Ok(started)
 }
 
-/// Only Linux lets a process choose.
+/// Not supported: only Linux lets a process choose its processors.
 ///
 /// # Errors
 /// Always.
@@ -57,7 +58,7 @@ mod tests {
             eprintln!("skipped: it takes two processors");
             return;
         }
-        // Processors are a thread's: this test's own thread is all that changes.
+        // Each thread has its own processors: this test changes only its own thread.
         let allowed = || {
             let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
             status.lines().find_map(|l| l.strip_prefix("Cpus_allowed:")).unwrap().trim().to_owned()

@@ -1,4 +1,4 @@
-//! One run: capacity, traffic, what goes on beside it, and the report.
+//! One run: measure capacity, send the traffic with churn and measurements beside it, and report.
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,16 +15,16 @@ use crate::tally::Tally;
 use crate::target::Server;
 use crate::{closed_loop, open_loop, scrape};
 
-/// What requests are sent to.
+/// The server to which requests are sent.
 #[derive(Debug, Clone)]
 pub enum Against {
-    /// A running server, its admin service and the URL of its metrics where they are known.
+    /// A running server, with the URLs of its admin service and its metrics where they are known.
     Running { url: String, admin: Option<String>, metrics: Option<String> },
     /// A server that is started for the run.
     Spawned(Launch),
 }
 
-/// Where a server answers, and which process it is.
+/// The addresses of a server, and its process.
 struct Place {
     url: String,
     admin: Option<String>,
@@ -32,10 +32,11 @@ struct Place {
     process: Option<u32>,
 }
 
-/// Runs a scenario. A spawned server must drain when it is asked to end, or the report says so.
+/// Runs a scenario. A spawned server must drain after SIGTERM; otherwise the report has a failure.
 ///
 /// # Errors
-/// Why there is no run.
+/// Anything that prevents the run: an unreachable server, an unreadable data set, a scenario that does not
+/// fit.
 pub async fn run(scenario: &Scenario, plan: Arc<Plan>, against: &Against) -> Result<(Report, Tally), Box<dyn Error>> {
     let (spawned, place) = match against.clone() {
         Against::Running { url, admin, metrics } => (None, Place { url, admin, metrics, process: None }),
@@ -97,14 +98,16 @@ async fn measure(scenario: &Scenario, plan: Arc<Plan>, place: &Place) -> Result<
     Ok((Report::new(scenario, rates.base, &tally, &server.truth, seen), tally))
 }
 
-/// The deadline of calls by which capacity is measured: that of the scenario may be shorter than the closed loop's own queue.
-const PATIENT: Duration = Duration::from_secs(30);
+/// Deadline of the calls that measure capacity. The scenario's may be shorter than the wait in the closed
+/// loop's own queue.
+const CAPACITY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Goodput of a closed loop, or of its slowest window.
+/// The goodput of a closed loop, or of its slowest window, in requests per second.
 async fn capacity(scenario: &Scenario, probe: Capacity, plan: &Arc<Plan>, place: &Place) -> Result<f64, Box<dyn Error>> {
     let (warm_up, window) = (Duration::from_secs(probe.warm_up_seconds), Duration::from_secs(probe.seconds));
     eprintln!("measuring capacity: {} calls in flight for {} s", probe.in_flight, (warm_up + window).as_secs());
-    let server = Server::connect(&place.url, scenario.connections, Arc::clone(plan), scenario.outcomes).await?.with_deadline(PATIENT);
+    let server =
+        Server::connect(&place.url, scenario.connections, Arc::clone(plan), scenario.outcomes).await?.with_deadline(CAPACITY_DEADLINE);
     let tally = closed_loop::run(Arc::new(server), probe.in_flight, warm_up, window, scenario.duration()).await;
     Ok(probe.slowest_window_seconds.map_or(tally.goodput(), |seconds| tally.slowest(seconds as usize)))
 }

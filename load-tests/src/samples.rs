@@ -1,4 +1,4 @@
-//! Requests made of a data set's items.
+//! The items of a data set, from which requests are made.
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -22,10 +22,10 @@ pub enum SamplesError {
     EmptySplit { dir: PathBuf, split: String },
 }
 
-/// One item, and what is true of it.
+/// One item with its true task and labels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// The encoded picture.
+    /// The encoded image.
     pub image: Bytes,
     pub text: String,
     /// The name of the item's task.
@@ -63,7 +63,7 @@ struct Task {
     labels: Vec<String>,
 }
 
-/// The items of the scenario's split, shuffled.
+/// The items of the scenario's split, in random order.
 pub fn read(scenario: &Scenario) -> Result<Vec<Sample>, SamplesError> {
     let dir = &scenario.data;
     let tasks: Vec<Task> = parse(&dir.join("labels.json"))?;

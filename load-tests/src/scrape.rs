@@ -1,4 +1,4 @@
-//! What a server's own metrics say of a run: its page before, its page after.
+//! A server's own metrics of a run: the difference of its page before and after.
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
@@ -7,19 +7,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::Uri;
 
-/// The longest page that is read, in bytes.
+/// The largest page that is read, in bytes.
 const MAX_PAGE: u64 = 16 << 20;
-/// How long a scrape may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of a scrape.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One page in Prometheus' text format: values by series, as it spells them.
+/// One page in Prometheus' text format: the value of each series, by the series' text on the page.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Page(BTreeMap<String, f64>);
 
 /// The increase of a histogram between two pages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Histogram {
-    /// Upper bounds, rising, the last infinite, and how many are at most that.
+    /// Upper bounds in ascending order, the last infinite, each with the number of values up to it.
     buckets: Vec<(f64, f64)>,
     pub sum: f64,
 }
@@ -27,7 +27,7 @@ pub struct Histogram {
 /// Reads the metrics at a URL such as `http://127.0.0.1:9464/metrics`.
 ///
 /// # Errors
-/// Nothing answers there, or not with a page.
+/// No server answers there, or the response is no page of metrics.
 pub async fn fetch(url: &str) -> io::Result<Page> {
     let uri: Uri = url.parse().map_err(io::Error::other)?;
     let (host, port) = (uri.host().unwrap_or_default().to_owned(), uri.port_u16().unwrap_or(80));
@@ -38,7 +38,7 @@ pub async fn fetch(url: &str) -> io::Result<Page> {
         stream.take(MAX_PAGE).read_to_string(&mut answer).await?;
         Ok::<_, io::Error>(answer)
     };
-    let answer = tokio::time::timeout(PATIENCE, read).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let answer = tokio::time::timeout(SCRAPE_TIMEOUT, read).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     match answer.split_once("\r\n\r\n") {
         Some((head, body)) if head.split(' ').nth(1) == Some("200") => Ok(Page::parse(body)),
         _ => Err(io::Error::other(format!("{url} answered {:?}", answer.lines().next().unwrap_or_default()))),
@@ -55,7 +55,8 @@ impl Page {
         )
     }
 
-    /// How a histogram grew since an earlier page; `label` is that of one series, `stage="compute"` for instance, or empty where it has none.
+    /// The increase of a histogram since an earlier page. `label` selects a series, `stage="compute"` for
+    /// instance; empty for a histogram without labels.
     pub fn since(&self, earlier: &Self, name: &str, label: &str) -> Option<Histogram> {
         let grown = |series: &str| Some(self.0.get(series)? - earlier.0.get(series).copied().unwrap_or(0.0));
         let (labels, comma) = if label.is_empty() { (String::new(), "") } else { (format!("{{{label}}}"), ",") };
@@ -68,13 +69,13 @@ impl Page {
 }
 
 impl Histogram {
-    /// How many there were.
+    /// Number of values.
     pub fn count(&self) -> f64 {
         self.buckets.last().map_or(0.0, |(_, count)| *count)
     }
 
-    /// The value below which a share `quantile` lies, taken to be spread evenly within a bucket, as Prometheus' `histogram_quantile` does; the last finite bound
-    /// where it lies beyond that.
+    /// The value below which a share `quantile` of all values lies, interpolated evenly within its bucket as
+    /// in Prometheus' `histogram_quantile`; at most the last finite bound.
     pub fn quantile(&self, quantile: f64) -> Option<f64> {
         let rank = quantile * self.count();
         let mut below = (0.0, 0.0);

@@ -1,4 +1,4 @@
-//! A server started for the run, on free loopback ports, and ended after it.
+//! A server that is started for a run on free loopback ports, and ended after it.
 use std::fs::File;
 use std::io;
 use std::net::TcpListener;
@@ -14,12 +14,12 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::processors::{ProcessorsError, apart};
 use crate::target::loopback;
 
-/// How long a server may take to start serving.
+/// Timeout of the start of a server.
 const START: Duration = Duration::from_secs(120);
-/// How long it may take to end after SIGTERM.
+/// Timeout of its end after SIGTERM.
 const STOP: Duration = Duration::from_secs(60);
 
-/// Why the server for a run could not be had.
+/// Why the server for a run could not be started or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     #[error("cannot start {}: {source}", program.display())]
@@ -38,32 +38,32 @@ pub enum ServerError {
     Wait(io::Error),
 }
 
-/// How to start one.
+/// How to start a server.
 #[derive(Debug, Clone)]
 pub struct Launch {
     pub program: PathBuf,
     /// Further arguments of its `serve`.
     pub args: Vec<String>,
-    /// Where its output goes; nowhere without it.
+    /// The file to which its output goes; `None` discards it.
     pub log: Option<PathBuf>,
     /// Keep the last processor for this process and give the server the others.
     pub isolate: bool,
 }
 
-/// A running server. Dropped before [`stop`](Self::stop), it is killed.
+/// A running server. It is killed if it is dropped before [`stop`](Self::stop).
 #[derive(Debug)]
 pub struct Spawned {
     child: Child,
-    /// Where it answers.
+    /// URL of its classifier.
     pub url: String,
-    /// Where its admin service answers.
+    /// URL of its admin service.
     pub admin: String,
-    /// Where its metrics are.
+    /// URL of its metrics.
     pub metrics: String,
 }
 
 impl Spawned {
-    /// Starts it and waits until its health service says SERVING.
+    /// Starts a server and waits until its health service answers SERVING.
     pub async fn start(launch: &Launch) -> Result<Self, ServerError> {
         let Launch { program, args, log, isolate } = launch;
         let [listen, admin, metrics] = free_ports().map_err(ServerError::Port)?;
@@ -94,12 +94,12 @@ impl Spawned {
         Ok(server)
     }
 
-    /// The process.
+    /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Asks it to drain and end (SIGTERM) and waits for that.
+    /// Sends SIGTERM, so that it drains and ends, and waits for its end.
     pub async fn stop(mut self) -> Result<ExitStatus, ServerError> {
         kill_process(Pid::from_child(&self.child), Signal::TERM).map_err(|e| ServerError::Wait(e.into()))?;
         let deadline = Instant::now() + STOP;
@@ -115,13 +115,13 @@ impl Spawned {
 
 impl Drop for Spawned {
     fn drop(&mut self) {
-        // Both fail only where the process is gone already.
+        // Both calls fail only if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Three ports that were free a moment ago.
+/// Three ports that are free now; another process may take one before the server does.
 fn free_ports() -> io::Result<[u16; 3]> {
     let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
     let mut ports = [0; 3];
@@ -131,7 +131,7 @@ fn free_ports() -> io::Result<[u16; 3]> {
     Ok(ports)
 }
 
-/// Whether the server's health service says SERVING.
+/// Whether the server's health service answers SERVING.
 async fn serving(url: &str) -> bool {
     let Ok(endpoint) = loopback(url) else { return false };
     let Ok(channel) = endpoint.connect().await else { return false };

@@ -1,4 +1,4 @@
-//! What a run counted.
+//! The counts of a run.
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tonic::Code;
 #[derive(Debug, Clone)]
 pub struct Latencies(Histogram<u64>);
 
-/// The longest latency that is told apart, in microseconds.
+/// The longest latency that is recorded exactly, in microseconds.
 const LONGEST: u64 = 3_600_000_000;
 
 impl Default for Latencies {
@@ -24,12 +24,13 @@ impl Latencies {
         self.0.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(LONGEST).clamp(1, LONGEST));
     }
 
-    /// Seconds below which a share `quantile` in [0, 1] lies; `None` where nothing was counted.
+    /// The latency in seconds below which a share `quantile` in [0, 1] of all latencies lies; `None` where
+    /// none was counted.
     pub fn quantile(&self, quantile: f64) -> Option<f64> {
         (!self.0.is_empty()).then(|| self.0.value_at_quantile(quantile) as f64 / 1e6)
     }
 
-    /// How many were counted.
+    /// Number of latencies.
     pub fn count(&self) -> u64 {
         self.0.len()
     }
@@ -39,9 +40,9 @@ impl Latencies {
 #[derive(Debug, Clone, Copy)]
 pub struct End {
     pub code: Code,
-    /// The group that sent it, by its place.
+    /// The number of the group that sent it.
     pub group: usize,
-    /// How long after its deadline it was answered with DEADLINE_EXCEEDED.
+    /// Time from its deadline to its answer DEADLINE_EXCEEDED; `None` for other answers.
     pub overrun: Option<Duration>,
 }
 
@@ -51,36 +52,36 @@ impl From<Code> for End {
     }
 }
 
-/// One call, from the time it was due to its answer.
+/// One call, from its due time to its answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
     pub end: End,
-    /// When it was due, since the start.
+    /// Its due time, since the start.
     pub due: Duration,
-    /// From the time the call was due to its answer.
+    /// Time from its due time to its answer.
     pub latency: Duration,
-    /// From the time the call was due to when it was sent: the generator's own delay.
+    /// Time from its due time to its sending: the generator's own delay.
     pub lag: Duration,
 }
 
-/// Everything a run counted.
+/// All counts of a run.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     /// Calls that were due.
     pub offered: u64,
-    /// Calls that were not sent, because too many were outstanding.
+    /// Calls that were not sent because too many were outstanding.
     pub dropped: u64,
     /// Latency of answered calls by status code.
     pub by_code: BTreeMap<i32, Latencies>,
-    /// How late the generator sent.
+    /// The generator's delays.
     pub lag: Latencies,
-    /// How long after their deadlines calls were answered with DEADLINE_EXCEEDED.
+    /// Times from the deadlines of calls to their answers DEADLINE_EXCEEDED.
     pub overrun: Latencies,
     /// Calls by the group that sent them.
     pub groups: Vec<GroupTally>,
     /// Calls by the second in which they were due.
     pub seconds: Vec<Second>,
-    /// From the start to the last arrival or answer, whichever came later.
+    /// Time from the start to the last arrival or answer, the later of the two.
     pub elapsed: Duration,
 }
 
@@ -98,7 +99,7 @@ pub struct GroupTally {
 pub struct Second {
     /// Latencies of good answers, in microseconds.
     pub ok: Vec<u32>,
-    /// Calls that ended otherwise.
+    /// Calls that ended with another code.
     pub others: u64,
 }
 
@@ -134,7 +135,8 @@ impl Tally {
         if self.elapsed.is_zero() { 0.0 } else { self.count(Code::Ok) as f64 / self.elapsed.as_secs_f64() }
     }
 
-    /// Good answers per second in the slowest whole window of so many seconds, the windows one after another; in all of it where there is no whole one.
+    /// Good answers per second in the slowest window of `window` seconds. Windows follow each other without
+    /// overlap; where the run is shorter than one, the whole run is the window.
     pub fn slowest(&self, window: usize) -> f64 {
         let good = |second: usize| self.seconds.get(second).map_or(0, |second| second.ok.len());
         let seconds: Vec<usize> = (0..self.elapsed.as_secs() as usize).map(good).collect();
@@ -143,7 +145,7 @@ impl Tally {
     }
 }
 
-/// A place in a list that grows to hold it.
+/// An element of a list, which grows to hold it.
 fn at<T: Default>(list: &mut Vec<T>, i: usize) -> &mut T {
     if list.len() <= i {
         list.resize_with(i + 1, T::default);

@@ -1,4 +1,4 @@
-//! What requests are sent to.
+//! The servers to which requests are sent.
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,15 +21,16 @@ use crate::plan::Plan;
 use crate::samples::Sample;
 use crate::tally::End;
 
-/// How long after its deadline a call is given up. The deadline itself is the server's to keep: a client's own timer would hide a late answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time after its deadline at which a call is given up. The server must keep the deadline itself: a timer of
+/// the client would hide a late answer.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(5);
 
-/// One HTTP/2 connection. It sends the deadline and sets no timer by it, which tonic's own channel would.
+/// One HTTP/2 connection. It sends the deadline and, unlike tonic's own channel, sets no timer by it.
 type Connection = Client<HttpConnector, Body>;
 
-/// Something that answers requests.
+/// A server that answers requests, or its stand-in in tests.
 pub trait Target: Send + Sync + 'static {
-    /// Sends the `n`-th request, due at this time since the start, and waits for how it ends.
+    /// Sends the `n`-th request, which is due at this time since the start, and waits for its end.
     fn call(&self, n: u64, due: Duration) -> impl Future<Output = End> + Send;
 }
 
@@ -44,7 +45,7 @@ pub enum TargetError {
     Connect { url: String, source: std::io::Error },
 }
 
-/// A URL's endpoint, if its host is a loopback address (or `localhost`).
+/// The endpoint of a URL whose host is a loopback address or `localhost`.
 pub fn loopback(url: &str) -> Result<Endpoint, TargetError> {
     Ok(Endpoint::from(loopback_uri(url)?).connect_timeout(Duration::from_secs(5)))
 }
@@ -61,25 +62,25 @@ fn loopback_uri(url: &str) -> Result<Uri, TargetError> {
     Ok(uri)
 }
 
-/// Connects to the URL once, so that it is said where nothing listens.
+/// Connects to the URL once, so that a server that is not running is reported before the run.
 async fn reach(uri: &Uri, url: &str) -> Result<(), TargetError> {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let port = uri.port_u16().unwrap_or_default();
     TcpStream::connect((host, port)).await.map(drop).map_err(|source| TargetError::Connect { url: url.into(), source })
 }
 
-/// Counts of answers whose truth is known.
+/// Counts of answers whose true task and label are known.
 #[derive(Debug, Default)]
 pub struct Truth {
     pub answers: AtomicU64,
     pub right_task: AtomicU64,
     pub right_label: AtomicU64,
-    /// Outcomes reported to the server, and those that it refused.
+    /// Outcomes that were reported to the server, and those that it refused.
     pub reported: AtomicU64,
     pub refused: AtomicU64,
 }
 
-/// One good answer, as far as it can be checked against what was live.
+/// The parts of a good answer that are compared with the live versions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answered {
     pub task: Arc<str>,
@@ -88,31 +89,33 @@ pub struct Answered {
     pub received: Instant,
 }
 
-/// A server of `delo.v1.Classifier`. Calls take the plan's requests, and the connections of their group in turn.
+/// A server of `delo.v1.Classifier`. Calls send the plan's requests over the connections of their group in
+/// turn.
 #[derive(Debug)]
 pub struct Server {
-    /// Of each group.
+    /// The connections of each group.
     connections: Vec<Vec<ClassifierClient<Connection>>>,
     plan: Arc<Plan>,
-    /// Of each thousand answers, how many have their truth reported.
+    /// Of each 1,000 answers, the number whose outcome is reported to the server.
     reported_per_thousand: u64,
-    /// What the server got right so far.
+    /// The counts of right answers so far.
     pub truth: Arc<Truth>,
-    /// In place of the groups' deadlines.
+    /// Replaces the deadlines of the groups.
     deadline: Option<Duration>,
-    /// Which version gave each good answer, where that is asked for.
+    /// The version of each good answer; `None` where versions are not checked.
     answers: Option<Mutex<Answers>>,
 }
 
 #[derive(Debug, Default)]
 struct Answers {
-    /// The names of tasks, each held once.
+    /// The names of tasks, each stored once.
     tasks: Vec<Arc<str>>,
     given: Vec<Answered>,
 }
 
 impl Server {
-    /// Opens about `connections` connections, each group's by its share and at least one. `outcomes` is the share of answers whose truth is reported back.
+    /// Opens about `connections` connections: for each group by its share, at least one. `outcomes` is the
+    /// share of answers whose outcome is reported to the server.
     pub async fn connect(url: &str, connections: usize, plan: Arc<Plan>, outcomes: f64) -> Result<Self, TargetError> {
         let uri = loopback_uri(url)?;
         reach(&uri, url).await?;
@@ -129,12 +132,12 @@ impl Server {
         Ok(Self { connections: clients, plan, reported_per_thousand, truth: Arc::default(), deadline: None, answers: None })
     }
 
-    /// The same with this deadline for every call.
+    /// The same target with this deadline for every call.
     pub fn with_deadline(self, deadline: Duration) -> Self {
         Self { deadline: Some(deadline), ..self }
     }
 
-    /// Also keeps which version gave each answer.
+    /// The same target, which also keeps the version of each answer.
     pub fn keeping_answers(self) -> Self {
         Self { answers: Some(Mutex::default()), ..self }
     }
@@ -158,7 +161,8 @@ impl Server {
         answers.given.push(Answered { task, version: answer.partition_version, sent, received });
     }
 
-    /// Counts an answer against the truth and, for some of them, tells the server.
+    /// Compares an answer with the truth, counts it, and reports the outcome of a share of the answers to the
+    /// server.
     fn check(&self, n: u64, mut client: ClassifierClient<Connection>, sample: &Sample, answer: ClassifyResponse) {
         let count = |counter: &AtomicU64, yes: bool| counter.fetch_add(u64::from(yes), Ordering::Relaxed);
         count(&self.truth.answers, true);
@@ -167,14 +171,14 @@ impl Server {
             &self.truth.right_label,
             answer.task == sample.task && answer.scores.first().is_some_and(|s| sample.labels.contains(&s.label)),
         );
-        // A multiplier without a common divisor with 1,000 spreads the reported ones evenly.
+        // A multiplier without a common divisor with 1,000 spreads the reported answers evenly.
         if n.wrapping_mul(617) % 1000 >= self.reported_per_thousand {
             return;
         }
         let outcome = ReportOutcomeRequest {
             request_id: answer.request_id,
             true_task: sample.task.clone(),
-            // Labels of another task than the one that answered are unknown to it.
+            // A task does not know the labels of another task.
             true_labels: if answer.task == sample.task { sample.labels.clone() } else { Vec::new() },
             ..ReportOutcomeRequest::default()
         };
@@ -186,15 +190,15 @@ impl Server {
     }
 }
 
-/// A connection that is open, if the server accepts it; its first call would open it else.
+/// A connection that is open already if the server accepts it; otherwise its first call opens it.
 async fn open(uri: &Uri) -> ClassifierClient<Connection> {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(Duration::from_secs(5)));
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build(connector);
-    // Any answer will do, also that there is no such service.
+    // Any answer opens the connection, also that there is no such service.
     let mut health = HealthClient::with_origin(client.clone(), uri.clone());
-    let _ = tokio::time::timeout(PATIENCE, health.check(HealthCheckRequest::default())).await;
+    let _ = tokio::time::timeout(GIVE_UP_AFTER, health.check(HealthCheckRequest::default())).await;
     ClassifierClient::with_origin(client, uri.clone())
 }
 
@@ -208,8 +212,8 @@ impl Target for Server {
         let mut request = Request::new(self.plan.message(&planned));
         request.set_timeout(deadline);
         let sent = Instant::now();
-        let Ok(answer) = tokio::time::timeout(deadline + PATIENCE, client.classify(request)).await else {
-            return End { code: Code::DeadlineExceeded, group, overrun: Some(PATIENCE) };
+        let Ok(answer) = tokio::time::timeout(deadline + GIVE_UP_AFTER, client.classify(request)).await else {
+            return End { code: Code::DeadlineExceeded, group, overrun: Some(GIVE_UP_AFTER) };
         };
         let took = sent.elapsed();
         let code = match answer {

@@ -1,4 +1,5 @@
-//! Churn against a service whose live versions are known: what it finds, and that it finds nothing where nothing is wrong.
+//! Churn against a service whose live versions are known: it reports a faulty service, and reports nothing
+//! for a correct one.
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -18,13 +19,13 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-/// What is wrong with the service.
+/// The fault of the service.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     None,
-    /// It answers in the name of a version that nobody loaded.
+    /// It answers in the name of a version that was never loaded.
     Stray,
-    /// A roll back leaves the version live that it should replace.
+    /// A rollback leaves the version live that it should replace.
     DeafToRollback,
 }
 
@@ -132,7 +133,7 @@ async fn churned(fault: Fault) -> (Report, Service) {
     churned_with_rests(fault, 0, 0.0).await
 }
 
-/// With rests of some seconds, the first after so many cycles.
+/// With rests of `rest_seconds`, the first after `warm_up_cycles` cycles.
 async fn churned_with_rests(fault: Fault, warm_up_cycles: u64, rest_seconds: f64) -> (Report, Service) {
     let service = Service::new(fault);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -164,7 +165,7 @@ async fn a_service_that_swaps_whole_versions_passes_and_has_its_partitions_back(
     let (report, service) = churned(Fault::None).await;
     assert_eq!(report.failed, Vec::<String>::new());
     let churn = report.churn.unwrap();
-    // Four changes a cycle, and both partitions loaded again at the end.
+    // Four changes in each cycle, and two loads at the end.
     assert_eq!((churn.cycles, churn.changes, churn.failed), (10, 42, 0));
     assert!(report.seconds < 60.0, "the run ends with the last cycle");
     assert_eq!((churn.answers, churn.answers_of_no_live_version), (report.ok, 0));
@@ -175,7 +176,7 @@ async fn a_service_that_swaps_whole_versions_passes_and_has_its_partitions_back(
 async fn a_churn_rests_with_everything_loaded_after_its_first_cycles_and_after_its_last() {
     let (report, service) = churned_with_rests(Fault::None, 3, 0.4).await;
     assert_eq!(report.failed, Vec::<String>::new());
-    // Four changes a cycle; what was unloaded by then is loaded before each rest: both partitions, twice.
+    // Four changes in each cycle. Before each of the two rests, both unloaded partitions are loaded again.
     let churn = report.churn.unwrap();
     assert_eq!((churn.cycles, churn.changes, churn.rests.len()), (10, 44, 2));
     assert!(churn.rests[0] >= 0.4 && churn.rests[1] - churn.rests[0] >= 0.4 && report.seconds >= 0.8, "{:?}", churn.rests);

@@ -20,7 +20,8 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status};
 
-/// Calls every sample an animal; refuses every fourth call, says of a text `late` that its deadline has passed, and never answers a text `never`.
+/// Classifies every sample as an animal and refuses every fourth call. A text `late` is answered with
+/// DEADLINE_EXCEEDED, a text `never` not at all.
 #[derive(Clone, Default)]
 struct Animals {
     calls: Arc<AtomicU64>,
@@ -136,7 +137,8 @@ async fn five(text: &str, deadline_seconds: f64) -> Tally {
 
 #[tokio::test]
 async fn a_call_without_an_answer_ends_when_and_as_its_server_says() {
-    // tonic's server ends it at its deadline by this code; the generator would wait much longer, and call it DEADLINE_EXCEEDED.
+    // tonic's server ends it at its deadline by this code; the generator would wait much longer, and call it
+    // DEADLINE_EXCEEDED.
     assert_eq!(five("never", 0.05).await.count(Code::Cancelled), 5);
 }
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Does the CUDA build compile? Needs no GPU and no CUDA toolkit: nvcc and the headers come from PyPI into a throw-away virtual environment.
-# Run from anywhere: bash tools/cuda/check.sh [cargo arguments]. Needs python3 with venv, g++, about 2 GB of disk, and the network once.
+# Checks that the CUDA build compiles. Needs no GPU and no CUDA toolkit: nvcc and the headers come from PyPI
+# into a temporary virtual environment. Run from anywhere: bash tools/cuda/check.sh [cargo arguments]. Needs
+# python3 with venv, g++, about 2 GB of disk, and the network once.
 #
-# CUDA_COMPUTE_CAP (80) says for which generation of GPUs the kernels are compiled; CUDA_HOME, if set, is used instead of PyPI's nvcc.
+# CUDA_COMPUTE_CAP (80 by default) is the generation of GPUs for which the kernels are compiled. CUDA_HOME, if
+# set, is used instead of PyPI's nvcc.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-80}"

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""AP, routing and their 95 % intervals from what `delo eval --samples FILE` wrote, and paired differences to the first file.
+"""AP and routing accuracy with 95 % intervals, from files of `delo eval --samples FILE`.
 
     python intervals.py adapters.jsonl linear.jsonl paper.jsonl [--rule 0] [--draws 2000]
 
-Three vendors draw one emoji, so items are not independent: a bootstrap draws emoji, with replacement, within each task, the same emoji for
-every file. AP is the mean over tasks of the accuracy, in %. Task-agnostic: an item of a wrongly chosen task counts as wrong. --rule numbers the
-task-agnostic columns of the evaluation.
+Also prints paired differences to the first file. Three vendors draw one emoji, so items are not independent:
+a bootstrap draws emoji, with replacement, within each task, the same emoji for every file. AP is the mean
+over tasks of the accuracy, in %. Task-agnostic: an item of a wrongly chosen task counts as wrong. --rule
+numbers the task-agnostic columns of the evaluation.
 """
 import argparse, collections, json, random
 

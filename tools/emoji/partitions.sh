@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Trains the partitions that the program embeds: sessions 0 to 6 of data/emoji-cmml (the README trains session 7).
+# Trains the partitions that the program embeds: sessions 0 to 6 of data/emoji-cmml (the README trains session
+# 7).
 #
-#     bash tools/emoji/partitions.sh [RUNS]        RUNS: where all sessions, logs and missing tables go, runs/emoji if left out
+#     bash tools/emoji/partitions.sh [RUNS]        RUNS: folder of all output, default runs/emoji
 #
-# The same build on the same kind of processor gives the same tensors; an interrupted run goes on. 11 to 15 minutes on two cores that did
-# other work beside it.
+# The same build on the same kind of processor gives the same tensors. An interrupted run is continued. Takes
+# 11 to 15 minutes on two busy cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/emoji}

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Prints the first table of docs/ROUTING.md: how well each signal and metric tells the task on the test split of data/emoji-cmml.
+# Prints the first table of docs/ROUTING.md: the accuracy with which each signal and metric decides the task,
+# on the test split of data/emoji-cmml.
 #
-#     bash tools/emoji/routing.sh [RUNS]           RUNS: where everything goes, runs/routing if left out
+#     bash tools/emoji/routing.sh [RUNS]           RUNS: folder of all output, default runs/routing
 #
-# Keys depend on the frozen backbone alone, so a linear head of one epoch carries them; the moving average gets its ten.
+# Keys depend on the frozen backbone alone, so that the partitions are linear heads of one epoch; those of the
+# moving average are trained for ten.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/routing}

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Prints the accuracy table of docs/ACCURACY.md: trains each row's partitions on data/emoji-cmml, evaluates them on the test split and draws intervals.
+# Prints the accuracy table of docs/ACCURACY.md: trains the partitions of each row on data/emoji-cmml,
+# evaluates them on the test split and computes intervals.
 #
-#     bash tools/emoji/tables.sh [RUNS]            RUNS: where everything goes, runs/tables if left out; an interrupted run goes on
+#     bash tools/emoji/tables.sh [RUNS]            RUNS: folder of all output, default runs/tables
 #
-# A linear head learns for 50 epochs at the rate that is best on the val split; at 1e-3 its training loss is then below 0.07 in every session.
-# Needs python3.
+# An interrupted run is continued. Linear heads are trained for 50 epochs at the learning rate that is best on
+# the val split; at 1e-3 the training loss is then below 0.07 in every session. Needs python3.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/tables}
@@ -38,6 +39,6 @@ echo "linear head: $linear"
 for rows in adapters paper "$linear"; do
     evaluate "$rows" test
 done
-# The same adapters, routed by the other rule that they hold.
+# The same adapters, routed by the other rule that their partitions have keys for.
 "$delo" eval --data $data --partitions "$runs/adapters" --metric plain --samples "$runs/adapters-plain-test.jsonl"
 python3 tools/emoji/intervals.py "$runs/adapters-test.jsonl" "$runs/$linear-test.jsonl" "$runs/paper-test.jsonl" "$runs/adapters-plain-test.jsonl"

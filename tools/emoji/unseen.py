@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Sixty pictures that no training set of this project holds, and how many of them a running server answers rightly from the picture alone.
+"""Makes sixty pictures that are in no training set of this project, and counts those that a server classifies
+rightly.
 
     npm install @iconify-json/fluent-emoji-flat@1.2.6
     apt-get install fonts-symbola oxygen-icon-theme; apt-get download tuxpaint-stamps-default, unpacked by dpkg -x into STAMPS
@@ -8,9 +9,10 @@
     delo serve &
     python unseen.py ask OUT [PATH_OF_DELO [ADDRESS]]
 
-20 emoji of the test split in the art of a vendor that is in no training set (Fluent Emoji flat, MIT), 15 as glyphs of the font Symbola, 15 of the
-photographs in stamps-heldout.txt (Tux Paint), 10 icons of the Oxygen theme. All belong to the seven embedded sessions. A seed chooses, nobody
-does; the icons are named below. Right: the task and the label of the session's class.
+20 emoji of the test split in the art of a vendor that is in no training set (Fluent Emoji flat, MIT), 15 as
+glyphs of the font Symbola, 15 of the photographs in stamps-heldout.txt (Tux Paint), 10 icons of the Oxygen
+theme. All belong to the seven embedded sessions. A seed chooses them, except for the icons, which are named
+below. The server gets the picture alone. Right: the task and the label of the session's class.
 """
 import io, json, pathlib, random, subprocess, sys
 

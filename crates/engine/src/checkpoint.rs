@@ -1,4 +1,4 @@
-//! A checkpoint directory, ready to compute with: what the service and every command load first.
+//! Loading a checkpoint directory: the service and every command begin with it.
 use candle_core::Device;
 
 use crate::{Engine, Options};
@@ -6,27 +6,31 @@ use delo_model::input::{InputError, InputProcessor, Limits};
 use delo_model::model_dir::ModelDir;
 use delo_model::vilt::{Loader, ViltError};
 
-/// The engine of a checkpoint, and the processor that makes its samples.
+/// The engine of a checkpoint, and the processor that makes its samples from bytes.
 pub struct Checkpoint {
+    /// The frozen backbone, ready to compute.
     pub engine: Engine,
+    /// Decodes, resizes and tokenises by the checkpoint's settings.
     pub processor: InputProcessor,
 }
 
 /// Why a checkpoint can't be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
+    /// The backbone's configuration or tensors, or a device that does not open.
     #[error(transparent)]
     Backbone(#[from] ViltError),
+    /// The tokenizer or the image settings.
     #[error(transparent)]
     Input(#[from] InputError),
 }
 
 impl Checkpoint {
-    /// Loads a checkpoint. `limits` bound what the processor reads; for `special_tokens` see
+    /// Loads a checkpoint. `limits` bound the inputs that the processor accepts; for `special_tokens` see
     /// [`InputProcessor::with_special_tokens`]. Blocking.
     ///
     /// # Errors
-    /// What is wrong with the backbone, its tokenizer or its image settings, or a device that does not open.
+    /// An invalid backbone, tokenizer or image setting, or a device that does not open.
     pub fn load(dir: &ModelDir, limits: Limits, special_tokens: bool, options: Options) -> Result<Self, CheckpointError> {
         let loader = Loader::open(dir, &Device::Cpu)?;
         let (patch_size, positions) = (loader.config().patch_size, loader.config().max_position_embeddings);

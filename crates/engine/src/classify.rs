@@ -1,4 +1,5 @@
-//! Samples of any tasks through one forward: decide the task, apply each sample's own factors, score.
+//! A batch of samples of any tasks through one forward: decide the tasks, apply each sample's own factors,
+//! score.
 use std::sync::Arc;
 
 use candle_core::Result;
@@ -8,7 +9,8 @@ use super::backend::{Adapters, Backend};
 use super::forward::in_pool;
 use super::packed::Span;
 use super::signals::{self, signal_at};
-use super::{Answer, Compute, Engine, EngineError, Query, SelectedFactors, with_backend};
+use super::{Answer, Engine, EngineError, Query, SelectedFactors};
+use crate::compute::with_backend;
 use delo_catalogue::{Candidate, Catalogue, Resident};
 use delo_model::PerModality;
 use delo_model::input::Sample;
@@ -25,10 +27,17 @@ struct Routed {
 }
 
 impl Engine {
-    /// Classifies samples of any tasks and modalities in one batch, in order. One refused sample does not fail its neighbours.
+    /// Classifies samples of any tasks and modalities in one batch; the answers are in the order of the
+    /// queries. Blocking.
+    ///
+    /// # Errors
+    /// Of each sample by itself: [`EngineError::NothingLoaded`] where the catalogue is empty and the query
+    /// names no partition. A failed forward pass fails all samples of its batch that use the same dummy
+    /// image.
     pub fn classify(&self, catalogue: &Catalogue, queries: &[Query]) -> Vec<std::result::Result<Answer, EngineError>> {
         let mut answers: Vec<_> = queries.iter().map(|_| Err(EngineError::NothingLoaded)).collect();
-        // All partitions of one catalogue share their dummy image. One that was given and has left the catalogue since may have another.
+        // All partitions of one catalogue use the same dummy image. A partition that a query names may have
+        // left the catalogue meanwhile and use another one.
         let mut groups: Vec<([usize; 2], Vec<usize>)> = Vec::new();
         for (i, query) in queries.iter().enumerate().filter(|(_, q)| q.given.is_some() || !catalogue.is_empty()) {
             let dummy = query.given.as_ref().map_or(catalogue.dummy_image(), |resident| resident.dummy_image());
@@ -47,7 +56,7 @@ impl Engine {
         answers
     }
 
-    /// Every resident task with its cosine, falling, for each sample: the task decision alone.
+    /// The task decision alone: for each sample, every resident task with its score, highest first. Blocking.
     ///
     /// # Errors
     /// A failed forward pass.
@@ -62,7 +71,8 @@ impl Engine {
         }))
     }
 
-    /// The pooled output of the frozen backbone, `[samples, d]`: what a pass without any adapter costs.
+    /// The pooled output of the frozen backbone without any adapter, `[samples, d]`. Height and width of
+    /// `dummy_image` are in pixels. Blocking.
     ///
     /// # Errors
     /// A failed forward pass.
@@ -98,8 +108,9 @@ impl Engine {
         Ok(answers.map(|(((routed, pooled), choices), query)| answer(routed.clone(), &pooled, &choices, query.explain)).collect())
     }
 
-    /// Each sample's partition. The state goes on to layer `start`, the first that any partition in question adapts; a signal at or before that
-    /// layer is read on the way, a later one costs the samples whose partition is not given a frozen pass of their own.
+    /// Decides each sample's partition, and advances `hidden` from layer 0 to layer `start`, the first layer
+    /// that any possible partition adapts. A signal at or before that layer is read on the way. For a signal
+    /// of a later layer, the samples whose partition is not given get a frozen pass of their own.
     fn decide<B: Backend>(
         &self,
         backbone: &B,
@@ -111,31 +122,31 @@ impl Engine {
     ) -> Result<Vec<Routed>> {
         let layers = self.backbone.config.num_hidden_layers;
         let signal = catalogue.signal();
-        let told_at = signal.layer().unwrap_or(layers);
+        let signal_layer = signal.layer().unwrap_or(layers);
         let open: Vec<usize> = (0..accepted.len()).filter(|&i| accepted[i].given.is_none()).collect();
-        let told: Vec<Vec<f32>> = if open.is_empty() {
+        let signals: Vec<Vec<f32>> = if open.is_empty() {
             backbone.run(hidden, spans, 0..start, None)?;
             Vec::new()
-        } else if told_at <= start {
-            backbone.run(hidden, spans, 0..told_at, None)?;
-            let told = signal_at(backbone, hidden, spans, signal)?;
-            backbone.run(hidden, spans, told_at..start, None)?;
-            open.iter().map(|&i| told[i].clone()).collect()
+        } else if signal_layer <= start {
+            backbone.run(hidden, spans, 0..signal_layer, None)?;
+            let of_all = signal_at(backbone, hidden, spans, signal)?;
+            backbone.run(hidden, spans, signal_layer..start, None)?;
+            open.iter().map(|&i| of_all[i].clone()).collect()
         } else {
             backbone.run(hidden, spans, 0..start, None)?;
             let chosen: Vec<Span> = open.iter().map(|&i| spans[i]).collect();
             let mut undecided = backbone.select(hidden, &chosen)?;
-            let spans = in_a_row(&chosen);
+            let spans = repacked(&chosen);
             if signal == KeySignal::Pooled {
                 backbone.run_to_pooled(undecided, &spans, start, None)?
             } else {
-                backbone.run(&mut undecided, &spans, start..told_at, None)?;
+                backbone.run(&mut undecided, &spans, start..signal_layer, None)?;
                 signal_at(backbone, &undecided, &spans, signal)?
             }
         };
         let mut ranked: Vec<Option<Vec<Candidate>>> = vec![None; accepted.len()];
-        let cosines: Vec<Vec<Candidate>> = told.par_iter().map(|signal| catalogue.candidates(signal)).collect();
-        open.iter().zip(cosines).for_each(|(&i, candidates)| ranked[i] = Some(candidates));
+        let candidates: Vec<Vec<Candidate>> = signals.par_iter().map(|signal| catalogue.candidates(signal)).collect();
+        open.iter().zip(candidates).for_each(|(&i, candidates)| ranked[i] = Some(candidates));
         let routed = accepted.iter().zip(ranked).map(|(query, ranked)| {
             let candidates = ranked.unwrap_or_default();
             let decided = || candidates.first().and_then(|best| catalogue.pick(&best.task, query.ticket)).cloned();
@@ -147,8 +158,8 @@ impl Engine {
     }
 }
 
-/// The same samples, one after another from row 0.
-fn in_a_row(spans: &[Span]) -> Vec<Span> {
+/// The same samples, one after another from row 0: their spans in a packed matrix of these samples alone.
+fn repacked(spans: &[Span]) -> Vec<Span> {
     let mut start = 0;
     let placed = spans.iter().map(|span| {
         let placed = Span { start, ..*span };
@@ -158,6 +169,7 @@ fn in_a_row(spans: &[Span]) -> Vec<Span> {
     placed.collect()
 }
 
+/// The scores of one sample from its pooled output `[d]`, with what was chosen in each layer.
 fn answer(routed: Routed, pooled: &[f32], choices: &[(usize, Vec<Choice>)], explain: bool) -> Answer {
     let partition = &routed.resident.partition;
     let logit = |(row, bias): (&[f32], &f32)| bias + row.iter().zip(pooled).map(|(w, x)| w * x).sum::<f32>();
@@ -176,7 +188,7 @@ fn answer(routed: Routed, pooled: &[f32], choices: &[(usize, Vec<Choice>)], expl
     Answer { scores, candidates: routed.candidates, factors_selected, factors, resident: routed.resident }
 }
 
-/// What the routers of a layer chose; nothing where every sample uses the same factors.
+/// The factors that the routers of a layer chose; nothing where the method has no routers.
 fn explained<'a>(bank: Option<&FactorBank>, layer: usize, choices: &'a [Choice]) -> impl Iterator<Item = SelectedFactors> + use<'a> {
     let routed = bank.is_some_and(|bank| bank.routers().is_some());
     let choices = if routed { choices } else { &[] };

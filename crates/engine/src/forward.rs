@@ -1,4 +1,4 @@
-//! The frozen layers over a packed stream, for whoever trains on it or looks at it.
+//! The frozen layers over packed states, for training and evaluation.
 use std::borrow::Borrow;
 use std::ops::Range;
 
@@ -7,12 +7,18 @@ use candle_core::Result;
 use super::backend::{Backend, Dummy};
 use super::packed::Packed;
 use super::tensors::from_rows;
-use super::{Compute, Engine, signals, with_backend};
+use super::{Engine, signals};
+use crate::compute::with_backend;
 use delo_model::input::Sample;
 use delo_model::routing::keys::{KeySignal, Signals};
 
 impl Engine {
-    /// Hidden states entering layer 0; the dummy text, and a white image of `dummy_image` = [height, width] pixels, in place of what is missing.
+    /// Hidden states that enter layer 0. The dummy text stands in for a missing text, and a white image of
+    /// `dummy_image` = [height, width] pixels for a missing image. Blocking.
+    ///
+    /// # Errors
+    /// A text of more tokens than the backbone has positions, a token id outside its vocabulary, or an image
+    /// whose sides are no multiples of the patch.
     pub fn embed(&self, samples: &[impl Borrow<Sample>], dummy_image: [usize; 2]) -> Result<Packed> {
         let samples: Vec<&Sample> = samples.iter().map(Borrow::borrow).collect();
         with_backend!(&self.compute, backbone => {
@@ -21,7 +27,11 @@ impl Engine {
         })
     }
 
-    /// Frozen layers over a stream: from the state entering `layers.start` to the state entering `layers.end`.
+    /// Runs frozen layers: from the state that enters `layers.start` to the state that enters `layers.end`.
+    /// Blocking.
+    ///
+    /// # Errors
+    /// A failed forward pass.
     pub fn run_frozen(&self, packed: &Packed, layers: Range<usize>) -> Result<Packed> {
         if layers.is_empty() {
             return Ok(packed.clone());
@@ -33,7 +43,11 @@ impl Engine {
         })
     }
 
-    /// The frozen backbone's signals, from the state entering layer 0, those of `wanted` only.
+    /// The `wanted` signals of the frozen backbone, `[samples, width]` each (METHOD.md 4, ROUTING.md 2).
+    /// `packed` is the state that enters layer 0. Blocking.
+    ///
+    /// # Errors
+    /// A failed forward pass.
     pub fn signals(&self, packed: &Packed, wanted: &[KeySignal]) -> Result<Signals> {
         let layers = self.backbone.config.num_hidden_layers;
         let found = with_backend!(&self.compute, backbone => {
@@ -43,12 +57,14 @@ impl Engine {
         found.into_iter().map(|(signal, rows)| Ok((signal, from_rows(&rows)?))).collect()
     }
 
+    /// The stand-ins for missing modalities, with a dummy image of this height and width in pixels.
     pub(super) fn dummy(&self, image: [usize; 2]) -> Dummy<'_> {
         Dummy { text: &self.dummy_text, image }
     }
 }
 
-/// Runs `f` on a thread of the compute pool, so that the pieces of its work are handed out without waking anybody.
+/// Runs `f` on a thread of the compute pool, and blocks until it has returned. The pieces of work that it
+/// makes then need no wake-up of the pool from outside.
 pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| f())
 }

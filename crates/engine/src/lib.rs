@@ -1,129 +1,51 @@
-//! Many samples of many tasks become one packed batch and one forward.
+//! The packed forward: many samples of many tasks in one matrix of tokens, through one frozen backbone.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `answer` | the query of one sample and the engine's answer to it: [`Query`], [`Answer`] |
+//! | `compute` | which processor and number format compute: [`Options`], [`Engine::load`] |
+//! | [`checkpoint`] | the engine of a checkpoint with the processor that makes its samples |
+//! | `classify` | a batch of samples: decide the tasks, apply each sample's own factors, score |
+//! | `forward` | the frozen layers alone, for training and evaluation |
+//! | `signals` | the frozen backbone's signals, from which the task is decided |
+//! | [`packed`] | the matrix of all samples' tokens, and each sample's rows in it: [`Packed`], [`Span`] |
+//! | `learn` | one task's layers forward and backward while it is trained: [`Engine::run_task`] |
+//! | `backend` | what the engine requires of a processor, and one module for each kind of processor |
+//! | `tensors` | conversion between candle's tensors and plain numbers |
+//!
+//! **Invariant: a sample's scores do not depend on what else is in its batch.** On a CPU they are the same
+//! bits alone, in any batch and on any number of threads.
+//!
+//! The engine keeps no state between calls: the partitions come with each call, as one
+//! [`Catalogue`](delo_catalogue::Catalogue). Its calls block and compute on the threads of the compute pool.
+#![warn(missing_docs)]
+
+mod answer;
 mod backend;
 pub mod checkpoint;
 mod classify;
+mod compute;
 mod forward;
 mod learn;
 pub mod packed;
 mod signals;
 mod tensors;
 
-use std::sync::Arc;
-
-use candle_core::{Device, Tensor};
-
 use backend::Backend;
-use backend::candle::CandleBackend;
-pub use backend::candle::DeviceChoice;
-use backend::cpu::CpuBackend;
-#[cfg(feature = "cuda")]
-use backend::cuda::CudaBackend;
-use delo_catalogue::{Candidate, Resident};
-use delo_kernels::{Isa, Precision, bf16, threads};
-use delo_model::PerModality;
+use compute::{Compute, with_backend};
+use delo_kernels::{Precision, threads};
 use delo_model::input::Sample;
-use delo_model::method::PoolId;
-use delo_model::method::selection::top;
-use delo_model::model_dir::ModelDir;
-use delo_model::vilt::{Description, Loader, ViltError};
+use delo_model::vilt::Description;
+
+pub use answer::{Answer, EngineError, Query, SelectedFactors};
+pub use backend::candle::DeviceChoice;
+pub use compute::Options;
 pub use forward::in_pool;
+pub use learn::TaskOutput;
 pub use packed::{Packed, Span};
 
-/// One sample to classify.
-#[derive(Clone, Debug)]
-pub struct Query {
-    pub sample: Arc<Sample>,
-    /// The partition to serve it with, resident in the catalogue or not: skips the decision.
-    pub given: Option<Arc<Resident>>,
-    /// Where its task has a canary, this decides between the two versions: the same ticket, the same version.
-    pub ticket: u64,
-    /// Also return the factors chosen in each layer.
-    pub explain: bool,
-}
-
-impl Query {
-    /// A sample whose task is to be decided.
-    pub fn open(sample: impl Into<Arc<Sample>>) -> Self {
-        Self { sample: sample.into(), given: None, ticket: 0, explain: false }
-    }
-
-    /// A sample for one partition.
-    pub fn given(sample: impl Into<Arc<Sample>>, resident: Arc<Resident>) -> Self {
-        Self { given: Some(resident), ..Self::open(sample) }
-    }
-}
-
-/// What the engine says of one sample.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// The partition that served the sample.
-    pub resident: Arc<Resident>,
-    /// One score per label of the partition, in the partition's order: softmax, or sigmoids for a multi-label task.
-    pub scores: Vec<f32>,
-    /// Every resident task with its score, falling; empty where the partition was given.
-    pub candidates: Vec<Candidate>,
-    /// Factors that routers chose by each modality's query, over all adapted layers and targets.
-    pub factors_selected: PerModality<u64>,
-    /// The factors chosen, where asked for.
-    pub factors: Option<Vec<SelectedFactors>>,
-}
-
-impl Answer {
-    /// The `most` labels of the highest score with their scores, falling; equal ones in the order of the
-    /// partition's labels.
-    pub fn ranked(&self, most: usize) -> impl Iterator<Item = (&str, f32)> {
-        let labels = &self.resident.partition.meta.labels;
-        top(&self.scores, most).map(|i| (labels[i as usize].as_str(), self.scores[i as usize]))
-    }
-
-    /// The label of the highest score.
-    pub fn best_label(&self) -> Option<&str> {
-        self.ranked(1).next().map(|(label, _)| label)
-    }
-}
-
-/// The factors one sample used in one adapted map.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SelectedFactors {
-    pub layer: usize,
-    /// The adapted map, and the modality by whose query they were chosen.
-    pub pool: PoolId,
-    /// Selected A factors (experts), by falling score; the i-th is paired with the i-th of `b`.
-    pub a: Vec<u32>,
-    pub b: Vec<u32>,
-}
-
-/// Why one sample could not be classified.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum EngineError {
-    #[error("no partition is loaded: load one with `delo admin load`")]
-    NothingLoaded,
-    #[error("the forward pass failed: {0}")]
-    Compute(String),
-}
-
-/// What one task's layers give for each sample of a stream.
-#[derive(Debug)]
-pub struct TaskOutput {
-    /// `[samples, classes]`
-    pub logits: Tensor,
-    /// The queries entering each adapted layer, proxies in place of what is missing: `[samples, d]` a modality.
-    pub queries: Vec<PerModality<Tensor>>,
-}
-
-/// What the engine computes with; `None` leaves the choice to it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {
-    /// Number format of the frozen products and of resident factors.
-    pub precision: Option<Precision>,
-    /// The best vector instructions that may be used.
-    pub isa: Option<Isa>,
-    /// The processor.
-    pub device: DeviceChoice,
-}
-
-/// The packed forward over one frozen backbone. Stateless: the partitions come with each call, as one catalogue. Blocking; call it off the
-/// asynchronous runtime.
+/// The packed forward over one frozen backbone. It may be shared between threads. Its calls block: call it
+/// from a blocking thread, not from an asynchronous task.
 #[derive(Debug)]
 pub struct Engine {
     compute: Compute,
@@ -132,70 +54,8 @@ pub struct Engine {
     dummy_text: Vec<u32>,
 }
 
-/// The backbone in one number format on one processor.
-#[derive(Debug)]
-enum Compute {
-    F32(CpuBackend<f32>),
-    Bf16(CpuBackend<bf16>),
-    #[cfg(feature = "cuda")]
-    Cuda(CudaBackend),
-    Candle(CandleBackend),
-}
-
-/// Evaluates an expression with the backend behind a [`Compute`], whatever its type.
-macro_rules! with_backend {
-    ($compute:expr, $backend:ident => $body:expr) => {
-        match $compute {
-            Compute::F32($backend) => $body,
-            Compute::Bf16($backend) => $body,
-            #[cfg(feature = "cuda")]
-            Compute::Cuda($backend) => $body,
-            Compute::Candle($backend) => $body,
-        }
-    };
-}
-use with_backend;
-
 impl Engine {
-    /// Loads a checkpoint directory.
-    ///
-    /// `dummy_text`: the token ids of the empty text ([`delo_model::input::InputProcessor::dummy_text`]).
-    ///
-    /// # Errors
-    /// See [`ViltError`]; what is wrong with a tensor names it. A device that does not open.
-    pub fn load(dir: &ModelDir, dummy_text: Vec<u32>, options: Options) -> Result<Self, ViltError> {
-        Self::of(Loader::open(dir, &Device::Cpu)?, dummy_text, options)
-    }
-
-    /// From a checkpoint that is being loaded.
-    ///
-    /// # Errors
-    /// As [`Self::load`].
-    pub fn of(loader: Loader, dummy_text: Vec<u32>, options: Options) -> Result<Self, ViltError> {
-        if let Some(open) = options.device.open()? {
-            let precision = options.precision.unwrap_or(open.fastest());
-            #[cfg(feature = "cuda")]
-            if open.device.is_cuda() && CudaBackend::fits(loader.config()) {
-                let (cuda, backbone) = CudaBackend::load(loader, open, precision)?;
-                return Ok(Self { compute: Compute::Cuda(cuda), backbone, dummy_text });
-            }
-            let (device, backbone) = CandleBackend::load(loader, open, precision)?;
-            return Ok(Self { compute: Compute::Candle(device), backbone, dummy_text });
-        }
-        let isa = Isa::at_most(options.isa);
-        let (compute, backbone) = match options.precision.unwrap_or(Precision::fastest(isa)) {
-            Precision::F32 => {
-                let (cpu, backbone) = CpuBackend::load(loader, isa, Precision::F32)?;
-                (Compute::F32(cpu), backbone)
-            }
-            Precision::Bf16 => {
-                let (cpu, backbone) = CpuBackend::load(loader, isa, Precision::Bf16)?;
-                (Compute::Bf16(cpu), backbone)
-            }
-        };
-        Ok(Self { compute, backbone, dummy_text })
-    }
-
+    /// The backbone's configuration and fingerprint.
     pub fn backbone(&self) -> &Description {
         &self.backbone
     }
@@ -205,7 +65,7 @@ impl Engine {
         with_backend!(&self.compute, backend => backend.precision())
     }
 
-    /// What multiplies: number format, and instructions or device.
+    /// The name of what multiplies: number format, and instructions or device; `f32 cuda:0` for instance.
     pub fn kernel(&self) -> &str {
         with_backend!(&self.compute, backend => backend.kernel())
     }
@@ -215,17 +75,17 @@ impl Engine {
         threads()
     }
 
-    /// Tokens of a batch that is large enough for this machine: a larger one takes longer and is hardly faster a token,
-    /// and the samples that come next wait for its end. On a CPU, that is three quarters of a full sample for each
-    /// thread, of two threads at least: the tail of a batch's time then stays near three times its median at eight
-    /// tenths of capacity (`load-tests/`, `soak`).
+    /// The usual size of a batch, in tokens. A larger batch is hardly faster for each token, and the samples
+    /// that arrive meanwhile wait longer. On a CPU: three quarters of a full sample for each thread, counting
+    /// at least two threads; the 99.9th percentile of a batch's time then stays near three times its median
+    /// at 80 % of capacity (`load-tests/`, scenario `soak`).
     pub fn batch_tokens(&self) -> usize {
         let sample_tokens = self.backbone.config.sample_tokens();
         with_backend!(&self.compute, backend => backend.batch_tokens(sample_tokens))
     }
 
-    /// Tokens of a batch while many samples wait. On a CPU, a token of eight usual batches in one costs less, about an
-    /// eighth with the embedded backbone on two threads.
+    /// The largest size of a batch while a backlog waits, in tokens. On a CPU: eight usual batches; a token
+    /// of such a batch costs about an eighth less, with the embedded backbone on two threads.
     pub fn backlog_batch_tokens(&self) -> usize {
         let sample_tokens = self.backbone.config.sample_tokens();
         with_backend!(&self.compute, backend => backend.backlog_batch_tokens(sample_tokens))
@@ -236,13 +96,15 @@ impl Engine {
         self.backbone.config.image_size
     }
 
-    /// Height and width of the dummy image unless something else is said: one patch, since all patches of a white image are equal.
+    /// Default height and width of the dummy image, in pixels: one patch, because all patches of a white
+    /// image are equal.
     pub fn default_dummy_image(&self) -> [usize; 2] {
         [self.backbone.config.patch_size; 2]
     }
 
-    /// Real tokens that this sample adds to a batch, dummies of a missing modality included: the unit of the batcher's budget. `dummy_image`:
-    /// height and width of the image that stands in for a missing one, in pixels.
+    /// Tokens that this sample adds to a batch, including the dummy of a missing modality: the unit of the
+    /// batcher's budget. `dummy_image`: height and width in pixels of the image that stands in for a missing
+    /// one.
     pub fn tokens(&self, dummy_image: [usize; 2], sample: &Sample) -> usize {
         let [height, width] = sample.image.as_ref().map_or(dummy_image, |p| [p.height, p.width]);
         let patch = self.backbone.config.patch_size;

@@ -1,4 +1,5 @@
-//! Several samples' tokens in one stream: what is computed per token runs once over everything, attention runs per sample.
+//! The packed matrix: the tokens of several samples, one sample after another. Operations on single tokens
+//! run once over the whole matrix; attention runs for each sample.
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,21 +8,21 @@ use candle_core::{Result, Tensor};
 use delo_model::PerModality;
 use delo_model::input::Presence;
 
-/// Where one sample stands in the stream: `[text CLS, text…, SEP][image CLS, patches…]`.
+/// The rows of one sample in the packed matrix: `[text CLS, text…, SEP][image CLS, patches…]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// The row of the text CLS.
     pub start: usize,
-    /// Text tokens, CLS and SEP included.
+    /// Number of text tokens, including CLS and SEP.
     pub text: usize,
-    /// Image tokens, CLS included.
+    /// Number of image tokens, including CLS.
     pub image: usize,
-    /// Which query signals are true; the other is replaced by its proxy (METHOD.md 3).
+    /// The modality pattern. The query of a missing modality is replaced by its proxy (METHOD.md 3).
     pub presence: Presence,
 }
 
 impl Span {
-    /// Rows of this sample.
+    /// Number of rows of this sample.
     pub fn tokens(&self) -> usize {
         self.text + self.image
     }
@@ -46,7 +47,8 @@ impl Span {
         self.image_cls() + 1..self.start + self.tokens()
     }
 
-    /// The rows whose mean is the query of each modality: its own, or the proxy's where it is missing (METHOD.md 3).
+    /// For each modality, the rows whose mean is its query: its own rows, or the proxy's where the modality
+    /// is missing (METHOD.md 3).
     pub fn query_rows(&self) -> PerModality<Range<usize>> {
         let (image, text) = (self.patches(), self.words());
         match self.presence {
@@ -57,17 +59,20 @@ impl Span {
     }
 }
 
-/// Hidden states of several samples, one after another.
+/// Hidden states of several samples in one packed matrix.
 #[derive(Clone, Debug)]
 pub struct Packed {
     /// `[tokens, d]`
     pub hidden: Tensor,
-    /// One for each sample, in order; together they cover all rows.
+    /// The rows of each sample, in order; together they cover all rows of `hidden`.
     pub spans: Arc<[Span]>,
 }
 
 impl Packed {
-    /// One stream from several, in order.
+    /// The samples of all `parts` in one packed matrix, in order.
+    ///
+    /// # Errors
+    /// No part, or parts of different widths.
     pub fn concat(parts: &[Packed]) -> Result<Packed> {
         let hidden = Tensor::cat(&parts.iter().map(|p| &p.hidden).collect::<Vec<_>>(), 0)?;
         let mut start = 0;
@@ -79,25 +84,37 @@ impl Packed {
         Ok(Packed { hidden, spans: spans.into() })
     }
 
-    /// The samples at `rows`, in that order; a sample may come more than once.
-    pub fn select(&self, rows: &[usize]) -> Result<Packed> {
-        let parts: Vec<_> = rows.iter().map(|&row| self.sample(row)).collect::<Result<_>>()?;
+    /// The samples with these numbers, in this order; a sample may be named more than once.
+    ///
+    /// # Errors
+    /// No sample.
+    ///
+    /// # Panics
+    /// If there is no sample of such a number.
+    pub fn select(&self, samples: &[usize]) -> Result<Packed> {
+        let parts: Vec<_> = samples.iter().map(|&index| self.sample(index)).collect::<Result<_>>()?;
         Self::concat(&parts)
     }
 
-    /// One sample as a stream of its own; shares the storage.
-    pub fn sample(&self, row: usize) -> Result<Packed> {
-        let span = self.spans[row];
+    /// One sample as a packed matrix of its own, which shares the storage.
+    ///
+    /// # Errors
+    /// A span outside `hidden`.
+    ///
+    /// # Panics
+    /// If there is no sample of this number.
+    pub fn sample(&self, index: usize) -> Result<Packed> {
+        let span = self.spans[index];
         let hidden = self.hidden.narrow(0, span.start, span.tokens())?;
         Ok(Packed { hidden, spans: [Span { start: 0, ..span }].into() })
     }
 
-    /// The same stream with another hidden state.
+    /// The same samples with other hidden states, `[tokens, d]`.
     pub fn with_hidden(&self, hidden: Tensor) -> Packed {
         Packed { hidden, spans: self.spans.clone() }
     }
 
-    /// The same stream with these modality patterns, one for each sample.
+    /// The same hidden states with other modality patterns, one for each sample.
     pub fn with_presence(&self, presence: &[Presence]) -> Packed {
         let spans = self.spans.iter().zip(presence).map(|(span, &presence)| Span { presence, ..*span }).collect();
         Packed { hidden: self.hidden.clone(), spans }

@@ -1,4 +1,4 @@
-//! The frozen backbone's signals, from which the task is told (METHOD.md 4, ROUTING.md 2).
+//! The frozen backbone's signals, from which the task is decided (METHOD.md 4, ROUTING.md 2).
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use delo_kernels::elementwise::dot;
 use delo_model::input::Presence;
 use delo_model::routing::keys::KeySignal;
 
-/// The wanted signals, `[samples, width]` each, given the state entering layer 0, which is spent.
+/// The wanted signals, `[samples, width]` each, from the state that enters layer 0.
 pub(super) fn signals<B: Backend>(
     backbone: &B,
     mut hidden: B::Hidden,
@@ -34,7 +34,8 @@ pub(super) fn signals<B: Backend>(
     Ok(out)
 }
 
-/// One signal of the state that tells it, `[samples, width]`. A signal without a layer is told by the state after the last.
+/// One signal, `[samples, width]`, computed from the state that enters the signal's layer; for a signal
+/// without a layer, from the state after the last layer.
 pub(super) fn signal_at<B: Backend>(backbone: &B, hidden: &B::Hidden, spans: &[Span], signal: KeySignal) -> Result<Vec<Vec<f32>>> {
     let means = |rows: fn(&Span) -> Range<usize>| backbone.means(hidden, &spans.iter().map(rows).collect::<Vec<_>>());
     match signal {
@@ -53,16 +54,17 @@ pub(super) fn signal_at<B: Backend>(backbone: &B, hidden: &B::Hidden, spans: &[S
     }
 }
 
-/// The mean over text tokens, the mean over patches and `more` (`[samples, d]` each), all scaled to length 1, the mean of a missing modality
-/// zero, then the one-hot modality pattern (ROUTING.md 2): `[samples, (2 + more) d + 3]`.
+/// For each sample, one row of `[samples, (2 + more) d + 3]` (ROUTING.md 2): the mean over text tokens, the
+/// mean over patches and the vectors of `more` (`[samples, d]` each), all scaled to length 1, then the
+/// modality pattern as a one-hot vector. The mean of a missing modality is zero.
 fn parts(spans: &[Span], words: &[Vec<f32>], patches: &[Vec<f32>], more: &[Vec<Vec<f32>>]) -> Vec<Vec<f32>> {
     let of_sample = |(i, span): (usize, &Span)| {
         let text = (&words[i], span.presence == Presence::ImageOnly);
         let image = (&patches[i], span.presence == Presence::TextOnly);
         let mut out = Vec::new();
-        for (part, lost) in [text, image].into_iter().chain(more.iter().map(|rows| (&rows[i], false))) {
+        for (part, missing) in [text, image].into_iter().chain(more.iter().map(|rows| (&rows[i], false))) {
             let length = dot(part, part).sqrt();
-            let scale = if lost || length == 0.0 { 0.0 } else { 1.0 / length };
+            let scale = if missing || length == 0.0 { 0.0 } else { 1.0 / length };
             out.extend(part.iter().map(|x| x * scale));
         }
         out.extend([Presence::Complete, Presence::ImageOnly, Presence::TextOnly].map(|p| f32::from(u8::from(p == span.presence))));

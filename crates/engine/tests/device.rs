@@ -1,4 +1,5 @@
-//! A GPU computes what the CPU's own kernels compute, and so does candle's CPU, on which the way of the GPUs that candle computes on runs without one.
+//! A GPU gives the results of the CPU's own kernels. candle's backend is tested also without a GPU, on
+//! candle's CPU.
 use std::sync::OnceLock;
 
 use candle_core::Device;
@@ -17,11 +18,13 @@ fn options(device: DeviceChoice, precision: Precision) -> Options {
     Options { device, precision: Some(precision), ..Options::default() }
 }
 
+/// candle's backend on the CPU, which stands in for a GPU.
 fn stand_in() -> &'static Engine {
     &devices()[0]
 }
 
-/// The stand-in, then every GPU of this build; where none is built or none opens, the stand-in alone, and the output says so.
+/// The stand-in, then every GPU that this build supports and that opens. Messages on the error output name
+/// the GPUs that do not open.
 fn devices() -> &'static [Engine] {
     static ENGINES: OnceLock<Vec<Engine>> = OnceLock::new();
     ENGINES.get_or_init(|| choices().map(|choice| engine_with(options(choice, Precision::F32))).collect())
@@ -101,9 +104,10 @@ proptest! {
     }
 }
 
-/// Samples of one size share their products; of other sizes and tasks between them, they stand apart in the stream.
+/// Samples of one size are multiplied as one group, also where samples of other sizes and tasks lie between
+/// them.
 #[test]
-fn samples_of_one_size_are_answered_as_on_the_cpu_wherever_they_stand() {
+fn samples_of_one_size_are_answered_as_on_the_cpu_at_any_place_in_the_batch() {
     let [_, catalogue] = catalogues();
     let seeds = [0, 0, 1, 0, 2, 1, 0, 0, 2];
     for device in devices() {
@@ -121,7 +125,7 @@ fn a_large_mixed_batch_is_answered_as_on_the_cpu() {
     }
 }
 
-/// Heads of a width that no kernel of `engine/cuda` computes: candle does it there too.
+/// Widths that no kernel of `backend/cuda` supports: candle's backend computes them on NVIDIA GPUs too.
 #[test]
 fn a_backbone_of_unusual_widths_is_answered_as_on_the_cpu() {
     let patch_size = engine().backbone().config.patch_size;
@@ -157,9 +161,9 @@ fn a_backbone_of_unusual_widths_is_answered_as_on_the_cpu() {
     }
 }
 
-/// A load tries its partition while batches run: none waits for another, and their numbers do not mix.
+/// Several threads classify at once, as when a partition is tried before it is live while batches run.
 #[test]
-fn callers_at_once_are_answered_as_one_after_another() {
+fn concurrent_callers_get_the_answers_of_sequential_ones() {
     let [catalogue, _] = catalogues();
     let batches: Vec<Vec<Query>> = (0..4).map(|caller| queries(catalogue, (0..6).map(|i| (100 * caller + i, None)))).collect();
     let expected: Vec<Vec<Answer>> = batches.iter().map(|batch| answers(engine(), catalogue, batch)).collect();
@@ -230,9 +234,9 @@ fn a_number_format_that_a_device_lacks_is_refused() {
     assert!(error.unwrap_err().to_string().contains("f32"));
 }
 
-/// In the number format that is fastest there.
+/// In bf16, the fastest number format of a GPU.
 #[test]
-fn a_gpu_rounds_no_more_than_its_number_format() {
+fn scores_in_bf16_on_a_gpu_are_near_those_of_f32() {
     for choice in gpus() {
         let rounded = engine_with(options(choice, Precision::Bf16));
         assert_eq!(rounded.kernel(), format!("bf16 {choice}"));

@@ -1,4 +1,4 @@
-//! The packed forward computes what the padded reference and the learning model compute, whatever the batch.
+//! The packed forward gives the results of the padded reference and of the model in training, in any batch.
 use std::sync::{Arc, OnceLock};
 
 use candle_core::Device;
@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// A sample of a task of this catalogue, or of any.
+/// A query for a task of this catalogue, or one whose task the engine decides.
 fn query(catalogue: &Catalogue, sample: Sample, task: Option<&str>) -> Query {
     match task {
         Some(task) => Query::given(sample, catalogue.get(task).unwrap().clone()),
@@ -24,13 +24,13 @@ fn query(catalogue: &Catalogue, sample: Sample, task: Option<&str>) -> Query {
     }
 }
 
-/// The backbone as plain candle operations.
+/// The backbone as plain candle operations, padded.
 fn reference() -> &'static Vilt {
     static VILT: OnceLock<Vilt> = OnceLock::new();
     VILT.get_or_init(|| Vilt::load(&ModelDir::Embedded, &Device::Cpu).unwrap())
 }
 
-/// What the padded reference takes for the same sample.
+/// The same sample as input of the padded reference.
 fn padded(sample: &Sample) -> PaddedInput {
     let [height, width] = engine().default_dummy_image();
     PaddedInput {
@@ -83,7 +83,8 @@ proptest! {
     }
 }
 
-/// Alone, in random mixed batches, on one thread and on two: the same bits, in every precision and with every set of instructions.
+/// Scores have the same bits alone, in random mixed batches, on one thread and on two; for every precision
+/// and every set of instructions.
 #[test]
 fn scores_do_not_depend_on_the_batch_nor_on_the_threads() {
     let catalogue = catalogue(Metric::Whitened, KeySignal::Parts { layer: 3 });
@@ -210,7 +211,7 @@ fn a_signal_in_the_frozen_prefix_routes_as_a_pass_of_its_own_does() {
 }
 
 #[test]
-fn routing_does_not_depend_on_the_order_of_loads_nor_on_others_that_came_and_went() {
+fn routing_does_not_depend_on_the_order_of_loads_nor_on_unloaded_partitions() {
     let samples: Vec<Sample> = (0..12).map(random_sample).collect();
     for metric in [Metric::Whitened, Metric::Plain] {
         let one = |i: u64| {
@@ -271,7 +272,7 @@ fn a_canary_answers_its_share_of_its_task_and_a_ticket_always_meets_the_same_ver
 }
 
 #[test]
-fn a_larger_share_keeps_those_who_met_the_canary_already() {
+fn a_larger_share_keeps_the_tickets_that_meet_the_canary_already() {
     let picks = |share| {
         let (catalogue, _) = on_trial(TrialMode::Canary(Share::try_from(share).unwrap()));
         (0..5000).filter(|&ticket| catalogue.pick("task-0", ticket).unwrap().version == 2).collect::<Vec<_>>()
@@ -295,7 +296,7 @@ fn the_engine_answers_by_the_canary_where_the_ticket_says_so() {
 }
 
 #[test]
-fn a_shadow_answers_nobody_and_a_trial_needs_a_live_version() {
+fn a_shadow_answers_no_query_and_a_trial_needs_a_live_version() {
     let (catalogue, trial) = on_trial(TrialMode::Shadow);
     assert!((0..1000).all(|ticket| catalogue.pick("task-0", ticket).unwrap().version == 1));
     assert_eq!(catalogue.trial("task-0").unwrap().resident.version, 2);
@@ -306,7 +307,7 @@ fn a_shadow_answers_nobody_and_a_trial_needs_a_live_version() {
 }
 
 #[test]
-fn a_share_is_above_none_and_at_most_all() {
+fn a_share_is_above_zero_and_at_most_one() {
     assert!([0.0, -0.1, 1.1, f64::NAN, f64::INFINITY].into_iter().all(|share| Share::try_from(share).is_err()));
     assert!([1e-6, 0.5, 1.0].into_iter().all(|share| Share::try_from(share).is_ok()));
 }

@@ -1,11 +1,11 @@
-//! Whether what a scenario expects holds.
+//! The comparison of a report with the expectations of its scenario.
 use tonic::Code;
 
 use super::Report;
 use crate::scenario::Scenario;
 use crate::tally::code_name;
 
-/// Expectations that do not hold, each as a sentence.
+/// Expectations that failed, each as a sentence.
 #[derive(Default)]
 struct Failed(Vec<String>);
 
@@ -60,7 +60,7 @@ impl Report {
         failed.0
     }
 
-    /// A server that was not spawned has no memory that could be read: nothing is asked of it.
+    /// Memory is judged only for a spawned server: that of another process is not read.
     fn judge_memory(&self, scenario: &Scenario, failed: &mut Failed) {
         let Some([before, after]) = self.memory else { return };
         let growth = after.resident as f64 / before.resident as f64 - 1.0;
@@ -74,7 +74,7 @@ impl Report {
         let ratio = server.and_then(|s| Some(s.compute_p99_9? / s.compute_p50?));
         failed.at_most("the 99.9th percentile over the median of a batch's time", ratio, expect.max_batch_p999_over_p50);
         let unanswered = server.map(|s| if s.samples > 0.0 { s.unanswered / s.samples } else { 0.0 });
-        failed.at_most("the share of samples computed for nobody", unanswered, expect.max_computed_unanswered);
+        failed.at_most("the share of samples computed but not answered", unanswered, expect.max_computed_unanswered);
     }
 
     fn judge_churn(&self, scenario: &Scenario, failed: &mut Failed) {
@@ -101,7 +101,8 @@ mod tests {
     use crate::tally::{Call, End, Tally};
     use crate::target::{Answered, Truth};
 
-    /// 95 good answers in 10 seconds, four refusals and one late time-out, of a server of known memory.
+    /// A report of 95 good answers in 10 seconds, four refusals and one late timeout, of a server of known
+    /// memory.
     fn report(more: &str) -> Report {
         let text = format!("name = 'x'\ndata = 'd'\nrate = 10\nduration_seconds = 20\n[mix]\nboth = 1.0\n{more}");
         let mut tally = Tally { offered: 100, elapsed: Duration::from_secs(10), ..Tally::default() };
@@ -142,7 +143,7 @@ mod tests {
 
     #[test]
     fn every_expectation_can_fail() {
-        for (expect, says) in [
+        for (expect, expected) in [
             ("codes = ['OK', 'DEADLINE_EXCEEDED']", "4 calls ended in RESOURCE_EXHAUSTED"),
             ("min_ok_ratio = 0.96", "the share of good answers is 0.9500"),
             ("min_goodput_of_capacity = 0.96", "goodput over capacity is 0.9500"),
@@ -152,24 +153,24 @@ mod tests {
             ("max_memory_change = 0.05\nmemory_between_seconds = [4, 18]", "the change of memory is 0.09"),
             ("max_batch_p999_over_p50 = 3", "the 99.9th percentile over the median of a batch's time is 8.9"),
             ("max_deadline_overrun_seconds = 0.02", "the longest wait after a deadline in seconds is 0.03"),
-            ("max_computed_unanswered = 0.04", "the share of samples computed for nobody is 0.0500"),
+            ("max_computed_unanswered = 0.04", "the share of samples computed but not answered is 0.0500"),
         ] {
             let failed = report(&format!("[expect]\n{expect}")).failed;
-            assert!(failed.len() == 1 && failed[0].starts_with(says), "{expect}: {failed:?}");
+            assert!(failed.len() == 1 && failed[0].starts_with(expected), "{expect}: {failed:?}");
         }
     }
 
     #[test]
-    fn churn_fails_a_run_by_a_failed_change_a_stray_answer_too_few_cycles_or_memory_that_its_rests_differ_by() {
+    fn churn_fails_a_run_by_a_failed_change_an_answer_of_no_live_version_too_few_cycles_or_memory_that_changes_between_rests() {
         let failed =
             report("[churn]\npartitions = ['p']\nrest_seconds = 8\n[expect]\nmin_churn_cycles = 3\nmax_memory_change = 0.08").failed;
-        let says = [
+        let expected = [
             "the change of memory is 0.084",
             "1 changes of partitions failed: load: INTERNAL: no",
             "1 answers are of a version",
             "the number of cycles is 2",
         ];
-        assert!(failed.len() == 4 && failed.iter().zip(says).all(|(failed, says)| failed.starts_with(says)), "{failed:?}");
+        assert!(failed.len() == 4 && failed.iter().zip(expected).all(|(failed, expected)| failed.starts_with(expected)), "{failed:?}");
     }
 
     #[test]
@@ -177,8 +178,8 @@ mod tests {
         let groups =
             "[[client]]\nname = 'even'\nshare = 1\nmax_p99_seconds = 0.09\n[[client]]\nname = 'odd'\nshare = 1\nmin_ok_ratio = 0.95";
         let report = report(groups);
-        let says = ["the 99th percentile of even in seconds is 0.09", "the share of good answers of odd is 0.94"];
-        assert!(report.failed.len() == 2 && report.failed.iter().zip(says).all(|(f, s)| f.starts_with(s)), "{:?}", report.failed);
+        let expected = ["the 99th percentile of even in seconds is 0.09", "the share of good answers of odd is 0.94"];
+        assert!(report.failed.len() == 2 && report.failed.iter().zip(expected).all(|(f, s)| f.starts_with(s)), "{:?}", report.failed);
         assert_eq!((report.clients["even"].ended, report.clients["even"].ok), (50, 48));
     }
 

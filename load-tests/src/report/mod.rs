@@ -1,4 +1,4 @@
-//! What a run showed: a table, JSON, and whether what the scenario expects holds.
+//! The report of a run: its figures as a table and as JSON, and the scenario's expectations that failed.
 mod judge;
 mod table;
 
@@ -16,18 +16,18 @@ use crate::scrape::Page;
 use crate::tally::{Latencies, Tally, code_name};
 use crate::target::{Answered, Truth};
 
-/// What was seen of a run, besides the calls.
+/// The observations of a run besides its calls.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Goodput of the closed loops before the run and after it, of those that were measured.
+    /// Goodput of the closed loops before and after the run, where they were measured.
     pub capacities: Vec<f64>,
-    /// Of a spawned server, before and after the run.
+    /// Memory of a spawned server before and after the run.
     pub memory: Option<[Memory; 2]>,
-    /// Of a spawned server, once a second.
+    /// Memory of a spawned server, once a second.
     pub memory_series: Option<Series>,
     /// The server's metrics before and after the run.
     pub pages: Option<[Page; 2]>,
-    /// What the churn did, and the answers to check by it.
+    /// The churn's figures, and the answers whose versions are checked by it.
     pub churn: Option<(Churned, Vec<Answered>)>,
 }
 
@@ -35,11 +35,11 @@ pub struct Seen {
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     pub scenario: String,
-    /// Mean of `capacities`, where any was measured.
+    /// Mean of `capacities`; `None` where none was measured.
     pub capacity: Option<f64>,
-    /// Goodput of the closed loops before the run and after it.
+    /// Goodput of the closed loops before and after the run.
     pub capacities: Vec<f64>,
-    /// Requests per second asked for, without bursts.
+    /// The scenario's requests per second, without bursts.
     pub rate: f64,
     pub seconds: f64,
     pub offered: u64,
@@ -48,29 +48,30 @@ pub struct Report {
     pub ok: u64,
     pub goodput: f64,
     pub goodput_of_capacity: Option<f64>,
-    /// By status code, `OK` for instance.
+    /// Calls by status code, `OK` for instance.
     pub codes: BTreeMap<&'static str, CodeReport>,
-    /// By group of callers, where there are several.
+    /// Calls by group of callers, where there are several.
     pub clients: BTreeMap<String, ClientReport>,
-    /// How late the generator sent.
+    /// The generator's delays.
     pub lag: Quantiles,
-    /// How long after their deadlines calls were answered with DEADLINE_EXCEEDED.
+    /// Times from the deadlines of calls to their answers DEADLINE_EXCEEDED.
     pub deadline_overrun: Quantiles,
-    /// Shares of the answers in which task and label were right.
+    /// Shares of the answers with the right task, and with the right label.
     pub right_task: Option<f64>,
     pub right_label: Option<f64>,
     pub outcomes_reported: u64,
     pub outcomes_refused: u64,
-    /// What the server's metrics say of the run.
+    /// Batches of the run, by the server's metrics.
     pub server: Option<ServerReport>,
     pub churn: Option<ChurnReport>,
-    /// Of a spawned server, before and after the run.
+    /// Memory of a spawned server before and after the run.
     pub memory: Option<[Memory; 2]>,
-    /// Of a spawned server, resident bytes once a second.
+    /// Resident bytes of a spawned server, once a second.
     pub memory_series: Option<Series>,
-    /// Change of that between the moments that the scenario names, or between the rests of its churn, as a share.
+    /// Change of these bytes, as a share, between the moments that the scenario names or between the rests of
+    /// its churn.
     pub memory_change: Option<f64>,
-    /// Expectations that do not hold; empty where the run passed.
+    /// Expectations that failed; empty where the run passed.
     pub failed: Vec<String>,
 }
 
@@ -89,19 +90,19 @@ pub struct ClientReport {
     pub latency: Quantiles,
 }
 
-/// Batches, by the server's histograms: times are interpolated within their buckets.
+/// The batches of a run, by the server's histograms; times are interpolated within buckets.
 #[derive(Debug, Clone, Serialize)]
 pub struct ServerReport {
     pub batches: f64,
     /// Samples that were computed.
     pub samples: f64,
-    /// Samples that were computed less good answers.
+    /// Computed samples minus good answers.
     pub unanswered: f64,
     pub compute_p50: Option<f64>,
     pub compute_p99_9: Option<f64>,
 }
 
-/// The partitions that came and went.
+/// The churn of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct ChurnReport {
     pub cycles: u64,
@@ -109,9 +110,9 @@ pub struct ChurnReport {
     pub failed: u64,
     pub failures: Vec<String>,
     pub took: Quantiles,
-    /// Seconds since the churn began at which its rests were over.
+    /// The ends of its rests, in seconds since the start of the churn.
     pub rests: Vec<f64>,
-    /// Good answers that were checked, and those of a version that was not live between their sending and their receipt.
+    /// Good answers that were checked, and those of a version that was not live between request and answer.
     pub answers: u64,
     pub answers_of_no_live_version: u64,
 }

@@ -1,4 +1,4 @@
-//! The report as people read it.
+//! The report as a table of text.
 use std::fmt;
 
 use super::{ChurnReport, Quantiles, Report, ServerReport};

@@ -1,4 +1,4 @@
-//! What a run is, read from a TOML file.
+//! The description of a run, read from a TOML file.
 mod expect;
 mod rate;
 
@@ -16,7 +16,8 @@ use crate::arrivals::Rates;
 pub const MAX_SECONDS: u64 = 900;
 /// The most requests of one run.
 pub const MAX_REQUESTS: u64 = 1_000_000;
-/// The shortest rest of a churn, in seconds: what was freed is given back by then, and memory is read five times.
+/// The shortest rest of a churn, in seconds. By its end the server has returned freed memory to the system,
+/// and memory was read five times.
 const MIN_REST: f64 = 10.0;
 /// The most groups of callers.
 const MAX_CLIENTS: usize = 16;
@@ -38,45 +39,46 @@ pub enum ScenarioError {
 pub struct Scenario {
     /// The scenario's name, as printed.
     pub name: String,
-    /// A data set's directory, relative to the scenario's file, in the layout {task_id, split, image, text, label}.
+    /// A data set's directory, relative to the scenario's file, in the layout {task_id, split, image, text,
+    /// label}.
     pub data: PathBuf,
     /// The split whose items are sent.
     #[serde(default = "default_split")]
     pub split: String,
     /// Requests per second.
     pub rate: Rate,
-    /// For how long requests are due.
+    /// Length of the run, in seconds.
     pub duration_seconds: u64,
-    /// Seeds the arrivals, the items' order and which modalities are sent.
+    /// Seed of the arrivals, the order of items and the modalities that are sent.
     #[serde(default)]
     pub seed: u64,
-    /// HTTP/2 connections; a server limits the calls on one.
+    /// Number of HTTP/2 connections; a server limits the calls of each.
     #[serde(default = "default_connections")]
     pub connections: usize,
-    /// Calls without an answer above which the generator drops.
+    /// The most calls without an answer; above it, the generator drops requests.
     #[serde(default = "default_max_outstanding")]
     pub max_outstanding: usize,
-    /// The deadline given with each call.
+    /// The deadline of each call, in seconds.
     #[serde(default = "default_deadline")]
     pub deadline_seconds: f64,
-    /// The share of answers whose truth is reported back, in [0, 1].
+    /// The share of answers whose outcome is reported to the server, in [0, 1].
     #[serde(default)]
     pub outcomes: f64,
-    /// Which modalities are sent by those clients that have no mix of their own, in the time after the phases.
+    /// The modalities that are sent after the phases by clients without a mix of their own.
     pub mix: Mix,
-    /// What everybody sends before that, one phase after another.
+    /// The modalities that all clients send before that, one phase after another.
     #[serde(default, rename = "phase")]
     pub phases: Vec<Phase>,
-    /// Times of another rate.
+    /// Periods of another rate.
     pub burst: Option<Burst>,
-    /// Groups of callers; one named `all` where none is given.
+    /// Groups of callers; one group named `all` where none is given.
     #[serde(default, rename = "client")]
     pub clients: Vec<Client>,
-    /// Partitions that come and go meanwhile.
+    /// Loads and unloads of partitions during the run.
     pub churn: Option<Churn>,
     /// How capacity is measured before the run; a relative rate needs it.
     pub capacity: Option<Capacity>,
-    /// What must hold.
+    /// The expectations.
     #[serde(default)]
     pub expect: Expect,
 }
@@ -93,7 +95,7 @@ pub struct Mix {
     pub text: f64,
 }
 
-/// A time in which the modalities are mixed in another way.
+/// A period with a mix of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Phase {
@@ -101,7 +103,8 @@ pub struct Phase {
     pub mix: Mix,
 }
 
-/// Every so often, starting with the end of the first such time, requests are due at another rate for a while.
+/// Bursts: every `every_seconds`, first after `every_seconds`, requests are due at another rate for
+/// `length_seconds`.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Burst {
@@ -111,27 +114,27 @@ pub struct Burst {
     pub rate: Rate,
 }
 
-/// Callers that are alike.
+/// A group of callers with the same behaviour.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Client {
-    /// As printed.
+    /// Its name in the report.
     pub name: String,
     /// Weight of its share of the requests; the weights need not add up to 1.
     pub share: f64,
-    /// What it sends; the scenario's where it is left out.
+    /// The modalities that it sends; the scenario's mix where it is left out.
     pub mix: Option<Mix>,
-    /// Its requests' priority; the server's default where it is left out.
+    /// The priority of its requests; the server's default where it is left out.
     pub priority: Option<Priority>,
-    /// The scenario's where it is left out.
+    /// Its deadline; the scenario's where it is left out.
     pub deadline_seconds: Option<f64>,
-    /// Expected: the 99th percentile of its good answers' latency.
+    /// Expected: the 99th percentile of the latency of its good answers, at most.
     pub max_p99_seconds: Option<f64>,
-    /// Expected: its good answers over the calls it offered.
+    /// Expected: its good answers divided by its due calls, at least.
     pub min_ok_ratio: Option<f64>,
 }
 
-/// What goes first when the server is busy.
+/// The priority of a request when the server is busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
@@ -139,7 +142,8 @@ pub enum Priority {
     Bulk,
 }
 
-/// An admin client beside the traffic. It takes the partitions in turn through load, load again, roll back and unload, and loads them again at the end.
+/// An admin client during the traffic. It takes the partitions in turn through load, load again, roll back
+/// and unload, and loads them again at the end.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Churn {
@@ -147,31 +151,34 @@ pub struct Churn {
     pub partitions: Vec<PathBuf>,
     /// Cycles after which the run ends early; without it the churn ends with the run.
     pub cycles: Option<u64>,
-    /// Seconds from the start of one cycle to the start of the next, at least; 0, the default: one right after the other.
+    /// The least time from the start of one cycle to the start of the next, in seconds. 0, the default:
+    /// without a pause.
     #[serde(default)]
     pub every_seconds: f64,
-    /// Seconds of traffic without changes, after `warm_up_cycles` and again after the last cycle, with the partitions loaded that were at the start; 0, the default: none.
-    /// Change of memory is then from the end of the first rest to the end of the last.
+    /// Seconds of traffic without changes, after `warm_up_cycles` and again after the last cycle, with the
+    /// same partitions loaded as at the start. 0, the default: no rest. With rests, the change of memory is
+    /// measured from the end of the first rest to the end of the last.
     #[serde(default)]
     pub rest_seconds: f64,
-    /// Cycles before the first rest: they fill what the server retains on purpose.
+    /// Cycles before the first rest. They fill the caches that the server keeps on purpose.
     #[serde(default)]
     pub warm_up_cycles: u64,
 }
 
-/// A closed loop before the run.
+/// The measurement of capacity by a closed loop.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Capacity {
-    /// Calls kept in flight.
+    /// Calls in flight at any time.
     pub in_flight: usize,
-    /// Seconds that don't count.
+    /// Seconds before the measurement.
     pub warm_up_seconds: u64,
-    /// Seconds that do.
+    /// Seconds of the measurement.
     pub seconds: u64,
-    /// Capacity is that of the slowest window of so many seconds instead of their mean: what a machine whose speed changes can be asked for at any time.
+    /// If given, capacity is the goodput of the slowest window of this length instead of the mean. A machine
+    /// whose speed changes can serve this rate at any time.
     pub slowest_window_seconds: Option<u64>,
-    /// Measure again after the run; capacity is the mean of the two.
+    /// Measures again after the run; capacity is the mean of the two.
     #[serde(default)]
     pub after: bool,
 }
@@ -193,7 +200,7 @@ fn default_deadline() -> f64 {
 }
 
 impl Scenario {
-    /// Reads and checks a file. `data` becomes a path that is good from here.
+    /// Reads and checks a file. `data` and `partitions` become paths from the working directory.
     pub fn read(path: &Path) -> Result<Self, ScenarioError> {
         let text = std::fs::read_to_string(path).map_err(|source| ScenarioError::Read { path: path.into(), source })?;
         let mut scenario: Self =
@@ -208,7 +215,7 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// Refuses what can't be run or has no bound.
+    /// Refuses a scenario that can't be run or has no bound.
     pub fn check(&self) -> Result<(), ScenarioError> {
         must((1..=MAX_SECONDS).contains(&self.duration_seconds), "duration_seconds", format!("from 1 to {MAX_SECONDS}"))?;
         must((1..=256).contains(&self.connections), "connections", "from 1 to 256".into())?;
@@ -268,7 +275,7 @@ impl Scenario {
         Ok(rates)
     }
 
-    /// For how long requests are due.
+    /// Length of the run.
     pub fn duration(&self) -> Duration {
         Duration::from_secs(self.duration_seconds)
     }
@@ -283,7 +290,7 @@ impl Mix {
 }
 
 impl Client {
-    /// Everybody.
+    /// The group of all callers, where a scenario names no group.
     fn all() -> Self {
         let name = "all".to_owned();
         Self { name, share: 1.0, mix: None, priority: None, deadline_seconds: None, max_p99_seconds: None, min_ok_ratio: None }

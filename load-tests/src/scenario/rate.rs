@@ -1,4 +1,4 @@
-//! How many requests are due each second.
+//! The rate of requests.
 use std::fmt;
 use std::str::FromStr;
 
@@ -16,7 +16,7 @@ impl Rate {
     /// Requests per second, given the measured capacity.
     ///
     /// # Errors
-    /// A multiple of a capacity that isn't known or is nothing.
+    /// A multiple of a capacity that is not known or is zero.
     pub fn per_second(self, capacity: Option<f64>) -> Result<f64, String> {
         match (self, capacity) {
             (Self::PerSecond(n), _) => Ok(n),
@@ -26,7 +26,7 @@ impl Rate {
     }
 }
 
-/// A rate as TOML may spell it.
+/// A rate as it may be written in TOML.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum RateText {

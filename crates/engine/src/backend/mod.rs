@@ -1,5 +1,13 @@
-//! What the engine asks of a processor, and the drive through the layers, which is the same on all of them. The backends
-//! differ in arithmetic only.
+//! What the engine requires of a processor, and the loop over the layers, which is the same for all of them.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `cpu` | the CPU, with the kernels of `delo_kernels` |
+//! | `cuda` | NVIDIA GPUs, with kernels of our own and cuBLAS |
+//! | `candle` | other GPUs, with candle's operations |
+//! | `patches` | cutting images into patches, for all of them |
+//!
+//! The backends differ in arithmetic only.
 pub(crate) mod candle;
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
@@ -17,41 +25,42 @@ use delo_model::input::Sample;
 use delo_model::method::Adapter;
 use delo_model::method::factors::{Choice, FactorBank};
 
-/// The frozen backbone on some processor, which adds each sample's own adapter to the layers.
+/// The frozen backbone on one processor. A pass adds each sample's own adapter to the layers.
 pub(crate) trait Backend: Debug + Send + Sync {
-    /// Hidden states, `[rows, d]`.
+    /// Hidden states where the processor reads them, `[rows, d]`.
     type Hidden;
 
-    /// What a pass over some layers of a batch needs beside the hidden states.
+    /// What a pass of one batch over a range of layers needs beside the hidden states.
     type Pass<'a>;
 
-    /// Encoder layers.
+    /// Number of encoder layers.
     fn layers(&self) -> usize;
 
     /// Number format of the products.
     fn precision(&self) -> Precision;
 
-    /// What multiplies: number format, and instructions or device.
+    /// The name of what multiplies: number format, and instructions or device.
     fn kernel(&self) -> &str;
 
-    /// Tokens of a batch that is large enough, see [`crate::Engine::batch_tokens`]; `sample_tokens` are those of a full
-    /// sample.
+    /// See [`crate::Engine::batch_tokens`]. `sample_tokens`: the tokens of a sample with the longest text and
+    /// an image of the trained size.
     fn batch_tokens(&self, sample_tokens: usize) -> usize;
 
-    /// The same while samples wait, see [`crate::Engine::backlog_batch_tokens`].
+    /// See [`crate::Engine::backlog_batch_tokens`].
     fn backlog_batch_tokens(&self, sample_tokens: usize) -> usize;
 
-    /// Hidden states entering layer 0; `dummy` in place of what is missing.
+    /// Hidden states that enter layer 0, all samples one after another, and the rows of each. `dummy` stands
+    /// in for missing modalities.
     fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Self::Hidden, Vec<Span>)>;
 
     /// Prepares a pass over `layers`.
     fn start<'a>(&self, spans: &'a [Span], layers: Range<usize>, adapters: Option<&Adapters<'_>>) -> Result<Self::Pass<'a>>;
 
-    /// One layer, in place. What is chosen is noted in `adapters` here or at the end of the pass.
+    /// Runs one layer in place. The choices are noted in `adapters` here or in [`Self::finish`].
     fn layer(&self, pass: &mut Self::Pass<'_>, index: usize, hidden: &mut Self::Hidden, adapters: Option<&mut Adapters<'_>>) -> Result<()>;
 
-    /// A layer for the text CLS of each sample alone, `[samples, d]`: keys and values are computed of all tokens,
-    /// everything else of one row a sample.
+    /// Runs one layer for the text CLS of each sample alone, `[samples, d]`: keys and values are computed for
+    /// all tokens, everything else for one row of each sample.
     fn layer_of_cls(
         &self,
         pass: &mut Self::Pass<'_>,
@@ -60,28 +69,28 @@ pub(crate) trait Backend: Debug + Send + Sync {
         adapters: Option<&mut Adapters<'_>>,
     ) -> Result<Self::Hidden>;
 
-    /// Ends a pass.
+    /// Ends a pass; the choices of all its layers are then noted in `adapters`.
     fn finish(&self, pass: Self::Pass<'_>, adapters: Option<&mut Adapters<'_>>) -> Result<()>;
 
-    /// The row of each sample's text CLS, `[samples, d]`.
+    /// The rows of the samples' text CLS, `[samples, d]`.
     fn cls(&self, hidden: &Self::Hidden, spans: &[Span]) -> Result<Self::Hidden>;
 
-    /// tanh(pooler · layernorm(h)) of each row of text CLS, `[samples, d]`.
+    /// tanh(pooler · layernorm(h)) of each row, `[samples, d]`.
     fn pool(&self, cls: &Self::Hidden) -> Result<Vec<Vec<f32>>>;
 
-    /// The mean of each range of rows, `[ranges, d]`; zero where it is empty.
+    /// The mean of each range of rows, `[ranges, d]`; zero where the range is empty.
     fn means(&self, hidden: &Self::Hidden, ranges: &[Range<usize>]) -> Result<Vec<Vec<f32>>>;
 
-    /// Some samples' rows, one sample after another.
+    /// The rows of these samples, one sample after another.
     fn select(&self, hidden: &Self::Hidden, spans: &[Span]) -> Result<Self::Hidden>;
 
-    /// As a tensor on the CPU, for training.
+    /// A copy as a tensor on the CPU, in f32, for training and evaluation.
     fn to_tensor(&self, hidden: &Self::Hidden) -> Result<Tensor>;
 
-    /// From a tensor.
+    /// Hidden states from a tensor `[rows, d]`.
     fn load_tensor(&self, hidden: &Tensor) -> Result<Self::Hidden>;
 
-    /// From the state entering `layers.start` to the state entering `layers.end`.
+    /// Runs layers in place: from the state that enters `layers.start` to the state that enters `layers.end`.
     fn run(&self, hidden: &mut Self::Hidden, spans: &[Span], layers: Range<usize>, mut adapters: Option<&mut Adapters<'_>>) -> Result<()> {
         if layers.is_empty() {
             return Ok(());
@@ -93,8 +102,8 @@ pub(crate) trait Backend: Debug + Send + Sync {
         self.finish(pass, adapters)
     }
 
-    /// From the state entering `first` to the pooled output of each sample, `[samples, d]`. The state is spent: of the
-    /// last layer, only what the pooled output needs is computed.
+    /// From the state that enters layer `first` to the pooled output of each sample, `[samples, d]`. Takes
+    /// the state: of the last layer, only what the pooled output needs is computed.
     fn run_to_pooled(
         &self,
         mut hidden: Self::Hidden,
@@ -122,13 +131,14 @@ pub(crate) trait Backend: Debug + Send + Sync {
     }
 }
 
-/// Tokens of a batch on a GPU. On an H200, ViLT-B/32 in bf16 (`delo bench engine --batch 1 8 32 64`), 5,920 tokens take
-/// 8.6 ms; each costs 1.6 times less than of 1,480, and of 11,840 a tenth less again.
+/// Tokens of a usual batch on a GPU. On an H200 with ViLT-B/32 in bf16
+/// (`delo bench engine --batch 1 8 32 64`), a batch of 5,920 tokens takes 8.6 ms. Its time for each token is
+/// 1.6 times less than that of a batch of 1,480 tokens; at 11,840 tokens, it is less by another tenth.
 pub(crate) const GPU_BATCH_TOKENS: usize = 4096;
-/// The same while samples wait.
+/// Tokens of the largest batch on a GPU while a backlog waits.
 pub(crate) const GPU_BACKLOG_BATCH_TOKENS: usize = 3 * GPU_BATCH_TOKENS;
 
-/// What stands in for a missing modality.
+/// The stand-ins for missing modalities.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dummy<'a> {
     /// Token ids of the empty text.
@@ -137,10 +147,10 @@ pub(crate) struct Dummy<'a> {
     pub image: [usize; 2],
 }
 
-/// What a pass adds to the frozen layers: each sample's adapter, and what was chosen of it.
+/// The adapters that a pass adds to the frozen layers, one for each sample, and the choices of their factors.
 pub(crate) struct Adapters<'a> {
     of_samples: Vec<&'a Adapter>,
-    /// For each sample, each adapted layer with the choice in every group of its bank.
+    /// For each sample, each adapted layer with the choice in every group of the layer's bank.
     pub chosen: Vec<Vec<(usize, Vec<Choice>)>>,
 }
 
@@ -150,12 +160,12 @@ impl<'a> Adapters<'a> {
         Self { chosen: vec![Vec::new(); of_samples.len()], of_samples }
     }
 
-    /// Each sample's factors in a layer; `None` where its task adds nothing to the layer.
+    /// For each sample, its factors in a layer; `None` where its task adds nothing to the layer.
     pub fn layer(&self, layer: usize) -> Vec<Option<&'a FactorBank>> {
         self.of_samples.iter().map(|adapter| adapter.bank(layer)).collect()
     }
 
-    /// Notes what was chosen in a layer.
+    /// Notes the choices of all samples in a layer; `None` for a sample that the layer does not adapt.
     pub fn note(&mut self, layer: usize, chosen: Vec<Option<Vec<Choice>>>) {
         for (all, chosen) in self.chosen.iter_mut().zip(chosen) {
             all.extend(chosen.map(|chosen| (layer, chosen)));

@@ -1,8 +1,9 @@
 //! Cutting an image into patches.
 use delo_model::input::Pixels;
 
-/// One patch of `side` × `side` pixels, the `index`-th of its image row by row: `[3, height, width]` → `[3, side, side]`.
-/// White where there is no image.
+/// Writes one patch of `side` × `side` pixels to `out`: `[3, height, width]` → `[3, side, side]`. `index`
+/// counts the patches of the image row by row. Without an image the patch is white. `of` converts to the
+/// product's number format.
 #[inline(always)]
 pub(crate) fn cut_patch<T: Copy>(pixels: Option<&Pixels>, index: usize, side: usize, out: &mut [T], of: impl Fn(f32) -> T) {
     let Some(Pixels { height, width, data }) = pixels else { return out.fill(of(1.0)) };

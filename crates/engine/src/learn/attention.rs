@@ -3,9 +3,9 @@ use super::small_product::{Assign, Strided, StridedMut, product};
 use delo_kernels::attention::{Attended, weights};
 use delo_kernels::{Kernel, RowsMut, RowsRef, parallel};
 
-/// Gradients of queries, keys and values into `grad_qkv` `[tokens, 3 d]`, given those of the outputs
-/// `[rows, d]`. Query row i of a sample is row `tokens.start + i` of `qkv`. Cells of `grad_qkv` that belong
-/// to no query and no key are not written.
+/// Writes the gradients of queries, keys and values to `grad_qkv` `[tokens, 3 d]`, given those of the outputs
+/// `[rows, d]`. The i-th query of a sample is in row `tokens.start + i` of `qkv`. Elements of `grad_qkv` that
+/// belong to no query, key or value are not written.
 pub fn backward(
     kernel: &Kernel<f32>,
     qkv: RowsRef<'_, f32>,
@@ -42,8 +42,8 @@ pub fn backward(
         for (part, rows, scale, lhs, rhs) in results {
             product(StridedMut::new(&mut out, rows.len(), width, width), Assign::Overwrite, scale, lhs, rhs);
             for (row, values) in rows.zip(out.chunks_exact(width)) {
-                // SAFETY: a row and head of a sample belong to one task, each of its three parts to one
-                // product.
+                // SAFETY: each pair of a sample and a head is one piece of work, and each of the three parts
+                // of its rows is written by one product.
                 unsafe { grad_qkv.part(row, columns(part)) }.copy_from_slice(values);
             }
         }

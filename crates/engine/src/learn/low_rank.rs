@@ -1,9 +1,9 @@
-//! The low-rank update of query, key and value while its factors learn: each sample's own factors over its
-//! own tokens (METHOD.md 2).
+//! The low-rank update of query, key and value in training: each sample's own factors over its own tokens
+//! (METHOD.md 2).
 use super::small_product::{Assign, Strided, StridedMut, product};
 use delo_model::method::Target;
 
-/// One sample's operands: `x` `[tokens, d]`, its factors `[targets · pairs, d]` each.
+/// One sample's operands: `x` is `[tokens, d]`, `a` and `b` are `[targets · pairs, d]`.
 #[derive(Clone, Copy)]
 pub struct SampleOperands<'a> {
     pub x: Strided<'a>,
@@ -27,7 +27,8 @@ impl<'a> SampleOperands<'a> {
         u
     }
 
-    /// Adds x Aᵀ B to `out`, `[tokens, TARGETS · d]`, whose rows stand `stride` apart.
+    /// Adds x Aᵀ B to `out`, `[tokens, targets · d]`. The start of a row is `stride` numbers after the one
+    /// before.
     pub fn forward(&self, out: &mut [f32], stride: usize) {
         let (u, width, d) = (self.down(), Target::COUNT * self.pairs, self.d);
         for target in 0..Target::COUNT {
@@ -37,8 +38,8 @@ impl<'a> SampleOperands<'a> {
         }
     }
 
-    /// Adds the gradient of x to `dx` (rows `stride` apart) where wanted, and writes those of A and B, given
-    /// that of the output (rows `grad_stride` apart).
+    /// Given the gradient of the output (stride `grad_stride`), adds the gradient of x to `dx` (with its
+    /// stride; `None` where it is not needed) and writes the gradients of A and B to `da` and `db`.
     pub fn backward(&self, grad: &[f32], grad_stride: usize, dx: Option<(&mut [f32], usize)>, da: &mut [f32], db: &mut [f32]) {
         let (u, width, d) = (self.down(), Target::COUNT * self.pairs, self.d);
         let mut du = vec![0.0; self.tokens * width];

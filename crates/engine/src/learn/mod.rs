@@ -1,8 +1,8 @@
-//! One task's layers while it learns: the frozen products forward and backward on packed weights, gradients
-//! for the low-rank factors alone.
+//! One task's layers during training: the frozen products forward and backward on packed weights, and
+//! gradients of the state and the low-rank factors.
 //!
-//! A layer is one operation of candle's graph. Its backward pass uses what its forward pass kept, and the
-//! transposes of the weights, which are packed when a task first learns.
+//! A layer is one operation of candle's graph. Its backward pass uses the values that its forward pass kept,
+//! and the transposes of the weights, which are packed at the first call of [`Engine::run_task`].
 mod attention;
 mod low_rank;
 mod segment_mean;
@@ -18,7 +18,8 @@ use self::small_product::Strided;
 use super::backend::cpu::{CpuBackend, Map};
 use super::packed::{Packed, Span};
 use super::tensors::{values, with_values};
-use super::{Compute, Engine, TaskOutput};
+use crate::Engine;
+use crate::compute::Compute;
 use delo_kernels::attention::{Attended, attention as attend};
 use delo_kernels::elementwise::{gelu, gelu_slope};
 use delo_kernels::norm::Norm;
@@ -28,18 +29,28 @@ use delo_model::input::Presence;
 use delo_model::method::{FactorPairs, Target, TaskModel};
 use segment_mean::SegmentMean;
 
-/// Rows that one piece of work covers.
+/// Rows of one piece of work.
 const ROWS: usize = 32;
 
+/// The output of one task's layers and head for each sample.
+#[derive(Debug)]
+pub struct TaskOutput {
+    /// `[samples, classes]`
+    pub logits: Tensor,
+    /// For each adapted layer, the queries of the state that enters it, `[samples, d]` for each modality; the
+    /// proxy's query where the modality is missing (METHOD.md 3).
+    pub queries: Vec<PerModality<Tensor>>,
+}
+
 impl Engine {
-    /// One task's adapted layers and head over the state entering its first adapted layer. Differentiable in
-    /// the task's variables.
+    /// Runs one task's adapted layers and its head. `packed` is the state that enters the task's first
+    /// adapted layer. The output is differentiable in the task's variables. Blocking.
     ///
     /// # Errors
     /// An engine that does not compute in f32 on the CPU.
     pub fn run_task(&self, packed: &Packed, task: &TaskModel) -> Result<TaskOutput> {
         let Compute::F32(backbone) = &self.compute else {
-            candle_core::bail!("a task learns in f32 on the CPU: load the backbone with that precision");
+            candle_core::bail!("training computes in f32 on the CPU: load the backbone with that precision and device");
         };
         let (first_layer, layers) = (task.method().first_adapted_layer(), self.backbone.config.num_hidden_layers);
         let (samples, d) = (packed.spans.len(), self.backbone.config.hidden_size);
@@ -55,7 +66,8 @@ impl Engine {
                 layer: LearningLayer::of(backbone, layer),
                 spans: spans.clone(),
                 pairs,
-                // Nothing before the first adapted layer learns, and of the last one only the text CLS is looked at.
+                // Layers before the first adapted one have no trainable parameter, and the pooler reads only
+                // the text CLS of the last one.
                 first: layer == first_layer,
                 last: layer + 1 == layers,
                 kept: Mutex::default(),
@@ -74,7 +86,8 @@ impl Engine {
     }
 }
 
-/// The queries of each sample, `[samples, d]` of each modality, the proxy in place of what is missing (METHOD.md 3).
+/// The queries of each sample, `[samples, d]` for each modality; the proxy's query where the modality is
+/// missing (METHOD.md 3).
 fn queries(hidden: &Tensor, spans: &Arc<[Span]>) -> Result<PerModality<Tensor>> {
     let means = hidden.apply_op1(SegmentMean(spans.clone()))?;
     let samples = spans.len();
@@ -86,7 +99,7 @@ fn queries(hidden: &Tensor, spans: &Arc<[Span]>) -> Result<PerModality<Tensor>> 
     Ok(PerModality { image: chosen(0, 1, Presence::TextOnly)?, text: chosen(1, 0, Presence::ImageOnly)? })
 }
 
-/// One frozen layer and what its backward pass multiplies by.
+/// One frozen layer and the transposed weights of its backward pass.
 #[derive(Clone)]
 struct LearningLayer {
     kernel: Kernel<f32>,
@@ -102,23 +115,23 @@ impl LearningLayer {
     }
 }
 
-/// `(h, a, b)` to the state after one pre-norm encoder layer. `h` is `[tokens, d]`; `a` and `b` are
-/// `[samples · targets · pairs, d]`, sample by sample, target by target.
-/// The result has a row for every token, or for every text CLS.
+/// One pre-norm encoder layer: `(h, a, b)` → the state after it. `h` is `[tokens, d]`; `a` and `b` are
+/// `[samples · targets · pairs, d]`, sample by sample, target by target. The result has one row for each
+/// token, or one for each text CLS where the layer is the last.
 struct AdaptedLayer {
     layer: LearningLayer,
     spans: Arc<[Span]>,
     /// Factor pairs of a target.
     pairs: usize,
-    /// The state that enters depends on nothing that learns.
+    /// Whether no trainable parameter precedes this layer. Its input then needs no gradient.
     first: bool,
-    /// Only the text CLS of each sample goes on.
+    /// Whether this is the last layer, of which only the row of each text CLS is computed.
     last: bool,
-    /// From the forward to the backward pass.
+    /// Written by the forward pass, read by the backward pass.
     kept: Mutex<Option<Kept>>,
 }
 
-/// What the forward pass of a layer keeps.
+/// The values that the forward pass of a layer keeps for the backward pass.
 struct Kept {
     /// The normalised state, `[tokens, d]`.
     x: Matrix<f32>,
@@ -126,7 +139,7 @@ struct Kept {
     qkv: Matrix<f32>,
     /// The state after the attention, `[rows, d]`.
     middle: Matrix<f32>,
-    /// What enters the GELU, `[rows, intermediate]`.
+    /// The input of the GELU, `[rows, intermediate]`.
     inner: Matrix<f32>,
 }
 
@@ -140,7 +153,7 @@ impl AdaptedLayer {
         self.spans.iter().enumerate().map(of_sample).collect()
     }
 
-    /// The token behind each row of the result.
+    /// For each row of the result, the row of its token in `h`.
     fn rows(&self) -> Vec<usize> {
         if self.last {
             return self.spans.iter().map(|span| span.start).collect();
@@ -172,13 +185,13 @@ impl AdaptedLayer {
             let (stride, rows) = (qkv.view().stride(), qkv.view_mut());
             parallel(self.spans.len(), |sample| {
                 let span = &self.spans[sample];
-                // SAFETY: samples are disjoint.
+                // SAFETY: the rows of two samples are disjoint.
                 let mut rows = unsafe { rows.whole(span.start..span.end()) };
                 self.operands(x.view(), a, b, sample).forward(rows.values_mut(), stride);
             });
         }
         let (attended, rows) = (self.attended(), self.rows());
-        // A row's query stands in its token's row.
+        // The query of a result's row is in the row of its token.
         let queries = Matrix::of_rows(qkv.view(), rows.iter().copied());
         let part = |part: usize| qkv.view().columns(part * d..(part + 1) * d);
         let mut context = Matrix::zeros(rows.len(), d);
@@ -200,7 +213,7 @@ impl AdaptedLayer {
         (flat, Kept { x, qkv, middle, inner })
     }
 
-    /// Gradients of h (unless nothing before learns), a and b.
+    /// Gradients of h (`None` in the first adapted layer), a and b.
     fn backward(
         &self,
         kept: &Kept,
@@ -219,7 +232,7 @@ impl AdaptedLayer {
         {
             let middle = middle.view_mut();
             pieces(kernel, rows.len(), |row| {
-                // SAFETY: each row belongs to one piece.
+                // SAFETY: each row belongs to one piece of work.
                 let out = unsafe { middle.part(row, 0..d) };
                 out.copy_from_slice(grad.row(row));
                 layer.norm_after.add_gradient(kept.middle.row(row), normalised.row(row), out);
@@ -239,7 +252,7 @@ impl AdaptedLayer {
                 let span = &self.spans[sample];
                 let operands = self.operands(kept.x.view(), a, b, sample);
                 let grad = qkv.view().range(span.start..span.end());
-                // SAFETY: samples are disjoint, among the tokens and among the factors.
+                // SAFETY: the rows of two samples are disjoint, in the tokens and in the factors.
                 unsafe {
                     let mut dx = (!self.first).then(|| x.whole(span.start..span.end()));
                     let dx = dx.as_mut().map(|dx| (dx.values_mut(), x_stride));
@@ -256,7 +269,7 @@ impl AdaptedLayer {
             let mut row_of = vec![None; tokens];
             rows.iter().enumerate().for_each(|(row, &token)| row_of[token] = Some(row));
             pieces(kernel, tokens, |token| {
-                // SAFETY: each row belongs to one piece.
+                // SAFETY: each row belongs to one piece of work.
                 let out = unsafe { dh.part(token, 0..d) };
                 if let Some(row) = row_of[token] {
                     out.copy_from_slice(middle.row(row));
@@ -368,7 +381,7 @@ fn linear(kernel: &Kernel<f32>, x: RowsRef<'_, f32>, weight: &PackedMatrix<f32>)
     out
 }
 
-/// Calls `f` with each row's number, on the pool, compiled for the kernel's instructions.
+/// Calls `f` with the number of each row, on the compute pool, compiled for the kernel's instructions.
 fn pieces(kernel: &Kernel<f32>, rows: usize, f: impl Fn(usize) + Sync) {
     parallel(rows.div_ceil(ROWS), |piece| {
         kernel.isa.run(
@@ -378,9 +391,9 @@ fn pieces(kernel: &Kernel<f32>, rows: usize, f: impl Fn(usize) + Sync) {
     });
 }
 
-/// `f(row of x, row of out)` of every row.
+/// Calls `f(row of x, row of out)` for every row.
 fn each_row(kernel: &Kernel<f32>, x: RowsRef<'_, f32>, out: &RowsMut<'_, f32>, f: impl Fn(&[f32], &mut [f32]) + Sync) {
-    // SAFETY: each row belongs to one piece.
+    // SAFETY: each row belongs to one piece of work.
     pieces(kernel, x.rows(), |row| f(x.row(row), unsafe { out.part(row, 0..x.width()) }));
 }
 
@@ -395,7 +408,7 @@ impl TileSink for SlopeSink<'_> {
     fn tile(&self, tile: &mut Tile<'_>) {
         let columns = tile.column..tile.column + tile.columns;
         for row in 0..tile.rows {
-            // SAFETY: no two tiles cover the same cell.
+            // SAFETY: no two tiles cover the same element.
             let out = unsafe { self.out.part(tile.row + row, columns.clone()) };
             let x = &self.x.row(tile.row + row)[columns.clone()];
             out.iter_mut().zip(tile.row(row)).zip(x).for_each(|((o, &grad), &x)| *o = grad * gelu_slope(x));

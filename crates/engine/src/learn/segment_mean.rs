@@ -7,8 +7,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use super::super::tensors::{values, with_values};
 use crate::packed::Span;
 
-/// `[tokens, d]` to `[2 · samples, d]`: each sample's mean over its patches, then each sample's mean over its
-/// text tokens; neither CLS, nor SEP. The mean of no token is zero.
+/// `[tokens, d]` → `[2 · samples, d]`: the mean over each sample's patches, then the mean over each sample's
+/// text tokens, both without CLS and SEP. The mean of an empty range is zero.
 #[derive(Debug)]
 pub struct SegmentMean(pub Arc<[Span]>);
 

@@ -1,9 +1,9 @@
-//! Small products whose operands change, such as factors that learn: a safe face of the `gemm` crate.
-//! Operands are strided views, whose bounds are checked once; a product runs on the calling thread.
+//! Small products of operands that change, such as factors in training: a safe interface to the `gemm` crate.
+//! Operands are strided views whose bounds are checked once; a product runs on the calling thread.
 use delo_kernels::RowsRef;
 use gemm::Parallelism;
 
-/// A view of a slice as a matrix, to read; a transpose is a view too.
+/// A slice read as a matrix with two strides; its transpose is such a view too.
 #[derive(Clone, Copy)]
 pub struct Strided<'a> {
     values: &'a [f32],
@@ -13,7 +13,7 @@ pub struct Strided<'a> {
     column_stride: usize,
 }
 
-/// A view of a slice as a row-major matrix, to write a product to.
+/// A slice as a row-major matrix to which a product is written.
 pub struct StridedMut<'a> {
     values: &'a mut [f32],
     rows: usize,
@@ -27,16 +27,16 @@ fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) 
 }
 
 impl<'a> Strided<'a> {
-    /// A row-major view whose rows stand `row_stride` apart.
+    /// A row-major view; each row starts `row_stride` numbers after the one before.
     ///
     /// # Panics
-    /// Where the slice is too short for the shape.
+    /// If the slice is too short for the shape.
     pub fn new(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert!(extent(rows, columns, row_stride, 1) <= values.len(), "a {rows} × {columns} view does not fit {} values", values.len());
         Self { values, rows, columns, row_stride, column_stride: 1 }
     }
 
-    /// The transpose, without moving anything.
+    /// The transpose; copies nothing.
     pub fn t(self) -> Self {
         Self { rows: self.columns, columns: self.rows, row_stride: self.column_stride, column_stride: self.row_stride, ..self }
     }
@@ -50,10 +50,10 @@ impl<'a> From<RowsRef<'a, f32>> for Strided<'a> {
 }
 
 impl<'a> StridedMut<'a> {
-    /// A row-major view whose rows stand `row_stride` apart.
+    /// A row-major view; each row starts `row_stride` numbers after the one before.
     ///
     /// # Panics
-    /// Where the slice is too short for the shape, or rows would overlap.
+    /// If the slice is too short for the shape, or rows would overlap.
     pub fn new(values: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert!(extent(rows, columns, row_stride, 1) <= values.len(), "a {rows} × {columns} view does not fit {} values", values.len());
         assert!(rows <= 1 || columns <= row_stride, "rows of a product's target must not overlap");
@@ -61,17 +61,17 @@ impl<'a> StridedMut<'a> {
     }
 }
 
-/// What happens to the values that the target holds already.
+/// Whether a product replaces the values of its target or is added to them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Assign {
     Overwrite,
     Add,
 }
 
-/// `target (+)= scale · lhs · rhs`, on this thread.
+/// `target = scale · lhs · rhs`, or `target += scale · lhs · rhs`, on this thread.
 ///
 /// # Panics
-/// Where the shapes do not agree.
+/// If the shapes do not agree.
 pub fn product(out: StridedMut<'_>, assign: Assign, scale: f32, lhs: Strided<'_>, rhs: Strided<'_>) {
     assert_eq!((lhs.rows, lhs.columns, rhs.columns), (out.rows, rhs.rows, out.columns), "shapes of a product");
     // SAFETY: the constructors checked that every index of these shapes and strides lies within its slice,
@@ -108,7 +108,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_the_definition(m in 1usize..9, k in 0usize..9, n in 1usize..9, pad in 0usize..3, add: bool, transposed: bool) {
+        fn products_equal_the_definition(m in 1usize..9, k in 0usize..9, n in 1usize..9, pad in 0usize..3, add: bool, transposed: bool) {
             let number = |i: usize| ((i * 37 + 11) % 17) as f32 - 8.0;
             let a: Vec<f32> = (0..m * (k + pad)).map(number).collect();
             let b: Vec<f32> = (0..(k.max(n) + pad) * (k.max(n) + pad)).map(number).collect();

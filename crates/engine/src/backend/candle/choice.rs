@@ -1,4 +1,4 @@
-//! Which processor computes, as settings and flags name it.
+//! Which processor computes, by its name in settings and flags.
 use std::fmt;
 use std::str::FromStr;
 
@@ -9,16 +9,16 @@ use delo_kernels::Precision;
 /// The processor that computes: `auto`, `cpu`, `cuda:N` or `metal:N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU where this build has one of the two and it opens, else the CPU.
+    /// The first GPU that this build supports and that opens, else the CPU.
     Auto,
-    /// The CPU, on kernels of this program's own.
+    /// The CPU, with this program's own kernels.
     #[default]
     Cpu,
-    /// An NVIDIA GPU, by number.
+    /// An NVIDIA GPU, by its number.
     Cuda(usize),
-    /// A GPU of Apple's, by number.
+    /// An Apple GPU, by its number.
     Metal(usize),
-    /// What runs on a GPU, on the CPU and in f32: by this, the way of the GPU is tested where there is none. No setting names it.
+    /// The operations of a GPU on the CPU, in f32: for tests on a machine without a GPU. No setting names it.
     Candle,
 }
 
@@ -26,24 +26,24 @@ pub enum DeviceChoice {
 #[derive(Clone, Debug)]
 pub struct OpenDevice {
     pub device: Device,
-    /// As settings name it.
+    /// Its name in settings.
     pub name: String,
 }
 
 impl DeviceChoice {
-    /// The first GPU of each kind that this build can use.
+    /// The first GPU of each kind that this build supports.
     pub fn gpus() -> impl Iterator<Item = Self> {
         let built = [(Self::Cuda(0), cfg!(feature = "cuda")), (Self::Metal(0), cfg!(feature = "metal"))];
         built.into_iter().filter_map(|(gpu, built)| built.then_some(gpu))
     }
 
-    /// Opens the device; `None` for the CPU's own kernels.
+    /// Opens the device; `None` for the CPU with this program's own kernels. Blocking.
     ///
     /// # Errors
     /// A device that this build lacks, or that does not open.
     pub fn open(self) -> Result<Option<OpenDevice>> {
         let opened = match self {
-            Self::Auto => return Ok(Self::gpus().find_map(Self::open_or_tell)),
+            Self::Auto => return Ok(Self::gpus().find_map(Self::open_or_warn)),
             Self::Cpu => return Ok(None),
             Self::Cuda(number) => open_cuda(number),
             Self::Metal(number) => Device::new_metal(number),
@@ -53,8 +53,8 @@ impl DeviceChoice {
         Ok(Some(OpenDevice { device, name: self.to_string() }))
     }
 
-    /// As [`Self::open`]; a refusal goes to the log.
-    fn open_or_tell(self) -> Option<OpenDevice> {
+    /// As [`Self::open`]; an error is logged as a warning and gives `None`.
+    fn open_or_warn(self) -> Option<OpenDevice> {
         self.open().unwrap_or_else(|e| {
             tracing::warn!("{e}");
             None
@@ -62,20 +62,23 @@ impl DeviceChoice {
     }
 }
 
-/// With one stream for all threads: candle's default is one for each thread, and a batch may run on any.
+/// Opens a GPU with one CUDA stream for all threads. candle's default is one stream for each thread, but a
+/// batch may run on any thread of the pool.
 fn open_cuda(number: usize) -> Result<Device> {
     let device = Device::new_cuda_with_stream(number)?;
     #[cfg(feature = "cuda")]
     {
         let cuda = device.as_cuda_device()?;
-        // SAFETY: every tensor of this device is made, used and freed on its one stream, in the order of the calls: nothing is left to track.
+        // SAFETY: every tensor of this device is allocated, used and freed on its one stream, in the order of
+        // the calls, so that no event needs tracking.
         unsafe { cuda.disable_event_tracking() };
         keep_memory(cuda)?;
     }
     Ok(device)
 }
 
-/// Memory that a batch frees stays with the process for the next one: by default it goes back to the driver whenever the CPU waits for the device.
+/// Keeps the memory that a batch frees for the next batch. By default it returns to the driver each time the
+/// CPU waits for the device.
 #[cfg(feature = "cuda")]
 fn keep_memory(device: &candle_core::CudaDevice) -> Result<()> {
     use candle_core::cuda_backend::WrapErr;
@@ -86,7 +89,8 @@ fn keep_memory(device: &candle_core::CudaDevice) -> Result<()> {
     }
     let (mut pool, mut most) = (std::ptr::null_mut(), u64::MAX);
     let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the device is open, and the attribute is a number of 64 bits, which the call reads before it returns.
+    // SAFETY: the device is open. The attribute is a number of 64 bits, which the call reads before it
+    // returns.
     unsafe {
         sys::cuDeviceGetDefaultMemPool(&raw mut pool, stream.context().cu_device()).result().w()?;
         sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut most).cast()).result().w()
@@ -94,21 +98,21 @@ fn keep_memory(device: &candle_core::CudaDevice) -> Result<()> {
 }
 
 impl OpenDevice {
-    /// The number format that is fastest without a loss that matters: bf16 where tensor cores multiply it.
+    /// The fastest number format whose answers differ little from f32's: bf16 where tensor cores multiply it.
     pub fn fastest(&self) -> Precision {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(device) = &self.device {
             let major = device.cuda_stream().context().compute_capability().map_or(0, |(major, _)| major);
-            // Ampere, the first generation to multiply bf16.
+            // Ampere is the first generation that multiplies bf16.
             return if major >= 8 { Precision::Bf16 } else { Precision::F32 };
         }
         Precision::F32
     }
 
-    /// The type of the products' operands.
+    /// candle's type for the operands of products.
     ///
     /// # Errors
-    /// candle multiplies no bf16 on a CPU.
+    /// bf16 on a CPU, which candle does not multiply.
     pub fn dtype(&self, precision: Precision) -> Result<DType> {
         match precision {
             Precision::F32 => Ok(DType::F32),
@@ -136,7 +140,7 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// What this build offers.
+/// The names that this build accepts, for messages.
 fn choices() -> String {
     let names: Vec<String> = [DeviceChoice::Auto].into_iter().chain(DeviceChoice::gpus()).map(|choice| format!("\"{choice}\"")).collect();
     format!("{} or \"cpu\"", names.join(", "))
@@ -159,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gpu_that_this_build_lacks_is_refused_with_what_to_do() {
+    fn a_gpu_that_this_build_does_not_support_is_refused_with_advice() {
         for (kind, has) in [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))] {
             match format!("{kind}:0").parse::<DeviceChoice>() {
                 Ok(choice) => assert!(has && choice.to_string() == format!("{kind}:0")),
@@ -169,14 +173,14 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_device() {
+    fn refuses_texts_that_name_no_device() {
         for text in ["", "gpu", "cuda", "cuda:", "cuda:x", "candle"] {
             assert!(text.parse::<DeviceChoice>().unwrap_err().contains("is no device"), "{text}");
         }
     }
 
     #[test]
-    fn auto_always_finds_something() {
+    fn auto_always_finds_a_device() {
         DeviceChoice::Auto.open().unwrap();
         assert!(DeviceChoice::Cpu.open().unwrap().is_none());
     }

@@ -1,4 +1,4 @@
-//! From token ids and pixels to the hidden states that enter layer 0, all samples in one stream.
+//! From token ids and pixels to the hidden states that enter layer 0, all samples in one packed matrix.
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -17,11 +17,11 @@ pub(crate) struct Embeddings {
     dtype: DType,
 }
 
-/// Images that are to be cut into patches.
+/// Images to cut into patches.
 pub(crate) struct Patches<'a> {
-    /// Each with its rows and columns of patches; `None` is white.
+    /// Each image with its rows and columns of patches; `None` is a white image.
     images: Vec<(Option<&'a Pixels>, (usize, usize))>,
-    /// Of a patch, in pixels.
+    /// Height and width of a patch, in pixels.
     side: usize,
 }
 
@@ -39,10 +39,11 @@ impl Embeddings {
 
     /// Hidden states `[tokens, d]` in f32 of all samples, one after another.
     ///
-    /// `upload`: the patches `[patches, 3 · patch · patch]` on the device, in the products' format.
+    /// `upload` copies the patches to the device, `[patches, 3 · patch · patch]`, in the products' format.
     ///
     /// # Errors
-    /// More tokens than positions, an id outside the vocabulary, or an image whose sides are no multiples of the patch.
+    /// More tokens than positions, an id outside the vocabulary, or an image whose sides are no multiples of
+    /// the patch.
     pub fn embed<'a>(
         &self,
         samples: &[&'a Sample],
@@ -51,7 +52,8 @@ impl Embeddings {
     ) -> Result<(Tensor, Vec<Span>)> {
         let mut spans: Vec<Span> = Vec::with_capacity(samples.len());
         let (mut ids, mut positions, mut images) = (Vec::new(), Vec::new(), Vec::with_capacity(samples.len()));
-        // The different grids with the first row of each, and each patch's row.
+        // The different grids with the first row of each in a table of all grids' positions; and for each
+        // patch, its row in that table.
         let mut grids: Vec<((usize, usize), u32)> = Vec::new();
         let mut grid_rows: Vec<u32> = Vec::new();
         for &sample in samples {
@@ -76,8 +78,8 @@ impl Embeddings {
         let patches = self.tables.patch_projection.forward(&upload(&Patches { images, side: self.tables.patch_size })?)?;
         let patches = (patches.to_dtype(DType::F32)? + grids)?;
         let texts = self.texts(ids, positions)?;
-        let stream = self.rows(order(&spans, texts.dim(0)? as u32))?;
-        Ok((Tensor::cat(&[&texts, &self.tables.image_cls, &patches], 0)?.index_select(&stream, 0)?, spans))
+        let rows = self.rows(order(&spans, texts.dim(0)? as u32))?;
+        Ok((Tensor::cat(&[&texts, &self.tables.image_cls, &patches], 0)?.index_select(&rows, 0)?, spans))
     }
 
     fn patch_grid(&self, sample: &Sample, dummy: Dummy<'_>) -> Result<(usize, usize)> {
@@ -86,7 +88,7 @@ impl Embeddings {
         self.tables.patch_grid([height, width], numbers)
     }
 
-    /// layernorm(word + token type + position) + modality type of all texts' tokens, `[tokens, d]`.
+    /// layernorm(word + token type + position) + modality type of the tokens of all texts, `[tokens, d]`.
     fn texts(&self, ids: Vec<u32>, positions: Vec<u32>) -> Result<Tensor> {
         let tables = &self.tables;
         let words = tables.word.index_select(&self.rows(ids)?, 0)?.to_dtype(DType::F32)?;
@@ -94,13 +96,13 @@ impl Embeddings {
         normalise(&tables.text_layernorm, &sum)?.broadcast_add(&tables.text_modality)
     }
 
-    /// Rows to select.
+    /// Row numbers as a tensor on the device.
     fn rows(&self, rows: Vec<u32>) -> Result<Tensor> {
         let count = rows.len();
         Tensor::from_vec(rows, count, self.tables.word.device())
     }
 
-    /// Patches by way of a copy on the CPU.
+    /// Cuts the patches on the CPU, then copies them to the device.
     pub fn upload(&self, patches: &Patches<'_>) -> Result<Tensor> {
         let (count, width) = patches.shape();
         let mut numbers = vec![0f32; count * width];
@@ -111,13 +113,13 @@ impl Embeddings {
 }
 
 impl<'a> Patches<'a> {
-    /// The same in parts of a few images each.
+    /// The same images in parts of at most `images` each.
     #[cfg(any(test, feature = "cuda"))]
     pub fn parts(&self, images: usize) -> impl Iterator<Item = Patches<'a>> {
         self.images.chunks(images).map(|images| Patches { images: images.to_vec(), side: self.side })
     }
 
-    /// Patches, and numbers of each.
+    /// Number of patches, and of the numbers in each.
     pub fn shape(&self) -> (usize, usize) {
         (self.images.iter().map(|(_, (rows, columns))| rows * columns).sum(), 3 * self.side * self.side)
     }
@@ -125,7 +127,7 @@ impl<'a> Patches<'a> {
     /// Writes all patches, image by image and row by row: `[patches, 3, side, side]`.
     ///
     /// # Errors
-    /// A memory of another size.
+    /// `memory` of another length than all patches together.
     pub fn cut_into<T: Copy + Send>(&self, memory: &mut [T], of: impl Fn(f32) -> T + Sync) -> Result<()> {
         let (count, width) = self.shape();
         if memory.len() != count * width {
@@ -148,17 +150,18 @@ impl<'a> Patches<'a> {
     }
 }
 
-/// Where each row of the stream stands in a table of all texts' rows, the image CLS and all images' patches.
+/// For each row of the packed matrix, its row in a table of `texts` rows of text tokens, one image CLS, and
+/// the patches of all images.
 fn order(spans: &[Span], texts: u32) -> Vec<u32> {
-    let (mut stream, mut text, mut patch) = (Vec::new(), 0, texts + 1);
+    let (mut rows, mut text, mut patch) = (Vec::new(), 0, texts + 1);
     for span in spans {
         let (words, patches) = (span.text as u32, span.image as u32 - 1);
-        stream.extend(text..text + words);
-        stream.push(texts);
-        stream.extend(patch..patch + patches);
+        rows.extend(text..text + words);
+        rows.push(texts);
+        rows.extend(patch..patch + patches);
         (text, patch) = (text + words, patch + patches);
     }
-    stream
+    rows
 }
 
 #[cfg(test)]

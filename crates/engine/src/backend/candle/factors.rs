@@ -1,21 +1,21 @@
-//! One layer's factors on a device, where factors and routers stay.
+//! The copy of one layer's factors and routers on a device.
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 use delo_model::method::factors::FactorBank;
 
-/// The numbers of a [`FactorBank`] that a forward multiplies by; g, E, s, r, d as there.
+/// The numbers of a [`FactorBank`] by which a forward multiplies. g, E, s, r and d are those of the bank.
 #[derive(Debug)]
 pub(crate) struct DeviceFactors {
     device: Device,
     dtype: DType,
     /// A, then α B, then one factor of zeros: `[2 · g · E · s + 1, d]`.
     factors: Tensor,
-    /// `None` where nothing chooses.
+    /// `None` where the method has no routers.
     routers: Option<DeviceRouters>,
 }
 
-/// What chooses the factors.
+/// The routers, which choose the factors.
 #[derive(Debug)]
 pub(crate) struct DeviceRouters {
     /// W_A, then W_B, in f32: `[2 · g · E, d]`.
@@ -23,16 +23,17 @@ pub(crate) struct DeviceRouters {
     /// The biases of W_A, then of W_B: `[2 · g · E]`.
     #[cfg(feature = "cuda")]
     pub biases: Tensor,
-    /// What A's factors add to the scores of B: `[g, r, E, E]`.
+    /// What each A factor adds to the scores of the B factors: `[g, r, E, E]`.
     #[cfg(feature = "cuda")]
     pub table: Tensor,
 }
 
 impl DeviceFactors {
-    /// The copy of a bank on a device, in its number format: made at the first call, freed with the bank.
+    /// The copy of a bank on a device in a number format. It is made at the first call and freed with the
+    /// bank.
     ///
     /// # Errors
-    /// No room on the device.
+    /// Too little memory on the device.
     pub fn of(bank: &FactorBank, device: &Device, dtype: DType) -> Result<Arc<Self>> {
         let fits = |copy: &Self| copy.dtype == dtype && copy.device.same_device(device);
         bank.copies().get_or_make(fits, || Self::copied(bank, device, dtype))
@@ -61,24 +62,24 @@ impl DeviceFactors {
         })
     }
 
-    /// All factors in one piece, see the field.
+    /// A, then α B, then one factor of zeros, in one piece: `[2 · g · E · s + 1, d]`.
     #[cfg(feature = "cuda")]
     pub fn all(&self) -> &Tensor {
         &self.factors
     }
 
-    /// What chooses the factors.
+    /// The routers; `None` where the method has none.
     pub fn routers(&self) -> Option<&DeviceRouters> {
         self.routers.as_ref()
     }
 
-    /// The factors at some rows, `[rows, d]`: a factor of A stands where [`FactorBank::factor_rows`] says, one of B
-    /// [`Self::first_b`] rows later.
+    /// The factors at these rows, `[rows, d]`. [`FactorBank::factor_rows`] gives the row of an A factor; the
+    /// B factor of the same number is [`Self::first_b`] rows later.
     pub fn rows(&self, rows: &Tensor) -> Result<Tensor> {
         self.factors.index_select(rows, 0)
     }
 
-    /// Rows of A.
+    /// Number of rows of A, which is the first row of B.
     pub fn first_b(&self) -> usize {
         self.zero() / 2
     }
@@ -90,7 +91,7 @@ impl DeviceFactors {
 }
 
 impl DeviceRouters {
-    /// W_A q, then W_B q, of every group: `[queries, d]` → `[queries, 2 · g · E]`.
+    /// W_A q of every group, then W_B q of every group: `[queries, d]` → `[queries, 2 · g · E]`.
     pub fn products(&self, queries: &Tensor) -> Result<Tensor> {
         queries.matmul(&self.weights.t()?)
     }

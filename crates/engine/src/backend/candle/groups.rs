@@ -1,21 +1,22 @@
-//! Samples of as many tokens, side by side: what a stream's samples do each on their own, such a group does as one batch, and nothing is padded.
+//! Groups of samples with the same number of tokens. Attention and low-rank updates, which run for each
+//! sample, run for a whole group as one batched operation, without padding.
 use candle_core::{Result, Tensor};
 
 use crate::packed::Span;
 
-/// The samples of a stream that have one number of tokens.
+/// The samples of a batch that have the same number of tokens.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
-    /// Their places in the batch, rising.
+    /// Their numbers in the batch, in ascending order.
     pub samples: Vec<usize>,
-    /// The first row of each in the stream.
+    /// The first row of each in the packed matrix.
     starts: Vec<usize>,
-    /// Rows of each.
+    /// Number of rows of each.
     pub rows: usize,
 }
 
 impl Group {
-    /// All samples, in groups by the first of each.
+    /// All samples of a batch in groups, in the order of the first sample of each group.
     pub fn of(spans: &[Span]) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         for (sample, span) in spans.iter().enumerate() {
@@ -30,25 +31,26 @@ impl Group {
         groups
     }
 
-    /// The same samples in a stream that holds one row of each.
+    /// The same samples in a matrix that holds one row of each sample of the batch.
     pub fn of_one_row(&self) -> Self {
         Self { samples: self.samples.clone(), starts: self.samples.clone(), rows: 1 }
     }
 
-    /// Out of a stream: `[tokens, width]` → `[samples, rows, width]`.
-    pub fn take(&self, stream: &Tensor) -> Result<Tensor> {
-        let (samples, width) = (self.samples.len(), stream.dim(1)?);
+    /// The group's rows of a packed matrix: `[tokens, width]` → `[samples, rows, width]`.
+    pub fn take(&self, packed: &Tensor) -> Result<Tensor> {
+        let (samples, width) = (self.samples.len(), packed.dim(1)?);
         let adjoin = self.starts.windows(2).all(|pair| pair[0] + self.rows == pair[1]);
         let rows = if adjoin {
-            stream.narrow(0, self.starts[0], samples * self.rows)?
+            packed.narrow(0, self.starts[0], samples * self.rows)?
         } else {
-            pick(stream, self.starts.iter().map(|&start| (start, self.rows)))?
+            pick(packed, self.starts.iter().map(|&start| (start, self.rows)))?
         };
         rows.reshape((samples, self.rows, width))
     }
 }
 
-/// Back into one stream, sample by sample: `[samples, rows, width]` of each group → `[tokens, width]`.
+/// Puts the groups' rows back into one packed matrix, sample by sample: `[samples, rows, width]` of each
+/// group → `[tokens, width]`.
 pub(super) fn merge(groups: &[Group], parts: &[Tensor]) -> Result<Tensor> {
     if let [part] = parts {
         return part.flatten(0, 1);
@@ -60,8 +62,8 @@ pub(super) fn merge(groups: &[Group], parts: &[Tensor]) -> Result<Tensor> {
     Tensor::cat(&rows, 0)
 }
 
-/// Some ranges of rows, (start, rows) each, one after another.
-pub(super) fn pick(stream: &Tensor, ranges: impl Iterator<Item = (usize, usize)>) -> Result<Tensor> {
-    let parts = ranges.map(|(start, rows)| stream.narrow(0, start, rows)).collect::<Result<Vec<_>>>()?;
+/// Ranges of rows of a packed matrix, each as (first row, number of rows), one after another.
+pub(super) fn pick(packed: &Tensor, ranges: impl Iterator<Item = (usize, usize)>) -> Result<Tensor> {
+    let parts = ranges.map(|(start, rows)| packed.narrow(0, start, rows)).collect::<Result<Vec<_>>>()?;
     Tensor::cat(&parts, 0)
 }

@@ -6,11 +6,11 @@ use candle_core::{Result, Tensor};
 use crate::packed::Span;
 use delo_model::vilt::{EncoderLayer, LayerNorm, Linear, Loader, ViltError};
 
-/// Norms in f32, maps as whoever computes wants them.
+/// One encoder layer: norms in f32, maps in the format that the backend multiplies.
 #[derive(Debug)]
 pub(crate) struct Layer {
     pub norm_before: LayerNorm,
-    /// Query, key and value under each other, `[3 d, d]`.
+    /// Query, key and value stacked, `[3 d, d]`.
     pub qkv: Linear,
     pub attention_output: Linear,
     pub norm_after: LayerNorm,
@@ -19,7 +19,7 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// All layers of a checkpoint, in order. `ready` puts a map into the number formats that it is used in.
+    /// All layers of a checkpoint, in order. `ready` converts a map to the number format in which it is used.
     ///
     /// # Errors
     /// See [`ViltError`].
@@ -40,7 +40,7 @@ impl Layer {
         })
     }
 
-    /// Some targets of query, key and value; shares the storage.
+    /// A range of the targets query, key and value; shares the storage.
     pub fn part(&self, targets: Range<usize>) -> Result<Linear> {
         let d = self.qkv.weight.dim(1)?;
         let rows = |t: &Tensor| t.narrow(0, targets.start * d, targets.len() * d);
@@ -48,8 +48,8 @@ impl Layer {
     }
 }
 
-/// The rows of the text CLS, `[samples, width]`.
-pub(crate) fn cls(stream: &Tensor, spans: &[Span]) -> Result<Tensor> {
+/// The rows of the samples' text CLS: `[tokens, width]` → `[samples, width]`.
+pub(crate) fn cls(packed: &Tensor, spans: &[Span]) -> Result<Tensor> {
     let rows: Vec<u32> = spans.iter().map(|span| span.start as u32).collect();
-    stream.index_select(&Tensor::new(rows, stream.device())?, 0)
+    packed.index_select(&Tensor::new(rows, packed.device())?, 0)
 }

@@ -1,5 +1,5 @@
-//! The low-rank update of query, key and value in a batch of any tasks: routers and factors stay on the device, the hard choice is made on the
-//! CPU from the routers' products.
+//! The low-rank update of query, key and value in a batch of any tasks. Routers and factors stay on the
+//! device; the CPU chooses the factors from the routers' products.
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,37 +12,37 @@ use delo_model::Modality;
 use delo_model::method::Target;
 use delo_model::method::factors::{Choice, FactorBank, Routers};
 
-/// Reads the query signals of a group's samples off a stream.
+/// Weights `[samples, modalities, rows]` that average the rows of each sample of a group into its queries.
 #[derive(Debug)]
 pub(super) struct Averages(Tensor);
 
 /// Every sample's update in one layer.
 pub(super) struct LayerUpdate {
-    /// Of each group; `None` where no sample of it is adapted.
+    /// For each group; `None` where no sample of it is adapted.
     pub groups: Vec<Option<Factors>>,
-    /// What was chosen, sample by sample.
+    /// For each sample, its choices; `None` where its task adds nothing to the layer.
     pub chosen: Vec<Option<Vec<Choice>>>,
 }
 
-/// The factors of a group's samples, padded with zeros to as many pairs as any of them has.
+/// The factors of a group's samples. Zeros pad each sample to the most pairs that any of them has.
 #[derive(Debug)]
 pub(super) struct Factors {
     /// `[samples, targets, pairs, d]`
     a: Tensor,
-    /// α B, likewise.
+    /// α B, `[samples, targets, pairs, d]`
     b: Tensor,
 }
 
-/// Neighbours in a group that share their factors.
+/// Consecutive samples of a group that have the same task.
 struct Run<'a> {
-    /// Places in the group.
+    /// Their places in the group.
     places: Range<usize>,
-    /// The factors, here and on the device; `None` where the task adds nothing to this layer.
+    /// The factors on the CPU and their copy on the device; `None` where the task adds nothing to this layer.
     bank: Option<(&'a FactorBank, Arc<DeviceFactors>)>,
 }
 
 impl Averages {
-    /// The weights whose product with a sample's tokens is q^v and q^t (METHOD.md 3): `[samples, 2, tokens]`.
+    /// The weights whose product with a sample's rows is q^v and q^t (METHOD.md 3): `[samples, 2, rows]`.
     pub fn of(group: &Group, spans: &[Span], device: &Device) -> Result<Self> {
         let mut weights = vec![0f32; group.samples.len() * Modality::ALL.len() * group.rows];
         for (weights, &sample) in weights.chunks_exact_mut(Modality::ALL.len() * group.rows).zip(&group.samples) {
@@ -55,14 +55,15 @@ impl Averages {
         Ok(Self(Tensor::from_vec(weights, (group.samples.len(), Modality::ALL.len(), group.rows), device)?))
     }
 
-    /// `[samples, 2, d]`
+    /// The queries of the group's samples: `[tokens, d]` → `[samples, 2, d]`.
     fn queries(&self, group: &Group, hidden: &Tensor) -> Result<Tensor> {
         self.0.matmul(&group.take(hidden)?)
     }
 }
 
 impl LayerUpdate {
-    /// Routes every sample by the state entering the layer (METHOD.md 2 and 3); `None` where no sample is adapted.
+    /// Chooses every sample's factors by the state that enters the layer (METHOD.md 2 and 3); `None` where no
+    /// sample is adapted.
     pub fn route(
         banks: &[Option<&FactorBank>],
         groups: &[Group],
@@ -96,7 +97,7 @@ impl LayerUpdate {
 }
 
 impl Factors {
-    /// Copies the chosen factors, one selection from each run's pools.
+    /// Copies the chosen factors into one tensor, with one selection of rows for each run.
     fn gather(group: &Group, runs: &[Run<'_>], chosen: &[Option<Vec<Choice>>], device: &Device, dtype: DType) -> Result<Option<Self>> {
         let adapted = || runs.iter().filter_map(|run| Some((run, run.bank.as_ref()?)));
         let Some((pairs, d)) = adapted().map(|(_, (bank, _))| (bank.pairs(), bank.shape().hidden)).max() else { return Ok(None) };
@@ -124,7 +125,7 @@ impl Factors {
         Ok(Some(Self { a: factors.get(0)?, b: factors.get(1)? }))
     }
 
-    /// α x Aᵀ B of some targets: `[samples, rows, d]` → `[samples, targets, rows, d]`.
+    /// α x Aᵀ B for a range of targets: `[samples, rows, d]` → `[samples, targets, rows, d]`.
     pub fn apply(&self, x: &Tensor, targets: Range<usize>) -> Result<Tensor> {
         let (samples, _, pairs, d) = self.a.dims4()?;
         let (rows, count) = (x.dim(1)?, targets.len());
@@ -135,6 +136,7 @@ impl Factors {
     }
 }
 
+/// The samples of a group in runs of the same task.
 fn runs<'a>(group: &Group, banks: &[Option<&'a FactorBank>], device: &Device, dtype: DType) -> Result<Vec<Run<'a>>> {
     let mut runs: Vec<Run<'a>> = Vec::new();
     for (place, &sample) in group.samples.iter().enumerate() {
@@ -150,6 +152,7 @@ fn runs<'a>(group: &Group, banks: &[Option<&'a FactorBank>], device: &Device, dt
     Ok(runs)
 }
 
+/// Whether both are the same bank, or both none.
 fn same(one: Option<&FactorBank>, other: Option<&FactorBank>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => std::ptr::eq(one, other),
@@ -158,8 +161,8 @@ fn same(one: Option<&FactorBank>, other: Option<&FactorBank>) -> bool {
     }
 }
 
-/// The routers' products with the query of each modality, `[modalities, 2 · g · E]` of each sample that is routed, in the
-/// order of groups and runs: one copy to the CPU.
+/// The routers' products with the query of each modality, `[modalities, 2 · g · E]` for each sample that has
+/// routers, in the order of groups and runs. One copy from the device to the CPU.
 fn products(runs: &[Vec<Run<'_>>], groups: &[Group], averages: &[Averages], hidden: &Tensor) -> Result<Vec<f32>> {
     let mut products = Vec::new();
     for ((group, runs), averages) in groups.iter().zip(runs).zip(averages) {
@@ -177,7 +180,7 @@ fn products(runs: &[Vec<Run<'_>>], groups: &[Group], averages: &[Averages], hidd
     if products.is_empty() { Ok(Vec::new()) } else { Tensor::cat(&products, 0)?.to_vec1() }
 }
 
-/// The choice in every group for one sample, given `[modalities, 2 · g · E]`.
+/// One sample's choice in every group of its bank, given the routers' products `[modalities, 2 · g · E]`.
 fn choose(bank: &FactorBank, routers: &Routers, products: &[f32]) -> Vec<Choice> {
     let (experts, groups) = (bank.shape().experts, bank.shape().all_groups());
     let of_group = |group: usize| {
@@ -188,7 +191,8 @@ fn choose(bank: &FactorBank, routers: &Routers, products: &[f32]) -> Vec<Choice>
     (0..groups).map(of_group).collect()
 }
 
-/// Appends the rows of one sample's factors of A or of B, `[targets, pairs]`: those of all groups of a target, then zeros.
+/// Appends the rows of one sample's A or B factors, `[targets, pairs]`: for each target those of all its
+/// groups, then the row of zeros. `first` is the first row of A or B; `side` takes A or B of a choice.
 fn push_rows(
     rows: &mut Vec<u32>,
     bank: &FactorBank,

@@ -1,7 +1,9 @@
-//! The backbone on a device of candle's: a GPU by Metal, one by CUDA whose shape our kernels do not compute, or the CPU as their stand-in in tests.
+//! The backbone with candle's operations: on an Apple GPU, on an NVIDIA GPU where our kernels do not support
+//! the backbone's widths, or on the CPU in tests.
 //!
-//! Linear maps and norms run once over all tokens of all samples; attention and the low-rank update run once for each number of tokens that some
-//! samples share. The residual stream, norms, softmax and routing are in f32, the products' operands in the chosen format.
+//! Linear maps and norms run once over all tokens of all samples. Attention and the low-rank update run once
+//! for each group of samples with the same number of tokens. Hidden states, norms, softmax and routing are in
+//! f32, the operands of products in the chosen format.
 mod choice;
 mod embed;
 pub(crate) mod factors;
@@ -36,7 +38,7 @@ pub(crate) struct CandleBackend {
     device: Device,
     precision: Precision,
     dtype: DType,
-    /// Number format and device.
+    /// Number format and device, as one name.
     kernel: String,
     heads: usize,
     embeddings: Embeddings,
@@ -44,16 +46,16 @@ pub(crate) struct CandleBackend {
     pooler: Pooler,
 }
 
-/// How the samples of a stream stand in it.
-pub(crate) struct Stream<'a> {
+/// The samples of a batch in the packed matrix, and in groups of the same number of tokens.
+pub(crate) struct Batch<'a> {
     spans: &'a [Span],
     groups: Vec<Group>,
-    /// Of each group; none where no sample is adapted.
+    /// For each group; empty in a pass without adapters.
     averages: Vec<Averages>,
 }
 
 impl CandleBackend {
-    /// Takes a checkpoint part by part, each straight to the device.
+    /// Loads a checkpoint part by part; each part goes directly to the device.
     pub fn load(loader: Loader, open: OpenDevice, precision: Precision) -> std::result::Result<(Self, Description), ViltError> {
         let dtype = open.dtype(precision)?;
         let mut loader = loader.onto(&open.device);
@@ -73,12 +75,12 @@ impl CandleBackend {
         Ok((backbone, loader.finish()))
     }
 
-    /// The layer norm of a stream, ready to multiply.
+    /// The layer norm of each row, `[rows, d]`, in the products' format.
     fn normalised(&self, norm: &LayerNorm, hidden: &Tensor) -> Result<Tensor> {
         normalise(norm, hidden)?.to_dtype(self.dtype)
     }
 
-    /// One pre-norm encoder layer.
+    /// One pre-norm encoder layer: `[tokens, d]` → `[tokens, d]`.
     fn whole_layer(&self, layer: &Layer, hidden: &Tensor, groups: &[Group], update: Option<&LayerUpdate>) -> Result<Tensor> {
         let x = self.normalised(&layer.norm_before, hidden)?;
         let qkv = layer.qkv.forward(&x)?;
@@ -91,32 +93,34 @@ impl CandleBackend {
         self.after_attention(layer, hidden, &merge(groups, &contexts)?)
     }
 
-    /// A layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample, `[samples, d]`.
-    fn cls_layer(&self, layer: &Layer, hidden: &Tensor, stream: &Stream<'_>, update: Option<&LayerUpdate>) -> Result<Tensor> {
+    /// A layer for the text CLS of each sample alone, `[tokens, d]` → `[samples, d]`: keys and values are
+    /// computed for all tokens, everything else for one row of each sample.
+    fn cls_layer(&self, layer: &Layer, hidden: &Tensor, batch: &Batch<'_>, update: Option<&LayerUpdate>) -> Result<Tensor> {
         let x = self.normalised(&layer.norm_before, hidden)?;
         let kv = layer.part(1..Target::COUNT)?.forward(&x)?;
-        let (x_cls, hidden) = (cls(&x, stream.spans)?, cls(hidden, stream.spans)?);
+        let (x_cls, hidden) = (cls(&x, batch.spans)?, cls(hidden, batch.spans)?);
         let q = layer.part(0..1)?.forward(&x_cls)?;
-        let cls_groups: Vec<Group> = stream.groups.iter().map(Group::of_one_row).collect();
+        let cls_groups: Vec<Group> = batch.groups.iter().map(Group::of_one_row).collect();
         let of_group = |index: usize| {
             let factors = update.and_then(|update| update.groups[index].as_ref());
             let q = self.mapped(&cls_groups[index], &x_cls, &q, factors, 0..1)?;
-            let kv = self.mapped(&stream.groups[index], &x, &kv, factors, 1..Target::COUNT)?;
+            let kv = self.mapped(&batch.groups[index], &x, &kv, factors, 1..Target::COUNT)?;
             attend(&q.get(0)?, &kv.get(0)?, &kv.get(1)?)
         };
         let contexts = (0..cls_groups.len()).map(of_group).collect::<Result<Vec<_>>>()?;
         self.after_attention(layer, &hidden, &merge(&cls_groups, &contexts)?)
     }
 
-    /// What follows the attention; row by row, so that it serves any rows.
+    /// The part of a layer after attention, for any rows: `[rows, d]` → `[rows, d]`.
     fn after_attention(&self, layer: &Layer, hidden: &Tensor, context: &Tensor) -> Result<Tensor> {
         let hidden = (hidden + layer.attention_output.forward(context)?.to_dtype(DType::F32)?)?;
         let inner = layer.intermediate.forward(&self.normalised(&layer.norm_after, &hidden)?)?.gelu_erf()?;
         hidden + layer.output.forward(&inner)?.to_dtype(DType::F32)?
     }
 
-    /// Some targets of a group's rows with its samples' updates, by head: `[targets, samples, heads, rows, d / heads]`. `x` is what was mapped,
-    /// `[tokens, d]`, and `mapped` what the frozen maps gave, `[tokens, targets · d]`.
+    /// A range of targets of a group's rows with the updates of its samples, by head:
+    /// `[targets, samples, heads, rows, d / heads]`. `x` is the input of the frozen maps, `[tokens, d]`, and
+    /// `mapped` their output, `[tokens, targets · d]`.
     fn mapped(&self, group: &Group, x: &Tensor, mapped: &Tensor, factors: Option<&Factors>, targets: Range<usize>) -> Result<Tensor> {
         let (samples, rows, count, heads) = (group.samples.len(), group.rows, targets.len(), self.heads);
         let frozen = group.take(mapped)?.reshape((samples, rows, count, heads, ()))?.permute((2, 0, 3, 1, 4))?;
@@ -125,23 +129,17 @@ impl CandleBackend {
         frozen + update.reshape((samples, count, rows, heads, ()))?.permute((1, 0, 3, 2, 4))?
     }
 
-    /// Routes a layer's samples where it has adapters, and notes what was chosen.
-    fn update(
-        &self,
-        layer: usize,
-        hidden: &Tensor,
-        stream: &Stream<'_>,
-        adapters: Option<&mut Adapters<'_>>,
-    ) -> Result<Option<LayerUpdate>> {
+    /// Chooses the samples' factors in a layer and notes the choices; `None` where no sample is adapted.
+    fn update(&self, layer: usize, hidden: &Tensor, batch: &Batch<'_>, adapters: Option<&mut Adapters<'_>>) -> Result<Option<LayerUpdate>> {
         let Some(adapters) = adapters else { return Ok(None) };
-        let update = LayerUpdate::route(&adapters.layer(layer), &stream.groups, &stream.averages, hidden, self.dtype)?;
+        let update = LayerUpdate::route(&adapters.layer(layer), &batch.groups, &batch.averages, hidden, self.dtype)?;
         Ok(update.inspect(|update| adapters.note(layer, update.chosen.clone())))
     }
 }
 
 impl Backend for CandleBackend {
     type Hidden = Tensor;
-    type Pass<'a> = Stream<'a>;
+    type Pass<'a> = Batch<'a>;
 
     fn layers(&self) -> usize {
         self.layers.len()
@@ -167,27 +165,27 @@ impl Backend for CandleBackend {
         self.embeddings.embed(samples, dummy, |patches| self.embeddings.upload(patches))
     }
 
-    fn start<'a>(&self, spans: &'a [Span], _: Range<usize>, adapters: Option<&Adapters<'_>>) -> Result<Stream<'a>> {
+    fn start<'a>(&self, spans: &'a [Span], _: Range<usize>, adapters: Option<&Adapters<'_>>) -> Result<Batch<'a>> {
         let groups = Group::of(spans);
         let averages = match adapters {
             Some(_) => groups.iter().map(|group| Averages::of(group, spans, &self.device)).collect::<Result<_>>()?,
             None => Vec::new(),
         };
-        Ok(Stream { spans, groups, averages })
+        Ok(Batch { spans, groups, averages })
     }
 
-    fn layer(&self, stream: &mut Stream<'_>, index: usize, hidden: &mut Tensor, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
-        let update = self.update(index, hidden, stream, adapters)?;
-        *hidden = self.whole_layer(&self.layers[index], hidden, &stream.groups, update.as_ref())?;
+    fn layer(&self, batch: &mut Batch<'_>, index: usize, hidden: &mut Tensor, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
+        let update = self.update(index, hidden, batch, adapters)?;
+        *hidden = self.whole_layer(&self.layers[index], hidden, &batch.groups, update.as_ref())?;
         Ok(())
     }
 
-    fn layer_of_cls(&self, stream: &mut Stream<'_>, index: usize, hidden: &Tensor, adapters: Option<&mut Adapters<'_>>) -> Result<Tensor> {
-        let update = self.update(index, hidden, stream, adapters)?;
-        self.cls_layer(&self.layers[index], hidden, stream, update.as_ref())
+    fn layer_of_cls(&self, batch: &mut Batch<'_>, index: usize, hidden: &Tensor, adapters: Option<&mut Adapters<'_>>) -> Result<Tensor> {
+        let update = self.update(index, hidden, batch, adapters)?;
+        self.cls_layer(&self.layers[index], hidden, batch, update.as_ref())
     }
 
-    fn finish(&self, _: Stream<'_>, _: Option<&mut Adapters<'_>>) -> Result<()> {
+    fn finish(&self, _: Batch<'_>, _: Option<&mut Adapters<'_>>) -> Result<()> {
         Ok(())
     }
 
@@ -221,17 +219,19 @@ impl Backend for CandleBackend {
     }
 }
 
+/// The map in another number format.
 fn cast(map: &Linear, dtype: DType) -> Result<Linear> {
     Ok(Linear { weight: map.weight.to_dtype(dtype)?, bias: map.bias.to_dtype(dtype)? })
 }
 
-/// Layer normalisation of each row, `[rows, d]`. The rows lose their mean before candle's fused operation, whose variance E[x²] − E[x]² is then
-/// that of two passes.
+/// Layer normalisation of each row, `[rows, d]`. candle's fused operation computes the variance as E[x²] −
+/// E[x]². The mean is subtracted before, so that the result is as exact as with two passes.
 fn normalise(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
     layer_norm(&x.broadcast_sub(&x.mean_keepdim(1)?)?, &norm.weight, &norm.bias, norm.eps as f32)
 }
 
-/// softmax(Q Kᵀ / √d_head) V per head: `[samples, heads, rows, d_head]`, then `[samples, heads, tokens, d_head]` twice → `[samples, rows, d]`.
+/// softmax(Q Kᵀ / √d_head) V of each head. Q is `[samples, heads, rows, d_head]`, K and V are
+/// `[samples, heads, tokens, d_head]`; the result is `[samples, rows, d]`.
 fn attend(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
     let (samples, heads, rows, width) = query.dims4()?;
     let scores = (query.matmul(&key.t()?)?.to_dtype(DType::F32)? / (width as f64).sqrt())?;

@@ -24,7 +24,7 @@ pub(super) struct Embeddings<F: Format> {
     text_modality: Vec<f32>,
     patch_projection: Map<F>,
     patch_size: usize,
-    /// Token, position and modality type, `[d]`.
+    /// Sum of the image CLS token, its position and its modality type, `[d]`.
     image_cls: Vec<f32>,
     grids: PatchGrids,
 }
@@ -44,7 +44,8 @@ impl<F: Format> Embeddings<F> {
         })
     }
 
-    /// Hidden states `[tokens, d]` of all samples, one after another; `pixels` is room for their patches.
+    /// Hidden states `[tokens, d]` of all samples, one after another. Writes their patches to `pixels`, which
+    /// is reshaped.
     ///
     /// # Errors
     /// More tokens than positions, an id outside the vocabulary, or an image whose sides are no multiples of
@@ -83,7 +84,7 @@ impl<F: Format> Embeddings<F> {
                     #[inline(always)]
                     || {
                         self.write_text(text_of(samples[i], dummy), &spans[i], &hidden);
-                        // SAFETY: the row of this sample's image CLS.
+                        // SAFETY: each sample is one piece of work, and this is the row of its image CLS.
                         unsafe { hidden.part(spans[i].image_cls(), 0..self.d) }.copy_from_slice(&self.image_cls);
                         self.cut(samples[i].image.as_ref(), grids[i].0, spans[i].image - 1, &pixels);
                     },
@@ -108,7 +109,7 @@ impl<F: Format> Embeddings<F> {
         Ok(())
     }
 
-    /// Rows and columns of patches.
+    /// Rows and columns of patches of an image, or of the dummy image.
     fn patch_grid(&self, image: Option<&Pixels>, dummy: Dummy<'_>) -> Result<(usize, usize)> {
         let p = self.patch_size;
         let [height, width] = image.map_or(dummy.image, |pixels| [pixels.height, pixels.width]);
@@ -120,7 +121,7 @@ impl<F: Format> Embeddings<F> {
         Ok((height / p, width / p))
     }
 
-    /// layernorm(word + token type + position) + modality type
+    /// Writes layernorm(word + token type + position) + modality type of a sample's text tokens.
     #[inline(always)]
     fn write_text(&self, ids: &[u32], span: &Span, hidden: &RowsMut<'_, f32>) {
         let d = self.d;
@@ -128,19 +129,20 @@ impl<F: Format> Embeddings<F> {
         for (i, &id) in ids.iter().enumerate() {
             let (word, position) = (&self.word[id as usize * d..][..d], &self.text_position[i * d..][..d]);
             sum.iter_mut().zip(word.iter().zip(position)).for_each(|(s, (w, p))| *s = w.get() + p);
-            // SAFETY: a row of this sample's text.
+            // SAFETY: each sample is one piece of work, and this is a row of its text.
             let row = unsafe { hidden.part(span.start + i, 0..d) };
             self.text_norm.row(&sum, row);
             row.iter_mut().zip(&self.text_modality).for_each(|(x, m)| *x += m);
         }
     }
 
-    /// The patches of an image, row by row, each `[3, patch, patch]`; white where there is none.
+    /// Writes the patches of an image, row by row, each `[3, patch, patch]`; white patches where there is no
+    /// image.
     #[inline(always)]
     fn cut(&self, image: Option<&Pixels>, first: usize, count: usize, out: &RowsMut<'_, F::Float>) {
         let p = self.patch_size;
         for patch in 0..count {
-            // SAFETY: a row of this sample's patches.
+            // SAFETY: each sample is one piece of work, and this is a row of its patches.
             let row = unsafe { out.part(first + patch, 0..3 * p * p) };
             cut_patch(image, patch, p, row, F::Float::of);
         }
@@ -168,8 +170,8 @@ impl TileSink for PatchSink<'_> {
             let next = self.owners.partition_point(|(first, _)| *first <= patch);
             let (first, start) = self.owners[next - 1];
             let until = self.owners.get(next).map_or(end, |(first, _)| end.min(*first));
-            // SAFETY: no two tiles cover the same cell, nor two patches the same row, and the instructions
-            // are the kernel's.
+            // SAFETY: no two tiles cover the same element, no two patches have the same row, and the
+            // instructions are the kernel's.
             unsafe { tile.add_to(self.isa, &self.out, patch - tile.row..until - tile.row, start + patch - first) };
             patch = until;
         }

@@ -1,5 +1,5 @@
-//! The low-rank update of query, key and value in a batch of any tasks: every sample's own factors, read
-//! where they are resident.
+//! The low-rank update of query, key and value in a batch of any tasks. Every sample's own B factors are read
+//! from its partition, without a copy.
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -13,30 +13,30 @@ use delo_model::method::Target;
 use delo_model::method::factors::{Choice, FactorBank};
 use delo_model::method::numbers::NumbersRef;
 
-/// Factor pairs that are added to a row of results at once.
+/// Factor pairs that are added to a tile of results at once.
 const AT_ONCE: usize = 8;
 
 /// One sample's factors in one layer.
 struct Factors<'a, E: Float> {
     bank: &'a FactorBank,
-    /// In every group.
+    /// The choice in every group of the bank.
     choices: Vec<Choice>,
-    /// All A factors of the sample as columns, target by target: `[targets · pairs]` of them, in panels.
+    /// The chosen A factors as packed columns, target by target: `targets · pairs` columns, in panels.
     down: AVec<E, ConstAlign<64>>,
 }
 
 /// Every sample's update in one layer.
 pub(super) struct LayerUpdate<'a, E: Float> {
     samples: Vec<Option<Factors<'a, E>>>,
-    /// Factor pairs of a target, the most there are.
+    /// The most factor pairs of a target in any sample.
     pairs: usize,
-    /// Adds B factors up.
+    /// Multiplies u by B factors.
     kernel: Kernel<f32>,
 }
 
 impl<'a, E: Float> LayerUpdate<'a, E> {
-    /// Routes every sample by the state entering the layer (METHOD.md 2 and 3); `None` where no sample is
-    /// adapted.
+    /// Chooses every sample's factors by the state that enters the layer (METHOD.md 2 and 3); `None` where no
+    /// sample is adapted.
     pub fn route(isa: Isa, banks: &[Option<&'a FactorBank>], hidden: RowsRef<'_, f32>, spans: &[Span]) -> Option<Self> {
         let pairs = banks.iter().flatten().map(|bank| bank.pairs()).max()?;
         let d = hidden.width();
@@ -50,22 +50,22 @@ impl<'a, E: Float> LayerUpdate<'a, E> {
             );
             let choices = bank.choose(isa, &queries);
             let down = pack_factors(bank, &choices, d);
-            // Each sample is one piece of work: nobody set it before.
+            // Each sample is one piece of work, so that its cell is empty here.
             let _ = samples[sample].set(Factors { bank, choices, down });
         });
         Some(Self { samples: samples.into_iter().map(OnceLock::into_inner).collect(), pairs, kernel: f32::kernel(isa) })
     }
 
-    /// Columns of [`Self::project`]'s results.
+    /// Number of columns of the results of [`Self::project`].
     pub fn width(&self) -> usize {
         (Target::COUNT * self.pairs).next_multiple_of(PANEL)
     }
 
-    /// α · x Aᵀ of some rows of one sample, `x` being the layer's normalised input, into the rows of `u` from
-    /// `first` on.
+    /// Writes α · x Aᵀ of rows of one sample to the rows of `u` from `first` on. `x` is the layer's
+    /// normalised input.
     ///
     /// # Safety
-    /// No two threads cover the same rows at the same time.
+    /// No two threads write the same rows of `u` at the same time.
     #[inline(always)]
     pub unsafe fn project(&self, kernel: &Kernel<E>, x: RowsRef<'_, E>, sample: usize, first: usize, u: &RowsMut<'_, f32>) {
         let Some(factors) = &self.samples[sample] else { return };
@@ -75,15 +75,15 @@ impl<'a, E: Float> LayerUpdate<'a, E> {
         for (index, panel) in factors.down.chunks_exact(k * PANEL).enumerate() {
             kernel.multiply(x, k, panel, Start::Zero, &mut results, PANEL);
             for (row, results) in results.chunks_exact(PANEL).enumerate() {
-                // SAFETY: these rows are this thread's by the caller's promise.
+                // SAFETY: the caller promises that only this thread writes these rows.
                 let out = unsafe { u.part(first + row, index * PANEL..(index + 1) * PANEL) };
                 out.iter_mut().zip(results).for_each(|(o, &x)| *o = alpha * x);
             }
         }
     }
 
-    /// Adds the update of `target` in its `columns` to `rows` of a tile, which are rows of `u` and all of one
-    /// sample, from the tile's column `at` on.
+    /// Adds the update of `target`'s `columns` to a tile, from the tile's column `at` on. `rows` are rows of
+    /// the product and of `u`; they lie in the tile and belong to one sample.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "all of them place one piece of one product")]
     pub fn add(
@@ -114,7 +114,7 @@ impl<'a, E: Float> LayerUpdate<'a, E> {
         self.add_factors(&factors.0[..filled], u, rows, done, tile);
     }
 
-    /// Adds `Σ_i u[row, first + i] · factors[i]` to each row of a tile.
+    /// Adds `Σ_i u[row, first + i] · factors[i]` to each of these rows of a tile.
     #[inline(always)]
     fn add_factors(&self, factors: &[[f32; PANEL]], u: &Matrix<f32>, rows: Range<usize>, first: usize, tile: &mut Tile<'_>) {
         let at = rows.start - tile.row;
@@ -122,16 +122,17 @@ impl<'a, E: Float> LayerUpdate<'a, E> {
         self.kernel.multiply(u, factors.len(), factors.as_flattened(), Start::Results, tile.rows_from(at), PANEL);
     }
 
-    /// What was chosen, sample by sample.
+    /// For each sample, its choices; `None` where its task adds nothing to the layer.
     pub fn choices(self) -> Vec<Option<Vec<Choice>>> {
         self.samples.into_iter().map(|factors| factors.map(|f| f.choices)).collect()
     }
 }
 
-/// B factors in f32, as a panel of a product.
+/// B factors in f32, as a panel of a product: `[factors, columns]`.
 #[repr(align(64))]
 struct FactorPanel([[f32; PANEL]; AT_ONCE]);
 
+/// A range of a factor's numbers.
 #[inline(always)]
 fn part<'a>(factor: NumbersRef<'a>, columns: &Range<usize>) -> NumbersRef<'a> {
     match factor {
@@ -140,7 +141,7 @@ fn part<'a>(factor: NumbersRef<'a>, columns: &Range<usize>) -> NumbersRef<'a> {
     }
 }
 
-/// The chosen A factors of all groups, group by group, as the columns of panels.
+/// The chosen A factors of all groups as packed columns, group by group.
 fn pack_factors<E: Float>(bank: &FactorBank, choices: &[Choice], d: usize) -> AVec<E, ConstAlign<64>> {
     let (k, columns) = (d.next_multiple_of(E::K_STEP), Target::COUNT * bank.pairs());
     let mut panels: AVec<E, ConstAlign<64>> = AVec::new(64);

@@ -1,4 +1,4 @@
-//! The backbone on a CPU: weights packed once, all samples' tokens in one matrix.
+//! The backbone on a CPU: weights are packed once, and the tokens of all samples are in one matrix.
 mod embed;
 pub(super) mod low_rank;
 
@@ -23,41 +23,42 @@ use delo_model::vilt::{Description, LayerNorm, Linear, Loader, ViltError};
 use embed::Embeddings;
 use low_rank::LayerUpdate;
 
-/// Rows of one sample that a thread normalises and projects together.
+/// Rows of one sample in one piece of work that normalises and projects.
 const ROWS: usize = 42;
-/// Memory of as many forwards at once is kept for the next ones.
+/// The most workspaces that are kept for later forwards.
 const WORKSPACES: usize = 4;
 
 /// A frozen ViLT with packed weights.
 #[derive(Debug)]
 pub(crate) struct CpuBackend<F: Format> {
-    /// The name of F.
+    /// The number format `F` as a value.
     precision: Precision,
     /// Multiplies by the frozen weights.
     kernel: Kernel<F>,
-    /// Multiplies what has no packed weights: attention, and the low-rank updates.
+    /// Multiplies where no operand is a packed weight: in attention and in low-rank updates.
     float_kernel: Kernel<F::Float>,
     heads: usize,
     embeddings: Embeddings<F>,
     layers: Vec<Arc<Layer<F>>>,
     norm: Norm,
     pooler: Arc<Map<F>>,
-    /// Of the weights, for training.
+    /// The transposed weights, for training; packed at first use.
     transposes: OnceLock<Transposes>,
     workspaces: Mutex<Vec<Workspace<F::Float>>>,
 }
 
-/// `x Wᵀ + b`
+/// A linear map, `x Wᵀ + b`.
 #[derive(Debug)]
 pub(crate) struct Map<F: Format> {
     pub weight: PackedMatrix<F>,
     pub bias: Vec<f32>,
 }
 
+/// One encoder layer.
 #[derive(Debug)]
 pub(crate) struct Layer<F: Format> {
     pub norm_before: Norm,
-    /// Query, key and value side by side.
+    /// Query, key and value side by side: `[tokens, d]` → `[tokens, 3 d]`.
     pub qkv: Map<F>,
     pub attention_output: Map<F>,
     pub norm_after: Norm,
@@ -65,13 +66,14 @@ pub(crate) struct Layer<F: Format> {
     pub output: Map<F>,
 }
 
-/// The weights' transposes: what a backward pass multiplies by.
+/// The transposed weights, by which a backward pass multiplies.
 #[derive(Debug)]
 pub(crate) struct Transposes {
     pub layers: Vec<Arc<TransposedLayer>>,
     pub pooler: Arc<PackedMatrix<f32>>,
 }
 
+/// The transposed weights of one layer.
 #[derive(Debug)]
 pub(crate) struct TransposedLayer {
     pub qkv: PackedMatrix<f32>,
@@ -81,7 +83,7 @@ pub(crate) struct TransposedLayer {
 }
 
 impl CpuBackend<f32> {
-    /// Packed at the first call.
+    /// The transposed weights, packed at the first call.
     pub fn transposes(&self) -> &Transposes {
         let of_layer = |layer: &Arc<Layer<f32>>| {
             Arc::new(TransposedLayer {
@@ -98,10 +100,10 @@ impl CpuBackend<f32> {
     }
 }
 
-/// What a forward writes to between its layers.
+/// The matrices that a forward writes in each layer. They are kept between forwards, to save allocations.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace<E: Float> {
-    /// Pixels of patches, `[patches, 3 · patch · patch]`.
+    /// The pixels of all patches, `[patches, 3 · patch · patch]`.
     pixels: Matrix<E>,
     /// Normalised states, then the attention's output, `[tokens, d]`.
     x: Matrix<E>,
@@ -109,15 +111,16 @@ pub(crate) struct Workspace<E: Float> {
     qkv: Matrix<E>,
     /// `[tokens, intermediate]`
     inner: Matrix<E>,
-    /// α · x Aᵀ, `[tokens, pools · r]`
+    /// α · x Aᵀ, `[tokens, targets · pairs]`, in whole panels
     u: Matrix<f32>,
-    /// x, qkv and inner for the rows that the pooled output needs, `[samples, …]`.
+    /// x, qkv and inner of the last layer's rows of text CLS, `[samples, …]`.
     cls: [Matrix<E>; 3],
+    /// `u` of the same rows.
     cls_u: Matrix<f32>,
 }
 
 impl<F: Format> Map<F> {
-    /// One map, or several of the same input, side by side.
+    /// Packs one map, or several maps of the same input side by side.
     pub fn pack(maps: &[&Linear]) -> Result<Self> {
         let k = maps[0].weight.dim(1)?;
         let weights = maps.iter().map(|map| values_of(&map.weight)).collect::<Result<Vec<_>>>()?;
@@ -131,8 +134,7 @@ pub(super) fn norm(norm: &LayerNorm) -> Result<Norm> {
 }
 
 impl<F: Format> CpuBackend<F> {
-    /// Takes a checkpoint part by part: no more than one layer of it is held in another form than the packed
-    /// one.
+    /// Loads a checkpoint part by part: at most one layer is in memory in unpacked form.
     pub fn load(mut loader: Loader, isa: Isa, precision: Precision) -> std::result::Result<(Self, Description), ViltError> {
         let embeddings = Embeddings::load(&loader.embeddings()?)?;
         let layers = (0..loader.config().num_hidden_layers)
@@ -165,7 +167,7 @@ impl<F: Format> CpuBackend<F> {
         Ok((backbone, loader.finish()))
     }
 
-    /// The kernel of its products.
+    /// The kernel of the frozen products.
     pub fn multiplier(&self) -> &Kernel<F> {
         &self.kernel
     }
@@ -178,7 +180,7 @@ impl<F: Format> CpuBackend<F> {
         self.layers[index].clone()
     }
 
-    /// What follows the last layer.
+    /// The norm and the map of the pooler, which follow the last layer.
     pub fn pooler(&self) -> (&Norm, &Arc<Map<F>>) {
         (&self.norm, &self.pooler)
     }
@@ -194,7 +196,8 @@ impl<F: Format> CpuBackend<F> {
         }
     }
 
-    /// A panic leaves the list whole: its changes are single calls.
+    /// The workspaces that are kept. A panic of another thread leaves the list intact, because each change of
+    /// it is one call.
     fn kept_workspaces(&self) -> MutexGuard<'_, Vec<Workspace<F::Float>>> {
         self.workspaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -206,7 +209,7 @@ impl<F: Format> CpuBackend<F> {
         result
     }
 
-    /// Normalises every row into `x` and projects it onto its sample's A factors, into `u`.
+    /// Normalises every row into `x`, and projects it onto its sample's A factors into `u`.
     fn normalise(
         &self,
         norm: &Norm,
@@ -230,7 +233,7 @@ impl<F: Format> CpuBackend<F> {
             isa.run(
                 #[inline(always)]
                 || {
-                    // SAFETY: each row belongs to one piece.
+                    // SAFETY: each row belongs to one piece of work.
                     let mut x = unsafe { x.whole(rows.clone()) };
                     for row in rows.clone() {
                         norm.row(hidden.row(row), x.row_mut(row - first));
@@ -264,7 +267,7 @@ impl<F: Format> CpuBackend<F> {
         self.after_attention(layer, hidden, &mut w.x, &mut w.inner);
     }
 
-    /// What follows the attention, whose output is `x`; row by row, so that it serves any rows.
+    /// The part of a layer after attention, in place, for any rows. `x` is the output of attention.
     fn after_attention(&self, layer: &Layer<F>, hidden: &mut Matrix<f32>, x: &mut Matrix<F::Float>, inner: &mut Matrix<F::Float>) {
         let map = &layer.attention_output;
         product(&self.kernel, x.view(), &map.weight, Some(&map.bias), &ResidualSink { isa: self.kernel.isa, out: hidden.view_mut() });
@@ -276,8 +279,8 @@ impl<F: Format> CpuBackend<F> {
         product(&self.kernel, inner.view(), &map.weight, Some(&map.bias), &ResidualSink { isa: self.kernel.isa, out: hidden.view_mut() });
     }
 
-    /// The last layer for the text CLS of each sample alone: keys and values of all tokens, everything else
-    /// of one row a sample.
+    /// The last layer for the text CLS of each sample alone, `[tokens, d]` → `[samples, d]`: keys and values
+    /// are computed for all tokens, everything else for one row of each sample.
     fn cls_layer(
         &self,
         index: usize,
@@ -292,7 +295,7 @@ impl<F: Format> CpuBackend<F> {
         let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
         let map = &layer.qkv;
         let sink = QkvSink { isa: self.kernel.isa, d, update: update.map(|update| (update, &w.u)), owners: &owners, out: w.qkv.view_mut() };
-        // A panel may hold the last queries and the first keys.
+        // A panel may hold the last columns of the query and the first of the key.
         product_panels(&self.kernel, w.x.view(), &map.weight, Some(&map.bias), d / PANEL..map.weight.panels(), &sink);
 
         let [x, qkv, inner] = &mut w.cls;
@@ -316,7 +319,7 @@ impl<F: Format> CpuBackend<F> {
         hidden
     }
 
-    /// tanh(pooler · layernorm(h)) of each row.
+    /// tanh(pooler · layernorm(h)) of each row, `[rows, d]`.
     fn pool_rows(&self, cls: &Matrix<f32>, w: &mut Workspace<F::Float>) -> Vec<Vec<f32>> {
         let mut out = Matrix::zeros(cls.rows(), cls.width());
         let [x, ..] = &mut w.cls;
@@ -332,7 +335,7 @@ impl<F: Format> CpuBackend<F> {
         (0..out.rows()).map(|row| out.row(row).to_vec()).collect()
     }
 
-    /// Routes a layer's samples where it has adapters.
+    /// Chooses the samples' factors in a layer; `None` where no sample is adapted.
     fn update<'a>(
         &self,
         layer: usize,
@@ -447,12 +450,13 @@ impl<F: Format> Backend for CpuBackend<F> {
     }
 }
 
-/// A pass over some layers.
+/// A pass over a range of layers.
 pub(crate) struct Pass<'a, E: Float> {
     spans: &'a [Span],
     workspace: Workspace<E>,
 }
 
+/// Notes the choices of a layer.
 fn note<E: Float>(adapters: &mut Option<&mut Adapters<'_>>, layer: usize, update: Option<LayerUpdate<'_, E>>) {
     if let (Some(adapters), Some(update)) = (adapters, update) {
         adapters.note(layer, update.choices());
@@ -465,7 +469,7 @@ struct Owner {
     rows: Range<usize>,
 }
 
-/// Queries, keys and values: low-rank update added.
+/// Stores queries, keys and values with the low-rank update added.
 struct QkvSink<'a, E: Float> {
     isa: Isa,
     d: usize,
@@ -492,7 +496,7 @@ impl<E: Float> TileSink for QkvSink<'_, E> {
                 }
             }
         }
-        // SAFETY: no two tiles cover the same cell.
+        // SAFETY: no two tiles cover the same element.
         unsafe { tile.store(self.isa, &self.out) };
     }
 }

@@ -1,4 +1,4 @@
-//! One NVIDIA GPU: its memory, addresses in it, and the launches of `kernels.cu`.
+//! One NVIDIA GPU: its memory, addresses in it, and the launches of the kernels in `kernels.cu`.
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg};
@@ -17,9 +17,9 @@ use delo_model::vilt::LayerNorm;
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 /// Threads of a warp.
 const WARP: usize = 32;
-/// Warps of a block whose warps take a row each.
+/// Warps of a block in kernels with one warp for each row.
 const ROWS: usize = 4;
-/// Threads of a block whose threads take numbers each.
+/// Threads of a block in kernels with one thread for each four numbers.
 const THREADS: usize = 256;
 /// Rows of a sample that a block projects or splits: `TILE` of `kernels.cu`.
 pub(super) const TILE: usize = 8;
@@ -50,12 +50,14 @@ macro_rules! launch {
             let argument = $argument;
             builder.arg(&argument);
         )+
-        // SAFETY: the arguments are those of the kernel in `kernels.cu`, in order and type; the addresses are of tensors of the sizes that it expects, which are
-        // freed, if at all, by a later call on the same stream.
+        // SAFETY: the arguments have the order and types of the kernel's parameters in `kernels.cu`. The
+        // addresses are of tensors of the sizes that the kernel expects; such a tensor is freed, if at all,
+        // by a later call on the same stream.
         unsafe { builder.launch($config) }.w()?;
     }};
 }
 
+/// A size as a kernel's parameter.
 fn int(number: usize) -> Result<i32> {
     i32::try_from(number).map_err(|_| too_many(number))
 }
@@ -64,22 +66,25 @@ fn too_many(number: usize) -> Error {
     Error::Msg(format!("{number} is more than one batch on a GPU may have: send fewer samples at once"))
 }
 
+/// A launch of `x` × `y` × `z` blocks, with threads (x, y) and bytes of shared memory for each.
 fn grid(x: usize, y: usize, z: usize, threads: (usize, usize), shared: usize) -> Result<LaunchConfig> {
     let of = |number: usize| Ok::<_, Error>(int(number)? as u32);
     Ok(LaunchConfig { grid_dim: (of(x)?, of(y)?, of(z)?), block_dim: (of(threads.0)?, of(threads.1)?, 1), shared_mem_bytes: of(shared)? })
 }
 
-/// A warp for each of so many rows.
+/// A launch with one warp for each row.
 fn rows(rows: usize) -> Result<LaunchConfig> {
     grid(rows.div_ceil(ROWS), 1, 1, (ROWS * WARP, 1), 0)
 }
 
-/// A thread for each of so many numbers.
+/// A launch with `count` threads.
 fn numbers(count: usize) -> Result<LaunchConfig> {
     grid(count.div_ceil(THREADS), 1, 1, (THREADS, 1), 0)
 }
 
 impl Gpu {
+    /// Loads the kernels for one number format.
+    ///
     /// # Errors
     /// The driver does not load the kernels.
     pub fn new(device: CudaDevice, dtype: DType) -> Result<Self> {
@@ -113,17 +118,17 @@ impl Gpu {
         &self.stream
     }
 
-    /// A tensor around memory of this device.
+    /// A tensor that owns this memory of the device.
     pub fn tensor(&self, slice: CudaStorageSlice, shape: impl Into<Shape>) -> Tensor {
         let storage = Storage::Cuda(CudaStorage { slice, device: self.device.clone() });
         Tensor::from_storage(storage, shape, BackpropOp::none(), false)
     }
 
-    /// Memory that holds nothing yet: a kernel writes all of it that is read.
+    /// Uninitialised memory. A kernel writes all that is read of it before it is read.
     pub fn empty(&self, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
         let shape = shape.into();
         let count = shape.elem_count();
-        // SAFETY: nobody reads what no kernel has written, see above.
+        // SAFETY: nothing is read that no kernel has written, as the comment of this function requires.
         let slice = unsafe {
             match dtype {
                 DType::F32 => CudaStorageSlice::F32(self.device.alloc(count)?),
@@ -135,18 +140,19 @@ impl Gpu {
         Ok(self.tensor(slice, shape))
     }
 
-    /// Where the numbers of a tensor stand. The address is good for whatever is launched before the tensor is freed.
+    /// The device address of a tensor's numbers. It is valid for kernels that are launched before the tensor
+    /// is freed.
     ///
     /// # Errors
-    /// A tensor that is not on a GPU or not in one piece.
+    /// A tensor that is not on a GPU or not contiguous.
     pub fn address(&self, tensor: &Tensor) -> Result<u64> {
         fn of<T>(slice: &CudaSlice<T>, stream: &CudaStream, offset: usize) -> u64 {
             slice.device_ptr(stream).0 + (offset * size_of::<T>()) as u64
         }
         let (storage, layout) = tensor.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else { candle_core::bail!("a tensor of the CPU was given to a kernel") };
+        let Storage::Cuda(storage) = &*storage else { candle_core::bail!("a kernel reads tensors on the GPU, but this one is on the CPU") };
         if !layout.is_contiguous() {
-            candle_core::bail!("a kernel reads tensors in one piece, this one is {:?}", layout.stride());
+            candle_core::bail!("a kernel reads contiguous tensors, but this one has the strides {:?}", layout.stride());
         }
         let offset = layout.start_offset();
         Ok(match &storage.slice {
@@ -157,7 +163,7 @@ impl Gpu {
         })
     }
 
-    /// Layer normalisation, ready to multiply: `[rows, d]`.
+    /// Layer normalisation of each row, `[rows, d]`, in the products' format.
     pub fn norm(&self, hidden: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
         let (count, d) = hidden.dims2()?;
         let out = self.empty(self.dtype, (count, d))?;
@@ -176,7 +182,7 @@ impl Gpu {
         Ok(out)
     }
 
-    /// hidden + mapped + bias, `[rows, d]`, and its layer normalisation.
+    /// hidden + mapped + bias, `[rows, d]` in f32, and its layer normalisation in the products' format.
     pub fn residual_norm(&self, hidden: &Tensor, mapped: &Tensor, bias: &Tensor, norm: &LayerNorm) -> Result<(Tensor, Tensor)> {
         let (count, d) = hidden.dims2()?;
         let (sum, out) = (self.empty(DType::F32, (count, d))?, self.empty(self.dtype, (count, d))?);
@@ -198,7 +204,7 @@ impl Gpu {
         Ok((sum, out))
     }
 
-    /// hidden + mapped + bias, `[rows, d]`.
+    /// hidden + mapped + bias, `[rows, d]` in f32.
     pub fn residual(&self, hidden: &Tensor, mapped: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let (count, d) = hidden.dims2()?;
         let (sum, quads) = (self.empty(DType::F32, (count, d))?, count * d / 4);
@@ -207,7 +213,7 @@ impl Gpu {
         Ok(sum)
     }
 
-    /// gelu(mapped + bias) in place: `mapped` is nobody else's.
+    /// gelu(mapped + bias) in place, `[rows, d]`. No other tensor shares the storage of `mapped`.
     pub fn gelu(&self, mapped: &Tensor, bias: &Tensor) -> Result<()> {
         let (count, d) = mapped.dims2()?;
         let quads = count * d / 4;
@@ -215,7 +221,8 @@ impl Gpu {
         Ok(())
     }
 
-    /// The means of some ranges of rows, (first, one past the last) at an address, zero where a range is empty: `[ranges, d]`.
+    /// The means of ranges of rows, `[ranges, d]`; zero where a range is empty. `ranges` is the address of
+    /// `count` pairs (first row, one past the last).
     pub fn means(&self, hidden: &Tensor, ranges: u64, count: usize) -> Result<Tensor> {
         let d = hidden.dim(1)?;
         let out = self.empty(DType::F32, (count, d))?;
@@ -224,7 +231,8 @@ impl Gpu {
         Ok(out)
     }
 
-    /// Every adapted sample's choice in every pool of a layer, given its query signals `[samples · modalities, d]`.
+    /// Chooses every adapted sample's factors in every pool of a layer, given its queries
+    /// `[samples · modalities, d]`.
     pub fn choose(&self, queries: &Tensor, routing: &Routing, layer: usize) -> Result<()> {
         let (queries_of_all, d) = queries.dims2()?;
         let config = grid(POOLS, queries_of_all / Modality::ALL.len(), 1, (THREADS, 1), 3 * routing.experts * size_of::<f32>())?;
@@ -232,7 +240,8 @@ impl Gpu {
         Ok(())
     }
 
-    /// x Aᵀ with the factors that each sample chose: `[tokens, pools, rank]`.
+    /// x Aᵀ with the chosen factors of each sample, `[tokens, pools, rank]`. `tiles` is the address of
+    /// `count` tiles.
     pub fn project(&self, x: &Tensor, routing: &Routing, layer: usize, tiles: u64, count: usize) -> Result<Tensor> {
         let (tokens, d) = x.dims2()?;
         let u = self.empty(DType::F32, (tokens, POOLS, routing.rank))?;
@@ -242,7 +251,8 @@ impl Gpu {
         Ok(u)
     }
 
-    /// Some targets of a group's rows with bias and update, by head: `[tokens, targets · d]` → `[targets, samples, heads, padded, d / heads]`.
+    /// Adds bias and update to a range of targets of a group's rows, and splits them by head:
+    /// `[tokens, targets · d]` → `[targets, samples, heads, padded, d / heads]`.
     pub fn split(&self, group: &Group, part: &Part<'_>, heads: usize) -> Result<Tensor> {
         let Part { mapped, bias, update, members, first_target, targets } = *part;
         let d = mapped.dim(1)? / targets;
@@ -274,7 +284,9 @@ impl Gpu {
         Ok(out)
     }
 
-    /// softmax(Q Kᵀ / √d_head) V of a group, by head, into the rows of its members: `[samples, heads, padded, d_head]` each → rows of `out`, `[rows, d]`.
+    /// softmax(Q Kᵀ / √d_head) V of each head of a group's samples. Q, K and V are
+    /// `[samples, heads, padded, d_head]` each; the results go to the rows of the members in `out`,
+    /// `[rows, d]`.
     pub fn attend(&self, [query, key, value]: [&Tensor; 3], group: &Group, members: Members, out: &Tensor) -> Result<()> {
         let (samples, heads, queries, head) = query.dims4()?;
         let (d, padded) = (heads * head, key.dim(2)?);
@@ -289,18 +301,20 @@ impl Gpu {
     }
 }
 
-/// What [`Gpu::split`] splits.
+/// The input of [`Gpu::split`].
 #[derive(Clone, Copy)]
 pub(super) struct Part<'a> {
-    /// What the frozen maps gave, without bias: `[rows, targets · d]`.
+    /// The output of the frozen maps, without bias: `[rows, targets · d]`.
     pub mapped: &'a Tensor,
-    /// Of all targets, `[3 d]`.
+    /// The bias of all three targets, `[3 d]`.
     pub bias: &'a Tensor,
-    /// What [`Gpu::project`] gave, with its routing and layer; `None` where no sample is adapted.
+    /// The result of [`Gpu::project`], with its routing and layer; `None` where no sample is adapted.
     pub update: Option<(&'a Tensor, &'a Routing, usize)>,
-    /// Where the group's rows stand in `mapped`.
+    /// The group's rows in `mapped`.
     pub members: Members,
+    /// The first target of `mapped`.
     pub first_target: usize,
+    /// Number of targets in `mapped`.
     pub targets: usize,
 }
 

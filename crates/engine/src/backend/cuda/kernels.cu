@@ -1,46 +1,51 @@
-// What cuBLAS does not do of a forward, for numbers T in f32 or bf16: norms, residual sums, activations, routing, the low-rank update, and attention's softmax.
-// The residual stream, sums, norms, softmax and routing are in f32. The widths of rows, heads and padding are multiples of 4, no row is wider than 128 * CHUNKS.
+// The operations of a forward that are no products by cuBLAS: norms, residual sums, activations, routing, the
+// low-rank update, and attention's softmax. The operands of products have the type T, f32 or bf16. Hidden
+// states, sums, norms, softmax and routing are in f32. The widths of rows, heads and padding are multiples of
+// 4, and no row is wider than 128 * CHUNKS.
 #include <cuda_bf16.h>
 #include <stdint.h>
 
 typedef __nv_bfloat16 bf16;
 
 constexpr int WARP = 32;
-// Four numbers each that a lane holds of a row.
+// A lane holds this many float4 of a row: d is at most 128 * CHUNKS.
 constexpr int CHUNKS = 16;
-// Four numbers each that a lane holds of a row that is projected: d is at most 128 * PROJECTED.
+// A lane holds this many float4 of a row that is projected: d is at most 128 * PROJECTED.
 constexpr int PROJECTED = 12;
-// Four numbers each that a lane holds of a row of scores.
+// A lane holds this many float4 of a row of scores.
 constexpr int HELD = 4;
-// Factors that are read at once.
+// Number of factors that are read at once.
 constexpr int AT_ONCE = 4;
 // Query, key and value.
 constexpr int TARGETS = 3;
-// The most groups of factors of a layer: for each target, one a modality.
+// The most pools of a layer: one for each target and modality.
 constexpr int POOLS = TARGETS * 2;
-// Rows of a sample that a block projects or splits.
+// The most rows of a sample that one block projects or splits.
 constexpr int TILE = 8;
 
-// One sample's factors of a layer, as candle/factors.rs lays them out; no experts: its task adds nothing to the layer.
+// One sample's factors of a layer, in the layout of candle/factors.rs. `experts` is 0 where its task adds
+// nothing to the layer.
 struct Pools {
     // A, then alpha B, each [targets * groups, experts, slots, d].
     const void *factors;
-    // W_A, then W_B: [2, targets * groups, experts, d]. Null: the first `rank` experts, for every sample.
+    // W_A, then W_B: [2, targets * groups, experts, d]. Null: the first `rank` experts are chosen for every
+    // sample.
     const float *routers;
     // [2, targets * groups, experts]
     const float *biases;
     // [targets * groups, rank, experts, experts]
     const float *table;
-    // `groups` of a target: one for each modality, or one.
+    // `groups`: pools of each target; one for each modality, or one for both.
     int experts, rank, slots, groups;
 };
 
-// Where a sample of a group stands: its first row in what is mapped, its first row in the stream, its rows, its place in the batch.
+// One sample of a group. `mapped`: its first row in the matrix of mapped rows; `packed`: its first row in the
+// packed matrix; `rows`: its number of rows; `sample`: its number in the batch.
 struct Member {
-    int mapped, stream, rows, sample;
+    int mapped, packed, rows, sample;
 };
 
-// Up to TILE rows of one sample.
+// At most TILE rows of one sample, from row `first` of the packed matrix.
 struct Tile {
     int sample, first, rows, unused;
 };
@@ -114,7 +119,7 @@ __device__ void norm(const float *hidden, const float *weight, const float *bias
     normalise(values, weight, bias, out + (size_t)row * d, d, eps);
 }
 
-// sum = hidden + mapped + map_bias; out = layernorm(sum).
+// sum = hidden + mapped + map_bias; out = layernorm(sum), a warp for each row of [rows, d].
 template <typename T>
 __device__ void residual_norm(const float *hidden, const T *mapped, const float *map_bias, const float *weight, const float *bias, float *sum, T *out,
                               int rows, int d, float eps) {
@@ -133,7 +138,7 @@ __device__ void residual_norm(const float *hidden, const T *mapped, const float 
     normalise(values, weight, bias, out + start, d, eps);
 }
 
-// sum = hidden + mapped + bias, four numbers a thread.
+// sum = hidden + mapped + bias, four numbers for each thread.
 template <typename T> __device__ void residual(const float *hidden, const T *mapped, const float *bias, float *sum, int quads, int d) {
     int quad = blockIdx.x * blockDim.x + threadIdx.x;
     if (quad >= quads) return;
@@ -143,7 +148,7 @@ template <typename T> __device__ void residual(const float *hidden, const T *map
 
 __device__ inline float gelu_of(float x) { return 0.5f * x * (1 + erff(x * 0.70710678118654752f)); }
 
-// gelu(mapped + bias) in place, four numbers a thread.
+// gelu(mapped + bias) in place, four numbers for each thread.
 template <typename T> __device__ void gelu(T *mapped, const float *bias, int quads, int d) {
     int quad = blockIdx.x * blockDim.x + threadIdx.x;
     if (quad >= quads) return;
@@ -152,7 +157,8 @@ template <typename T> __device__ void gelu(T *mapped, const float *bias, int qua
     store4(mapped + at, make_float4(gelu_of(x.x), gelu_of(x.y), gelu_of(x.z), gelu_of(x.w)));
 }
 
-// The mean of each range of rows (first, one past the last), zero where it is empty: blocks of (32 columns, 8 lanes of rows).
+// The mean of each range of rows (first, one past the last); zero where the range is empty. A block has
+// threads (32 columns, 8 rows at once).
 extern "C" __global__ void means(const float *hidden, const int2 *ranges, float *out, int d) {
     __shared__ float sums[8][WARP];
     int column = blockIdx.x * WARP + threadIdx.x;
@@ -167,7 +173,7 @@ extern "C" __global__ void means(const float *hidden, const int2 *ranges, float 
     out[(size_t)blockIdx.y * d + column] = sum / max(range.y - range.x, 1);
 }
 
-// Softmax of a few scores in shared memory, by one warp.
+// Softmax of `count` scores in shared memory, by one warp.
 __device__ void softmax_of(float *scores, int count) {
     int lane = threadIdx.x % WARP;
     float top = -INFINITY, sum = 0;
@@ -179,7 +185,7 @@ __device__ void softmax_of(float *scores, int count) {
     __syncwarp();
 }
 
-// Takes the largest score out, the lowest index of equals.
+// The index of the largest score, the lowest of equal ones; the score becomes -infinity. By one warp.
 __device__ int take_top(float *scores, int count) {
     int lane = threadIdx.x % WARP, best = 0x7fffffff;
     float top = -INFINITY;
@@ -202,8 +208,8 @@ __device__ int take_top(float *scores, int count) {
     return best;
 }
 
-// The experts chosen for A, then for B, of one sample's pool: a block for each (pool, sample). `queries` [samples, modalities, d], `chosen`
-// [samples, pools, 2, most].
+// Chooses the experts of A, then of B, of one sample's pool (METHOD.md 2): a block for each (pool, sample).
+// `queries` is [samples, modalities, d], `chosen` is [samples, pools, 2, most].
 extern "C" __global__ void choose(const float *queries, const Pools *of_samples, uint32_t *chosen, int d, int most) {
     extern __shared__ float scores[];
     int pool = blockIdx.x, sample = blockIdx.y, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -246,7 +252,7 @@ extern "C" __global__ void choose(const float *queries, const Pools *of_samples,
     }
 }
 
-// The factor of A (side 0) or of B (side 1) that a sample chose in one place of a pool.
+// The factor of A (side 0) or of B (side 1) that is chosen for a sample in one place of a pool.
 template <typename T>
 __device__ inline const T *factor(const Pools &pools, const uint32_t *chosen, int sample, int pool, int side, int place, int d, int most) {
     int expert = chosen[((size_t)(sample * POOLS + pool) * 2 + side) * most + place];
@@ -254,7 +260,8 @@ __device__ inline const T *factor(const Pools &pools, const uint32_t *chosen, in
     return static_cast<const T *>(pools.factors) + row * d;
 }
 
-// x A^T of every row and every target's chosen pairs: `u` [tokens, pools, most]. A block of TILE / 2 warps for each tile, a warp holds two rows.
+// x A^T for every row and the chosen A factors of every pool: `u` is [tokens, pools, most]. A block of TILE /
+// 2 warps for each tile; a warp holds two rows.
 template <typename T>
 __device__ void project(const T *x, const Pools *of_samples, const uint32_t *chosen, const Tile *tiles, float *u, int d, int most) {
     Tile tile = tiles[blockIdx.x];
@@ -304,8 +311,9 @@ __device__ void project(const T *x, const Pools *of_samples, const uint32_t *cho
         }
 }
 
-// mapped + bias + u B of some targets, by head: `mapped` [rows, targets * d] -> `out` [targets, samples, heads, padded, head], zero in rows that a
-// sample lacks. A thread for four columns of TILE rows; grid (columns, tiles of rows, samples). No `of_samples`: nothing is adapted.
+// mapped + bias + u B of a range of targets, by head: `mapped` [rows, targets * d] -> `out`
+// [targets, samples, heads, padded, head], with zeros in rows of padding. A thread for four columns of TILE
+// rows; grid (columns, tiles of rows, samples). `of_samples` is null where no sample is adapted.
 template <typename T>
 __device__ void split(const T *mapped, const float *bias, const float *u, const Pools *of_samples, const uint32_t *chosen, const Member *members,
                       T *out, int d, int head, int first_target, int targets, int padded, int most) {
@@ -329,7 +337,7 @@ __device__ void split(const T *mapped, const float *bias, const float *u, const 
 #pragma unroll
                 for (int j = 0; j < AT_ONCE; j++)
                     if (place + j < pools.rank) b[j] = load4(factor<T>(pools, chosen, member.sample, pool, 1, place + j, d, most) + of_target);
-                const float *weights = u + ((size_t)(member.stream + first) * POOLS + pool) * most + place;
+                const float *weights = u + ((size_t)(member.packed + first) * POOLS + pool) * most + place;
 #pragma unroll
                 for (int i = 0; i < TILE; i++)
 #pragma unroll
@@ -345,8 +353,9 @@ __device__ void split(const T *mapped, const float *bias, const float *u, const 
         if (first + i < padded) store4(out + (to + first + i) * head + of_target % head, sums[i]);
 }
 
-// Softmax of scaled scores in place over the keys that each sample has: [samples, heads, queries, padded], a warp for each row. What the lanes hold of a row is
-// read once; of a longer one the rest is read again.
+// Softmax of scaled scores in place over the keys of each sample: [samples, heads, queries, padded], a warp
+// for each row. The part of a row that the lanes hold is read once; the rest of a longer row is read several
+// times.
 template <typename T>
 __device__ void softmax(T *scores, const Member *keys, int rows, int rows_of_sample, int padded, float scale) {
     int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -387,7 +396,8 @@ __device__ void softmax(T *scores, const Member *keys, int rows, int rows_of_sam
         store(of_row + i, i < count ? expf((load(of_row + i) - top) * scale) * sum : 0);
 }
 
-// Heads back into rows: `contexts` [samples, heads, padded, head] -> `out` [rows, d]. A thread for four columns; grid (columns and rows, samples).
+// Puts the heads back into rows: `contexts` [samples, heads, padded, head] -> `out` [rows, d]. A thread for
+// four columns; grid (columns and rows, samples).
 template <typename T> __device__ void merge(const T *contexts, const Member *members, T *out, int d, int head, int padded) {
     int at = (blockIdx.x * blockDim.x + threadIdx.x) * 4, row = at / d, column = at % d;
     Member member = members[blockIdx.y];

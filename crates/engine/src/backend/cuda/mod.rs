@@ -1,9 +1,10 @@
-//! The backbone on an NVIDIA GPU: products by cuBLAS, everything else by kernels of our own (`kernels.cu`), and
-//! nothing waits for the CPU between the decision of the tasks and the answers.
+//! The backbone on an NVIDIA GPU: products by cuBLAS, everything else by kernels of our own (`kernels.cu`).
+//! The GPU does not wait for the CPU between the decision of the tasks and the answers.
 //!
-//! Linear maps and norms run once over all tokens of all samples; attention runs once for each size of sample, padded to the longest of it. Each sample's
-//! experts are chosen on the device and its factors are read where they stand. The residual stream, norms, softmax and routing are in f32, the products' operands
-//! in the chosen format.
+//! Linear maps and norms run once over all tokens of all samples. Attention runs once for each group of
+//! samples of similar length, padded to the longest of the group. The device chooses each sample's experts
+//! and reads its factors from the partition's copy. Hidden states, norms, softmax and routing are in f32, the
+//! operands of products in the chosen format.
 mod gpu;
 mod plan;
 mod staging;
@@ -24,7 +25,7 @@ use gpu::{Gpu, Part};
 use plan::{Plan, Routing, range_words};
 use staging::Staging;
 
-/// The widest state whose rows `project` of `kernels.cu` holds: 128 times its `PROJECTED`.
+/// The largest d for which `project` of `kernels.cu` holds a row in registers: 128 times its `PROJECTED`.
 const WIDEST: usize = 1536;
 
 /// A frozen ViLT on an NVIDIA GPU.
@@ -33,7 +34,7 @@ pub(crate) struct CudaBackend {
     gpu: Gpu,
     precision: Precision,
     dtype: DType,
-    /// Number format and device.
+    /// Number format and device, as one name.
     kernel: String,
     heads: usize,
     embeddings: Embeddings,
@@ -43,13 +44,13 @@ pub(crate) struct CudaBackend {
 }
 
 impl CudaBackend {
-    /// Whether the kernels compute a backbone of this shape.
+    /// Whether the kernels support a backbone of these widths.
     pub fn fits(config: &ViltConfig) -> bool {
         let fours = [config.hidden_size, config.head_size(), config.intermediate_size].iter().all(|width| width.is_multiple_of(4));
         fours && config.hidden_size <= WIDEST
     }
 
-    /// Takes a checkpoint part by part, each straight to the device.
+    /// Loads a checkpoint part by part; each part goes directly to the device.
     pub fn load(loader: Loader, open: OpenDevice, precision: Precision) -> std::result::Result<(Self, Description), ViltError> {
         let dtype = open.dtype(precision)?;
         let gpu = Gpu::new(open.device.as_cuda_device()?.clone(), dtype)?;
@@ -63,7 +64,8 @@ impl CudaBackend {
         Ok((Self { gpu, precision, dtype, kernel, heads, embeddings, staging, layers, pooler }, loader.finish()))
     }
 
-    /// A layer's choice of experts by the state that enters it, and the projections of its normalised input.
+    /// Chooses the experts of a layer by the state that enters it, and projects its normalised input onto the
+    /// chosen A factors; `None` where the layer adapts no sample.
     fn projections<'a>(&self, index: usize, hidden: &Tensor, x: &Tensor, plan: &'a Plan<'_>) -> Result<Option<(Tensor, &'a Routing)>> {
         let Some(routing) = plan.routing(index) else { return Ok(None) };
         let queries = self.gpu.means(hidden, plan.queries, plan.spans.len() * Modality::ALL.len())?;
@@ -72,7 +74,7 @@ impl CudaBackend {
         Ok(Some((self.gpu.project(x, routing, index, tiles, count)?, routing)))
     }
 
-    /// One pre-norm encoder layer.
+    /// One pre-norm encoder layer: `[tokens, d]` → `[tokens, d]`.
     fn whole_layer(&self, index: usize, hidden: &Tensor, plan: &Plan<'_>) -> Result<Tensor> {
         let (gpu, layer) = (&self.gpu, &self.layers[index]);
         let x = gpu.norm(hidden, &layer.norm_before)?;
@@ -87,7 +89,8 @@ impl CudaBackend {
         self.after_attention(layer, hidden, &contexts)
     }
 
-    /// A layer for the text CLS of each sample alone: keys and values of all tokens, everything else of one row a sample, `[samples, d]`.
+    /// A layer for the text CLS of each sample alone, `[tokens, d]` → `[samples, d]`: keys and values are
+    /// computed for all tokens, everything else for one row of each sample.
     fn cls_layer(&self, index: usize, hidden: &Tensor, plan: &Plan<'_>) -> Result<Tensor> {
         let (gpu, layer) = (&self.gpu, &self.layers[index]);
         let x = gpu.norm(hidden, &layer.norm_before)?;
@@ -106,7 +109,7 @@ impl CudaBackend {
         self.after_attention(layer, &hidden, &contexts)
     }
 
-    /// What follows the attention; row by row, so that it serves any rows.
+    /// The part of a layer after attention, for any rows: `[rows, d]` → `[rows, d]`.
     fn after_attention(&self, layer: &Layer, hidden: &Tensor, contexts: &Tensor) -> Result<Tensor> {
         let attended = product(contexts, &layer.attention_output)?;
         let (hidden, x) = self.gpu.residual_norm(hidden, &attended, &layer.attention_output.bias, &layer.norm_after)?;
@@ -116,7 +119,7 @@ impl CudaBackend {
     }
 }
 
-/// The weight in the products' format; biases are added in f32.
+/// The map with its weight in the products' format. Its bias stays in f32, in which it is added.
 fn ready(map: &Linear, dtype: DType) -> Result<Linear> {
     Ok(Linear { weight: map.weight.to_dtype(dtype)?, bias: map.bias.clone() })
 }
@@ -167,7 +170,8 @@ impl Backend for CudaBackend {
         self.cls_layer(index, hidden, plan)
     }
 
-    /// Notes what was chosen: the first copy back from the device since the task decision, but for the pooled output.
+    /// Notes the choices of all layers. Beside the pooled output, this is the first copy from the device to
+    /// the CPU after the task decision.
     fn finish(&self, plan: Plan<'_>, adapters: Option<&mut Adapters<'_>>) -> Result<()> {
         match (&plan.routing, adapters) {
             (Some(routing), Some(adapters)) => routing.note(adapters),

@@ -1,4 +1,5 @@
-//! What the kernels must know of a batch, in one copy to the device.
+//! The description of a batch that the kernels read: groups, tiles, ranges and pools, in one copy to the
+//! device.
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,76 +12,79 @@ use crate::packed::Span;
 use delo_model::method::PoolId;
 use delo_model::method::factors::{BankShape, Choice, FactorBank};
 
-/// Samples whose numbers of tokens round up to one multiple of this attend as one batch, padded to the longest of them.
+/// Samples whose numbers of tokens round up to the same multiple of this are one group: their attention runs
+/// as one batched operation, padded to the longest of them.
 const ALIKE: usize = 64;
-/// Rows are padded to a multiple of so many, which cuBLAS multiplies on tensor cores of any generation at their full speed.
+/// Rows of a group are padded to a multiple of this: such shapes cuBLAS multiplies at full speed on tensor
+/// cores of every generation.
 const ALIGNED: usize = 8;
 /// `u32` words of `Pools` in `kernels.cu`.
 const POOLS_WORDS: usize = 12;
-/// A, then B.
+/// A and B.
 const SIDES: usize = 2;
 /// The most groups of factors of a layer.
 pub(super) const POOLS: usize = PoolId::COUNT;
 
-/// Samples that attend as one batch.
+/// Samples whose attention runs as one batched operation.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
-    /// Their places in the batch, rising.
+    /// Their numbers in the batch, in ascending order.
     pub samples: Vec<usize>,
     /// All their rows.
     pub members: Members,
-    /// Their text CLS alone, in a stream that holds one row of each sample.
+    /// Their text CLS alone, in a matrix that holds one row of each sample of the batch.
     pub cls: Members,
 }
 
-/// Where the samples of a group stand in some stream.
+/// The rows of a group's samples in a matrix.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Members {
-    /// Of an array of `Member` in `kernels.cu`.
+    /// Device address of an array of `Member` (`kernels.cu`), one for each sample.
     pub address: u64,
-    /// Rows of the longest, or a few more.
+    /// Rows of the longest sample, rounded up to a multiple of `ALIGNED`; 1 for the text CLS.
     pub padded: usize,
 }
 
-/// A batch as the kernels see it.
+/// A batch as the kernels read it.
 pub(crate) struct Plan<'a> {
     pub spans: &'a [Span],
     pub groups: Vec<Group>,
-    /// Of the ranges of q^v and q^t of each sample.
+    /// Device address of the ranges whose means are q^v and q^t of each sample (METHOD.md 3).
     pub queries: u64,
-    /// Of an array of `Tile`, and its length.
+    /// Device address of an array of `Tile` (`kernels.cu`), and its length.
     pub tiles: (u64, usize),
     /// `None` where no sample is adapted in any of the layers.
     pub routing: Option<Routing>,
-    /// What the addresses are in: kept as long as they are used.
+    /// The memory of the addresses above, kept as long as they are used.
     _words: Tensor,
 }
 
-/// The pools of a pass over some layers, and what is chosen of them.
+/// The pools of a pass over a range of layers, and the factors that are chosen of them.
 pub(super) struct Routing {
     layers: Range<usize>,
     samples: usize,
-    /// Pools of each layer and sample.
+    /// Device address of `Pools` (`kernels.cu`) for each layer and sample.
     address: u64,
-    /// The most experts of a group, and the largest rank.
+    /// The most experts of any pool.
     pub experts: usize,
+    /// The largest rank of any pool.
     pub rank: usize,
-    /// `[layers, samples, pools, 2, rank]`
+    /// The chosen factors, `[layers, samples, pools, 2, rank]`.
     chosen: Tensor,
     chosen_address: u64,
-    /// Whether any sample is adapted, by layer.
+    /// For each layer, whether it adapts any sample.
     adapted: Vec<bool>,
     /// Kept until the last kernel that reads them is launched.
     _factors: Vec<Arc<DeviceFactors>>,
 }
 
 impl Routing {
-    /// Of a layer's pools, one for each sample.
+    /// Device address of a layer's pools, one for each sample.
     pub fn pools(&self, layer: usize) -> u64 {
         self.address + ((layer - self.layers.start) * self.samples * POOLS_WORDS * size_of::<u32>()) as u64
     }
 
-    /// Of what is chosen in a layer.
+    /// Device address of the factors that are chosen in a layer.
     pub fn chosen(&self, layer: usize) -> u64 {
         let of_layer = self.samples * POOLS * SIDES * self.rank;
         self.chosen_address + ((layer - self.layers.start) * of_layer * size_of::<u32>()) as u64
@@ -91,7 +95,7 @@ impl Routing {
         self.adapted[layer - self.layers.start]
     }
 
-    /// Copies from the device what was chosen, and notes it.
+    /// Copies the choices from the device, and notes them. Blocks until the device has computed them.
     pub fn note(&self, adapters: &mut Adapters<'_>) -> Result<()> {
         let chosen = self.chosen.flatten_all()?.to_vec1::<u32>()?;
         let mut of_samples = chosen.chunks_exact(POOLS * SIDES * self.rank);
@@ -103,7 +107,7 @@ impl Routing {
         Ok(())
     }
 
-    /// Of every group, given `[pools, 2, rank]`.
+    /// One sample's choice in every group of its bank, given `[pools, 2, rank]`.
     fn choices(&self, bank: &FactorBank, numbers: &[u32]) -> Vec<Choice> {
         let rank = bank.shape().rank;
         let of_group = |sides: &[u32]| Choice { a: sides[..rank].to_vec(), b: sides[self.rank..][..rank].to_vec() };
@@ -112,8 +116,10 @@ impl Routing {
 }
 
 impl<'a> Plan<'a> {
+    /// Describes a batch for a pass over `layers`, and copies the description to the device.
+    ///
     /// # Errors
-    /// No room on the device.
+    /// Too little memory on the device.
     pub fn new(gpu: &Gpu, spans: &'a [Span], layers: Range<usize>, adapters: Option<&Adapters<'_>>, dtype: DType) -> Result<Self> {
         let banks: Vec<Vec<Option<&FactorBank>>> = adapters.map_or_else(Vec::new, |a| layers.clone().map(|layer| a.layer(layer)).collect());
         let all = || banks.iter().flatten().flatten();
@@ -180,23 +186,24 @@ impl<'a> Plan<'a> {
         Ok(Self { spans, groups, queries: base + queries_at, tiles: (base + tiles_at, tiles), routing, _words: words })
     }
 
-    /// The routing of a layer that adapts any sample.
+    /// The routing of a layer; `None` where the layer adapts no sample.
     pub fn routing(&self, layer: usize) -> Option<&Routing> {
         self.routing.as_ref().filter(|routing| routing.adapts(layer))
     }
 }
 
-/// `Member` of `kernels.cu`.
+/// A `Member` of `kernels.cu`.
 fn member(mapped: usize, span: &Span, rows: usize, sample: usize) -> [u32; 4] {
     [mapped as u32, span.start as u32, rows as u32, sample as u32]
 }
 
-/// (first, one past the last) of each.
+/// For each range, its first number and one past its last.
 pub(super) fn range_words(ranges: impl IntoIterator<Item = Range<usize>>) -> impl Iterator<Item = u32> {
     ranges.into_iter().flat_map(|range| [range.start as u32, range.end as u32])
 }
 
-/// `Pools` of `kernels.cu`.
+/// One sample's `Pools` of `kernels.cu`; zeros where its task adds nothing to the layer. The device's copy of
+/// the bank is added to `kept`.
 fn bank_words(gpu: &Gpu, bank: Option<&FactorBank>, dtype: DType, kept: &mut Vec<Arc<DeviceFactors>>) -> Result<[u32; POOLS_WORDS]> {
     let mut words = [0; POOLS_WORDS];
     let Some(bank) = bank else { return Ok(words) };

@@ -1,4 +1,5 @@
-//! Memory of the CPU that the GPU reads by itself: patches are cut and rounded straight into it.
+//! Pinned memory of the CPU, from which the GPU copies by itself. Patches are cut and rounded directly into
+//! it.
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DeviceRepr, PinnedHostSlice, ValidAsZeroBits};
@@ -9,22 +10,24 @@ use super::gpu::Gpu;
 use crate::backend::candle::Patches;
 use delo_kernels::{Float, bf16};
 
-/// Images that are copied while the next ones are cut.
+/// Images of one copy. While they are copied, the next ones are cut.
 const PART: usize = 8;
 
-/// Where patches stand before they are copied, in the products' format. A batch takes the memory and brings it back, so that nobody waits for another's batch.
+/// Pinned memory for patches in the products' format. A batch takes the memory out and puts it back; a batch
+/// that finds none allocates its own, so that no batch waits for another.
 #[derive(Debug)]
 pub(super) enum Staging {
     F32(Mutex<Option<Pinned<f32>>>),
     Bf16(Mutex<Option<Pinned<bf16>>>),
 }
 
-/// Memory that does not move, and the stream of the copies from it.
+/// Pinned memory, and the CUDA stream of the copies from it.
 #[derive(Debug)]
 pub(super) struct Pinned<T> {
     memory: PinnedHostSlice<T>,
     stream: Arc<CudaStream>,
-    /// Happens when the last copy from it is done; `None` while copies are under way of which nobody has taken note.
+    /// The event after the last copy from the memory; `None` while copies may be under way whose event is not
+    /// recorded yet.
     copied: Option<CudaEvent>,
 }
 
@@ -33,7 +36,7 @@ impl Staging {
         if dtype == DType::BF16 { Self::Bf16(Mutex::default()) } else { Self::F32(Mutex::default()) }
     }
 
-    /// The patches on the device, `[patches, 3 · patch · patch]`.
+    /// Cuts the patches and copies them to the device, `[patches, 3 · patch · patch]`.
     pub fn upload(&self, gpu: &Gpu, patches: &Patches<'_>) -> Result<Tensor> {
         let slice = match self {
             Self::F32(pinned) => CudaStorageSlice::F32(uploaded(gpu, pinned, patches, |x| x)?),
@@ -48,12 +51,12 @@ impl<T> Pinned<T> {
     where
         T: DeviceRepr,
     {
-        // SAFETY: it is written before it is read.
+        // SAFETY: the memory is written before it is read.
         let memory = unsafe { stream.context().alloc_pinned(numbers.next_power_of_two()) }.w()?;
         Ok(Self { memory, copied: Some(stream.record_event(None).w()?), stream: stream.clone() })
     }
 
-    /// Waits for the copies from it.
+    /// Blocks until the copies from this memory have ended.
     fn settle(&self) -> Result<()> {
         match &self.copied {
             Some(copied) => copied.synchronize().w(),
@@ -70,6 +73,7 @@ impl<T> Drop for Pinned<T> {
     }
 }
 
+/// A copy of the patches in the device's memory; `of` converts to the products' format.
 fn uploaded<T: DeviceRepr + ValidAsZeroBits + Copy + Send>(
     gpu: &Gpu,
     shared: &Mutex<Option<Pinned<T>>>,
@@ -78,7 +82,8 @@ fn uploaded<T: DeviceRepr + ValidAsZeroBits + Copy + Send>(
 ) -> Result<CudaSlice<T>> {
     let (stream, (count, width)) = (gpu.stream(), patches.shape());
     let numbers = count * width;
-    // Not held while patches are cut: a thread of the pool that waits for others does whatever else there is to do, another batch too.
+    // The lock is not held while patches are cut: a thread of the pool that waits for pieces of its work may
+    // start other work meanwhile, also another batch, which takes this lock.
     let taken = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
     let mut pinned = match taken.filter(|pinned| pinned.memory.len() >= numbers) {
         Some(pinned) => pinned,
@@ -87,7 +92,7 @@ fn uploaded<T: DeviceRepr + ValidAsZeroBits + Copy + Send>(
     pinned.settle()?;
     pinned.copied = None;
     let memory = pinned.memory.as_mut_slice().w()?;
-    // SAFETY: the copies write all of it.
+    // SAFETY: the copies below write all of the memory.
     let mut slice = unsafe { stream.alloc::<T>(numbers) }.w()?;
     let mut cut = 0;
     for part in patches.parts(PART) {
@@ -99,7 +104,7 @@ fn uploaded<T: DeviceRepr + ValidAsZeroBits + Copy + Send>(
     pinned.copied = Some(stream.record_event(None).w()?);
     let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
     if shared.as_ref().is_none_or(|other| other.memory.len() < pinned.memory.len()) {
-        // What was there, if anything, is dropped when the lock is free.
+        // The memory that was there is dropped after the lock is released.
         let smaller = shared.replace(pinned);
         drop(shared);
         drop(smaller);
