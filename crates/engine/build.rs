@@ -3,7 +3,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     #[cfg(feature = "cuda")]
     {
         let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
-        let source = std::path::Path::new(&std::env::var("CARGO_MANIFEST_DIR")?).join("src/cuda/kernels.cu");
+        let source = std::path::Path::new(&std::env::var("CARGO_MANIFEST_DIR")?).join("src/backend/cuda/kernels.cu");
         cudaforge::KernelBuilder::new().source_files([source]).out_dir(&out).args(["-O3", "-std=c++17"]).build_ptx()?;
     }
     Ok(())

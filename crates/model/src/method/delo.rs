@@ -160,8 +160,8 @@ impl MethodSpec for PoolSpec {
     }
 
     fn summary(&self) -> String {
-        let Self { layout, experts, rank, alpha, first_adapted_layer, layers, .. } = self;
-        format!("{layout} experts, E = {experts}, r = {rank}, α = {alpha}, layers {first_adapted_layer} to {}", layers.saturating_sub(1))
+        let Self { experts, rank, alpha, first_adapted_layer, layers, .. } = self;
+        format!("{experts} experts, rank {rank}, alpha {alpha}, from layer {first_adapted_layer} of {layers}")
     }
 
     /// A and routers Gaussian (σ = 0.02), B and biases zero.

@@ -91,7 +91,7 @@ impl MethodSpec for LoraSpec {
 
     fn summary(&self) -> String {
         let Self { rank, alpha, first_adapted_layer, layers, .. } = self;
-        format!("static LoRA, r = {rank}, α = {alpha}, layers {first_adapted_layer} to {}", layers.saturating_sub(1))
+        format!("rank {rank}, alpha {alpha}, from layer {first_adapted_layer} of {layers}")
     }
 
     /// A Gaussian (σ = 0.02), B zero.

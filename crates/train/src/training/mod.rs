@@ -7,6 +7,7 @@ pub mod objective;
 pub mod optimiser;
 pub mod prefix;
 pub mod schedule;
+pub mod session;
 pub mod settings;
 pub mod step_log;
 mod steps;
@@ -14,5 +15,6 @@ pub mod trainer;
 
 pub use error::TrainError;
 pub use objective::AlignedLayers;
+pub use session::Session;
 pub use settings::{Settings, SettingsError};
-pub use trainer::{Event, Outputs, Session, Trained, train};
+pub use trainer::{Event, Outputs, Trained, train};
