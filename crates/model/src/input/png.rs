@@ -96,8 +96,8 @@ impl<'a> Value<'a> {
 }
 
 impl<'a> Chunks<'a> {
-    /// Reads the file's chunks. Up to the pixels, all chunks must be complete, and the checksums of the header
-    /// and of the chunks that hold colours must be right. After the pixels, chunks are read as far as
+    /// Reads the file's chunks. Up to the pixels, all chunks must be complete, and the checksums of the
+    /// header and of the chunks that hold colours must be right. After the pixels, chunks are read as far as
     /// possible, so that a file without its end is still decoded.
     fn read(bytes: &'a [u8]) -> Result<Self, InputError> {
         let mut rest = bytes.strip_prefix(SIGNATURE).ok_or_else(|| undecodable("its signature is damaged"))?;

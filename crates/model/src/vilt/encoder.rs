@@ -64,8 +64,8 @@ impl LayerNorm {
     }
 
     /// `[…, d]` → `[…, d]`, in two passes: the mean, then the variance. candle's fused operation computes the
-    /// variance as E[x²] − E[x]², which rounding can make negative where a row is nearly constant; an ε of 1e-12
-    /// is too small to prevent that.
+    /// variance as E[x²] − E[x]², which rounding can make negative where a row is nearly constant; an ε of
+    /// 1e-12 is too small to prevent that.
     ///
     /// # Errors
     /// The last dimension is not d.

@@ -21,9 +21,10 @@ use crate::model_dir::ModelDir;
 pub struct Description {
     /// The architecture.
     pub config: ViltConfig,
-    /// The SHA-256 over the tensors, in hexadecimal digits: in the order of the names without the prefix `vilt.`, each
-    /// name and the SHA-256 of its shape and its values in f32. The same weights have the same fingerprint in
-    /// one file or in shards, with or without prefix; f16 and bf16 weights have that of their f32 copy.
+    /// The SHA-256 over the tensors, in hexadecimal digits: in the order of the names without the prefix
+    /// `vilt.`, each name and the SHA-256 of its shape and its values in f32. The same weights have the same
+    /// fingerprint in one file or in shards, with or without prefix; f16 and bf16 weights have that of their
+    /// f32 copy.
     pub fingerprint: String,
 }
 
