@@ -1,4 +1,4 @@
-//! Lists the files of the embedded default model.
+//! Writes the Rust code that embeds the files of the default model in the binary.
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -8,14 +8,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     embed(&root.join("models/emoji-mini"), &out.join("embedded.rs"))
 }
 
-/// Writes two statics: the model's files and its partitions, each `&[(name, bytes)]` in order of name. Constants would stand in the binary once for each part of the
-/// program that uses them.
+/// Writes two statics: the model's files and its partitions, each `&[(name, bytes)]` in the order of names.
+/// They are statics because the binary would hold a constant once for each place that uses it.
 fn embed(model: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let mut code = String::new();
     for (constant, dir) in [("EMBEDDED_MODEL", model.to_owned()), ("EMBEDDED_PARTITIONS", model.join("partitions"))] {
         println!("cargo::rerun-if-changed={}", dir.display());
         let mut files: Vec<_> = std::fs::read_dir(&dir).into_iter().flatten().collect::<Result<_, _>>()?;
-        // Systems and editors leave dot files.
+        // Operating systems and editors leave dot files.
         files.retain(|f| f.path().is_file() && !f.file_name().as_encoded_bytes().starts_with(b"."));
         files.sort_by_key(|f| f.file_name());
         writeln!(code, "static {constant}: &[(&str, &[u8])] = &[")?;

@@ -1,4 +1,4 @@
-//! The partitions resident at one moment, and the task router solved for them. Immutable: a change makes another catalogue.
+//! The partitions resident at one moment, and the rule that decides tasks among them.
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -7,62 +7,68 @@ use delo_model::partition::KeyRule;
 use delo_model::routing::{KeyAverage, KeyChoice, KeySignal, Metric, SessionKeys, TaskRule, TaskScore};
 use delo_model::vilt::Description;
 
-/// Operator's choice over what the artifacts say; `None` leaves it to them.
+/// The operator's choices that take precedence over those in the artifacts; `None` leaves a choice to the
+/// artifacts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RoutingRule {
+    /// The metric that decides the task.
     pub metric: Option<Metric>,
-    /// The signal of the metric that decides.
+    /// The signal that the metric compares.
     pub signal: Option<KeySignal>,
-    /// How the keys of the plain metric are drawn.
+    /// How the keys of the plain metric were averaged.
     pub average: Option<KeyAverage>,
 }
 
+/// Why a change of the catalogue is refused.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant says what it is and names its fields")]
 pub enum CatalogueError {
     #[error("no task {0:?} is loaded: leave the task out to let the server choose, or load its partition")]
     UnknownTask(String),
     #[error("no task {0:?} is live, and a version on trial is compared with a live one: load it without a trial")]
     NothingToCompare(String),
-    #[error("task {task:?} does not go with those that are loaded: {reason}")]
+    #[error("task {task:?} does not fit the tasks that are loaded: {reason}")]
     Incompatible { task: String, reason: String },
 }
 
-/// A task and what the rule says of it for a sample.
+/// A task and its score for one sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
-    /// Its name.
+    /// The task's name.
     pub task: Arc<str>,
-    /// What decides, and the cosine where the rule has one.
+    /// The score by which the task is decided, and the cosine where the rule compares with a key.
     pub score: TaskScore,
 }
 
 impl Candidate {
-    /// The cosine with the task's key; what decides, where the rule compares with no key.
+    /// The cosine with the task's key, or the score itself where the rule compares with no key.
     pub fn cosine(&self) -> f32 {
         self.score.cosine.unwrap_or(self.score.score)
     }
 }
 
-/// Which partitions are resident. Cheap to share (`Arc`), never changed in place; routing does not depend on the order of loads.
+/// The resident partitions, the versions on trial, and the rule that decides tasks. It is never changed in
+/// place: each change makes another catalogue, and partitions are shared between catalogues (`Arc`). The
+/// decision of a task does not depend on the order in which partitions were loaded.
 #[derive(Debug)]
 pub struct Catalogue {
-    /// By task name: the order of the router's keys.
+    /// By task name, which is also the order of the sessions in `decider`.
     residents: BTreeMap<Arc<str>, Arc<Resident>>,
-    /// By task name, each of a resident.
+    /// The versions on trial, by task name. Each of these tasks has a live version in `residents`.
     trials: BTreeMap<Arc<str>, Trial>,
     rule: RoutingRule,
-    /// Decides among the residents; `None` where there is none.
+    /// The rule that decides among the residents; `None` in an empty catalogue.
     decider: Option<Arc<dyn TaskRule>>,
     metric: Metric,
     signal: KeySignal,
     notice: Option<String>,
     dummy_image: [usize; 2],
-    /// Whether special tokens in texts are read as such; every partition was trained on texts that were read
-    /// so.
+    /// Whether special tokens in texts are read as special tokens. No resident partition was trained on texts
+    /// that were read the other way.
     special_tokens: bool,
 }
 
-/// The metric and the signal that decide among some partitions, and what to tell of a fall-back.
+/// The metric and the key that decide among some partitions, and a message where the metric is a fall-back.
 struct Decision {
     metric: Metric,
     choice: KeyChoice,
@@ -70,7 +76,7 @@ struct Decision {
 }
 
 impl Catalogue {
-    /// No partition at all.
+    /// A catalogue without partitions, which reads no special tokens in texts.
     pub fn empty(backbone: &Description, rule: RoutingRule) -> Self {
         let side = backbone.config.patch_size;
         Self {
@@ -86,29 +92,31 @@ impl Catalogue {
         }
     }
 
-    /// This catalogue, empty, for partitions whose training read special tokens in texts as `special_tokens`
-    /// says ([`delo_model::input::InputProcessor::special_tokens`]).
+    /// This catalogue with another reading of special tokens in texts
+    /// ([`delo_model::input::InputProcessor::special_tokens`]). Call it on an empty catalogue: partitions are
+    /// checked against the reading when they are added.
     #[must_use]
     pub fn with_special_tokens(self, special_tokens: bool) -> Self {
         Self { special_tokens, ..self }
     }
 
-    /// This catalogue with one partition more, or with another version of one.
+    /// This catalogue with one more partition, or with another version of a resident one.
     ///
     /// # Errors
-    /// A partition whose dummy image or key signal is not that of the others, or whose reading of special
-    /// tokens is not the catalogue's.
+    /// [`CatalogueError::Incompatible`]: the dummy images of the partitions differ, the partition was trained
+    /// with another reading of special tokens, a partition lacks the key that decides, or the second moments
+    /// are not positive definite.
     pub fn with(&self, resident: Arc<Resident>) -> Result<Self, CatalogueError> {
         let mut residents = self.residents.clone();
         residents.insert(resident.task().into(), resident);
         self.rebuilt(residents)
     }
 
-    /// This catalogue with a version on trial, in place of the one that its task may have on trial already.
+    /// This catalogue with a version on trial. It replaces the version that its task has on trial, if any.
     ///
     /// # Errors
-    /// A task that is not live; a partition whose dummy image is not that of the others, or whose reading of
-    /// special tokens is not the catalogue's.
+    /// [`CatalogueError::NothingToCompare`] for a task that is not live; [`CatalogueError::Incompatible`] for
+    /// a partition with another dummy image, or trained with another reading of special tokens.
     pub fn with_trial(&self, trial: Trial) -> Result<Self, CatalogueError> {
         let task = trial.resident.task().to_owned();
         if !self.residents.contains_key(task.as_str()) {
@@ -118,10 +126,11 @@ impl Catalogue {
         check_special_tokens(&trial.resident, self.special_tokens)?;
         let mut trials = self.trials.clone();
         trials.insert(task.into(), trial);
-        Ok(self.trying(trials))
+        Ok(self.with_trials(trials))
     }
 
-    /// This catalogue with what is said of one task in place of what it holds of it.
+    /// This catalogue with the given live version and version on trial of one task, in place of those it
+    /// holds. `None` removes a version.
     ///
     /// # Errors
     /// As [`Self::with`] and [`Self::with_trial`].
@@ -141,24 +150,25 @@ impl Catalogue {
     pub fn without_trial(&self, task: &str) -> Self {
         let mut trials = self.trials.clone();
         trials.remove(task);
-        self.trying(trials)
+        self.with_trials(trials)
     }
 
-    fn trying(&self, trials: BTreeMap<Arc<str>, Trial>) -> Self {
+    fn with_trials(&self, trials: BTreeMap<Arc<str>, Trial>) -> Self {
         Self { residents: self.residents.clone(), trials, decider: self.decider.clone(), notice: self.notice.clone(), ..*self }
     }
 
-    /// This catalogue with one partition less, its version on trial included.
+    /// This catalogue without a task: neither its live version nor its version on trial.
     ///
     /// # Errors
-    /// [`CatalogueError::UnknownTask`]
+    /// [`CatalogueError::UnknownTask`] for a task that is not live; [`CatalogueError::Incompatible`] where
+    /// the partitions that remain give no rule.
     pub fn without(&self, task: &str) -> Result<Self, CatalogueError> {
         let mut residents = self.residents.clone();
         residents.remove(task).ok_or_else(|| CatalogueError::UnknownTask(task.to_owned()))?;
         self.rebuilt(residents)
     }
 
-    /// A catalogue of many partitions at once: the router is solved one time only.
+    /// This catalogue with many more partitions. The rule is solved once for all of them.
     ///
     /// # Errors
     /// As [`Self::with`].
@@ -168,6 +178,7 @@ impl Catalogue {
         self.rebuilt(residents)
     }
 
+    /// A catalogue of these residents under a rule made for them, with the trials of those that remain live.
     fn rebuilt(&self, residents: BTreeMap<Arc<str>, Arc<Resident>>) -> Result<Self, CatalogueError> {
         let mut trials = self.trials.clone();
         trials.retain(|task, _| residents.contains_key(task));
@@ -181,12 +192,13 @@ impl Catalogue {
         }
         let decision = self.decide(residents.values())?;
         let Decision { metric, choice: KeyChoice { signal, average }, .. } = decision;
-        let ignorant = residents.values().find(|r| !metric.definition().knows(&r.partition.keys, decision.choice));
-        if let Some(r) = ignorant {
+        let without_key = residents.values().find(|r| !metric.definition().knows(&r.partition.keys, decision.choice));
+        if let Some(r) = without_key {
             return Err(CatalogueError::Incompatible {
                 task: r.task().to_owned(),
                 reason: format!(
-                    "it has no {average} key of the signal {signal}; it holds {held}: choose one of these, or train it with --plain-signal {signal} --plain-average {average}",
+                    "it has no {average} key of the signal {signal}; it holds {held}: choose one of these, \
+                     or train it with --plain-signal {signal} --plain-average {average}",
                     held = r.partition.keys.held()
                 ),
             });
@@ -209,8 +221,9 @@ impl Catalogue {
         })
     }
 
-    /// Whitened where the operator or an artifact wants it and every partition has the moments; else plain. Partitions that disagree on the
-    /// signal follow the first by name that wants the whitened metric.
+    /// Whitened where the operator or an artifact chooses it and every partition holds the second moment;
+    /// else plain. Where partitions choose different signals, the first one by name that chooses the whitened
+    /// metric decides.
     fn decide<'a>(&self, residents: impl Iterator<Item = &'a Arc<Resident>> + Clone) -> Result<Decision, CatalogueError> {
         let rules = residents.clone().map(|r| &r.partition.meta.key);
         let whitened = rules.clone().find(|rule| rule.metric == Metric::Whitened);
@@ -231,10 +244,11 @@ impl Catalogue {
         }
         let signal = self.rule.signal.unwrap_or(signal);
         let choice = KeyChoice { signal, average: KeyAverage::Mean };
-        let lacking = residents.clone().find(|r| !metric.definition().knows(&r.partition.keys, choice));
-        Ok(match lacking {
+        let without_moment = residents.clone().find(|r| !metric.definition().knows(&r.partition.keys, choice));
+        Ok(match without_moment {
             Some(r) => plain(Some(format!(
-                "task {:?} has no second moment of {signal} (it holds {}): tasks are told by the plain cosine of {plain_signal} until it is trained with --key-signal {signal} or unloaded",
+                "task {:?} has no second moment of {signal} (it holds {}): tasks are decided by the plain cosine of \
+                 {plain_signal} until it is trained with --key-signal {signal} or unloaded",
                 r.task(),
                 r.partition.keys.held()
             ))),
@@ -242,11 +256,13 @@ impl Catalogue {
         })
     }
 
+    /// The live version of a task.
     pub fn get(&self, task: &str) -> Option<&Arc<Resident>> {
         self.residents.get(task)
     }
 
-    /// The partition that answers a sample of this task: the live version, or the canary where the ticket falls into its share.
+    /// The version that answers a sample of this task: the canary where the ticket falls into its share of
+    /// the traffic, else the live version. `None` where the task is not live.
     pub fn pick(&self, task: &str, ticket: u64) -> Option<&Arc<Resident>> {
         match self.trials.get(task) {
             Some(Trial { resident, mode: TrialMode::Canary(share) }) if share.takes(ticket) => Some(resident),
@@ -254,7 +270,7 @@ impl Catalogue {
         }
     }
 
-    /// A task's version on trial.
+    /// The version on trial of a task.
     pub fn trial(&self, task: &str) -> Option<&Trial> {
         self.trials.get(task)
     }
@@ -270,11 +286,12 @@ impl Catalogue {
         self.residents.get(task).into_iter().chain(trial).find(|r| r.version == version)
     }
 
-    /// The resident partitions, by task name.
+    /// The live versions, by task name.
     pub fn residents(&self) -> impl Iterator<Item = &Arc<Resident>> {
         self.residents.values()
     }
 
+    /// Whether no task is live.
     pub fn is_empty(&self) -> bool {
         self.residents.is_empty()
     }
@@ -289,23 +306,26 @@ impl Catalogue {
         self.signal
     }
 
-    /// What to tell the operator of a fall-back (a partition without moments), if anything.
+    /// A message for the operator where the plain metric stands in for the whitened one: it names the
+    /// partition without a second moment. `None` where the chosen metric decides.
     pub fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
     }
 
-    /// Height and width of the image that stands in for a missing one.
+    /// Height and width of the dummy image that stands in for a missing one, in pixels.
     pub fn dummy_image(&self) -> [usize; 2] {
         self.dummy_image
     }
 
-    /// The first layer that some resident partition adapts: all before it is frozen and shared. `layers` where there is none.
+    /// The first layer that a version, live or on trial, adapts. All layers before it are frozen and shared
+    /// by all tasks. `layers`, the number of the backbone's layers, in an empty catalogue.
     pub fn first_adapted_layer(&self, layers: usize) -> usize {
         let trials = self.trials.values().map(|t| &t.resident);
         self.residents.values().chain(trials).map(|r| r.first_adapted_layer()).min().unwrap_or(layers)
     }
 
-    /// Every resident task with its score for a sample of this signal `[width]`, falling; equal ones by name.
+    /// Every live task with its score, given a sample's signal `[width]`: the highest score first, equal
+    /// scores in the order of task names.
     pub fn candidates(&self, signal: &[f32]) -> Vec<Candidate> {
         let scores = self.decider.as_ref().map_or_else(Vec::new, |decider| decider.scores(signal));
         let mut out: Vec<_> = self.residents.keys().zip(scores).map(|(task, score)| Candidate { task: task.clone(), score }).collect();
@@ -314,22 +334,27 @@ impl Catalogue {
     }
 }
 
+/// Refuses a partition whose dummy image is not of this height and width.
 fn check_dummy(resident: &Resident, dummy_image: [usize; 2]) -> Result<(), CatalogueError> {
     let [[h, w], [height, width]] = [resident.dummy_image(), dummy_image];
     if [h, w] == [height, width] {
         return Ok(());
     }
-    let reason = format!("its dummy image is {h} × {w} pixels, theirs {height} × {width}; train it with the same --dummy-image");
+    let reason =
+        format!("its dummy image is {h} × {w} pixels, that of the others {height} × {width}; train it with the same --dummy-image");
     Err(CatalogueError::Incompatible { task: resident.task().to_owned(), reason })
 }
 
+/// Refuses a partition that was trained with another reading of special tokens than the catalogue's.
 fn check_special_tokens(resident: &Resident, special_tokens: bool) -> Result<(), CatalogueError> {
     let reason = match resident.special_tokens() {
         Some(true) if !special_tokens => {
-            "it was trained with --special-tokens, and texts are read without: switch that on (input.special_tokens = true of a server), or train it without"
+            "it was trained with --special-tokens, and texts are read without them: switch them on \
+             (input.special_tokens = true of a server), or train it without --special-tokens"
         }
         Some(false) if special_tokens => {
-            "it was trained without --special-tokens, and texts are read with it: switch that off (input.special_tokens = false of a server), or train it with it"
+            "it was trained without --special-tokens, and texts are read with them: switch them off \
+             (input.special_tokens = false of a server), or train it with --special-tokens"
         }
         _ => return Ok(()),
     };

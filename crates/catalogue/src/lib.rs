@@ -1,6 +1,16 @@
-//! Which partitions are resident at one moment, which version of a task answers, and which rule decides the task.
+//! The partitions that are resident at one moment, the version of a task that answers, and the rule that
+//! decides the task (METHOD.md 4).
 //!
-//! Invariant: a catalogue never changes. A change makes another one, and its bits do not depend on the order of changes.
+//! | module | holds |
+//! | --- | --- |
+//! | `catalogue` | the resident partitions, the versions on trial, and the rule that decides tasks |
+//! | `resident` | a partition and its version number |
+//! | `rollout` | versions on trial: canaries with their share of the traffic, and shadows |
+//! | `counts` | the answers of a version, and how many were right |
+//!
+//! Invariant: a catalogue never changes. A change makes another catalogue, and its numbers are the same to
+//! the bit whatever the order of changes.
+
 #![warn(missing_docs)]
 
 mod catalogue;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::Resident;
 
-/// A part of a task's traffic: more than 0, at most 1.
+/// A share of a task's traffic: more than 0, at most 1.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
 pub struct Share(f64);
@@ -23,8 +23,8 @@ impl From<Share> for f64 {
 }
 
 impl Share {
-    /// Whether this ticket falls into the share. Tickets are spread evenly first, so that neighbours don't go together; a ticket that falls into a
-    /// share falls into every larger one.
+    /// Whether this ticket falls into the share. The tickets are hashed, so that consecutive tickets are
+    /// spread evenly; a ticket that falls into a share also falls into every larger share.
     pub(crate) fn takes(self, ticket: u64) -> bool {
         // The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection without visible pattern.
         let mut x = ticket.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -35,19 +35,23 @@ impl Share {
     }
 }
 
-/// How a version on trial is tried.
+/// How a version is tried.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrialMode {
     /// It answers this share of the task's traffic.
     Canary(Share),
-    /// It is computed beside the live version and compared with it; callers never see its answers.
+    /// It is computed in addition to the live version and compared with it; callers never receive its
+    /// answers.
     Shadow,
 }
 
-/// A version of a task on trial beside the live one. The live version's key recognises the task for both.
+/// A version of a task on trial, beside the live version. The task is decided by the live version's key for
+/// both.
 #[derive(Clone, Debug)]
 pub struct Trial {
+    /// The version on trial.
     pub resident: Arc<Resident>,
+    /// How it is tried.
     pub mode: TrialMode,
 }

@@ -1,11 +1,20 @@
-//! What a sample, the frozen backbone and a partition are.
+//! What a sample, the frozen backbone, a method, a task decision and a partition are (METHOD.md 1 to 4).
 //!
-//! - [`model_dir`]: a Hugging Face checkpoint directory, on disk or embedded in the binary.
-//! - [`input`]: an image or a text from outside becomes a [`input::Sample`].
-//! - [`vilt`]: the frozen backbone; knows no method.
-//! - [`method`]: what a partition adds to the backbone.
-//! - [`routing`]: how the task of a sample is decided.
-//! - [`partition`]: the artifact, one file that holds what one task adds.
+//! | module | holds |
+//! | --- | --- |
+//! | [`model_dir`] | a Hugging Face checkpoint directory, on disk or embedded in the binary |
+//! | [`modality`] | the modalities, image and text, and one value for each of them |
+//! | [`input`] | samples from image files and texts: decoding, resizing, tokens, hard limits |
+//! | [`vilt`] | the frozen backbone and its padded forward, the reference of the faster ones; no method |
+//! | [`method`] | what a partition adds to the backbone: the interface of methods, one file for each |
+//! | [`routing`] | how the task of a sample is decided: signals, task keys, and one file for each metric |
+//! | [`partition`] | the artifact, one file with what one task adds, and the same bound to a backbone |
+//!
+//! **Invariant: it knows no batch, no thread and no device.** It says what one sample, one partition and one
+//! decision are; the engine computes many of them together.
+
+#![warn(missing_docs)]
+
 pub mod input;
 pub mod method;
 pub mod modality;

@@ -1,7 +1,7 @@
-//! The modalities of a sample, as data: what has one value for each of them is a [`PerModality`].
+//! The modalities of a sample, and one value for each of them ([`PerModality`]).
 use std::ops::{Index, IndexMut};
 
-/// A kind of input. The order is that in which pools stand in an artifact and in memory.
+/// A kind of input. Factor pools stand in artifacts and in memory in the order of the variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Modality {
     /// The image; its factor pools are called `visual`.
@@ -34,19 +34,19 @@ impl Modality {
 /// One value for each modality.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PerModality<T> {
-    /// Of the image.
+    /// The image's value.
     pub image: T,
-    /// Of the text.
+    /// The text's value.
     pub text: T,
 }
 
 impl<T> PerModality<T> {
-    /// `f(modality)` of each.
+    /// `f(modality)` for each modality.
     pub fn from_fn(mut f: impl FnMut(Modality) -> T) -> Self {
         Self { image: f(Modality::Image), text: f(Modality::Text) }
     }
 
-    /// `f(value)` of each.
+    /// `f(value)` for each modality.
     pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> PerModality<U> {
         PerModality { image: f(self.image), text: f(self.text) }
     }

@@ -9,7 +9,8 @@ include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 pub enum ModelDir {
     /// The small ViLT in the binary (`models/emoji-mini`).
     Embedded,
-    /// A directory holding `config.json`, `model.safetensors` (or a sharded index), a tokenizer and `preprocessor_config.json`.
+    /// A directory that holds `config.json`, `model.safetensors` (or shards and their index), a tokenizer and
+    /// `preprocessor_config.json`.
     Path(PathBuf),
 }
 
@@ -17,7 +18,7 @@ impl ModelDir {
     /// The bytes of one file of the directory; `None` where it has no such file.
     ///
     /// # Errors
-    /// Any other failure to read an existing file.
+    /// The file is there and cannot be read.
     pub fn read(&self, name: &str) -> std::io::Result<Option<Cow<'static, [u8]>>> {
         match self {
             Self::Embedded => Ok(EMBEDDED_MODEL.iter().find(|(n, _)| *n == name).map(|(_, bytes)| Cow::Borrowed(*bytes))),
@@ -29,7 +30,7 @@ impl ModelDir {
         }
     }
 
-    /// The name to show to people: the directory's path, or `emoji-mini (embedded)`.
+    /// The name for messages: the directory's path, or `emoji-mini (embedded)`.
     pub fn display(&self) -> String {
         match self {
             Self::Embedded => "emoji-mini (embedded)".to_owned(),
@@ -49,11 +50,12 @@ pub fn embedded_partitions() -> &'static [(&'static str, &'static [u8])] {
     EMBEDDED_PARTITIONS
 }
 
-/// The partitions of a folder, in order of name: its files `*.safetensors`. Passed over are dot files (macOS
-/// and editors leave them), what is no file, and other names (`x.safetensors.tmp`, `x.safetensors~`).
+/// The paths of a folder's partitions, in the order of names: its files `*.safetensors`. Ignored are dot
+/// files (macOS and editors leave them), directories, pipes and sockets, and other names
+/// (`x.safetensors.tmp`, `x.safetensors~`).
 ///
 /// # Errors
-/// The folder can't be listed; a symbolic link leads nowhere, by name.
+/// The folder cannot be listed, or a symbolic link leads to no file; the message names the link.
 pub fn partition_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir)? {
@@ -67,13 +69,13 @@ pub fn partition_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Whether a path is a file, or a symbolic link to one. Opens nothing: opening a pipe would wait for its
-/// writer.
+/// Whether a path is a file or a symbolic link to a file. The path is not opened: to open a pipe would wait
+/// for a writer.
 fn is_file(path: &Path) -> std::io::Result<bool> {
     std::fs::metadata(path).map(|metadata| metadata.is_file()).map_err(|error| {
         let problem = match std::fs::read_link(path) {
             Ok(target) => format!(
-                "{} is a symbolic link to {}, which leads to no file ({error}): mend or remove it",
+                "{} is a symbolic link to {}, which leads to no file ({error}): repair or remove it",
                 path.display(),
                 target.display()
             ),
@@ -89,14 +91,14 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_folder_s_partitions_are_its_files_of_that_name() {
+    fn the_partitions_of_a_folder_are_its_safetensors_files() {
         use std::os::unix::fs::symlink;
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let passed_over = ["._food.safetensors", ".hidden.safetensors", ".DS_Store", ".food.safetensors.swp", ".#food.safetensors"];
-        let passed_over =
-            passed_over.into_iter().chain(["food.safetensors.tmp", "food.safetensors~", "#food.safetensors#", "food.safetensors.sig"]);
-        for name in passed_over.chain(["food.safetensors", "..data_of_no_one", "notes.txt"]) {
+        let ignored = ["._food.safetensors", ".hidden.safetensors", ".DS_Store", ".food.safetensors.swp", ".#food.safetensors"];
+        let ignored =
+            ignored.into_iter().chain(["food.safetensors.tmp", "food.safetensors~", "#food.safetensors#", "food.safetensors.sig"]);
+        for name in ignored.chain(["food.safetensors", "..data_of_no_one", "notes.txt"]) {
             std::fs::write(at(name), "x").unwrap();
         }
         std::fs::create_dir_all(at("dir.safetensors/inner.safetensors")).unwrap();
@@ -111,7 +113,7 @@ mod tests {
         assert_eq!(partition_files(dir.path()).unwrap(), ["food.safetensors", "linked.safetensors"].map(at));
 
         symlink("gone/nowhere.safetensors", at("dangling.safetensors")).unwrap();
-        let told = partition_files(dir.path()).unwrap_err().to_string();
-        assert!(told.contains("dangling.safetensors") && told.contains("gone/nowhere.safetensors"), "{told}");
+        let error = partition_files(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("dangling.safetensors") && error.contains("gone/nowhere.safetensors"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
-//! What the input room makes of image files and texts agrees with Hugging Face's `ViltImageProcessor` and `BertTokenizerFast`, and bad input is
-//! refused cheaply. The fixtures are made by `tools/fixtures/input.py`, which also tells how to compare on images of one's own.
+//! Samples of image files and texts agree with Hugging Face's `ViltImageProcessor` and `BertTokenizerFast`,
+//! and bad input is refused cheaply. The fixtures are made by `tools/fixtures/input.py`, which also describes
+//! how to compare other images.
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use delo_model::input::{InputError, InputProcessor, Limits, Sample, TextReading}
 use delo_model::model_dir::ModelDir;
 use serde::Deserialize;
 
-/// Parity bars, as differences of channel values in 0..1.
+/// The largest allowed differences of channel values in 0..1, mean and maximum.
 const MEAN_BAR: f64 = 0.5 / 255.0;
 const MAX_BAR: f64 = 6.0 / 255.0;
 
@@ -49,7 +50,7 @@ struct Case {
     expected: String,
 }
 
-/// A checkpoint directory of the default tokenizer and the given image settings.
+/// A checkpoint directory with the default tokenizer and these image settings.
 fn checkpoint(preprocessor: &serde_json::Value) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(repository("models/emoji-mini/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
@@ -105,7 +106,7 @@ fn agrees_with_the_hugging_face_image_processor() {
         if max > worst_max.0 {
             worst_max = (max, label.clone());
         }
-        // Of the repository's own files, those whose format has one right decoding come out bit for bit.
+        // Files of the repository in PNG, GIF or BMP must agree to the bit.
         let exact =
             std::env::var_os("DELO_INPUT_FIXTURES").is_none() && [".png", ".gif", ".bmp"].iter().any(|end| case.file.ends_with(end));
         if mean > MEAN_BAR || max > if exact { 0.01 / 255.0 } else { MAX_BAR } {
@@ -116,7 +117,8 @@ fn agrees_with_the_hugging_face_image_processor() {
     assert!(failures.is_empty(), "beyond mean 0.5/255 or max 6/255, or not exact where it should be: {failures:#?}");
 }
 
-/// A file that is unusual or slightly broken, and the picture that Pillow shows, if it does.
+/// A file that is unusual or slightly damaged, and the picture that Pillow decodes; `None` where Pillow
+/// refuses it.
 #[derive(Deserialize)]
 struct Odd {
     name: String,
@@ -132,25 +134,25 @@ fn of_hex(digits: &str) -> Vec<u8> {
     digits.as_bytes().chunks_exact(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
 }
 
-/// A processor whose pixels are the picture's own values, 0 to 255.
+/// A processor that gives the values of the picture unchanged, 0 to 255.
 fn unscaled() -> InputProcessor {
     let dir = checkpoint(&serde_json::json!({"do_resize": false, "do_rescale": false, "do_normalize": false}));
     InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 1, 40, Limits::default()).unwrap()
 }
 
-/// Pictures that are shown though Pillow refuses their files, and why.
-const SHOWN_BY_US_ALONE: &[(&str, &str)] = &[
-    ("webp/no-chunk-flags-reserved", "a flag that means nothing yet"),
-    ("webp/unknown-chunk-between-alpha-and-pixels", "what is unknown is skipped everywhere"),
-    ("webp/alpha-then-lossy-without-vp8x", "its parts are whole"),
+/// Files that are decoded although Pillow refuses them, and why.
+const DECODED_ONLY_HERE: &[(&str, &str)] = &[
+    ("webp/no-chunk-flags-reserved", "a reserved flag has no meaning"),
+    ("webp/unknown-chunk-between-alpha-and-pixels", "unknown chunks are skipped everywhere"),
+    ("webp/alpha-then-lossy-without-vp8x", "its chunks are complete"),
     ("webp/two-pictures", "the first one counts"),
     ("bmp/masks-rgba-header-40", "any masks are read"),
     ("bmp/masks-rgba-header-52", "any masks are read"),
-    ("bmp/rle8-ends-early", "the format leaves the rest to the first colour"),
+    ("bmp/rle8-ends-early", "in this format, the rest has the first colour"),
 ];
 
 #[test]
-fn odd_files_are_the_pictures_that_pillow_shows_or_are_refused() {
+fn odd_files_are_decoded_as_by_pillow_or_refused() {
     let path = std::env::var_os("DELO_ODD_IMAGES").map_or_else(|| repository("tests/fixtures/input/odd.json"), PathBuf::from);
     let files: Vec<Odd> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     assert!(files.len() > 100);
@@ -182,8 +184,8 @@ fn odd_files_are_the_pictures_that_pillow_shows_or_are_refused() {
                 }
             }
             (Err(error), Some(_)) => failures.push(format!("{}: {error}", odd.name)),
-            (Ok(_), None) if !SHOWN_BY_US_ALONE.iter().any(|(name, _)| *name == odd.name) => {
-                failures.push(format!("{}: shown, Pillow refuses it", odd.name))
+            (Ok(_), None) if !DECODED_ONLY_HERE.iter().any(|(name, _)| *name == odd.name) => {
+                failures.push(format!("{}: decoded, but Pillow refuses it", odd.name))
             }
             (Ok(_), None) => {}
             (Err(error), None) => {
@@ -195,8 +197,8 @@ fn odd_files_are_the_pictures_that_pillow_shows_or_are_refused() {
     assert!(failures.is_empty(), "{} of {}: {failures:#?}", failures.len(), files.len());
 }
 
-/// For `tools/fixtures/image_parity.py`: of every file in the folder `DELO_DECODE`, the decoded pixels as NAME.ppm, or why there are none as NAME.refused or
-/// NAME.panicked.
+/// For `tools/fixtures/image_parity.py`: writes for every file in the folder `DELO_DECODE` the decoded pixels
+/// as NAME.ppm, or the reason for a failure as NAME.refused or NAME.panicked.
 #[test]
 #[ignore = "run by tools/fixtures/image_parity.py"]
 fn a_folder_is_decoded_for_comparison() {
@@ -242,7 +244,7 @@ fn tokenizer_json() -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(repository("models/emoji-mini/tokenizer.json")).unwrap()).unwrap()
 }
 
-/// The default vocabulary in the older form: one token a line.
+/// The default vocabulary in the older format, one token on each line.
 fn vocab_txt() -> String {
     let json = tokenizer_json();
     let mut tokens: Vec<(u64, &str)> =
@@ -255,7 +257,7 @@ fn assert_ids(processor: &InputProcessor, texts: &[String], group: &Group) {
     for (text, expected) in texts.iter().zip(&group.ids) {
         let ids = match processor.sample(None, Some(text)) {
             Ok(sample) => sample.text.unwrap(),
-            // A text without a token is a missing one.
+            // A text without a token counts as missing.
             Err(InputError::NoWord) => processor.dummy_text().to_vec(),
             Err(e) => panic!("{text:?}: {e}"),
         };
@@ -276,7 +278,7 @@ fn agrees_with_the_hugging_face_tokenizer() {
             std::fs::copy(repository("models/emoji-mini/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
         }
         let processor = InputProcessor::load(&ModelDir::Path(dir.path().to_owned()), 8, group.positions, Limits::default()).unwrap();
-        // As transformers reads them by default.
+        // As transformers reads special tokens by default.
         let processor = processor.with_special_tokens(true);
         assert_eq!(processor.vocab_size(), 30_522);
         assert_ids(&processor, &fixture.texts, group);
@@ -328,7 +330,7 @@ struct InjectedGroup {
 }
 
 #[test]
-fn special_tokens_in_a_text_are_words_of_it_as_with_split_special_tokens_upstream() {
+fn special_tokens_in_a_text_are_words_as_with_split_special_tokens_of_transformers() {
     let fixture: Injected = serde_json::from_slice(&fixture("special_tokens.json")).unwrap();
     for group in &fixture.groups {
         let dir = tempfile::tempdir().unwrap();
@@ -351,7 +353,7 @@ fn special_tokens_in_a_text_are_words_of_it_as_with_split_special_tokens_upstrea
 }
 
 #[test]
-fn a_tokenizer_that_does_not_split_at_punctuation_lets_no_special_token_in_either() {
+fn a_tokenizer_that_does_not_split_at_punctuation_reads_special_tokens_as_words_too() {
     let mut json = tokenizer_json();
     json["pre_tokenizer"] = serde_json::json!({"type": "WhitespaceSplit"});
     json["normalizer"]["lowercase"] = false.into();
@@ -366,12 +368,12 @@ fn a_tokenizer_that_does_not_split_at_punctuation_lets_no_special_token_in_eithe
 }
 
 #[test]
-fn how_a_text_was_read_is_told() {
+fn a_reading_counts_known_and_unknown_tokens_and_states_truncation() {
     let processor = processor(Limits::default());
     let reading = |text: &str| processor.preprocess(None, Some(text)).unwrap().text.unwrap();
     for (text, tokens, unknown_tokens, truncated) in [
         ("a cat", 2, 0, false),
-        // One word each that the vocabulary does not know.
+        // Each of these two texts is one word that is not in the vocabulary.
         ("\u{1f600}", 1, 1, false),
         ("\u{1d4f9}\u{1d4f2}\u{1d503}\u{1d503}\u{1d4ea}", 1, 1, false),
         ("a \u{1f600} cat", 3, 1, false),
@@ -387,13 +389,13 @@ fn how_a_text_was_read_is_told() {
     }
     let photo = fixture("chelsea.png");
     assert_eq!(processor.preprocess(Some(&photo), Some("\u{200b}")).unwrap().text, None, "the text is missing");
-    // The token itself, where special tokens are read as such.
-    let as_such = processor.with_special_tokens(true).preprocess(None, Some("[UNK]")).unwrap().text.unwrap();
-    assert_eq!((as_such.tokens, as_such.understood()), (1, false));
+    // The token itself, where special tokens are read as special tokens.
+    let special = processor.with_special_tokens(true).preprocess(None, Some("[UNK]")).unwrap().text.unwrap();
+    assert_eq!((special.tokens, special.understood()), (1, false));
 }
 
 #[test]
-fn a_text_without_a_word_and_no_image_is_refused_in_words_about_the_text() {
+fn a_text_without_a_word_and_no_image_is_refused_as_an_error_of_the_text() {
     let processor = processor(Limits::default());
     for text in
         ["", " \n", "\u{a0}", "\u{200b}", "\u{feff}", "\0", "\u{7}\u{1b}", "\u{fffd}", "\u{e000}", "\u{301}\u{301}", "\u{3000}\u{2028}"]
@@ -406,7 +408,7 @@ fn a_text_without_a_word_and_no_image_is_refused_in_words_about_the_text() {
 }
 
 #[test]
-fn presence_follows_what_was_sent() {
+fn a_sample_has_the_modalities_that_were_sent() {
     let processor = processor(Limits::default());
     let photo = fixture("chelsea.png");
     assert!(matches!(processor.sample(None, None), Err(InputError::Empty)));
@@ -424,7 +426,7 @@ fn the_embedded_checkpoint_loads() {
 }
 
 #[test]
-fn a_checkpoint_that_makes_no_sense_is_refused_with_the_file_at_fault() {
+fn an_invalid_checkpoint_is_refused_with_the_name_of_the_file() {
     let write = |name: &str, content: &str| {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(name), content).unwrap();
@@ -440,7 +442,7 @@ fn a_checkpoint_that_makes_no_sense_is_refused_with_the_file_at_fault() {
     assert_eq!(write("unrelated", ""), "tokenizer.json");
 }
 
-/// A PNG of nothing but a header that claims `side` × `side` RGBA pixels.
+/// A PNG without pixels, whose header claims `side` × `side` RGBA pixels.
 fn png_bomb(side: u32) -> Vec<u8> {
     let mut header = b"IHDR".to_vec();
     header.extend(side.to_be_bytes());
@@ -464,23 +466,24 @@ fn a_png_bomb_is_refused_by_its_header() {
     let error = image(&png_bomb(50_000)).unwrap_err();
     assert!(matches!(error, InputError::ImageSize { width: 50_000, height: 50_000, .. }), "{error}");
     assert_eq!(error.field(), "image");
-    // Within the limit on sides, beyond that on pixels; within both, beyond that on bytes.
+    // First within the limit on sides, but above the limit on pixels; then within both, but above the limit
+    // on bytes.
     assert!(matches!(image(&png_bomb(8_000)), Err(InputError::ImageSize { .. })));
     let narrow = Limits { max_decoded_bytes: 100_000, ..Limits::default() };
     assert!(matches!(processor(narrow).sample(Some(&png_bomb(200)), None), Err(InputError::ImageSize { .. })));
 }
 
 #[test]
-fn a_gif_bomb_is_refused_by_its_frame_s_header() {
-    // A 1 x 1 screen, which grows to a frame of 65,535 x 65,535.
+fn a_gif_bomb_is_refused_by_the_header_of_its_frame() {
+    // A screen of 1 x 1, which is enlarged to its frame of 65,535 x 65,535.
     let gif = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff\x2c\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x44\x01\0\x3b";
     let error = image(gif).unwrap_err();
     assert!(matches!(error, InputError::ImageSize { width: 65_535, height: 65_535, .. }), "{error}");
 }
 
 #[test]
-fn a_sound_file_of_another_kind_is_not_called_damaged() {
-    // A BMP of OS/2 whose pixels are Huffman codes.
+fn a_valid_file_of_an_unsupported_kind_is_not_called_damaged() {
+    // A BMP of OS/2 with pixels in Huffman codes.
     let mut bmp = b"BM\0\0\0\0\0\0\0\0\x4e\0\0\0\x40\0\0\0\x02\0\0\0\x02\0\0\0\x01\0\x01\0\x03\0\0\0".to_vec();
     bmp.resize(90, 0);
     let error = image(&bmp).unwrap_err();
@@ -489,13 +492,13 @@ fn a_sound_file_of_another_kind_is_not_called_damaged() {
 }
 
 #[test]
-fn a_gif_of_ten_thousand_frames_costs_its_first() {
+fn only_the_first_of_ten_thousand_frames_of_a_gif_is_decoded() {
     let frame = b"\x2c\0\0\0\0\x02\0\x02\0\0\x02\x03\x44\x02\x05\0";
     let mut gif = b"GIF89a\x02\0\x02\0\x80\0\0\xff\0\0\xff\xff\xff".to_vec();
     gif.extend(frame);
     let single = image(&[&gif[..], b"\x3b"].concat()).unwrap();
     gif.extend(frame.repeat(9_999));
-    // Broken from the second frame on: nothing after the first is looked at.
+    // Damaged from the second frame on: nothing after the first frame is read.
     gif[35..].fill(0xee);
     assert_eq!(image(&gif).unwrap(), single);
 }
@@ -518,7 +521,7 @@ fn files_cut_short_are_refused() {
 }
 
 #[test]
-fn a_jpeg_without_its_end_marker_is_read_only_where_its_scan_is_whole() {
+fn a_jpeg_without_its_end_marker_is_decoded_only_if_its_scan_is_complete() {
     let whole = fixture("jpeg-no-end-zeros.jpg");
     let end = whole.len() - 16;
     let after = |scan: &[u8], what: &[u8]| image(&[scan, what].concat());
@@ -532,13 +535,13 @@ fn a_jpeg_without_its_end_marker_is_read_only_where_its_scan_is_whole() {
             assert!(error.to_string().contains("cut short"), "{} zeros after {cut} of {end} bytes: {error}", what.len());
         }
     }
-    // Of a progressive picture the last scan may be missing wholly, which nothing shows.
+    // In a progressive picture, the whole last scan may be missing, and the file does not show it.
     let progressive = fixture("hopper-progressive.jpg");
     assert!(after(&progressive[..progressive.len() - 2], &[0; 16]).is_err());
 }
 
 #[test]
-fn a_kind_of_jpeg_that_is_not_read_is_named_with_what_to_do() {
+fn an_unsupported_kind_of_jpeg_is_named_with_advice() {
     let photo = fixture("china.jpg");
     let frame = photo.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
     let (marker, precision, height) = (frame + 1, frame + 4, frame + 5);
@@ -565,7 +568,7 @@ fn a_kind_of_jpeg_that_is_not_read_is_named_with_what_to_do() {
 }
 
 #[test]
-fn an_unknown_type_is_told_what_is_supported() {
+fn an_unknown_type_is_refused_with_the_supported_types() {
     for bytes in [&b""[..], b"hello", b"%PDF-1.7 ...............", b"II*\0\x08\0\0\0 a TIFF", b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
     {
         let error = image(bytes).unwrap_err();
@@ -575,7 +578,7 @@ fn an_unknown_type_is_told_what_is_supported() {
 }
 
 #[test]
-fn bytes_beyond_the_limits_are_refused_unread() {
+fn an_image_or_text_of_too_many_bytes_is_refused_unread() {
     let big = vec![0u8; Limits::default().max_image_bytes + 1];
     assert!(matches!(image(&big), Err(InputError::ImageBytes { .. })));
     let text = "a text ".repeat(10_000_000 / 7);
@@ -592,7 +595,7 @@ fn the_longest_text_allowed_is_truncated_to_the_positions() {
 }
 
 #[test]
-fn a_thin_image_works() {
+fn an_image_of_one_row_or_one_column_is_a_sample() {
     // 1 x 5000 and 5000 x 1, grey.
     for (width, height, expected) in [(1, 5000, (104, 8)), (5000, 1, (8, 104))] {
         let mut png = std::io::Cursor::new(Vec::new());
@@ -606,7 +609,7 @@ fn a_thin_image_works() {
 
 #[test]
 fn damaged_files_never_panic() {
-    // Every eighth byte of small files of each type overwritten in turn.
+    // Up to 200 bytes of a small file of each type are overwritten, one at a time.
     for name in ["orientation-6.jpg", "hopper-bilevel.png", "animated.webp", "emoji-transparent.gif", "china-palette.bmp"] {
         let whole = fixture(name);
         let processor = processor(Limits::default());
@@ -623,7 +626,7 @@ fn damaged_files_never_panic() {
 }
 
 #[test]
-fn is_shared_between_threads() {
+fn a_processor_can_be_shared_between_threads() {
     fn shared<T: Send + Sync>(_: &T) {}
     shared(&processor(Limits::default()));
 }

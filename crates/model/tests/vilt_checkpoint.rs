@@ -1,5 +1,5 @@
-//! Any Hugging Face layout of the same weights is the same backbone, and a checkpoint that does not fit says why.
-//! Fixtures: tools/fixtures/vilt.py.
+//! The same weights in any Hugging Face layout are the same backbone, and a checkpoint that does not load is
+//! refused with the reason. Fixtures: `tools/fixtures/vilt.py`.
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ fn tensors(name: &str) -> BTreeMap<String, Tensor> {
     candle_core::safetensors::load(fixture(name).join("model.safetensors"), &Device::Cpu).unwrap().into_iter().collect()
 }
 
-/// A checkpoint directory with a fixture's config.json and these tensors.
+/// A checkpoint directory with the `config.json` of a fixture and these tensors.
 fn directory(config: &str, tensors: &BTreeMap<String, Tensor>) -> TempDir {
     let dir = TempDir::new().unwrap();
     std::fs::copy(fixture(config).join("config.json"), dir.path().join("config.json")).unwrap();
@@ -82,7 +82,7 @@ fn text_positions_interpolate_to_longer_texts_and_keep_the_ends() {
     assert_eq!((embeddings.text_positions(), longer.text_positions()), (16, 31));
     assert!(embeddings.text(&[1; 17]).is_err());
     let (short, long) = (embeddings.text(&[1; 16]).unwrap(), longer.text(&[1; 31]).unwrap());
-    // With 16 positions spread over 31, every second one is one of the old.
+    // With 16 positions interpolated to 31, every second position is one of the 16.
     for (i, row) in short.to_vec2::<f32>().unwrap().into_iter().enumerate() {
         for (a, b) in row.into_iter().zip(long.get(2 * i).unwrap().to_vec1::<f32>().unwrap()) {
             assert!((a - b).abs() < 1e-4, "position {i}: {a} and {b}");
@@ -91,7 +91,7 @@ fn text_positions_interpolate_to_longer_texts_and_keep_the_ends() {
 }
 
 #[test]
-fn refuses_tokens_and_images_that_are_not_the_checkpoints() {
+fn refuses_tokens_and_images_that_do_not_fit_the_checkpoint() {
     let embeddings = load(&fixture("plain")).unwrap().embeddings;
     assert!(embeddings.text(&[1, 100, 2]).unwrap_err().to_string().contains("vocabulary"));
     assert!(embeddings.image(&delo_model::input::Pixels::dummy(12, 8)).unwrap_err().to_string().contains("8 × 8"));

@@ -7,7 +7,7 @@ use delo_model::input::Pixels;
 use delo_model::model_dir::ModelDir;
 use delo_model::vilt::{Output, PaddedInput, Vilt};
 
-/// Largest difference of any hidden state or pooled value.
+/// The largest allowed difference of a hidden state or a pooled value.
 const BAR: f32 = 1e-4;
 
 fn fixtures() -> PathBuf {
@@ -43,7 +43,7 @@ impl Expected {
     }
 }
 
-/// The states of one row's real tokens: `[layers + 1, tokens, d]`.
+/// The states of the real tokens of one row: `[layers + 1, tokens, d]`.
 fn real_states(output: &Output, row: usize) -> Tensor {
     let mask = output.mask.get(row).unwrap().to_vec1::<f32>().unwrap();
     let real: Vec<u32> = (0u32..).zip(&mask).filter(|&(_, &m)| m > 0.0).map(|(i, _)| i).collect();

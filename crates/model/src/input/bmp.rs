@@ -1,12 +1,12 @@
-//! BMP, as Pillow reads it: OS/2's headers and Windows', palettes, bit masks, and run lengths.
+//! Decodes BMP as Pillow does: the headers of OS/2 and Windows, palettes, bit masks and run lengths.
 use image::{DynamicImage, RgbImage, RgbaImage};
 
 use super::{InputError, Limits};
 
-/// The picture.
+/// The decoded picture.
 ///
 /// # Errors
-/// A limit is passed, or the file is damaged, cut short or of a kind that is not read.
+/// A limit is exceeded, or the file is damaged, cut short or of an unsupported kind.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<DynamicImage, InputError> {
     let bmp = Bmp::read(bytes)?;
     bmp.check(limits)?;
@@ -28,36 +28,37 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<DynamicImage, Inpu
     Ok(image.expect("a colour for each pixel"))
 }
 
-/// Bytes of the decoded pixels, as the header claims.
+/// The bytes of the decoded pixels, according to the header.
 ///
 /// # Errors
-/// A limit is passed, or the header is damaged or of a kind that is not read.
+/// A limit is exceeded, or the header is damaged or of an unsupported kind.
 pub(super) fn decoded_bytes(bytes: &[u8], limits: &Limits) -> Result<u64, InputError> {
     Bmp::read(bytes)?.check(limits)
 }
 
-/// What a file's header says.
+/// The header of a file.
 struct Bmp<'a> {
     bytes: &'a [u8],
     width: u32,
     height: u32,
-    /// The last row comes first.
+    /// Whether the last row of the picture is the first in the file.
     upwards: bool,
     layout: Layout,
     run_length: Option<RunLength>,
-    /// Where the pixels begin.
+    /// Where the pixels begin in the file, in bytes.
     pixels: usize,
 }
 
+/// The bits of an index in run-length codes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum RunLength {
     Bits4,
     Bits8,
 }
 
-/// How a row's bytes are colours.
+/// How the bytes of a row encode colours.
 enum Layout {
-    /// Indices of `bits` bits, the first in the highest ones.
+    /// Indices of `bits` bits; the first index is in the highest bits of a byte.
     Palette { bits: u32, colours: Box<[[u8; 3]; 256]> },
     /// Blue, green, red.
     Bytes3,
@@ -95,7 +96,7 @@ impl<'a> Bmp<'a> {
             (reader.u16(at(4))?, reader.u16(at(6))?, true, reader.u16(at(10))?, 0, 0)
         } else {
             let height = reader.u32(at(8))?;
-            // A negative height is that of a picture whose first row comes first.
+            // A negative height means that the first row of the picture is the first in the file.
             let upwards = height >> 24 != 0xff;
             let height = if upwards { height } else { height.wrapping_neg() };
             (reader.u32(at(4))?, height, upwards, reader.u16(at(14))?, reader.u32(at(16))?, reader.u32(at(32))?)
@@ -148,7 +149,7 @@ impl<'a> Bmp<'a> {
         Ok(Self { bytes, width, height, upwards, layout, run_length, pixels })
     }
 
-    /// Bytes of the decoded pixels.
+    /// The bytes of the decoded pixels, if they are within the limits.
     fn check(&self, limits: &Limits) -> Result<u64, InputError> {
         let each = match (&self.layout, self.run_length) {
             (Layout::Masks(Masks { alpha: Some(_), .. }), _) | (_, Some(_)) => 4,
@@ -159,8 +160,8 @@ impl<'a> Bmp<'a> {
         Ok(decoded)
     }
 
-    /// The rows in the order of the file, and the number of bytes from one to the next. The last one needs no
-    /// padding.
+    /// The number of bytes from one row to the next, and the rows in the order of the file. The last row
+    /// needs no padding.
     fn rows(&self) -> Result<(usize, std::borrow::Cow<'a, [u8]>), InputError> {
         let (width, height) = (self.width as usize, self.height as usize);
         let data = self.bytes.get(self.pixels..).ok_or_else(cut)?;
@@ -176,8 +177,8 @@ impl<'a> Bmp<'a> {
     }
 }
 
-/// The colours of a palette. What it does not state is black; one of greys in order is a ramp, also beyond
-/// its end.
+/// The colours of a palette. A colour that the palette does not state is black, as in Pillow. A palette of
+/// the greys 0, 1, 2, … is continued to 255.
 fn colours_of(stated: &[u8], unit: usize, count: usize) -> Box<[[u8; 3]; 256]> {
     let mut colours = Box::new([[0; 3]; 256]);
     for (colour, bgr) in colours.iter_mut().zip(stated.chunks_exact(unit)) {
@@ -190,6 +191,7 @@ fn colours_of(stated: &[u8], unit: usize, count: usize) -> Box<[[u8; 3]; 256]> {
 }
 
 impl Layout {
+    /// The bits of a pixel.
     fn bits(&self) -> u32 {
         match self {
             Self::Palette { bits, .. } => *bits,
@@ -198,7 +200,7 @@ impl Layout {
         }
     }
 
-    /// Gives the first `width` colours of a row, red, green, blue, alpha, to `take`.
+    /// Calls `take` with each of the first `width` colours of a row: red, green, blue, alpha.
     fn colours(&self, row: &[u8], width: u32, mut take: impl FnMut([u8; 4])) {
         let width = width as usize;
         match self {
@@ -222,7 +224,7 @@ impl Layout {
 }
 
 impl Masks {
-    /// Without masks in the file: five bits a colour, or eight.
+    /// The masks of a file that states none: five bits for each colour, or eight.
     fn usual(bits: u32) -> Self {
         if bits == 16 {
             Self { bytes: 2, red: 0x7c00, green: 0x3e0, blue: 0x1f, alpha: None }
@@ -231,8 +233,8 @@ impl Masks {
         }
     }
 
-    /// As the file states them. 16 bits have no alpha to Pillow, and masks of nothing at all stand for the
-    /// usual ones with alpha.
+    /// The masks that the file states. As in Pillow, a 16-bit value has no alpha, and if all masks are 0 they
+    /// are the usual masks with alpha.
     fn stated(bits: u32, [red, green, blue]: [u32; 3], alpha: u32) -> Result<Self, InputError> {
         if bits == 32 && red | green | blue | alpha == 0 {
             return Ok(Self { alpha: Some(0xff00_0000), ..Self::usual(32) });
@@ -248,7 +250,7 @@ impl Masks {
     }
 }
 
-/// The bits of `mask` spread over 0 to 255.
+/// The part of `value` under `mask`, scaled to 0 to 255.
 fn spread(value: u32, mask: u32) -> u8 {
     if mask == 0 {
         return 0;
@@ -258,8 +260,9 @@ fn spread(value: u32, mask: u32) -> u8 {
     (u64::from((value & mask) >> shift) * 255 / u64::from(mask >> shift)) as u8
 }
 
-/// The indices of run-length codes, a byte each; `start` is where `codes` stand in the file, to whose even
-/// bytes literal pixels are aligned. What an early end or a jump leaves out is index 0.
+/// Expands run-length codes to indices, one byte each. `start` is the position of `codes` in the file: after
+/// literal pixels, the next code is at an even position of the file. Pixels that an early end or a jump
+/// leaves out have index 0.
 fn expand(codes: &[u8], start: usize, kind: RunLength, width: usize, height: usize) -> Result<Vec<u8>, InputError> {
     let total = width * height;
     let mut indices = Vec::with_capacity(total);
@@ -305,7 +308,7 @@ fn expand(codes: &[u8], start: usize, kind: RunLength, width: usize, height: usi
     Ok(indices)
 }
 
-/// Little-endian numbers of a file.
+/// Reads little-endian numbers at positions of a file.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {

@@ -1,4 +1,4 @@
-//! An image file's bytes become upright 8-bit RGB pixels over white.
+//! Decodes an image file to upright 8-bit RGB pixels over white.
 use image::metadata::Orientation;
 use image::{DynamicImage, RgbImage};
 
@@ -6,21 +6,21 @@ use super::guard::guarded;
 use super::signatures::{Format, format_of};
 use super::{InputError, Limits, bmp, gif, jpeg, png, webp};
 
-/// The file types that are decoded, as named to users.
+/// The names of the supported file types, for messages.
 pub(super) const SUPPORTED: &str = "JPEG, PNG, WebP, GIF (first frame) or BMP";
 
-/// Decodes the first frame of an image file: orientation of EXIF or XMP applied, alpha composited over white,
-/// 16 bits reduced to their high byte, grey, palette and CMYK converted to RGB; colour profiles are ignored.
-/// All as Pillow's `exif_transpose`, `alpha_composite` and `convert("RGB")` do.
+/// Decodes the first frame of an image file. The orientation of EXIF or XMP is applied, alpha is composited
+/// over white, 16 bits are reduced to the high byte, and grey, palette and CMYK are converted to RGB, all as
+/// by Pillow's `exif_transpose`, `alpha_composite` and `convert("RGB")`. Colour profiles are ignored.
 ///
 /// # Errors
-/// A limit is passed, the type is unknown or not read, or the file is damaged or cut short: also where its
-/// decoder panics.
+/// A limit is exceeded, the type is unknown or not supported, or the file is damaged or cut short. A file
+/// whose decoder panics counts as damaged.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, InputError> {
     let format = checked(bytes, limits)?;
     guarded(format.name(), || {
         #[cfg(test)]
-        assert!(!bytes.ends_with(PANICS), "as asked for");
+        assert!(!bytes.ends_with(PANICS), "the test requires a panic");
         let (image, orientation) = match format {
             Format::Jpeg => jpeg::decode(bytes, limits)?,
             Format::Png => png::decode(bytes, limits)?,
@@ -34,14 +34,14 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, InputErr
     })
 }
 
-/// The end of a file whose decoder is to panic, in tests.
+/// In tests, the decoder of a file with this end panics.
 #[cfg(test)]
 const PANICS: &[u8] = b"this file's decoder is to panic";
 
-/// Bytes of the decoded pixels, as the header claims; nothing is decoded.
+/// The bytes of the decoded pixels, according to the header; nothing is decoded.
 ///
 /// # Errors
-/// A limit is passed, the type is unknown or not read, or the header is damaged.
+/// A limit is exceeded, the type is unknown or not supported, or the header is damaged.
 pub(super) fn decoded_bytes(bytes: &[u8], limits: &Limits) -> Result<u64, InputError> {
     let format = checked(bytes, limits)?;
     guarded(format.name(), || match format {
@@ -53,13 +53,13 @@ pub(super) fn decoded_bytes(bytes: &[u8], limits: &Limits) -> Result<u64, InputE
     })
 }
 
-/// The type of a file of an allowed length.
+/// The type of a file whose length is within the limit.
 fn checked(bytes: &[u8], limits: &Limits) -> Result<Format, InputError> {
     limits.check_encoded(bytes.len())?;
     format_of(bytes).map_err(|found| InputError::ImageType { found })
 }
 
-/// 8-bit RGB of any decoded image. The cases without alpha, or already RGB, cost one pass or none.
+/// Any decoded image as 8-bit RGB, composited over white. An image that is 8-bit RGB already is not copied.
 fn over_white(image: DynamicImage) -> RgbImage {
     let (width, height) = (image.width(), image.height());
     let rgb = match image {
@@ -76,6 +76,7 @@ fn over_white(image: DynamicImage) -> RgbImage {
     RgbImage::from_raw(width, height, rgb).expect("every arm above yields three bytes for each of the image's pixels")
 }
 
+/// 8-bit RGB of RGBA, composited over white.
 fn composited<T: Copy>(rgba: &[T], to_byte: impl Fn(T) -> u8) -> Vec<u8> {
     let mut rgb = Vec::with_capacity(rgba.len() / 4 * 3);
     for pixel in rgba.chunks_exact(4) {
@@ -85,7 +86,7 @@ fn composited<T: Copy>(rgba: &[T], to_byte: impl Fn(T) -> u8) -> Vec<u8> {
     rgb
 }
 
-/// `value` with opacity `alpha` over white, rounded.
+/// A colour value with opacity `alpha`, composited over white and rounded.
 fn blend(value: u8, alpha: u8) -> u8 {
     let (value, alpha) = (u16::from(value), u16::from(alpha));
     // At most 255 · 255 + 127, and the quotient at most 255.
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decoder_that_panics_is_the_image_s_fault_and_the_next_image_is_read() {
+    fn an_image_whose_decoder_panics_is_refused_and_the_next_image_is_decoded() {
         let sound: &[u8] = include_bytes!("../../../../tests/fixtures/input/chelsea.png");
         for _ in 0..3 {
             let error = decode(&[sound, PANICS].concat(), &Limits::default()).unwrap_err();

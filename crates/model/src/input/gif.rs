@@ -1,20 +1,20 @@
-//! The first frame of a GIF, as Pillow shows it: on a screen that grows to hold the frame, above the frame's
-//! transparent colour, or else above the palette's first colour.
+//! Decodes the first frame of a GIF as Pillow does: on a screen that is enlarged to hold the frame and is
+//! filled with the frame's transparent colour, or else with the palette's first colour.
 use image::{DynamicImage, RgbImage, RgbaImage};
 use weezl::{BitOrder, LzwStatus, decode::Decoder};
 
 use super::{InputError, Limits};
 
-/// The first frame.
+/// The first frame on its screen.
 ///
 /// # Errors
-/// A limit is passed, or the file is damaged or cut short.
+/// A limit is exceeded, or the file is damaged or cut short.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<DynamicImage, InputError> {
     let gif = Gif::read(bytes)?;
     gif.check(limits)?;
     let indices = gif.screen()?;
     let (width, height) = (gif.width, gif.height);
-    // At most 256 colours; what a palette does not state is black.
+    // At most 256 colours; a colour that the palette does not state is black.
     let mut colours = [[0, 0, 0, 255u8]; 256];
     match gif.palette {
         Some(palette) => colours.iter_mut().zip(palette.chunks_exact(3)).for_each(|(colour, rgb)| colour[..3].copy_from_slice(rgb)),
@@ -34,27 +34,29 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<DynamicImage, Inpu
     Ok(image.expect("a colour for each of the screen's pixels"))
 }
 
-/// Bytes of the decoded pixels, as the headers of the file and of its first frame claim.
+/// The bytes of the decoded pixels, according to the headers of the file and of its first frame.
 ///
 /// # Errors
-/// A limit is passed, or a header is damaged.
+/// A limit is exceeded, or a header is damaged.
 pub(super) fn decoded_bytes(bytes: &[u8], limits: &Limits) -> Result<u64, InputError> {
     Gif::read(bytes)?.check(limits)
 }
 
-/// A file up to the pixels of its first frame.
+/// A file up to its first frame. Width and height are those of the enlarged screen.
 struct Gif<'a> {
     width: u32,
     height: u32,
     frame: Frame,
-    /// RGB, the frame's or else the screen's; `None` where there is no palette but the ramp of greys: an
-    /// index is a grey value then.
+    /// The frame's palette or else the screen's, in RGB. `None` where there is none or it is the ramp of
+    /// greys: an index is then a grey value.
     palette: Option<&'a [u8]>,
+    /// The index of the transparent colour.
     transparent: Option<u8>,
-    /// From the first code size on: sub-blocks of LZW codes.
+    /// The frame's data: the size of the first code, then sub-blocks of LZW codes.
     data: &'a [u8],
 }
 
+/// Where the first frame lies on the screen, in pixels.
 #[derive(Clone, Copy)]
 struct Frame {
     left: u32,
@@ -88,7 +90,7 @@ impl<'a> Gif<'a> {
                 }
                 b"," => break,
                 b";" => return Err(undecodable("it has no picture")),
-                // What is no block is skipped.
+                // A byte that begins no block is skipped.
                 _ => {}
             }
         }
@@ -113,14 +115,14 @@ impl<'a> Gif<'a> {
         })
     }
 
-    /// Bytes of the decoded pixels: an index and a colour for each.
+    /// The bytes of the decoded pixels, an index and a colour for each, if they are within the limits.
     fn check(&self, limits: &Limits) -> Result<u64, InputError> {
         let decoded = u64::from(self.width) * u64::from(self.height) * if self.transparent.is_some() { 5 } else { 4 };
         limits.check_header(self.width, self.height, decoded)?;
         Ok(decoded)
     }
 
-    /// The palette's index of each pixel of the screen.
+    /// The index of the colour of each pixel of the screen.
     fn screen(&self) -> Result<Vec<u8>, InputError> {
         let frame = self.frame;
         if frame.width == 0 || frame.height == 0 {
@@ -148,7 +150,7 @@ impl<'a> Gif<'a> {
         Ok(screen)
     }
 
-    /// The frame's pixels in the order of the file. What follows the last one is not read.
+    /// The frame's pixels in the order of the file. Data after the last pixel is not read.
     fn pixels(&self, count: usize) -> Result<Vec<u8>, InputError> {
         let mut rest = self.data;
         let [size] = *take::<1>(&mut rest)?;
@@ -165,7 +167,7 @@ impl<'a> Gif<'a> {
                 let step = decoder.decode_bytes(codes, &mut pixels[filled..]);
                 codes = &codes[step.consumed_in..];
                 filled += step.consumed_out;
-                // Without new codes the decoder may still hold pixels of those before.
+                // The decoder may hold pixels of earlier codes and give them without new codes.
                 if filled == count || step.consumed_in == 0 && step.consumed_out == 0 {
                     break;
                 }
@@ -183,7 +185,7 @@ impl<'a> Gif<'a> {
     }
 }
 
-/// The palette that `flags` announce.
+/// The palette, where bit 7 of `flags` says that there is one; its bits 0 to 2 give the length.
 fn palette<'a>(flags: u8, rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, InputError> {
     if flags & 0x80 == 0 {
         return Ok(None);
@@ -193,11 +195,12 @@ fn palette<'a>(flags: u8, rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Input
     Ok(Some(palette))
 }
 
+/// Whether a palette is the greys 0, 1, 2, … in order.
 fn is_ramp(palette: &[u8]) -> bool {
     (0..=255).zip(palette.chunks_exact(3)).all(|(value, rgb)| rgb == [value; 3])
 }
 
-/// A sub-block's contents; empty at the end of a block.
+/// The contents of the next sub-block; empty at the end of a block.
 fn sub_block<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], InputError> {
     let [length] = *take::<1>(rest)?;
     let (block, after) = rest.split_at_checked(length.into()).ok_or_else(cut)?;
@@ -205,6 +208,7 @@ fn sub_block<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], InputError> {
     Ok(block)
 }
 
+/// The next `N` bytes, which are removed from `rest`.
 fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Result<&'a [u8; N], InputError> {
     let (taken, after) = rest.split_first_chunk().ok_or_else(cut)?;
     *rest = after;

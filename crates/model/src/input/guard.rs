@@ -1,4 +1,4 @@
-//! A decoder that panics refuses its image: what stands in a file is its sender's fault, not the program's.
+//! A panic of a decoder refuses the image and nothing else: a damaged file must not end the program.
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
@@ -9,20 +9,21 @@ use super::InputError;
 thread_local! {
     /// Whether a decoder runs on this thread.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
-    /// What the last panic under guard said, and where.
+    /// The message and the place of the last panic of a decoder on this thread.
     static PANIC: RefCell<Option<Panic>> = const { RefCell::new(None) };
 }
 
+/// The message of a panic and its place in the code.
 struct Panic {
     message: String,
     place: String,
 }
 
-/// The outcome of `decode`, or a refusal where it panics. The log has one line for each place in the code
-/// that panics, and no backtrace.
+/// The result of `decode`, or an error where it panics. Each place in the code that panics is logged once,
+/// without a backtrace.
 ///
 /// # Errors
-/// Those of `decode`; [`InputError::Undecodable`] for a panic.
+/// The errors of `decode`; [`InputError::Undecodable`] for a panic.
 pub(super) fn guarded<T>(format: &'static str, decode: impl FnOnce() -> Result<T, InputError>) -> Result<T, InputError> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -30,7 +31,7 @@ pub(super) fn guarded<T>(format: &'static str, decode: impl FnOnce() -> Result<T
         std::panic::set_hook(Box::new(move |info| if GUARDED.get() { keep(info) } else { usual(info) }));
     });
     GUARDED.set(true);
-    // A decoder owns all that it changes, so that nothing half-changed is left.
+    // A decoder owns all data that it changes, so a panic leaves nothing in an invalid state.
     let outcome = catch_unwind(AssertUnwindSafe(decode));
     GUARDED.set(false);
     outcome.unwrap_or_else(|_| {
@@ -39,6 +40,7 @@ pub(super) fn guarded<T>(format: &'static str, decode: impl FnOnce() -> Result<T
     })
 }
 
+/// Keeps the message and the place of a panic for the log.
 fn keep(info: &PanicHookInfo) {
     let payload = info.payload();
     let message = payload.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());
@@ -47,12 +49,12 @@ fn keep(info: &PanicHookInfo) {
     PANIC.set(Some(Panic { message, place }));
 }
 
-/// A client may send the same file a thousand times: a place is told once.
+/// Logs a panic, once for each place: a client may send the same file a thousand times.
 fn log(format: &str, panic: Option<Panic>) {
-    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    static LOGGED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let Some(Panic { message, place }) = panic else { return };
-    // An insertion leaves the set whole, also where it panics.
-    if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone()) {
+    // The set is valid also after a panic, because it is changed by a single call.
+    if LOGGED.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone()) {
         tracing::warn!(
             format,
             message,
@@ -70,13 +72,13 @@ mod tests {
     fn a_decoder_that_panics_refuses_its_image_without_the_panic_hook() {
         let error = guarded("PNG", || -> Result<(), _> { panic!("index out of bounds") }).unwrap_err();
         assert!(matches!(error, InputError::Undecodable { format: "PNG", .. }), "{error}");
-        assert!(!error.to_string().contains("index"), "the decoder's inner words are for the log: {error}");
+        assert!(!error.to_string().contains("index"), "the message of the panic belongs in the log: {error}");
         assert_eq!(guarded("PNG", || Ok(1)).unwrap(), 1);
         assert!(guarded("PNG", || Err::<(), _>(InputError::Empty)).is_err());
     }
 
     #[test]
-    fn a_panic_elsewhere_on_the_same_thread_is_still_shown() {
+    fn a_panic_outside_a_decoder_still_reaches_the_panic_hook() {
         guarded("PNG", || Ok(())).unwrap();
         assert!(!GUARDED.get());
     }

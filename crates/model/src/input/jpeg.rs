@@ -1,7 +1,9 @@
-//! JPEG pixels, within a few levels of libjpeg-turbo's, which Pillow uses; `tests/input_parity.rs` holds the bound.
+//! Decodes JPEG, within a few levels of libjpeg-turbo, which Pillow uses. `tests/input_parity.rs` holds the
+//! bound.
 //!
-//! By `jpeg-decoder`: of the pure Rust decoders it interpolates subsampled chroma as libjpeg does, up to the last row and column of a picture whose sides fill
-//! no whole number of blocks, where others let in the padding.
+//! The decoder is `jpeg-decoder`. Among the decoders in Rust, it interpolates subsampled chroma as libjpeg
+//! does, also in the last row and column of a picture whose sides are not whole blocks, where others mix in
+//! the padding.
 use std::borrow::Cow;
 
 use image::metadata::Orientation;
@@ -11,13 +13,14 @@ use jpeg_decoder::{ColorTransform, Decoder, Error, ImageInfo, PixelFormat, Unsup
 use super::jpeg_segments::{CodedData, Header};
 use super::{InputError, Limits, orientation};
 
-/// A progressive picture has about ten scans. Each may be a few bytes long and cost a pass over all pixels.
+/// The largest number of scans. A progressive picture has about ten; each may be a few bytes long and yet
+/// cost a pass over all pixels.
 const MAX_SCANS: usize = 100;
 
-/// The decoded pixels, CMYK and YCCK converted to RGB, and the orientation that their EXIF states.
+/// The decoded pixels, with CMYK and YCCK converted to RGB, and the orientation.
 ///
 /// # Errors
-/// A limit is passed, the coding is of a kind that is not read, or the file is damaged or cut short.
+/// A limit is exceeded, the coding is not supported, or the file is damaged or cut short.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), InputError> {
     let header = supported(bytes)?;
     let coded = CodedData::of(bytes).ok_or_else(cut_short)?;
@@ -42,16 +45,16 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Ori
     Ok((image.ok_or_else(|| undecodable("its pixels do not fill the size in its header"))?, orientation))
 }
 
-/// Bytes of the decoded pixels, as the header claims.
+/// The bytes of the decoded pixels, according to the header.
 ///
 /// # Errors
-/// A limit is passed, the coding is of a kind that is not read, or the header is damaged.
+/// A limit is exceeded, the coding is not supported, or the header is damaged.
 pub(super) fn decoded_bytes(bytes: &[u8], limits: &Limits) -> Result<u64, InputError> {
     let header = supported(bytes)?;
     open(&readable(bytes, &header), limits).map(|(_, info)| size(&info))
 }
 
-/// The header, where it states a coding that is read.
+/// The header, if the coding is supported.
 fn supported(bytes: &[u8]) -> Result<Header, InputError> {
     let header = Header::read(bytes);
     match header.unsupported() {
@@ -60,7 +63,7 @@ fn supported(bytes: &[u8]) -> Result<Header, InputError> {
     }
 }
 
-/// A decoder whose header is within the limits.
+/// A decoder of a file whose header is within the limits.
 fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<(Decoder<&'a [u8]>, ImageInfo), InputError> {
     let mut decoder = Decoder::new(bytes);
     decoder.read_info().map_err(damaged)?;
@@ -69,12 +72,14 @@ fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<(Decoder<&'a [u8]>, Imag
     Ok((decoder, info))
 }
 
+/// The bytes of the decoded pixels.
 fn size(info: &ImageInfo) -> u64 {
     u64::from(info.width) * u64::from(info.height) * info.pixel_format.pixel_bytes() as u64
 }
 
-/// How the components become colours: `default_decompress_parms` of libjpeg-turbo's jdapimin.c. A JFIF marker tells before an Adobe marker, and that before the
-/// components' identifiers.
+/// How the components are converted to colours, as by `default_decompress_parms` of libjpeg-turbo's
+/// jdapimin.c. A JFIF marker takes precedence over an Adobe marker, and an Adobe marker over the components'
+/// identifiers.
 fn color_transform(header: &Header) -> ColorTransform {
     match (header.components.as_slice(), header.adobe_transform) {
         ([_], _) => ColorTransform::Grayscale,
@@ -87,32 +92,35 @@ fn color_transform(header: &Header) -> ColorTransform {
     }
 }
 
-/// The file with what its decoder asks for and the format, as libjpeg-turbo reads it, does not: a known transform in the Adobe marker.
+/// The file with a known transform in each Adobe marker. The decoder refuses unknown transforms;
+/// libjpeg-turbo reads them.
 fn readable<'a>(bytes: &'a [u8], header: &Header) -> Cow<'a, [u8]> {
     let mut bytes = Cow::Borrowed(bytes);
     for &at in &header.unknown_adobe_transforms {
-        // Which number it is does not matter: the decoder is told the transform.
+        // Any known number will do: the decoder gets the transform by `set_color_transform`.
         bytes.to_mut()[at] = 0;
     }
     bytes
 }
 
-/// The readable file, with the standard Huffman tables where it uses tables that it does not define, and with an end-of-image marker where the only scan of a
-/// sequential file is followed by bytes that hold no marker. `None` where the file is cut short.
+/// The readable file, completed in two ways: with the standard Huffman tables, where it uses tables that it
+/// does not define; and with an end-of-image marker, where the only scan of a sequential file is followed by
+/// bytes without a marker. `None` where the file is cut short.
 fn completed<'a>(bytes: &'a [u8], header: &Header, coded: &CodedData) -> Option<Cow<'a, [u8]>> {
     let mut whole = readable(bytes, header);
     if !coded.ended {
         if !(header.sequential() && coded.scans == 1 && coded.ends_in_scan && coded.components == header.components.len()) {
             return None;
         }
-        // Something has to follow the scan: without its last byte it must still be whole. What it lacks is read as ones, and no code of a Huffman table
-        // consists of ones alone (ITU-T T.81, annex C), so that a missing block is an error.
+        // At least one byte must follow the scan, so the scan must be complete without the last byte. Missing
+        // bits are read as ones, and no code of a Huffman table consists of ones only (ITU-T T.81, annex C),
+        // so a missing block is an error.
         let data = &bytes[..bytes.len() - 1];
         let zeros = data.iter().rev().take_while(|&&byte| byte == 0).count();
         let scan = whole.to_mut();
         scan.truncate(data.len() - zeros);
         if scan.last() == Some(&0xff) {
-            // A stuffed zero belongs to the scan.
+            // The stuffed zero after 0xff belongs to the scan.
             scan.push(0);
         }
         scan.extend([0xff, 0].repeat(64));
@@ -124,7 +132,7 @@ fn completed<'a>(bytes: &'a [u8], header: &Header, coded: &CodedData) -> Option<
     Some(whole)
 }
 
-/// A segment of the four tables of ITU-T T.81, K.3.3, which cameras' video frames leave out.
+/// A segment of the four Huffman tables of ITU-T T.81, K.3.3, which the video frames of cameras leave out.
 fn standard_huffman_tables() -> Vec<u8> {
     const DC_LUMINANCE: [u8; 16] = [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0];
     const DC_CHROMINANCE: [u8; 16] = [0, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0];
@@ -163,7 +171,7 @@ fn standard_huffman_tables() -> Vec<u8> {
     ];
     let content: Vec<u8> =
         tables.iter().flat_map(|&(class_and_slot, counts, values)| [&[class_and_slot], counts.as_slice(), values].concat()).collect();
-    // 420 bytes and the two of the length.
+    // 420 bytes, and two for the length itself.
     let length = content.len() as u16 + 2;
     [&[0xff, 0xc4], length.to_be_bytes().as_slice(), &content].concat()
 }
@@ -180,6 +188,7 @@ fn undecodable(reason: impl Into<String>) -> InputError {
     InputError::Undecodable { format: "JPEG", reason: reason.into() }
 }
 
+/// The error for a decoder's refusal.
 fn damaged(error: Error) -> InputError {
     undecodable(match error {
         Error::Format(reason) => reason,
@@ -192,7 +201,8 @@ fn damaged(error: Error) -> InputError {
     })
 }
 
-/// Ink without a colour profile, as Pillow converts it: a channel is what its ink and the black let through.
+/// RGB of CMYK without a colour profile, as Pillow converts it: a channel is the light that passes its ink
+/// and the black ink.
 fn rgb_of_cmyk(cmyk: &[u8]) -> Vec<u8> {
     let mut rgb = Vec::with_capacity(cmyk.len() / 4 * 3);
     for ink in cmyk.chunks_exact(4) {
@@ -208,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endless_scans_are_refused_before_they_are_decoded() {
+    fn too_many_scans_are_refused_before_they_are_decoded() {
         let mut jpeg = vec![0xff, 0xd8];
         jpeg.extend([0xff, 0xda, 0, 2].repeat(MAX_SCANS + 1));
         jpeg.extend([0xff, 0xd9]);

@@ -1,4 +1,5 @@
-//! What the segments of a JPEG say (ITU-T T.81, annex B), as far as it decides how, and whether, its coded data is read.
+//! The segments of a JPEG (ITU-T T.81, annex B), as far as they decide whether and how its coded data is
+//! decoded.
 
 const START_OF_IMAGE: u8 = 0xd8;
 const END_OF_IMAGE: u8 = 0xd9;
@@ -8,17 +9,18 @@ const ARITHMETIC_CONDITIONS: u8 = 0xcc;
 const HIERARCHY: u8 = 0xde;
 const JPEG_LS: u8 = 0xf7;
 
-/// What stands before the first scan.
+/// The segments before the first scan.
 #[derive(Debug, Default)]
 pub(super) struct Header {
-    /// The marker of the frame; `None` where there is none before the first scan.
+    /// The marker of the frame header; `None` where there is none before the first scan.
     frame: Option<u8>,
     precision: u8,
     height: u16,
-    /// Each component's identifier.
+    /// The identifiers of the components.
     pub(super) components: Vec<u8>,
+    /// Whether there is a JFIF marker.
     pub(super) jfif: bool,
-    /// That of the last Adobe marker.
+    /// The transform in the last Adobe marker.
     pub(super) adobe_transform: Option<u8>,
     /// Where in the file an Adobe marker states a transform other than 0, 1 and 2.
     pub(super) unknown_adobe_transforms: Vec<usize>,
@@ -26,6 +28,7 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// The header of a file, as far as its segments can be read.
     pub(super) fn read(jpeg: &[u8]) -> Self {
         let mut header = Self::default();
         for Segment { marker, at, content } in segments(jpeg) {
@@ -54,12 +57,12 @@ impl Header {
         header
     }
 
-    /// Baseline or extended sequential coding with Huffman codes.
+    /// Whether the coding is baseline or extended sequential, with Huffman codes.
     pub(super) fn sequential(&self) -> bool {
         matches!(self.frame, Some(0xc0 | 0xc1))
     }
 
-    /// The kind of coding that is not read, where it is of one.
+    /// The name of the coding, if it is not supported.
     pub(super) fn unsupported(&self) -> Option<String> {
         if self.hierarchical {
             return Some("hierarchical coding".to_owned());
@@ -77,11 +80,12 @@ impl Header {
     }
 }
 
-/// What the segments say of the scans.
+/// The scans of a file.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct CodedData {
+    /// The number of scans.
     pub(super) scans: usize,
-    /// Whether an end-of-image marker was found. What follows it (a second picture, say) does not count.
+    /// Whether an end-of-image marker was found. Data after it, such as a second picture, is not read.
     pub(super) ended: bool,
     /// Whether no marker follows the last scan.
     pub(super) ends_in_scan: bool,
@@ -92,7 +96,7 @@ pub(super) struct CodedData {
 }
 
 impl CodedData {
-    /// `None` where the file ends within a segment or before the first one.
+    /// The scans of a file; `None` where the file ends within a segment.
     pub(super) fn of(jpeg: &[u8]) -> Option<Self> {
         let mut coded = Self::default();
         // `defined[class][slot]`, class 0 of DC coefficients and 1 of AC coefficients.
@@ -120,7 +124,7 @@ impl CodedData {
     }
 }
 
-/// Notes the tables of a segment that defines Huffman tables.
+/// Marks the tables that a segment of Huffman tables defines.
 fn define(mut tables: &[u8], defined: &mut [[bool; 4]; 2]) {
     while let [class_and_slot, rest @ ..] = tables {
         let Some((counts, values)) = rest.split_first_chunk::<16>() else { return };
@@ -133,12 +137,13 @@ fn define(mut tables: &[u8], defined: &mut [[bool; 4]; 2]) {
     }
 }
 
+/// One segment.
 #[derive(Debug)]
 struct Segment<'a> {
     marker: u8,
-    /// Where the content begins in the file.
+    /// Where the content begins in the file, in bytes.
     at: usize,
-    /// Without the two bytes of its length; empty for a marker that stands alone.
+    /// The content without the two bytes of its length; empty for a marker without content.
     content: &'a [u8],
 }
 
@@ -146,7 +151,8 @@ fn segments(jpeg: &[u8]) -> Segments<'_> {
     Segments { jpeg, at: 0, cut: false }
 }
 
-/// The segments in the order of the file, up to the first that the file does not hold wholly. The coded data between them is passed over.
+/// The segments in the order of the file, up to the first one that is cut off. The coded data between
+/// segments is skipped.
 struct Segments<'a> {
     jpeg: &'a [u8],
     at: usize,
@@ -179,7 +185,8 @@ impl<'a> Iterator for Segments<'a> {
     }
 }
 
-/// Where the next marker's code stands: a byte after 0xff that is neither a stuffed zero, nor fill, nor a restart marker.
+/// The index of the next marker's code: a byte after 0xff that is neither a stuffed zero, nor a fill byte,
+/// nor a restart marker.
 fn next_marker(bytes: &[u8]) -> Option<usize> {
     (1..bytes.len()).find(|&i| bytes[i - 1] == 0xff && !matches!(bytes[i], 0 | 0xff | 0xd0..=0xd7))
 }
@@ -201,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_of_no_length_is_left_behind() {
+    fn a_segment_of_length_zero_or_one_is_passed() {
         let jpeg = [0xff, 0xd8, 0xff, 0xfe, 0, 0, 0xff, 0xfe, 0, 1, 0xff, 0xda, 0, 0, 0xff, 0xd9];
         assert_eq!(CodedData::of(&jpeg), Some(CodedData { scans: 1, ended: true, ..CodedData::default() }));
     }

@@ -1,31 +1,35 @@
-//! What a request may cost before it is refused.
+//! Hard limits on the size of one sample.
 use image::ImageError;
 use serde::{Deserialize, Serialize};
 
 use super::InputError;
 
-/// Bounds on one sample. Every one is checked before the memory it bounds is allocated: encoded bytes first, then the sides that the image's header
-/// claims, and only then are pixels decoded. An animation never costs more than its first frame, the only one that is decoded.
+/// Hard limits on one sample. Each limit is checked before the memory that it bounds is allocated: first the
+/// bytes of the file, then the sides in the image's header; only then are pixels decoded. Of an animation,
+/// only the first frame is decoded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Encoded size of an image, in bytes.
+    /// Size of an image file, in bytes.
     pub max_image_bytes: usize,
-    /// Width × height of an image before it is resized.
+    /// Width × height of an image before it is resized, in pixels.
     pub max_pixels: u64,
-    /// Width, and height, of an image before it is resized, in pixels.
+    /// Width and height of an image before it is resized, each in pixels.
     pub max_side: u32,
-    /// Size of the decoded pixels in bytes, in the file's own channels and depth (an 8-bit RGB pixel takes 3, a 16-bit RGBA pixel 8). Decoding peaks
-    /// at two to three times this, a progressive JPEG's coefficients included.
+    /// Size of the decoded pixels in bytes, in the channels and the depth of the file: 3 bytes for an 8-bit
+    /// RGB pixel, 8 bytes for a 16-bit RGBA pixel. The peak memory of decoding is two to three times this
+    /// size, the coefficients of a progressive JPEG included.
     pub max_decoded_bytes: u64,
-    /// Patches of an image after it is resized; matters where the checkpoint's settings leave the size open (`do_resize: false`).
+    /// Patches of an image after it is resized. It matters above all where the checkpoint's settings switch
+    /// resizing off (`do_resize: false`).
     pub max_patches: usize,
-    /// Size of a text in UTF-8 bytes. What is longer is refused; what is shorter is truncated to the backbone's text positions.
+    /// Size of a text in UTF-8 bytes. A longer text is refused. A text within the limit is truncated to the
+    /// backbone's text positions.
     pub max_text_bytes: usize,
 }
 
 impl Default for Limits {
-    /// Photographs of today's telephones in full resolution (50 megapixels) and texts of a long article.
+    /// Enough for a photograph of 50 megapixels and for the text of a long article.
     fn default() -> Self {
         Self {
             max_image_bytes: 20 << 20,
@@ -39,6 +43,7 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Refuses an image file of more bytes than the limit.
     pub(super) fn check_encoded(&self, bytes: usize) -> Result<(), InputError> {
         if bytes > self.max_image_bytes {
             return Err(InputError::ImageBytes { bytes, limit: self.max_image_bytes });
@@ -46,7 +51,8 @@ impl Limits {
         Ok(())
     }
 
-    /// `decoded` is the number of bytes that the decoder is about to fill.
+    /// Refuses an image by the width and the height in its header and by `decoded`, the bytes of its decoded
+    /// pixels.
     pub(super) fn check_header(&self, width: u32, height: u32, decoded: u64) -> Result<(), InputError> {
         let refuse = |limit| Err(InputError::ImageSize { width, height, limit });
         if width == 0 || height == 0 {
@@ -62,6 +68,7 @@ impl Limits {
         }
     }
 
+    /// Refuses a text of more UTF-8 bytes than the limit.
     pub(super) fn check_text(&self, bytes: usize) -> Result<(), InputError> {
         if bytes > self.max_text_bytes {
             return Err(InputError::TextBytes { bytes, limit: self.max_text_bytes });
@@ -69,15 +76,15 @@ impl Limits {
         Ok(())
     }
 
-    /// The limits that a decoder keeps by itself while it runs.
+    /// The limits that a decoder of the `image` crate enforces while it runs.
     pub(super) fn of_decoder(&self) -> image::Limits {
         let mut limits = image::Limits::no_limits();
         limits.max_alloc = Some(self.max_decoded_bytes);
         limits
     }
 
-    /// Why a decoder that keeps [`Limits::of_decoder`] refuses a file of this format: it would take too much
-    /// memory, or it is damaged.
+    /// The error for a decoder under [`Limits::of_decoder`] that refuses a file of this format: the file
+    /// needs too much memory, or it is damaged.
     pub(super) fn refusal(&self, format: &'static str, error: ImageError) -> InputError {
         match error {
             ImageError::Limits(_) => InputError::ImageMemory { limit: self.max_decoded_bytes },

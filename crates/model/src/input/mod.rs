@@ -1,4 +1,5 @@
-//! An image or a text from outside becomes a [`Sample`]: decode, resize, normalise, tokenise, within hard limits.
+//! Makes a [`Sample`] from an image file, a text or both: decodes, resizes, normalises and tokenises, within
+//! hard limits.
 
 mod bmp;
 mod decode;
@@ -23,78 +24,86 @@ use text::{TextTokenizer, TokenizerConfig};
 
 pub use limits::Limits;
 
-/// Decoding peaks at so many times the decoded pixels.
+/// The peak memory of decoding, as a multiple of the bytes of the decoded pixels.
 const DECODING_PEAK: u64 = 3;
 
 /// One sample, ready for the backbone. At least one modality is present.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// Token ids, `[CLS] … [SEP]`, no padding, at most the backbone's text positions; `None` where the text is missing.
+    /// Token ids, `[CLS] … [SEP]`, no padding, at most the backbone's text positions; `None` where the text
+    /// is missing.
     pub text: Option<Vec<u32>>,
     /// Normalised pixels; `None` where the image is missing.
     pub image: Option<Pixels>,
 }
 
-/// A preprocessed image: RGB planes `[3, height, width]`, normalised by the checkpoint's mean and standard deviation; both sides are
-/// multiples of the patch size.
+/// A preprocessed image: RGB planes `[3, height, width]`, normalised by the checkpoint's mean and standard
+/// deviation; both sides are multiples of the patch size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pixels {
+    /// In pixels, a multiple of the patch size.
     pub height: usize,
+    /// In pixels, a multiple of the patch size.
     pub width: usize,
-    /// Row-major `[3, height, width]`.
+    /// The planes, row-major `[3, height, width]`.
     pub data: Vec<f32>,
 }
 
 impl Pixels {
-    /// The dummy image that stands in for a missing one: every value 1 after normalisation, that is white (METHOD.md 3).
+    /// The dummy image that stands in for a missing one, of this height and width in pixels. It is white:
+    /// every normalised value is 1 (METHOD.md 3).
     pub fn dummy(height: usize, width: usize) -> Self {
         Self { height, width, data: vec![1.0; 3 * height * width] }
     }
 }
 
-/// How much of a text the token ids of its sample tell.
+/// How much of a text is in the token ids of its sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextReading {
-    /// Tokens of the text, `[CLS]` and `[SEP]` not counted, after the cut.
+    /// Tokens of the text after truncation, without `[CLS]` and `[SEP]`.
     pub tokens: usize,
-    /// Of those, the ones that the vocabulary does not know: `[UNK]`.
+    /// Those of the tokens that are `[UNK]`: words that are not in the vocabulary.
     pub unknown_tokens: usize,
-    /// The text has more tokens than the backbone has text positions; its end is cut off.
+    /// Whether the text was truncated, because it has more tokens than the backbone has text positions.
     pub truncated: bool,
 }
 
 impl TextReading {
-    /// Whether the vocabulary knows at least one token.
+    /// Whether at least one token is in the vocabulary.
     pub fn understood(&self) -> bool {
         self.unknown_tokens < self.tokens
     }
 }
 
-/// What is made of an image, a text or both.
+/// A sample, and how its text was read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Preprocessed {
+    /// The sample.
     pub sample: Sample,
-    /// How the text was read; `None` where the sample has none.
+    /// How the text was read; `None` where the sample has no text.
     pub text: Option<TextReading>,
 }
 
-/// Which modalities a sample has: its modality pattern.
+/// The modality pattern of a sample: which modalities are present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Presence {
+    /// Image and text.
     Complete,
+    /// The image; the text is missing.
     ImageOnly,
+    /// The text; the image is missing.
     TextOnly,
 }
 
 impl Sample {
-    /// The memory that it holds, in bytes.
+    /// The memory of its pixels and token ids, in bytes.
     pub fn bytes(&self) -> usize {
         let (pixels, ids) = (self.image.as_ref().map(|p| p.data.as_slice()), self.text.as_deref());
         pixels.map_or(0, size_of_val) + ids.map_or(0, size_of_val)
     }
 
-    /// The modality pattern of this sample.
+    /// Its modality pattern.
     pub fn presence(&self) -> Presence {
         match (&self.text, &self.image) {
             (Some(_), None) => Presence::TextOnly,
@@ -104,8 +113,9 @@ impl Sample {
     }
 }
 
-/// Makes samples as a checkpoint's own `ViltProcessor` does: its image settings, its tokenizer. Immutable and shared between threads; its work is
-/// processor time (milliseconds for a photograph), so that an asynchronous caller runs it on a blocking pool.
+/// Makes samples as a checkpoint's own `ViltProcessor` does, with the checkpoint's image settings and
+/// tokenizer. It is immutable and can be shared. A photograph takes milliseconds of processor time: an
+/// asynchronous caller runs it on a blocking pool.
 #[derive(Debug)]
 pub struct InputProcessor {
     image: ImagePreprocessor,
@@ -114,8 +124,9 @@ pub struct InputProcessor {
 }
 
 impl InputProcessor {
-    /// Reads `preprocessor_config.json` (missing: the upstream defaults), `tokenizer.json` or else `vocab.txt`, and `tokenizer_config.json` if there is one.
-    /// `patch_size` in pixels and `max_positions`, the number of text positions, are the backbone's.
+    /// Reads `preprocessor_config.json` (the defaults of `transformers` where it is missing),
+    /// `tokenizer.json` or else `vocab.txt`, and `tokenizer_config.json` if there is one. `patch_size`, in
+    /// pixels, and `max_positions`, the number of text positions, are those of the backbone.
     ///
     /// # Errors
     /// [`InputError::Checkpoint`]: a file is missing, unreadable or does not make sense.
@@ -147,30 +158,31 @@ impl InputProcessor {
         Ok(Self { image, text, limits })
     }
 
-    /// This processor, with another reading of special tokens in texts. False, the default: `[SEP]`, `[PAD]`,
-    /// `[MASK]`, `[CLS]` and `[UNK]` in a text are words of it, so that no text can end itself or hide a part
-    /// of itself. True: they are the tokens that they name, as transformers reads them.
+    /// This processor with another reading of special tokens in texts. False, the default: `[SEP]`, `[PAD]`,
+    /// `[MASK]`, `[CLS]` and `[UNK]` in a text are ordinary words, so that no text can end itself or hide a
+    /// part of itself. True: they are the special tokens that they name, as in `transformers`.
     #[must_use]
     pub fn with_special_tokens(mut self, special_tokens: bool) -> Self {
         self.text.set_special_tokens(special_tokens);
         self
     }
 
-    /// Whether special tokens in a text are read as such, see [`Self::with_special_tokens`].
+    /// Whether special tokens in a text are read as special tokens, see [`Self::with_special_tokens`].
     pub fn special_tokens(&self) -> bool {
         self.text.special_tokens()
     }
 
-    /// A sample of what is present. A text without a single token is missing: it is the dummy of a missing text (METHOD.md 3).
+    /// A sample of an image file, a text or both. A text without a token counts as missing: it equals the
+    /// dummy of a missing text (METHOD.md 3).
     ///
     /// # Errors
-    /// [`InputError::Empty`] where both are missing, [`InputError::NoWord`] where all there is is a text
-    /// without a token; else what is wrong with the image or the text, see [`InputError::field`].
+    /// [`InputError::Empty`] without image and text; [`InputError::NoWord`] for a text without a token and no
+    /// image; otherwise the error of the image or the text, see [`InputError::field`].
     pub fn sample(&self, image: Option<&[u8]>, text: Option<&str>) -> Result<Sample, InputError> {
         Ok(self.preprocess(image, text)?.sample)
     }
 
-    /// As [`Self::sample`], with how the text was read.
+    /// As [`Self::sample`]; also gives how the text was read.
     ///
     /// # Errors
     /// As [`Self::sample`].
@@ -185,13 +197,14 @@ impl InputProcessor {
         Ok(Preprocessed { sample: Sample { text: ids, image }, text: reading })
     }
 
-    /// The memory that making a sample of these takes at most, in bytes, by what the image's header claims; nothing is decoded.
+    /// An upper bound of the memory that [`Self::sample`] needs, in bytes, according to the image's header;
+    /// nothing is decoded.
     ///
     /// # Errors
-    /// What is wrong with the image as far as its header tells, see [`InputError::field`].
+    /// The errors of the image that its header shows, see [`InputError::field`].
     pub fn memory(&self, image: Option<&[u8]>, text: Option<&str>) -> Result<usize, InputError> {
         let decoded = image.map_or(Ok(0), |bytes| decode::decoded_bytes(bytes, &self.limits))?;
-        // Twice: some decoders get a copy of the parts of the file that make pixels.
+        // Twice, because some decoders get a copy of the parts of the file that hold pixels.
         let given = 2 * image.map_or(0, <[u8]>::len) + text.map_or(0, str::len);
         Ok(usize::try_from(decoded.saturating_mul(DECODING_PEAK)).unwrap_or(usize::MAX).saturating_add(given))
     }
@@ -210,38 +223,40 @@ impl InputProcessor {
         self.text.empty()
     }
 
-    /// The length in pixels that the shorter edge of an image is resized to.
+    /// The length in pixels to which the shorter edge of an image is resized.
     pub fn shortest_edge(&self) -> usize {
         self.image.shortest_edge()
     }
 
-    /// One more than the largest token id that a sample can hold; a backbone with fewer word embeddings does not fit this tokenizer.
+    /// One more than the largest token id of the tokenizer. A backbone with fewer word embeddings does not
+    /// fit this tokenizer.
     pub fn vocab_size(&self) -> usize {
         self.text.vocab_size()
     }
 }
 
-/// Why there is no sample.
+/// Why no sample is made.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant says what it is and names its fields")]
 pub enum InputError {
     #[error("the sample has neither an image nor a text; send at least one of them")]
     Empty,
-    #[error("the text has no word (blanks and control characters are none); send a text with a word, an image, or both")]
+    #[error("the text has no word (blanks and control characters are not words); send a text with a word, an image, or both")]
     NoWord,
     #[error("the image has {bytes} bytes, more than the {limit} allowed; send a smaller file")]
     ImageBytes { bytes: usize, limit: usize },
-    #[error("{found}; what is read is a {} file", decode::SUPPORTED)]
+    #[error("{found}; the supported file types are {}", decode::SUPPORTED)]
     ImageType { found: String },
-    #[error("the image is {width} x {height} pixels: it has none; send an image that has at least one")]
+    #[error("the image is {width} x {height} pixels; send an image that has at least one pixel")]
     ImageEmpty { width: u32, height: u32 },
-    #[error("the image is {width} x {height} pixels, which passes the limit of {limit}; send a smaller one")]
+    #[error("the image is {width} x {height} pixels, which exceeds the limit of {limit}; send a smaller one")]
     ImageSize { width: u32, height: u32, limit: String },
     #[error("decoding the image takes more than the {limit} bytes of memory allowed; send a smaller one")]
     ImageMemory { limit: u64 },
     #[error("the image cannot be read as {format}: {reason}; send an undamaged file")]
     Undecodable { format: &'static str, reason: String },
-    /// The file is sound, but of a kind that is not read.
-    #[error("{format} with {feature} is not read; save it as a baseline JPEG or PNG")]
+    /// The file is valid, but of a kind that is not supported.
+    #[error("{format} with {feature} is not supported; save it as a baseline JPEG or PNG")]
     Unsupported { format: &'static str, feature: String },
     #[error("the image is {width} x {height} pixels, smaller than one patch of {patch} x {patch}; send a larger one")]
     ImageTooSmall { width: usize, height: usize, patch: usize },
@@ -256,8 +271,8 @@ pub enum InputError {
 }
 
 impl InputError {
-    /// The field of a request that is at fault: `image` or `text`. Of an empty sample it is `image`, the first of the two that are missing; of a checkpoint
-    /// that does not load, which no request causes, it is `backbone`.
+    /// The field of the request that the error is about: `image` or `text`, and `image` where both are
+    /// missing. `backbone` for a checkpoint that does not load, which no request causes.
     pub fn field(&self) -> &'static str {
         match self {
             Self::NoWord | Self::TextBytes { .. } | Self::Untokenisable(_) => "text",

@@ -1,7 +1,6 @@
-//! How a picture is to be turned before it is shown, as Pillow's `exif_transpose` reads it from EXIF or else
-//! from XMP.
+//! The orientation of a picture, from EXIF or else from XMP, as Pillow's `exif_transpose` reads it.
 //!
-//! Metadata that cannot be read is no reason to refuse pixels that can: such a picture is shown as it lies.
+//! A picture whose metadata cannot be read is not refused; it is not turned.
 use std::borrow::Cow;
 use std::collections::HashSet;
 
@@ -12,16 +11,18 @@ const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 /// The TIFF tag `Orientation`.
 const TAG: u16 = 274;
 
-/// What a file tells about its picture.
+/// The metadata of a file.
 #[derive(Debug, Default)]
 pub(super) struct Metadata<'a> {
-    /// A TIFF file, with or without `Exif\0\0` before it.
+    /// EXIF: a TIFF file, with or without `Exif\0\0` before it.
     pub exif: Option<Cow<'a, [u8]>>,
+    /// XMP, as XML.
     pub xmp: Option<Cow<'a, [u8]>>,
 }
 
 impl Metadata<'_> {
-    /// The orientation that EXIF states; of XMP where EXIF states none.
+    /// The orientation in EXIF, or in XMP where EXIF states none. No transform where the stated value is not
+    /// 1 to 8, where neither states one, or where EXIF cannot be read.
     pub(super) fn orientation(&self) -> Orientation {
         let stated = match self.exif.as_deref().map(of_exif) {
             Some(Err(Unreadable)) => None,
@@ -35,8 +36,8 @@ impl Metadata<'_> {
     }
 }
 
-/// The orientation of a JPEG file: of its segments before the first scan. Several EXIF segments are one that
-/// was cut, so that the first one decides.
+/// The orientation of a JPEG file, from its segments before the first scan. Several EXIF segments are the
+/// parts of a single one.
 pub(super) fn of_jpeg(bytes: &[u8]) -> Orientation {
     let mut metadata = Metadata::default();
     for segment in app1_segments(bytes) {
@@ -69,7 +70,8 @@ fn app1_segments(jpeg: &[u8]) -> Vec<&[u8]> {
         let [code, after @ ..] = rest else { break };
         rest = after;
         match *code {
-            // A stuffed zero, a restart, start and end of image, and JPEG's own extensions have no contents.
+            // A stuffed zero, restarts, start and end of image, and the reserved JPEG extensions have no
+            // contents.
             0 | 0xc8 | 0xd0..=0xd9 | 0xf0..=0xfd => continue,
             START_OF_SCAN => break,
             _ => {}
@@ -87,11 +89,11 @@ fn app1_segments(jpeg: &[u8]) -> Vec<&[u8]> {
     segments
 }
 
-/// EXIF that is no TIFF file.
+/// The EXIF data is not a TIFF file.
 struct Unreadable;
 
-/// The first value of the tag `Orientation` in the first directory, whatever it is; `None` where there is no
-/// such tag. A tag of a type that holds no numbers counts as 0.
+/// The first value of the tag `Orientation` in the first directory, valid or not; `None` where there is no
+/// such tag. A tag whose type is not numeric counts as 0.
 fn of_exif(exif: &[u8]) -> Result<Option<f64>, Unreadable> {
     let tiff = exif.strip_prefix(EXIF).map_or(exif, |rest| rest.strip_prefix(EXIF).unwrap_or(rest));
     if tiff.is_empty() {
@@ -130,9 +132,9 @@ impl Tiff<'_> {
         self.array(at).map(u32::from_le_bytes)
     }
 
-    /// The first value of `wanted` in the directory at `at`: of the first of its entries that can be read.
-    /// Like Pillow's reader, this one ends at the first entry that points beyond the file, and skips entries
-    /// once those before claim more than the file has.
+    /// The first value of the tag `wanted` in the directory at `at`, from the first entry of the tag that can
+    /// be read. As in Pillow, the search ends at the first entry that points beyond the file, and entries are
+    /// skipped once the entries before them claim more bytes than the file has.
     fn first_value(&self, at: usize, wanted: u16) -> Option<f64> {
         let entries = self.u16(at)?;
         let (mut read, mut claimed) = (HashSet::new(), 0u64);
@@ -140,7 +142,7 @@ impl Tiff<'_> {
             let entry = at + 2 + 12 * entry;
             let (tag, kind, count) = (self.u16(entry)?, self.u16(entry + 2)?, self.u32(entry + 4)?);
             let inline = entry + 8;
-            // An entry is whole or is not read.
+            // An entry that is cut off is not read.
             let offset = self.u32(inline)? as usize;
             let Some(unit) = unit(kind).filter(|_| !read.contains(&tag)) else { continue };
             let size = u64::from(count) * unit;
@@ -166,7 +168,7 @@ impl Tiff<'_> {
         None
     }
 
-    /// The number at `at`; `None` for bytes and text, which are no numbers to Pillow.
+    /// The number at `at`; `None` for bytes and text, which Pillow does not read as numbers.
     fn number(&self, kind: u16, at: usize) -> Option<f64> {
         let ratio = |above: f64, below: f64| above / below;
         Some(match kind {
@@ -185,7 +187,7 @@ impl Tiff<'_> {
     }
 }
 
-/// Bytes of one value of a TIFF type; `None` for a type that Pillow does not read.
+/// The bytes of one value of a TIFF type; `None` for a type that Pillow does not read.
 fn unit(kind: u16) -> Option<u64> {
     match kind {
         1 | 2 | 6 | 7 => Some(1),
@@ -196,7 +198,7 @@ fn unit(kind: u16) -> Option<u64> {
     }
 }
 
-/// The first `tiff:Orientation="6"` or `<tiff:Orientation>6`.
+/// The digit of the first `tiff:Orientation="6"` or `<tiff:Orientation>6`.
 fn of_xmp(xmp: &[u8]) -> Option<f64> {
     const NAME: &[u8] = b"tiff:Orientation";
     let starts = (0..xmp.len()).filter(|&at| xmp[at..].starts_with(NAME));

@@ -1,4 +1,5 @@
-//! PNG: the chunks are read here, as Pillow reads them; the `png` crate gets those that make pixels.
+//! Decodes PNG. The chunks are read here, as Pillow reads them; the `png` crate gets only the chunks that
+//! hold pixels.
 use std::borrow::Cow;
 use std::io::{Cursor, Read};
 
@@ -11,16 +12,16 @@ use super::orientation::Metadata;
 use super::{InputError, Limits};
 
 pub(super) const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
-/// A compressed text is read up to this length, as Pillow does.
+/// A compressed text is inflated up to this length in bytes, as by Pillow.
 const MAX_TEXT: u64 = 1 << 20;
-/// Under this key ImageMagick keeps EXIF, in hexadecimal digits.
+/// The key under which ImageMagick stores EXIF, in hexadecimal digits.
 const RAW_PROFILE: &[u8] = b"Raw profile type exif";
 const XMP: &[u8] = b"XML:com.adobe.xmp";
 
-/// The picture (an animation's default image) and its orientation.
+/// The picture (of an animation, its default image) and its orientation.
 ///
 /// # Errors
-/// A limit is passed, or the file is damaged or cut short.
+/// A limit is exceeded, or the file is damaged or cut short.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), InputError> {
     let chunks = Chunks::read(bytes)?;
     chunks.check(limits)?;
@@ -32,14 +33,15 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Ori
     Ok((image, chunks.metadata().orientation()))
 }
 
-/// Bytes of the decoded pixels, as the header claims.
+/// The bytes of the decoded pixels, according to the header.
 ///
 /// # Errors
-/// A limit is passed, or the header is damaged.
+/// A limit is exceeded, or the header is damaged.
 pub(super) fn decoded_bytes(bytes: &[u8], limits: &Limits) -> Result<u64, InputError> {
     Chunks::read(bytes)?.check(limits)
 }
 
+/// The colour type, with its number in the header.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Colour {
     Grey = 0,
@@ -49,7 +51,7 @@ enum Colour {
     Rgba = 6,
 }
 
-/// What a file's chunks say.
+/// The contents of a file's chunks.
 struct Chunks<'a> {
     /// The 13 bytes of IHDR.
     header: &'a [u8],
@@ -64,7 +66,7 @@ struct Chunks<'a> {
     text: Text<'a>,
 }
 
-/// Of each kind of metadata the last one, unread.
+/// The metadata: the last chunk of each kind, not inflated.
 #[derive(Default)]
 struct Text<'a> {
     exif: Option<&'a [u8]>,
@@ -72,6 +74,7 @@ struct Text<'a> {
     xmp: Option<Value<'a>>,
 }
 
+/// A text in the file.
 #[derive(Clone, Copy)]
 enum Value<'a> {
     Plain(&'a [u8]),
@@ -84,7 +87,7 @@ impl<'a> Value<'a> {
             Self::Plain(text) => Cow::Borrowed(text),
             Self::Compressed(deflated) => {
                 let mut text = Vec::new();
-                // What can be read of a damaged one.
+                // Of a damaged text, the part before the damage.
                 let _ = ZlibDecoder::new(deflated).take(MAX_TEXT).read_to_end(&mut text);
                 Cow::Owned(text)
             }
@@ -93,9 +96,9 @@ impl<'a> Value<'a> {
 }
 
 impl<'a> Chunks<'a> {
-    /// Reads the file's chunks: up to the pixels all of them must be whole, and the checksums of those that
-    /// make pixels right; after the pixels what can be read is read, so that a file whose end is missing is
-    /// still a picture.
+    /// Reads the file's chunks. Up to the pixels, all chunks must be complete, and the checksums of the
+    /// header and of the chunks that hold colours must be right. After the pixels, chunks are read as far as
+    /// possible, so that a file without its end is still decoded.
     fn read(bytes: &'a [u8]) -> Result<Self, InputError> {
         let mut rest = bytes.strip_prefix(SIGNATURE).ok_or_else(|| undecodable("its signature is damaged"))?;
         let header = match Chunk::split(&mut rest) {
@@ -153,7 +156,7 @@ impl<'a> Chunks<'a> {
         Ok(chunks)
     }
 
-    /// Bytes of the decoded pixels.
+    /// The bytes of the decoded pixels, if they are within the limits.
     fn check(&self, limits: &Limits) -> Result<u64, InputError> {
         let depth = if self.depth == 16 { 2 } else { 1 };
         let channels = match self.colour {
@@ -168,6 +171,7 @@ impl<'a> Chunks<'a> {
         Ok(decoded)
     }
 
+    /// Takes the contents of a tRNS chunk, which must hold a value for each channel.
     fn set_transparency(&mut self, body: &'a [u8]) -> Result<(), InputError> {
         let least = match self.colour {
             Colour::Palette => 0,
@@ -182,13 +186,14 @@ impl<'a> Chunks<'a> {
         Ok(())
     }
 
-    /// A file of the chunks that make pixels alone. A palette gets an entry for every value that a pixel can
-    /// have: black, as in Pillow, where it is too short.
+    /// A file of only the chunks that hold pixels and colours. A palette that is too short is filled up with
+    /// black, as in Pillow, so that it has an entry for every value of a pixel.
     fn pixels(&self) -> Vec<u8> {
         let length = self.data.iter().map(|data| data.len()).sum::<usize>();
         let mut file = Vec::with_capacity(length + 1200);
         file.extend(SIGNATURE);
-        // The one compression there is, and any interlacing but none is the one there is, as Pillow takes them.
+        // As in Pillow, any compression method is read as deflate, and any interlace method other than 0 as
+        // Adam7.
         put(&mut file, b"IHDR", &[&self.header[..10], &[0, self.header[11], self.header[12].min(1)]]);
         if self.colour == Colour::Palette {
             let entries = 1usize << self.depth;
@@ -204,6 +209,7 @@ impl<'a> Chunks<'a> {
         file
     }
 
+    /// The metadata that may state an orientation.
     fn metadata(&self) -> Metadata<'a> {
         let exif = match (self.text.exif, self.text.raw_profile) {
             (Some(exif), _) => Some(Cow::Borrowed(exif)),
@@ -214,8 +220,7 @@ impl<'a> Chunks<'a> {
     }
 }
 
-/// Writes a chunk. One whose length PNG cannot state is impossible: the parts come from a file of fewer bytes
-/// than that.
+/// Writes a chunk. Its length fits in 32 bits, because the parts come from a file of fewer bytes.
 fn put(file: &mut Vec<u8>, kind: &[u8; 4], parts: &[&[u8]]) {
     let start = file.len();
     let length: usize = parts.iter().map(|part| part.len()).sum();
@@ -233,17 +238,18 @@ fn crc32(bytes: &[u8]) -> u32 {
     crc.sum()
 }
 
+/// One chunk.
 struct Chunk<'a> {
     kind: &'a [u8; 4],
     body: &'a [u8],
-    /// The file ends within it.
+    /// Whether the file ends within the body.
     cut: bool,
-    /// Its checksum is there and right.
+    /// Whether the checksum is there and right.
     sound: bool,
 }
 
 impl<'a> Chunk<'a> {
-    /// The next chunk, which is taken from `rest`; `None` where there is none.
+    /// The next chunk, which is removed from `rest`; `None` where there is none.
     fn split(rest: &mut &'a [u8]) -> Option<Self> {
         let (length, after) = rest.split_first_chunk()?;
         let (kind, after) = after.split_first_chunk::<4>()?;
@@ -253,7 +259,7 @@ impl<'a> Chunk<'a> {
         let length = u32::from_be_bytes(*length) as usize;
         let body = after.get(..length).unwrap_or(after);
         let checksum = after.get(length..).and_then(|after| after.first_chunk());
-        // IDAT has no checksum to Pillow: what it inflates to has one of its own.
+        // As in Pillow, the checksum of IDAT is not checked: the inflated data has a checksum of its own.
         let sound = kind == b"IDAT" || checksum.is_some_and(|sum| u32::from_be_bytes(*sum) == crc32(&rest[4..8 + body.len()]));
         *rest = after.get(length..).and_then(|after| after.get(4..)).unwrap_or_default();
         Some(Self { kind, body, cut: body.len() < length, sound })
@@ -261,6 +267,7 @@ impl<'a> Chunk<'a> {
 }
 
 impl<'a> Text<'a> {
+    /// Keeps the contents of a chunk that holds EXIF or XMP.
     fn take(&mut self, kind: &[u8; 4], body: &'a [u8]) {
         match kind {
             b"eXIf" => self.exif = Some(body.strip_prefix(b"Exif\0\0").unwrap_or(body)),
@@ -300,13 +307,14 @@ impl<'a> Text<'a> {
     }
 }
 
+/// The bytes before and after the first zero byte.
 fn split_at_zero(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = bytes.iter().position(|&byte| byte == 0)?;
     Some((&bytes[..at], &bytes[at + 1..]))
 }
 
 /// The bytes of a raw profile: an empty line, the profile's name, its length, then lines of hexadecimal
-/// digits. What is no such digit ends it.
+/// digits. Any other character ends the profile.
 fn of_hexadecimal(profile: &[u8]) -> Vec<u8> {
     let lines = profile.split(|&byte| byte == b'\n').skip(3);
     let digits: Vec<u8> = lines
@@ -318,9 +326,9 @@ fn of_hexadecimal(profile: &[u8]) -> Vec<u8> {
     digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
 
-/// Makes the pixels of the transparent colour white, what they are composited over. Pillow compares grey of
-/// fewer than 8 bits after it is spread over 0 to 255, and 16-bit colour by its high bytes, both with the low
-/// byte of the stated value.
+/// Makes the pixels of the transparent colour white: images are composited over white. As in Pillow, grey of
+/// fewer than 8 bits is scaled to 0 to 255 before it is compared with the low byte of the transparent value,
+/// and 16-bit colours are compared by their high byte with the low byte of the transparent value.
 fn whiten(image: &mut DynamicImage, transparency: &[u8], depth: u8) {
     match image {
         DynamicImage::ImageLuma8(grey) => {
@@ -381,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_packed_texts_one_is_unpacked() {
+    fn only_the_last_of_many_compressed_texts_is_inflated() {
         let text = [RAW_PROFILE, &[0, 0], &packed(b"x")].concat();
         let chunks = png(&vec![(b"zTXt", &text[..]); 1000]);
         assert!(matches!(Chunks::read(&chunks).unwrap().text.raw_profile, Some(Value::Compressed(_))));
@@ -389,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn apple_s_own_png_is_told_from_a_damaged_one() {
+    fn a_png_in_the_compression_of_apple_is_refused_as_unsupported_not_as_damaged() {
         let mut file = SIGNATURE.to_vec();
         put(&mut file, b"CgBI", &[&[0x50, 0, 0x20, 6]]);
         let error = decode(&file, &Limits::default()).unwrap_err();

@@ -1,4 +1,5 @@
-//! RGB pixels become the backbone's input exactly as `ViltImageProcessor` makes it (transformers 4.57, the Pillow one):
+//! Makes the backbone's input from RGB pixels, exactly as `ViltImageProcessor` does (transformers 4.57, with
+//! Pillow):
 //! <https://github.com/huggingface/transformers/blob/v4.57.6/src/transformers/models/vilt/image_processing_vilt.py>
 use image::RgbImage;
 use serde::Deserialize;
@@ -6,7 +7,8 @@ use serde::Deserialize;
 use super::resize::{Filter, resize};
 use super::{InputError, Limits, Pixels};
 
-/// `preprocessor_config.json`. A missing or null field takes the upstream default; unknown fields are ignored.
+/// `preprocessor_config.json`. A missing or null field has the default of `transformers`; unknown fields are
+/// ignored.
 #[derive(Debug, Default, Deserialize)]
 struct PreprocessorConfig {
     do_resize: Option<bool>,
@@ -28,7 +30,7 @@ enum Size {
     Named { shortest_edge: usize },
 }
 
-/// One value for all channels, or one for each.
+/// One value for all channels, or one value for each channel.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum PerChannel {
@@ -45,7 +47,7 @@ impl PerChannel {
     }
 }
 
-/// The image side of a checkpoint's preprocessing.
+/// A checkpoint's preprocessing of images.
 #[derive(Debug)]
 pub(super) struct ImagePreprocessor {
     do_resize: bool,
@@ -53,15 +55,16 @@ pub(super) struct ImagePreprocessor {
     size_divisor: usize,
     patch_size: usize,
     filter: Filter,
-    /// `levels[channel][value]`: the normalised value of an 8-bit one.
+    /// `levels[channel][value]`: the normalised value of an 8-bit value.
     levels: [[f32; 256]; 3],
 }
 
 impl ImagePreprocessor {
-    /// From the text of `preprocessor_config.json`; `{}` gives the upstream defaults (shorter edge 384, multiples of 32, bicubic, mean and deviation 0.5).
+    /// Reads the text of a `preprocessor_config.json`. `{}` gives the defaults of `transformers`: shorter
+    /// edge 384, multiples of 32, bicubic, mean and standard deviation 0.5. `patch_size` is in pixels.
     ///
     /// # Errors
-    /// What is wrong with the settings.
+    /// A sentence about the wrong setting.
     pub(super) fn new(config: &[u8], patch_size: usize) -> Result<Self, String> {
         let config: PreprocessorConfig = serde_json::from_slice(config).map_err(|e| {
             format!("{e}; `size` is a number or {{\"shortest_edge\": number}}, `image_mean` and `image_std` a number or three")
@@ -89,15 +92,17 @@ impl ImagePreprocessor {
         })
     }
 
+    /// The length in pixels to which the shorter edge of an image is resized.
     pub(super) fn shortest_edge(&self) -> usize {
         self.shortest_edge
     }
 
-    /// Resizes and normalises. Both sides of the result are multiples of the patch size: rows and columns beyond the last whole patch are left out, as
-    /// the backbone's strided convolution leaves them out.
+    /// Resizes and normalises. Both sides of the result are multiples of the patch size: rows and columns
+    /// after the last whole patch are left out, as by the backbone's strided convolution.
     ///
     /// # Errors
-    /// Where the checkpoint asks not to resize: an image smaller than a patch, or of more patches than the limit.
+    /// The image is smaller than a patch, which is possible only where the checkpoint's settings switch
+    /// resizing off; or it has more patches than the limit.
     pub(super) fn pixels(&self, image: RgbImage, limits: &Limits) -> Result<Pixels, InputError> {
         let (from_width, from_height) = (image.width() as usize, image.height() as usize);
         let (to_height, to_width) = if self.do_resize { self.output_size(from_height, from_width) } else { (from_height, from_width) };
@@ -112,8 +117,10 @@ impl ImagePreprocessor {
         Ok(self.normalise(&resized, to_width, rows * self.patch_size, columns * self.patch_size))
     }
 
-    /// `(height, width)` after resizing: the shorter edge becomes `shortest_edge` unless the longer one would pass int(1333/800 · `shortest_edge`); rounded,
-    /// then floored to multiples of `size_divisor`. Upstream lets a side of an extreme image become 0 and fails; here a patch remains.
+    /// `(height, width)` after resizing, in pixels. The shorter edge becomes `shortest_edge`, or less where
+    /// the longer edge would exceed int(1333/800 · `shortest_edge`); both are rounded, then floored to
+    /// multiples of `size_divisor`. In `transformers`, a side of a very long or very high image becomes 0,
+    /// which is an error; here, each side keeps at least one patch.
     fn output_size(&self, height: usize, width: usize) -> (usize, usize) {
         let shorter = self.shortest_edge as f64;
         let longer = (1333.0 / 800.0 * shorter).floor();
@@ -128,7 +135,8 @@ impl ImagePreprocessor {
         (floored(to_height), floored(to_width))
     }
 
-    /// The upper left `[height, width]` of interleaved rows of `stride` pixels, as normalised planes.
+    /// The upper left `[height, width]` of interleaved rows of `stride` pixels, as normalised planes
+    /// `[3, height, width]`.
     fn normalise(&self, rgb: &[u8], stride: usize, height: usize, width: usize) -> Pixels {
         let mut data = Vec::with_capacity(3 * height * width);
         for (channel, levels) in self.levels.iter().enumerate() {
@@ -140,7 +148,8 @@ impl ImagePreprocessor {
     }
 }
 
-/// Rescaling in f64, then normalisation in f32, as upstream.
+/// The normalised value of every 8-bit value, for each channel: rescaled in f64, then normalised in f32, as
+/// in `transformers`.
 fn levels(config: &PreprocessorConfig) -> Result<[[f32; 256]; 3], String> {
     let factor = if config.do_rescale.unwrap_or(true) { config.rescale_factor.unwrap_or(1.0 / 255.0) } else { 1.0 };
     let normalise = config.do_normalize.unwrap_or(true);
@@ -162,9 +171,9 @@ mod tests {
     }
 
     #[test]
-    fn sizes_follow_the_upstream_rule() {
+    fn sizes_are_those_of_transformers() {
         let p = preprocessor("{}", 32);
-        // (height, width) and what transformers gives.
+        // (height, width) of an image and of the result of transformers.
         for (from, to) in [
             ((384, 384), (384, 384)),
             ((480, 640), (384, 512)),

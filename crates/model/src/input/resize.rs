@@ -1,11 +1,13 @@
-//! The resampling of 8-bit RGB images of Pillow 13.0.0, bit for bit: `src/libImaging/Resample.c` and, for the nearest pixel, `Geometry.c` of
-//! <https://github.com/python-pillow/Pillow/tree/13.0.0>.
+//! Resamples 8-bit RGB images with the same bits as Pillow 13.0.0: `src/libImaging/Resample.c` and, for the
+//! nearest pixel, `Geometry.c` of <https://github.com/python-pillow/Pillow/tree/13.0.0>.
 //!
-//! Each of its two passes rounds and clips to 8 bits. At sharp edges, where a cubic filter overshoots, the order of the passes makes tens of levels of
-//! difference, so that the order is kept too. It is another one in older versions: up to 12.0.0, rows are always filtered first.
+//! There are two passes, over rows and over columns, and each rounds and clips to 8 bits. At sharp edges,
+//! where a cubic filter overshoots, the order of the passes changes values by tens of levels; the order is
+//! therefore that of Pillow 13.0.0. Versions up to 12.0.0 always filter rows first.
 use std::f64::consts::PI;
 
-/// Fractional bits of a filter's weights: what a 32-bit sum of 8-bit values leaves, less two for sign and overshoot.
+/// Fractional bits of a filter's weights: the bits that 8-bit values leave in a 32-bit sum, minus two for
+/// sign and overshoot.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
 /// Pillow's resampling filters.
@@ -20,7 +22,7 @@ pub(super) enum Filter {
 }
 
 impl Filter {
-    /// The filter behind Pillow's number for it.
+    /// The filter with this number in Pillow.
     pub(super) fn from_pillow(number: u8) -> Option<Self> {
         [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming].get(usize::from(number)).copied()
     }
@@ -35,6 +37,7 @@ impl Filter {
         }
     }
 
+    /// The kernel at distance `x` from its centre, in pixels of the smaller image.
     fn weight(self, x: f64) -> f64 {
         let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
         let distance = x.abs();
@@ -50,14 +53,14 @@ impl Filter {
         }
     }
 
-    /// For each output position, where its window of the input begins and the weights of the window. When shrinking, the window widens with the scale: this
-    /// is the antialiasing.
+    /// The window of each output position, `[to]`. For a smaller output, windows are wider in proportion to
+    /// the scale, which prevents aliasing.
     fn windows(self, from: usize, to: usize) -> Vec<Window> {
         let scale = from as f64 / to as f64;
         let stretch = scale.max(1.0);
         let support = self.support() * stretch;
         if self == Self::Nearest {
-            // Pillow adds the scale up step by step, which rounds in another way than a product.
+            // Pillow adds the scale for each step, which rounds differently than a product.
             let centers = std::iter::successors(Some(scale * 0.5), |center| Some(center + scale));
             return centers.take(to).map(|c| Window { start: (c as usize).min(from - 1), weights: vec![1 << PRECISION_BITS] }).collect();
         }
@@ -75,24 +78,27 @@ impl Filter {
     }
 }
 
+/// Where the window of an output position begins in the input, and its weights.
 struct Window {
     start: usize,
     weights: Vec<i32>,
 }
 
-/// A weight in `PRECISION_BITS` fractional bits: half a unit is added and the fraction cut off.
+/// A weight with `PRECISION_BITS` fractional bits, rounded to nearest, halves away from zero.
 fn fixed_point(weight: f64) -> i32 {
     (weight * f64::from(1u32 << PRECISION_BITS) + 0.5f64.copysign(weight)) as i32
 }
 
-/// Resizes interleaved RGB from `(height, width)` `from` to `to`; a side that keeps its length is not filtered.
+/// Resizes interleaved RGB `[height, width, 3]` from `from` to `to`, each `(height, width)` in pixels. A side
+/// that keeps its length is not filtered.
 ///
 /// # Panics
 /// If `rgb` does not hold `[height, width, 3]` values or a side is 0.
 pub(super) fn resize(rgb: Vec<u8>, from: (usize, usize), to: (usize, usize), filter: Filter) -> Vec<u8> {
     assert_eq!(rgb.len(), 3 * from.0 * from.1);
     let (mut rgb, mut width) = (rgb, from.1);
-    // Pillow filters rows first, unless the height loses more than twice as many pixels as the width; an enlarged side loses a negative number.
+    // Pillow filters rows first, unless the height loses more than twice as many pixels as the width. The
+    // loss of a side that grows is negative.
     let lost = |from: usize, to: usize| from as i64 - to as i64;
     let columns_first = lost(from.0, to.0) > 0.max(2 * lost(from.1, to.1));
     for columns in [columns_first, !columns_first] {
@@ -112,7 +118,7 @@ fn to_byte(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// Each row of `width` pixels becomes one of `windows.len()`.
+/// Resizes each row from `width` to `windows.len()` pixels.
 fn resize_rows(rgb: &[u8], width: usize, windows: &[Window]) -> Vec<u8> {
     let mut resized = Vec::with_capacity(rgb.len() / width * windows.len());
     for row in rgb.chunks_exact(3 * width) {
@@ -129,7 +135,7 @@ fn resize_rows(rgb: &[u8], width: usize, windows: &[Window]) -> Vec<u8> {
     resized
 }
 
-/// The rows of `width` pixels become `windows.len()` rows.
+/// Resizes each column to `windows.len()` pixels; `width` is the length of a row in pixels.
 fn resize_columns(rgb: &[u8], width: usize, windows: &[Window]) -> Vec<u8> {
     let mut resized = Vec::with_capacity(3 * width * windows.len());
     let mut sums = vec![HALF; 3 * width];
@@ -154,7 +160,8 @@ mod tests {
 
     const ALL: [u8; 6] = [0, 1, 2, 3, 4, 5];
 
-    /// Height and width before and after, Pillow's number of the filter, and the digest of the pixels.
+    /// Height and width before and after, the filter's number in Pillow, and the beginning of the SHA-256 of
+    /// the pixels.
     type Case = ((usize, usize), (usize, usize), u8, String);
 
     #[derive(serde::Deserialize)]
@@ -163,7 +170,8 @@ mod tests {
         cases: Vec<Case>,
     }
 
-    /// `[height, width, 3]` of black, white and other values: a hash of the index, as `tools/fixtures/input.py` makes it.
+    /// `[height, width, 3]` of black, white and other values: a hash of the index, as in
+    /// `tools/fixtures/input.py`.
     fn edges(height: usize, width: usize) -> Vec<u8> {
         let value = |i: u32| {
             let mut x = i.wrapping_mul(2_654_435_761);
@@ -192,7 +200,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_even_colour_stays_as_it_is(height in 1usize..40, width in 1usize..40, to_height in 1usize..40, to_width in 1usize..40, colour: [u8; 3]) {
+        fn an_image_of_one_colour_keeps_its_colour(
+            height in 1usize..40, width in 1usize..40, to_height in 1usize..40, to_width in 1usize..40, colour: [u8; 3],
+        ) {
             let rgb = colour.repeat(height * width);
             for filter in ALL.map(|n| Filter::from_pillow(n).unwrap()) {
                 let resized = resize(rgb.clone(), (height, width), (to_height, to_width), filter);
@@ -201,7 +211,7 @@ mod tests {
         }
 
         #[test]
-        fn extremes_neither_overflow_nor_leave_the_window(from in 1usize..200, to in 1usize..200, bits: u64) {
+        fn black_and_white_pixels_neither_overflow_nor_are_read_out_of_bounds(from in 1usize..200, to in 1usize..200, bits: u64) {
             let row: Vec<u8> = (0..3 * from).map(|i| if bits >> (i % 64) & 1 == 1 { 255 } else { 0 }).collect();
             for filter in ALL.map(|n| Filter::from_pillow(n).unwrap()) {
                 prop_assert_eq!(resize(row.clone(), (1, from), (1, to), filter).len(), 3 * to);

@@ -1,7 +1,7 @@
-//! What bytes are, told by their beginning: the types that are decoded, and names for what else is sent in
-//! the place of an image.
+//! The type of a file by its first bytes: the types that are decoded, and the names of other data that is
+//! sent in place of an image.
 
-/// A type that is decoded.
+/// An image type that is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Jpeg,
@@ -12,6 +12,7 @@ pub(super) enum Format {
 }
 
 impl Format {
+    /// The type's name.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Jpeg => "JPEG",
@@ -23,7 +24,7 @@ impl Format {
     }
 }
 
-/// What else the bytes are, which decides what their sender has to do.
+/// A kind of other data. It decides the advice in the message.
 #[derive(Clone, Copy)]
 enum Kind {
     Image,
@@ -36,7 +37,7 @@ enum Kind {
 
 use Kind::{Audio, Document, Image, Model, Packed, Video};
 
-/// `(offset, bytes, what they begin, its name)`. The first row that fits counts.
+/// `(offset, bytes at the offset, kind, name)`. The first row that matches counts.
 const SIGNATURES: &[(usize, &[u8], Kind, &str)] = &[
     (0, b"II*\0", Image, "TIFF"),
     (0, b"MM\0*", Image, "TIFF"),
@@ -110,8 +111,8 @@ const SIGNATURES: &[(usize, &[u8], Kind, &str)] = &[
     (0, b"\x80\x05\x95", Model, "a Python pickle"),
 ];
 
-/// Brands of ISO media files, the first that is found in `ftyp` counts: those of single kinds stand before
-/// those that several kinds state.
+/// Brands of ISO media files; the first row whose brand is in `ftyp` counts. Brands of a single type are
+/// before brands that several types have.
 const BRANDS: &[(&[u8; 4], Kind, &str)] = &[
     (b"avif", Image, "AVIF"),
     (b"avis", Image, "an AVIF sequence"),
@@ -130,7 +131,7 @@ const BRANDS: &[(&[u8; 4], Kind, &str)] = &[
     (b"qt  ", Video, "QuickTime"),
 ];
 
-/// Beginnings of images as base64 text.
+/// The first characters of files in base64 text, and their types.
 const BASE64: &[(&str, &str)] = &[
     ("iVBORw0K", "a PNG"),
     ("/9j/", "a JPEG"),
@@ -145,7 +146,7 @@ const BASE64: &[(&str, &str)] = &[
     ("PD94bWw", "an SVG or other XML"),
 ];
 
-/// Beginnings of images whose bytes were taken for text and written as UTF-8.
+/// The first bytes of image files that were converted to UTF-8 as if they were text, and their types.
 const RECODED: &[(&[u8], &str)] = &[
     (b"\xef\xbf\xbdPNG", "a PNG"),
     (b"\xc2\x89PNG", "a PNG"),
@@ -155,14 +156,13 @@ const RECODED: &[(&[u8], &str)] = &[
     (b"\xc3\xbf\xc3\x98\xc3\xbf", "a JPEG"),
 ];
 
-/// How much of a text is looked at.
+/// The part of a text that is examined, in bytes.
 const TEXT_START: usize = 4096;
 
-/// The type of an image that is decoded, or a sentence that says what the bytes are instead and what to do
-/// with them.
+/// The type of an image that is decoded.
 ///
 /// # Errors
-/// That sentence.
+/// A sentence that says what the bytes are and what their sender can do.
 pub(super) fn format_of(bytes: &[u8]) -> Result<Format, String> {
     match bytes {
         [0xff, 0xd8, 0xff, ..] => Ok(Format::Jpeg),
@@ -173,12 +173,13 @@ pub(super) fn format_of(bytes: &[u8]) -> Result<Format, String> {
         }
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(Format::Gif),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Format::WebP),
-        // Two letters may begin a text, so that the length of the second header must be small too.
+        // A text may begin with these letters, so the length of the second header is checked too.
         [b'B', b'M', rest @ ..] if rest.get(12..16).is_none_or(|length| matches!(length, [12..=124, 0, 0, 0])) => Ok(Format::Bmp),
         _ => Err(described(bytes)),
     }
 }
 
+/// A sentence about bytes that are no image of a supported type.
 fn described(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "there are no bytes in the image: leave the field out where there is none".to_owned();
@@ -200,21 +201,23 @@ fn described(bytes: &[u8]) -> String {
     if let Some((_, name)) = RECODED.iter().find(|(magic, _)| bytes.starts_with(magic)) {
         return format!("the bytes are {name} that was changed as if it were text: send it as bytes, not as a string");
     }
-    of_text(bytes).unwrap_or_else(|| "the bytes begin like no known image type".to_owned())
+    of_text(bytes).unwrap_or_else(|| "the first bytes are those of no known image type".to_owned())
 }
 
+/// A sentence about data of this kind and name.
 fn advice(kind: Kind, name: &str) -> String {
     match kind {
-        Image => format!("the image is {name}, which is not read: convert it to JPEG or PNG"),
+        Image => format!("the image is {name}, which is not supported: convert it to JPEG or PNG"),
         Video => format!("the bytes are a video ({name}), not an image: take a frame of it and save that as JPEG or PNG"),
         Audio => format!("the bytes are sound ({name}), not an image"),
         Document => format!("the bytes are a document ({name}), not an image: save a page of it as JPEG or PNG"),
-        Packed => format!("the bytes are packed ({name}): unpack them and send the image itself"),
+        Packed => format!("the bytes are archived or compressed ({name}): unpack them and send the image itself"),
         Model => format!("the bytes are data ({name}), not an image file: save the picture as PNG"),
     }
 }
 
-/// By the brands in the first box of an ISO media file. What none of them names is a video.
+/// The kind and the name of an ISO media file, by the brands in its first box; a video where no brand is
+/// known.
 fn of_brands(bytes: &[u8]) -> (Kind, &'static str) {
     let length = bytes.first_chunk().map_or(0, |&length| u32::from_be_bytes(length)).clamp(12, 256) as usize;
     let box_end = bytes.len().min(length);
@@ -229,7 +232,7 @@ fn of_brands(bytes: &[u8]) -> (Kind, &'static str) {
     }
 }
 
-/// What a text in the place of an image is; `None` for bytes that are no text.
+/// A sentence about a text in place of an image; `None` for bytes that are not text.
 fn of_text(bytes: &[u8]) -> Option<String> {
     if let [0xff, 0xfe, ..] | [0xfe, 0xff, ..] = bytes {
         return Some(not_an_image("text in UTF-16"));
@@ -256,12 +259,12 @@ fn of_text(bytes: &[u8]) -> Option<String> {
     } else if begins(&["<svg"]) || begins(&["<?xml", "<!doctype svg", "<!--"]) && lower.contains("<svg") {
         advice(Image, "SVG")
     } else if begins(&["<!doctype html", "<html", "<head", "<body", "<script"]) || begins(&["<?xml", "<!--"]) && lower.contains("<html") {
-        "the bytes are a web page (HTML), not an image: send the image that it shows; a download may have been answered by an error page"
+        "the bytes are a web page (HTML), not an image: send the image that it shows; it may be the error page of a failed download"
             .to_owned()
     } else if begins(&["<?xml", "<"]) {
         not_an_image("XML")
     } else if begins(&["version https://git-lfs.github.com/spec/"]) {
-        "the bytes are a Git LFS pointer, not the image: run `git lfs pull` and send the file that it stands for".to_owned()
+        "the bytes are a Git LFS pointer, not the image: run `git lfs pull` and send the file that it points to".to_owned()
     } else if begins(&["b'\\x", "b\"\\x", "\\x89png", "\\xff\\xd8"]) {
         "the bytes are a string literal of an image: send the bytes themselves".to_owned()
     } else if begins(&["89504e47", "ffd8ff", "0x89504e47", "0xffd8ff", "47494638", "89 50 4e 47", "ff d8 ff"]) {
@@ -273,7 +276,7 @@ fn of_text(bytes: &[u8]) -> Option<String> {
     } else if begins(&["--"]) && lower.contains("content-disposition:") {
         "the bytes are the body of an HTML form (multipart): send the file inside it".to_owned()
     } else if begins(&["http://", "https://", "ftp://", "s3://", "gs://", "file://"]) {
-        "the bytes are a URL, not the image: fetch it and send what it answers".to_owned()
+        "the bytes are a URL, not the image: fetch the image and send its bytes".to_owned()
     } else if is_path(text.trim_end()) {
         "the bytes are a file's name, not the image: read the file and send its bytes".to_owned()
     } else {
@@ -285,7 +288,7 @@ fn not_an_image(what: &str) -> String {
     format!("the bytes are {what}, not an image: a text belongs in the field `text`")
 }
 
-/// What base64 text holds, where it is such.
+/// The type of the file in a base64 text; `None` for other text.
 fn of_base64(text: &str) -> Option<&'static str> {
     let digit = |byte: u8| byte.is_ascii_alphanumeric() || b"+/-_=".contains(&byte);
     let all = text.bytes().all(|byte| digit(byte) || byte.is_ascii_whitespace() || byte == b'"' || byte == b'\'');
@@ -297,11 +300,11 @@ fn of_base64(text: &str) -> Option<&'static str> {
         return Some("a HEIC, AVIF or video file");
     }
     let known = BASE64.iter().find(|(beginning, _)| text.starts_with(beginning)).map(|(_, name)| *name);
-    // A word of that length is rare, and a path has slashes at the ends of words.
+    // A word of 200 characters is rare, and "//" is more likely in a path than in base64.
     known.or_else(|| (text.len() >= 200 && !text.contains("//")).then_some("something"))
 }
 
-/// A line that ends like an image file's name or begins like a path.
+/// Whether a text is one line that ends like the name of an image file or begins like a path.
 fn is_path(line: &str) -> bool {
     let one = !line.contains('\n') && line.len() < TEXT_START;
     let ends = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".svg", ".pdf"];
@@ -316,7 +319,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_image_that_is_read_is_named_with_what_to_do() {
+    fn data_that_is_no_supported_image_is_named_with_advice() {
         let ftyp = |brands: &[u8]| [&(16 + brands.len() as u32 - 8).to_be_bytes(), &b"ftyp"[..], brands].concat();
         let utf16 = [&[0xff, 0xfe][..], b"h\0i\0"].concat();
         for (bytes, words) in [
@@ -390,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn the_types_that_are_read_are_told_by_their_beginning() {
+    fn supported_types_are_recognised_by_their_first_bytes() {
         for (bytes, format) in [
             (&b"\xff\xd8\xff\xe0"[..], Format::Jpeg),
             (b"\x89PNG\r\n\x1a\n", Format::Png),
@@ -404,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_in_any_place_is_no_reason_to_panic() {
+    fn a_text_that_is_cut_anywhere_is_refused_without_a_panic() {
         let text = "\u{feff}data:image/png;base64,\u{1f600}".repeat(300);
         for end in 0..text.len() {
             assert!(format_of(&text.as_bytes()[..end]).is_err());

@@ -1,4 +1,4 @@
-//! Texts become BERT token ids exactly as `BertTokenizerFast` makes them.
+//! Makes BERT token ids from texts exactly as `BertTokenizerFast` does.
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Deserializer};
@@ -9,12 +9,13 @@ use tokenizers::{Tokenizer, TruncationParams};
 
 use super::TextReading;
 
-/// What `tokenizer_config.json` says about the normaliser and the special tokens; all else in it is ignored.
+/// The normaliser and the special tokens of `tokenizer_config.json`; its other fields are ignored.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct TokenizerConfig {
     do_lower_case: Option<bool>,
     tokenize_chinese_chars: Option<bool>,
-    /// The outer level tells a missing field (keep what the tokenizer has) from null (strip accents where text is lower-cased).
+    /// `None`: the field is missing, and the tokenizer's own setting stays. `Some(None)`: the field is null,
+    /// and accents are stripped where text is lower-cased.
     #[serde(default, deserialize_with = "stated")]
     strip_accents: Option<Option<bool>>,
     #[serde(default)]
@@ -29,6 +30,7 @@ pub(super) struct TokenizerConfig {
     mask_token: Special,
 }
 
+/// A field that is present: its value, or `Some(None)` for null.
 fn stated<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<bool>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
@@ -46,6 +48,7 @@ enum Special {
 }
 
 impl Special {
+    /// The token's text, or `default` where it is not stated.
     fn or<'a>(&'a self, default: &'a str) -> &'a str {
         match self {
             Self::Plain(token) | Self::Described { content: token } => token,
@@ -54,24 +57,25 @@ impl Special {
     }
 }
 
-/// The text side of a checkpoint's preprocessing.
+/// A checkpoint's preprocessing of texts.
 #[derive(Debug)]
 pub(super) struct TextTokenizer {
     tokenizer: Tokenizer,
-    /// `[CLS][SEP]`.
+    /// The token ids of the empty text, `[CLS][SEP]`.
     empty: Vec<u32>,
     vocab_size: usize,
-    /// The token of a word that the vocabulary does not know, where there is one.
+    /// The token of a word that is not in the vocabulary, where the tokenizer has one.
     unknown: Option<u32>,
     /// `[CLS]`, `[SEP]`, `[PAD]`, `[MASK]` and the tokenizer's further special tokens; never `unknown`.
     special: BTreeSet<u32>,
 }
 
 impl TextTokenizer {
-    /// From the bytes of a `tokenizer.json`. What `tokenizer_config.json` states about the normaliser wins over the file, as upstream.
+    /// Reads a `tokenizer.json`. As in `transformers`, the settings of the normaliser in
+    /// `tokenizer_config.json` take precedence.
     ///
     /// # Errors
-    /// What is wrong with the file.
+    /// A sentence about what is wrong with the file.
     pub(super) fn from_json(json: &[u8], config: &TokenizerConfig, max_positions: usize) -> Result<Self, String> {
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
         if let Some(NormalizerWrapper::BertNormalizer(in_file)) = tokenizer.get_normalizer() {
@@ -84,10 +88,11 @@ impl TextTokenizer {
         Self::new(tokenizer, config, max_positions)
     }
 
-    /// From the text of a `vocab.txt`, one token a line, whose line number is its id: the `tokenizer.json` that upstream converts it to.
+    /// Reads a `vocab.txt`, one token on each line; its id is the number of the line, from 0. The vocabulary
+    /// is converted to the same `tokenizer.json` as by `transformers`.
     ///
     /// # Errors
-    /// What is wrong with the file.
+    /// A sentence about what is wrong with the file.
     pub(super) fn from_vocab(vocab: &str, config: &TokenizerConfig, max_positions: usize) -> Result<Self, String> {
         let ids: BTreeMap<&str, usize> = vocab.lines().enumerate().map(|(id, token)| (token.trim_end(), id)).collect();
         let required = |token| ids.get(token).copied().ok_or_else(|| format!("it has no token {token}"));
@@ -97,22 +102,29 @@ impl TextTokenizer {
             .into_iter()
             .filter_map(|token| Some((token, ids.get(token)?)))
             .map(|(content, id)| {
-                json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false})
+                json!({
+                    "id": id, "content": content, "special": true,
+                    "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                })
             })
             .collect();
         let tokenizer = json!({
             "version": "1.0",
             "added_tokens": added,
-            "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true},
+            "normalizer": {
+                "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true,
+            },
             "pre_tokenizer": {"type": "BertPreTokenizer"},
             "post_processor": {"type": "BertProcessing", "sep": [sep, required(sep)?], "cls": [cls, required(cls)?]},
-            "model": {"type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": ids},
+            "model": {
+                "type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": ids,
+            },
         });
         Self::from_json(tokenizer.to_string().as_bytes(), config, max_positions)
     }
 
-    /// Replaces whatever padding and truncation the tokenizer came with: no padding, and at most
-    /// `max_positions` tokens, `[SEP]` kept. Special tokens in a text are words of it.
+    /// Replaces the padding and truncation of the tokenizer's file: no padding, and at most `max_positions`
+    /// tokens, of which the last is `[SEP]`. Special tokens in a text are read as ordinary words.
     fn new(mut tokenizer: Tokenizer, config: &TokenizerConfig, max_positions: usize) -> Result<Self, String> {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
@@ -135,27 +147,28 @@ impl TextTokenizer {
         Ok(Self { tokenizer, empty, vocab_size, unknown, special })
     }
 
-    /// Whether a special token that stands in a text, `[SEP]` for example, is read as that token, as
-    /// transformers does by default, and not as the words that it is written with, as with
-    /// `split_special_tokens=True`.
+    /// Sets whether a special token in a text, `[SEP]` for example, is read as that token, as `transformers`
+    /// does by default, or as ordinary words, as `transformers` does with `split_special_tokens=True`.
     pub(super) fn set_special_tokens(&mut self, special_tokens: bool) {
         self.tokenizer.set_encode_special_tokens(!special_tokens);
     }
 
+    /// Whether special tokens in a text are read as special tokens.
     pub(super) fn special_tokens(&self) -> bool {
         !self.tokenizer.get_encode_special_tokens()
     }
 
-    /// `[CLS] … [SEP]`, at most `max_positions` ids, and how much of the text they tell.
+    /// The token ids of a text, `[CLS] … [SEP]`, at most `max_positions`, and how much of the text is in
+    /// them.
     ///
     /// # Errors
-    /// What the tokenizer says, which happens only where its vocabulary lacks the unknown token.
+    /// The tokenizer's message; it fails only if its vocabulary lacks the unknown token.
     pub(super) fn read(&self, text: &str) -> Result<(Vec<u32>, TextReading), String> {
         let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| e.to_string())?;
         let mut ids = encoding.get_ids().to_vec();
-        // The mask marks what the post-processor adds: [CLS] and [SEP] around the text.
+        // The mask marks the tokens that the post-processor adds: [CLS] and [SEP] around the text.
         let added = encoding.get_special_tokens_mask();
-        // A tokenizer that does not split at punctuation finds "[SEP]" in its vocabulary by itself.
+        // A tokenizer that does not split at punctuation finds "[SEP]" in its vocabulary as a word.
         if let Some(unknown) = self.unknown.filter(|_| !self.special_tokens()) {
             let injected = ids.iter_mut().zip(added).filter(|(id, added)| **added == 0 && self.special.contains(id));
             injected.for_each(|(id, _)| *id = unknown);
@@ -169,18 +182,18 @@ impl TextTokenizer {
         Ok((ids, reading))
     }
 
-    /// `[CLS][SEP]`.
+    /// The token ids of the empty text, `[CLS][SEP]`.
     pub(super) fn empty(&self) -> &[u32] {
         &self.empty
     }
 
-    /// One more than the largest id this tokenizer can give.
+    /// One more than the largest token id of this tokenizer.
     pub(super) fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 }
 
-/// What the model names the token of a word that it does not know.
+/// The model's token for a word that is not in the vocabulary.
 fn unknown_token(tokenizer: &Tokenizer) -> Option<String> {
     match tokenizer.get_model() {
         ModelWrapper::WordPiece(model) => Some(model.unk_token.clone()),

@@ -1,5 +1,5 @@
-//! WebP: the container is read here, as libwebp's demuxer reads it for Pillow; the `image-webp` crate gets
-//! the first frame alone.
+//! Decodes WebP. The container is read here, as libwebp's demuxer reads it for Pillow; the `image-webp` crate
+//! gets only the first frame.
 use std::borrow::Cow;
 use std::io::Cursor;
 
@@ -10,16 +10,16 @@ use image::{DynamicImage, ImageDecoder, RgbaImage};
 use super::orientation::Metadata;
 use super::{InputError, Limits};
 
-/// Flags of VP8X.
+// Flags of VP8X.
 const ALPHA: u8 = 0x10;
 const ANIMATION: u8 = 0x02;
 const EXIF: u8 = 0x08;
 const XMP: u8 = 0x04;
 
-/// The picture, or the first frame of an animation on its canvas; and its orientation.
+/// The picture, or the first frame of an animation on its canvas, and the orientation.
 ///
 /// # Errors
-/// A limit is passed, or the file is damaged or cut short.
+/// A limit is exceeded, or the file is damaged or cut short.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), InputError> {
     let file = File::read(bytes)?;
     file.check(limits)?;
@@ -27,19 +27,20 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Ori
     Ok((file.on_canvas(frame)?, file.metadata.orientation()))
 }
 
-/// Bytes of the decoded pixels, as the header claims.
+/// The bytes of the decoded pixels, according to the header.
 ///
 /// # Errors
-/// A limit is passed, or the header is damaged.
+/// A limit is exceeded, or the header is damaged.
 pub(super) fn decoded_bytes(bytes: &[u8], limits: &Limits) -> Result<u64, InputError> {
     File::read(bytes)?.check(limits)
 }
 
+/// The contents of a file. Width and height are those of the canvas, in pixels.
 struct File<'a> {
     width: u32,
     height: u32,
     animation: bool,
-    /// Whether what an animation's frame leaves of the canvas shows what is below.
+    /// Whether the canvas is transparent where an animation's frame does not cover it.
     transparent: bool,
     frame: Frame<'a>,
     metadata: Metadata<'a>,
@@ -81,7 +82,7 @@ impl<'a> File<'a> {
             match chunk.kind {
                 b"ALPH" | b"VP8 " | b"VP8L" if !animation && frame.is_none() => frame = Some(Frame::read(start, transparent)?),
                 b"ANMF" if animation && frame.is_none() => frame = Some(Frame::of_animation(chunk.body)?),
-                // A flag says whether a chunk counts, and the first one does.
+                // A chunk counts only if its flag is set, and only the first one counts.
                 b"EXIF" if flags & EXIF != 0 && metadata.exif.is_none() => metadata.exif = Some(Cow::Borrowed(chunk.body)),
                 b"XMP " if flags & XMP != 0 && metadata.xmp.is_none() => metadata.xmp = Some(Cow::Borrowed(chunk.body)),
                 _ => {}
@@ -96,7 +97,7 @@ impl<'a> File<'a> {
         Ok(Self { width, height, animation, transparent, frame, metadata })
     }
 
-    /// Bytes of the decoded pixels.
+    /// The bytes of the decoded pixels, if they are within the limits.
     fn check(&self, limits: &Limits) -> Result<u64, InputError> {
         let channels = if self.animation || self.frame.has_alpha() { 4 } else { 3 };
         let pixels = |width: u32, height: u32| u64::from(width) * u64::from(height);
@@ -106,8 +107,8 @@ impl<'a> File<'a> {
         Ok(decoded)
     }
 
-    /// What an animation shows at first. One that is said to have no alpha has none, and is black where the
-    /// frame leaves its canvas.
+    /// The first frame of an animation on its canvas. Where the file's flags state no alpha, the result has
+    /// none, and the canvas is black where the frame does not cover it.
     fn on_canvas(&self, frame: DynamicImage) -> Result<DynamicImage, InputError> {
         if !self.animation {
             return Ok(frame);
@@ -122,7 +123,8 @@ impl<'a> File<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// The picture at the start of `chunks`: an ALPH chunk, if there is one and it counts, then the pixels.
+    /// The picture at the start of `chunks`: an ALPH chunk, if there is one, then the pixels. The ALPH chunk
+    /// is ignored unless `alpha_counts`.
     fn read(mut chunks: &'a [u8], alpha_counts: bool) -> Result<Self, InputError> {
         let mut alpha = None;
         let chunk = loop {
@@ -154,7 +156,7 @@ impl<'a> Frame<'a> {
     fn of_animation(body: &'a [u8]) -> Result<Self, InputError> {
         let field = |at: usize| u24(body, at).ok_or_else(cut);
         let (left, top) = (2 * field(0)?, 2 * field(3)?);
-        // What the chunk says of the frame's size does not count beside what the picture says.
+        // The size in the header of the picture counts, not the size in the ANMF chunk.
         let frame = Self::read(body.get(16..).unwrap_or_default(), true)?;
         Ok(Self { left, top, ..frame })
     }
@@ -172,7 +174,7 @@ impl<'a> Frame<'a> {
         DynamicImage::from_decoder(decoder).map_err(|e| limits.refusal("WebP", e))
     }
 
-    /// A file of this picture alone.
+    /// A file of only this picture.
     fn file(&self) -> Vec<u8> {
         let mut file = Vec::with_capacity(self.body.len() + self.alpha.map_or(0, <[u8]>::len) + 64);
         file.extend(b"RIFF\0\0\0\0WEBP");
@@ -189,7 +191,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Writes a chunk. The parts come from a file of fewer bytes than RIFF can state.
+/// Writes a chunk. Its length fits in 32 bits, because the parts come from a file of fewer bytes.
 fn put(file: &mut Vec<u8>, kind: &[u8; 4], body: &[u8]) {
     file.extend(kind);
     file.extend((body.len() as u32).to_le_bytes());
@@ -204,13 +206,14 @@ fn u24(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes([a, b, c, 0]))
 }
 
+/// One chunk.
 struct Chunk<'a> {
     kind: &'a [u8; 4],
     body: &'a [u8],
 }
 
 impl<'a> Chunk<'a> {
-    /// The next chunk, which is taken from `rest`; `None` where no whole one is left.
+    /// The next chunk, which is removed from `rest`; `None` where no complete chunk is left.
     fn split(rest: &mut &'a [u8]) -> Option<Self> {
         let (kind, after) = rest.split_first_chunk()?;
         let (length, after) = after.split_first_chunk()?;
@@ -234,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_exif_chunk_that_claims_gigabytes_is_left_and_the_pixels_are_read() {
+    fn an_exif_chunk_that_claims_gigabytes_is_ignored_and_the_pixels_are_decoded() {
         let sound = include_bytes!("../../../../tests/fixtures/input/orientation-6.webp");
         let at = sound.windows(4).position(|w| w == b"EXIF").unwrap();
         let mut claims = sound.to_vec();

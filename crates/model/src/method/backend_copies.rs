@@ -1,24 +1,25 @@
-//! What a backend keeps beside the numbers that it was made from.
+//! Copies of some numbers that backends keep, for example in the memory of a device.
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The copies that backends made of some numbers, of any type. They belong to those numbers: the memory of a device is
-/// free for other use by this process when the last batch has let go of the partition.
+/// The copies that backends made of some numbers, each of a type of the backend's own. They are owned by the
+/// numbers, so that they are freed with the partition: when the last batch that uses it ends.
 #[derive(Default)]
 pub struct BackendCopies(Mutex<Vec<Arc<dyn Any + Send + Sync>>>);
 
 impl BackendCopies {
-    /// The copy of this type that `fits`; `make` is called where there is none.
+    /// The copy of type `C` for which `fits` is true. Where there is none, `make` makes it and it is kept.
+    /// Blocks while another thread makes a copy of the same numbers.
     ///
     /// # Errors
-    /// That of `make`.
+    /// The error of `make`.
     pub fn get_or_make<C: Send + Sync + 'static, E>(
         &self,
         fits: impl Fn(&C) -> bool,
         make: impl FnOnce() -> Result<C, E>,
     ) -> Result<Arc<C>, E> {
-        // A panic leaves the list whole: its change is a single call.
+        // The list is valid also after a panic, because it is changed by a single call.
         let mut copies = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_type = copies.iter().filter_map(|copy| copy.clone().downcast::<C>().ok());
         if let Some(copy) = of_type.into_iter().find(|copy| fits(copy)) {
@@ -34,13 +35,13 @@ impl BackendCopies {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Whether no backend made a copy yet.
+    /// Whether there is no copy.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// A clone of the numbers stands in memory of its own, on devices as on the CPU.
+/// A clone has no copies: cloned numbers have memory of their own, on a device too.
 impl Clone for BackendCopies {
     fn clone(&self) -> Self {
         Self::default()

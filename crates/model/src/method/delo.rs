@@ -16,9 +16,9 @@ use super::selection::top;
 use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, PoolId, Target, Tensors, flat, tensor_of};
 use crate::modality::{Modality, PerModality};
 
-/// Pools of a layer.
+/// The number of pools in a layer, p.
 const POOLS: usize = PoolId::COUNT;
-/// The most experts of a pool.
+/// The largest number of experts in a pool.
 const MAX_EXPERTS: usize = 4096;
 
 /// How a pool is laid out (METHOD.md 2).
@@ -60,23 +60,25 @@ impl FromStr for Layout {
 /// The shape of one task's pools.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoolSpec {
+    /// How a pool's factors are laid out.
     pub layout: Layout,
-    /// E: factors in a pool.
+    /// E: experts in a pool.
     pub experts: usize,
-    /// r: factors selected of a pool.
+    /// r: experts that are selected from a pool for a sample.
     pub rank: usize,
     /// α: scale of the update.
     pub alpha: f64,
-    /// s: adapters from this layer on. Equal to the number of layers: no adapter at all, a linear head on the frozen pooled output.
+    /// s: the first layer with pools. Equal to `layers`: no layer has pools, and the task is a linear head on
+    /// the frozen pooled output.
     pub first_adapted_layer: usize,
-    /// Of the backbone.
+    /// The number of the backbone's layers.
     pub layers: usize,
-    /// Of the backbone: d.
+    /// d: the backbone's width.
     pub hidden: usize,
 }
 
 impl PoolSpec {
-    /// Slots of an expert: r where it holds a factor for each place of the adapter, else 1.
+    /// Slots of an expert, s: r in the layout `slotted`, else 1.
     pub fn slots(&self) -> usize {
         match self.layout {
             Layout::RankOne => 1,
@@ -88,7 +90,7 @@ impl PoolSpec {
         self.first_adapted_layer..self.layers
     }
 
-    /// Shape of A and of B in the artifact.
+    /// The shapes of A and B in the artifact.
     fn factor_shapes(&self) -> [Vec<usize>; 2] {
         let (e, d, r) = (self.experts, self.hidden, self.rank);
         match self.layout {
@@ -97,7 +99,7 @@ impl PoolSpec {
         }
     }
 
-    /// The tensors of one layer, the pools of each stacked.
+    /// The tensors of one layer; each stacks those of all pools.
     fn stacked(&self, tensors: &Tensors, layer: usize) -> Result<Stacked<Tensor>> {
         let (e, d, r) = (self.experts, self.hidden, self.rank);
         let [a, b] = self.factor_shapes();
@@ -164,7 +166,7 @@ impl MethodSpec for PoolSpec {
         format!("{experts} experts, rank {rank}, alpha {alpha}, from layer {first_adapted_layer} of {layers}")
     }
 
-    /// A and routers Gaussian (σ = 0.02), B and biases zero.
+    /// A and the routers are Gaussian (σ = 0.02); B and the biases are zero (METHOD.md 2).
     fn start(&self, rng: &mut ChaCha8Rng) -> Result<Box<dyn Learner>> {
         let layers = self.adapted_layers().map(|_| LayerPools::init(self, rng)).collect::<Result<_>>()?;
         Ok(Box::new(Experts { spec: self.clone(), layers }))
@@ -182,26 +184,27 @@ impl MethodSpec for PoolSpec {
     }
 }
 
-/// One layer's factor pools and routers, the pools of each stacked: p = [`PoolId::COUNT`], s = [`PoolSpec::slots`].
+/// One layer's factor pools and routers. Each tensor stacks those of all pools: p = [`PoolId::COUNT`],
+/// s = [`PoolSpec::slots`].
 #[derive(Debug)]
 struct Stacked<T> {
     /// A `[p, E, s, d]`
     a: T,
-    /// B `[p, E, s, d]`; slots stand before d, so that a factor is contiguous.
+    /// B `[p, E, s, d]`. Slots come before d, so that a factor is contiguous.
     b: T,
     /// W_A `[p, E, d]`
     router_a: T,
-    /// `[p, E]`
+    /// The bias of W_A, `[p, E]`
     bias_a: T,
     /// W_B `[p, E, d]`
     router_b: T,
-    /// `[p, E]`
+    /// The bias of W_B, `[p, E]`
     bias_b: T,
     /// W_AB `[p, r, d, E]`
     router_ab: T,
 }
 
-/// What learns of one layer.
+/// The parameters of one layer.
 type LayerPools = Stacked<Var>;
 
 impl<T> Stacked<T> {
@@ -217,7 +220,7 @@ impl<T> Stacked<T> {
         })
     }
 
-    /// Each with its name in the artifact.
+    /// Each tensor with its name in the artifact.
     fn named(&self) -> [(&'static str, &T); 7] {
         [
             ("a", &self.a),
@@ -232,7 +235,7 @@ impl<T> Stacked<T> {
 }
 
 impl Stacked<Tensor> {
-    /// The same numbers, ready to serve: the products of A's factors with W_AB stand in place of W_AB.
+    /// The same numbers, ready to serve: the table of W_AB[i]ᵀ a_e replaces W_AB (METHOD.md 7).
     fn bank(&self, spec: &PoolSpec) -> Result<FactorBank> {
         let (experts, slots, hidden, rank) = (spec.experts, spec.slots(), spec.hidden, spec.rank);
         let mut table = Vec::with_capacity(POOLS * rank * experts * experts);
@@ -259,7 +262,7 @@ impl Stacked<Tensor> {
 #[derive(Debug)]
 struct Experts {
     spec: PoolSpec,
-    /// From layer `first_adapted_layer` on.
+    /// The first entry is of layer `first_adapted_layer`.
     layers: Vec<LayerPools>,
 }
 
@@ -272,7 +275,7 @@ impl Learner for Experts {
         out
     }
 
-    /// `layers.0.query.visual.a`, …: each pool a tensor of its own in the shape of METHOD.md 2: A `[E, d]` or
+    /// `layers.0.query.visual.a`, …: one tensor for each pool, in the shapes of METHOD.md 2: A `[E, d]` or
     /// `[E, r, d]`, B `[E, d]` or `[E, d, r]`, routers `[E, d]`, biases `[E]`, W_AB `[r, d, E]`.
     fn tensors(&self) -> Result<Tensors> {
         let mut out = Tensors::new();
@@ -310,12 +313,13 @@ impl LayerPools {
         })
     }
 
-    /// Routes by the query signals `[samples, d]` and gathers the factors (METHOD.md 2), differentiably: a selected factor weighs exactly 1,
-    /// and the backward pass goes straight through to the scores.
+    /// Selects the experts by the queries `[samples, d]` and gathers their factors (METHOD.md 2).
+    /// Differentiable: the forward weight of a selected factor is exactly 1, and the backward pass goes
+    /// straight through to the scores.
     fn pairs(&self, spec: &PoolSpec, queries: PerModality<&Tensor>) -> Result<FactorPairs> {
         let (samples, d) = queries.image.dims2()?;
         let (e, r) = (spec.experts, spec.rank);
-        // Pools alternate between the modalities: [p, samples, d].
+        // [p, samples, d]: pools alternate between the modalities.
         let modalities = queries.iter().map(|(_, query)| *query).collect::<Vec<_>>();
         let q = Tensor::stack(&modalities, 0)?.unsqueeze(0)?.expand((Target::COUNT, modalities.len(), samples, d))?;
         let q = q.reshape((POOLS, samples, d))?;
@@ -326,7 +330,7 @@ impl LayerPools {
         let score_a = scores(&self.router_a, &self.bias_a)?;
         let top_a = top_of_each_row(&score_a, r)?;
         let a = gather(&self.a, spec, &top_a, samples)?;
-        // The places of W_AB and of the selected A factors pair up, so both sums are one product.
+        // Σ_i W_AB[i]ᵀ a_i: the sums over the places i and over d are one product.
         let selected = a.detach().reshape((POOLS, samples, r * d))?;
         let paired = selected.matmul(&self.router_ab.as_tensor().reshape((POOLS, r * d, e))?)?;
         let score_b = (scores(&self.router_b, &self.bias_b)? + softmax(&paired, D::Minus1)?)?;
@@ -339,7 +343,8 @@ impl LayerPools {
     }
 }
 
-/// The r best of each row of `[p, samples, E]`, by falling score, ties to the lower index: `[p, samples, r]` of u32.
+/// The indices of the r highest scores of each row of `[p, samples, E]`, the highest first, ties to the lower
+/// index: `[p, samples, r]` of u32.
 fn top_of_each_row(scores: &Tensor, r: usize) -> Result<Tensor> {
     let (pools, samples, e) = scores.dims3()?;
     let values = scores.flatten_all()?.to_vec1::<f32>()?;
@@ -347,7 +352,8 @@ fn top_of_each_row(scores: &Tensor, r: usize) -> Result<Tensor> {
     Tensor::from_vec(indices, (pools, samples, r), scores.device())
 }
 
-/// The chosen factors `[p, samples, r, d]` of a pool `[p, E, s, d]`; the i-th chosen expert gives its i-th slot.
+/// The factors `[p, samples, r, d]` of the chosen experts `[p, samples, r]` of the pools `[p, E, s, d]`: slot
+/// i of the i-th chosen expert.
 fn gather(pool: &Var, spec: &PoolSpec, chosen: &Tensor, samples: usize) -> Result<Tensor> {
     let (e, s, d, r) = (spec.experts, spec.slots(), spec.hidden, spec.rank);
     let rows: Vec<u32> = chosen
@@ -371,7 +377,7 @@ fn straight_through(scores: &Tensor, chosen: &Tensor) -> Result<Tensor> {
     zero + 1.0
 }
 
-/// A pool's tensor as the artifact holds it, from one slice of the stack.
+/// A pool's tensor in the shape of the artifact, from its slice of the stack.
 fn in_artifact(name: &str, tensor: Tensor, layout: Layout) -> Result<Tensor> {
     match (name, layout) {
         ("a" | "b", Layout::RankOne) => tensor.squeeze(1),
@@ -380,7 +386,7 @@ fn in_artifact(name: &str, tensor: Tensor, layout: Layout) -> Result<Tensor> {
     }
 }
 
-/// The slice of the stack, from the artifact's tensor.
+/// A pool's slice of the stack, from its tensor in the shape of the artifact.
 fn in_stack(name: &str, tensor: &Tensor, layout: Layout) -> Result<Tensor> {
     match (name, layout) {
         ("a" | "b", Layout::RankOne) => tensor.unsqueeze(1),

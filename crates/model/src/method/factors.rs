@@ -1,5 +1,5 @@
-//! One layer's factors as the engine serves them, whichever method learnt them: plain numbers in f32 or bf16, and
-//! how a sample's factors are chosen.
+//! One layer's factors as the engine serves them, of any method: numbers in f32 or bf16, and the choice of a
+//! sample's factors.
 use super::backend_copies::BackendCopies;
 use super::numbers::{Numbers, NumbersRef};
 use super::pool::Target;
@@ -7,31 +7,31 @@ use super::selection::{softmax, top};
 use crate::modality::{Modality, PerModality};
 use delo_kernels::{Isa, Precision};
 
-/// The factors of one layer. Of each target there are G *groups*: one for each modality (DeLo), or one (static LoRA).
-/// All groups are stacked, g = targets · G of them, group `target · G + group`; each holds E experts of s slots, a
-/// factor of A and one of B in each slot.
+/// The factors of one layer. A target has G *groups*: one for each modality (DeLo), or a single one (static
+/// LoRA). The g = targets · G groups are stacked; group k of target t has the index t · G + k. A group holds
+/// E experts with s slots each, and a slot holds a factor of A and a factor of B.
 #[derive(Clone, Debug)]
 pub struct FactorBank {
     shape: BankShape,
-    /// α: the update of a target is α Σ b ⊗ a over its chosen pairs.
+    /// α: the update of a target is α Σ b ⊗ a over its chosen pairs (METHOD.md 2).
     alpha: f32,
     /// A `[g, E, s, d]`
     a: Numbers,
     /// B `[g, E, s, d]`
     b: Numbers,
-    /// How the factors of a sample are chosen; `None`: the first r of each group, for every sample.
+    /// What chooses the factors of a sample; `None`: every sample uses the first r experts of each group.
     routers: Option<Routers>,
     copies: BackendCopies,
 }
 
-/// The numbers that shape a [`FactorBank`].
+/// The dimensions of a [`FactorBank`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BankShape {
     /// G: groups of a target, at most one for each modality.
     pub groups: usize,
-    /// E: experts of a group.
+    /// E: experts in a group.
     pub experts: usize,
-    /// r: factor pairs that a sample uses of a group.
+    /// r: factor pairs of a group that a sample uses.
     pub rank: usize,
     /// s: slots of an expert.
     pub slots: usize,
@@ -39,7 +39,7 @@ pub struct BankShape {
     pub hidden: usize,
 }
 
-/// What chooses the factors of a sample by its queries (METHOD.md 2).
+/// The routers, which choose the factors of a sample by its queries (METHOD.md 2).
 #[derive(Clone, Debug)]
 pub struct Routers {
     /// W_A `[g, E, d]`.
@@ -50,31 +50,32 @@ pub struct Routers {
     pub b: Numbers,
     /// The bias of W_B, `[g, E]`.
     pub bias_b: Vec<f32>,
-    /// `[g, r, E, E]`: row (i, e) is W_AB[i]ᵀ a_e, what A factor e in place i adds to the scores of B (METHOD.md 7).
+    /// `[g, r, E, E]`: row (i, e) is W_AB[i]ᵀ a_e, which the A factor of expert e in place i adds to the
+    /// scores of B (METHOD.md 7).
     pub table: Vec<f32>,
 }
 
-/// The factors chosen of one group, in pairs.
+/// The experts chosen in one group, in pairs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// Experts of A, by falling score.
+    /// Experts that give A factors, the highest score first, `[r]`.
     pub a: Vec<u32>,
-    /// Experts of B, by falling score; the i-th is paired with the i-th of `a`.
+    /// Experts that give B factors, the highest score first, `[r]`; the i-th is paired with the i-th of `a`.
     pub b: Vec<u32>,
 }
 
 impl BankShape {
-    /// Groups of all targets.
+    /// g: the groups of all targets.
     pub fn all_groups(&self) -> usize {
         Target::COUNT * self.groups
     }
 }
 
 impl FactorBank {
-    /// From A and B, `[g, E, s, d]` each.
+    /// A bank of A and B, `[g, E, s, d]` each, in f32.
     ///
     /// # Panics
-    /// Numbers that do not fill the shape.
+    /// If A or B does not have exactly the numbers of the shape.
     pub fn new(shape: BankShape, alpha: f32, a: Vec<f32>, b: Vec<f32>, routers: Option<Routers>) -> Self {
         let numbers = shape.all_groups() * shape.experts * shape.slots * shape.hidden;
         assert!(a.len() == numbers && b.len() == numbers, "factors do not fill {shape:?}");
@@ -90,7 +91,7 @@ impl FactorBank {
         Self { a, b, routers, copies: BackendCopies::default(), ..self }
     }
 
-    /// The numbers that shape it.
+    /// Its dimensions.
     pub fn shape(&self) -> &BankShape {
         &self.shape
     }
@@ -100,32 +101,32 @@ impl FactorBank {
         self.alpha
     }
 
-    /// Factor pairs that a sample uses of one target: r of each group.
+    /// G · r: factor pairs of one target that a sample uses.
     pub fn pairs(&self) -> usize {
         self.shape.groups * self.shape.rank
     }
 
-    /// A and B, `[g, E, s, d]` each; B not yet scaled by α.
+    /// A and B, `[g, E, s, d]` each; B is not multiplied by α.
     pub fn factor_numbers(&self) -> [&Numbers; 2] {
         [&self.a, &self.b]
     }
 
-    /// What chooses a sample's factors; `None` where all samples use the same.
+    /// The routers; `None` where all samples use the same factors.
     pub fn routers(&self) -> Option<&Routers> {
         self.routers.as_ref()
     }
 
-    /// What backends keep beside it.
+    /// The copies that backends made of it.
     pub fn copies(&self) -> &BackendCopies {
         &self.copies
     }
 
-    /// The modality by whose query a group's factors are chosen.
+    /// The modality that gives the query by which the experts of a group are chosen.
     pub fn modality(&self, group: usize) -> Modality {
         Modality::ALL[group % self.shape.groups]
     }
 
-    /// The choice in every group (METHOD.md 2), given the query signal of each modality, `[d]`.
+    /// The choice in every group (METHOD.md 2), `[g]`, given the query of each modality, `[d]`.
     pub fn choose(&self, isa: Isa, queries: &PerModality<Vec<f32>>) -> Vec<Choice> {
         let Some(routers) = &self.routers else { return self.unrouted() };
         let of_group = |group: usize| {
@@ -135,13 +136,13 @@ impl FactorBank {
         (0..self.shape.all_groups()).map(of_group).collect()
     }
 
-    /// The choice where nothing chooses: the first r of each group.
+    /// The choice without routers: the first r experts of each group, `[g]`.
     pub fn unrouted(&self) -> Vec<Choice> {
         let first: Vec<u32> = (0..self.shape.rank as u32).collect();
         vec![Choice { a: first.clone(), b: first }; self.shape.all_groups()]
     }
 
-    /// W q of a group, `[E]`.
+    /// W q of a group, `[E]`, for a router's weight W `[g, E, d]`.
     fn products(&self, isa: Isa, weight: &Numbers, group: usize, query: &[f32]) -> Vec<f32> {
         let BankShape { experts, hidden, .. } = self.shape;
         let mut products = vec![0.0; experts];
@@ -156,7 +157,7 @@ impl FactorBank {
         products
     }
 
-    /// g_A and g_B of one group, given W_A q and W_B q of the group, `[E]` each.
+    /// The choice in one group: g_A and g_B of METHOD.md 2, given W_A q and W_B q of the group, `[E]` each.
     pub fn choose_in(&self, group: usize, routers: &Routers, a: Vec<f32>, b: Vec<f32>) -> Choice {
         let BankShape { experts: e, rank, .. } = self.shape;
         let scores = |mut scores: Vec<f32>, bias: &[f32]| {
@@ -176,18 +177,18 @@ impl FactorBank {
         Choice { a, b: top(&score_b, rank).collect() }
     }
 
-    /// The A factors chosen of a group, in order, `[d]` each.
+    /// The chosen A factors of a group, in the order of the choice, `[d]` each.
     pub fn a_factors<'a>(&'a self, group: usize, choice: &'a Choice) -> impl Iterator<Item = NumbersRef<'a>> {
         self.factors(&self.a, group, &choice.a)
     }
 
-    /// The B factors chosen of a group, in order, `[d]` each, not yet scaled by α.
+    /// The chosen B factors of a group, in the order of the choice, `[d]` each, not multiplied by α.
     pub fn b_factors<'a>(&'a self, group: usize, choice: &'a Choice) -> impl Iterator<Item = NumbersRef<'a>> {
         self.factors(&self.b, group, &choice.b)
     }
 
-    /// Where the factors of these experts, the i-th in its slot i, stand among all factors of A or B: rows of
-    /// `[g · E · s, d]`.
+    /// The rows of A or B, as `[g · E · s, d]`, that hold the factors of these experts: slot i of the i-th
+    /// expert.
     pub fn factor_rows<'a>(&self, group: usize, chosen: &'a [u32]) -> impl Iterator<Item = usize> + use<'a> {
         let BankShape { experts, slots, .. } = self.shape;
         chosen.iter().enumerate().map(move |(place, &expert)| (group * experts + expert as usize) * slots + place.min(slots - 1))

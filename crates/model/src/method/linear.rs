@@ -1,4 +1,4 @@
-//! A linear head on the frozen pooled output: the method that adds nothing to the backbone.
+//! A linear head on the frozen pooled output; this method adds nothing to the backbone.
 use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor, Var};
@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, Target, Tensors};
 use crate::modality::PerModality;
 
-/// The backbone under the head.
+/// The backbone that the head is made for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinearSpec {
-    /// Of the backbone.
+    /// The number of the backbone's layers.
     pub layers: usize,
-    /// Of the backbone: d.
+    /// d: the backbone's width.
     pub hidden: usize,
 }
 
@@ -63,7 +63,7 @@ impl MethodSpec for LinearSpec {
     }
 }
 
-/// No parameters beside the head's.
+/// No parameters; [`super::TaskModel`] holds those of the head.
 #[derive(Debug)]
 struct Nothing;
 

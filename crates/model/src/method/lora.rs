@@ -1,5 +1,5 @@
-//! Static LoRA: one low-rank update of rank r a task, the same for every sample (Hu et al. 2021; the ablation DeLo-LoRA
-//! of METHOD.md 8).
+//! Static LoRA: one update of rank r for each task, the same for every sample (Hu et al. 2021; the ablation
+//! DeLo-LoRA of METHOD.md 8).
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -12,18 +12,18 @@ use super::normal::gaussian;
 use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, Target, Tensors, flat, tensor_of};
 use crate::modality::PerModality;
 
-/// The shape of one task's update: ΔW = α Σ_i b_i ⊗ a_i of query, key and value in each adapted layer.
+/// The shape of one task's update: ΔW = α Σ_i b_i ⊗ a_i for query, key and value in each adapted layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoraSpec {
-    /// r
+    /// r: the rank of the update.
     pub rank: usize,
     /// α: scale of the update.
     pub alpha: f64,
-    /// s: adapters from this layer on.
+    /// The first layer with an update.
     pub first_adapted_layer: usize,
-    /// Of the backbone.
+    /// The number of the backbone's layers.
     pub layers: usize,
-    /// Of the backbone: d.
+    /// d: the backbone's width.
     pub hidden: usize,
 }
 
@@ -35,7 +35,7 @@ impl LoraSpec {
         self.first_adapted_layer..self.layers
     }
 
-    /// Names of a target's A, `[r, d]`, and B, `[d, r]`, in the artifact.
+    /// The names of a target's A `[r, d]` and B `[d, r]` in the artifact.
     fn names(layer: usize, target: Target) -> [String; 2] {
         ["lora_a", "lora_b"].map(|side| format!("layers.{layer}.{}.{side}", target.name()))
     }
@@ -94,7 +94,7 @@ impl MethodSpec for LoraSpec {
         format!("rank {rank}, alpha {alpha}, from layer {first_adapted_layer} of {layers}")
     }
 
-    /// A Gaussian (σ = 0.02), B zero.
+    /// A is Gaussian (σ = 0.02), B is zero.
     fn start(&self, rng: &mut ChaCha8Rng) -> Result<Box<dyn Learner>> {
         let shape = (Target::COUNT, self.rank, self.hidden);
         let layers = self
@@ -111,7 +111,7 @@ impl MethodSpec for LoraSpec {
         Ok(Box::new(Lora { layers: layers.collect::<Result<_>>()?, spec: self.clone() }))
     }
 
-    /// A bank of one group, whose r experts every sample uses.
+    /// A bank with one group for each target; every sample uses all r experts of a group.
     fn adapter(&self, tensors: &Tensors) -> Result<Adapter> {
         let shape = BankShape { groups: 1, experts: self.rank, rank: self.rank, slots: 1, hidden: self.hidden };
         let banks = self.adapted_layers().map(|layer| {
@@ -122,7 +122,7 @@ impl MethodSpec for LoraSpec {
     }
 }
 
-/// One layer's update of all targets.
+/// The factors of one layer, for all targets.
 #[derive(Debug)]
 struct LayerLora {
     /// `[targets, r, d]`
@@ -131,10 +131,11 @@ struct LayerLora {
     b: Var,
 }
 
+/// The parameters of all adapted layers.
 #[derive(Debug)]
 struct Lora {
     spec: LoraSpec,
-    /// From layer `first_adapted_layer` on.
+    /// The first entry is of layer `first_adapted_layer`.
     layers: Vec<LayerLora>,
 }
 
@@ -173,7 +174,7 @@ mod tests {
     use crate::method::{Method, TaskModel};
 
     #[test]
-    fn artifact_tensors_give_the_same_parameters_back_and_what_serves_is_what_learns() {
+    fn artifact_tensors_give_the_same_parameters_back_and_are_served_as_they_were_learnt() {
         let spec = LoraSpec { rank: 3, alpha: 1.5, first_adapted_layer: 1, layers: 3, hidden: 8 };
         let model = TaskModel::init(Method::Lora { lora: spec.clone() }, 4, 7).unwrap();
         for (name, var) in model.vars().iter().filter(|(name, _)| name.ends_with("lora_b")) {

@@ -1,8 +1,9 @@
-//! What a partition adds to the frozen backbone: the interface between methods and everything that trains, stores and
-//! serves them (METHOD.md 2, 3, 8).
+//! What a partition adds to the frozen backbone: the interface between the methods and the code that trains,
+//! stores and serves them (METHOD.md 2, 3, 8).
 //!
-//! A method is one file: its specification ([`MethodSpec`]), what learns ([`Learner`]) and what serves ([`Adapter`]).
-//! Nothing outside this module knows which methods there are, but for the command line that lets one choose.
+//! A method is one file: its specification ([`MethodSpec`]), its parameters while they learn ([`Learner`]),
+//! and the same ready to serve ([`Adapter`]). Outside this module, only the command line knows which methods
+//! there are: a user chooses one there.
 //!
 //! - [`delo`]: low-rank experts, chosen for each sample by routers.
 //! - [`lora`]: one static low-rank update for all samples of a task.
@@ -39,14 +40,14 @@ pub use task_model::TaskModel;
 /// Tensors by name, f32 on the CPU.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// The methods by name.
+/// The name of a method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MethodKind {
     /// Dual decomposed low-rank experts.
     #[default]
     Delo,
-    /// One static low-rank update a task.
+    /// One static low-rank update for each task.
     Lora,
     /// A linear head alone.
     Linear,
@@ -76,24 +77,24 @@ impl FromStr for MethodKind {
     }
 }
 
-/// Which method a partition holds, and the numbers that shape it. In an artifact's header: `"method": "delo"` and a
-/// field with the numbers.
+/// The method of a partition and its dimensions. In an artifact's header: `"method": "delo"` and a field with
+/// the dimensions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "snake_case")]
 pub enum Method {
     /// Dual decomposed low-rank experts.
     Delo {
-        /// The shape of its pools.
+        /// The shape of the pools.
         pools: PoolSpec,
     },
-    /// One static low-rank update a task.
+    /// One static low-rank update for each task.
     Lora {
         /// The shape of the update.
         lora: LoraSpec,
     },
     /// A linear head alone.
     Linear {
-        /// The backbone under the head.
+        /// The backbone that the head is made for.
         linear: LinearSpec,
     },
 }
@@ -113,111 +114,112 @@ impl Deref for Method {
 /// The layers and the width of a backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackboneShape {
-    /// Encoder layers.
+    /// The number of encoder layers.
     pub layers: usize,
-    /// d
+    /// d: the width of the hidden states.
     pub hidden: usize,
 }
 
-/// What a method is before anything is learnt. All of its tensors are f32; `head.weight` and `head.bias` belong to
-/// [`TaskModel`].
+/// The specification of a method: what is known before anything is learnt. All tensors are f32; `head.weight`
+/// and `head.bias` belong to [`TaskModel`], not to the method.
 pub trait MethodSpec: Debug {
-    /// Its name.
+    /// The method's name.
     fn kind(&self) -> MethodKind;
 
-    /// The field of an artifact's header that holds its numbers.
+    /// The field of an artifact's header that holds the method's dimensions.
     fn field(&self) -> &'static str;
 
     /// The backbone that it is made for.
     fn backbone(&self) -> BackboneShape;
 
-    /// The first layer to which it adds something: all before it is frozen and shared by all tasks. The number of
-    /// layers where it adds nothing to any.
+    /// The first layer that the method adapts. All layers before it are frozen and shared by all tasks. The
+    /// number of layers where the method adapts none.
     fn first_adapted_layer(&self) -> usize;
 
-    /// The maps that it adapts.
+    /// The linear maps that it adapts.
     fn targets(&self) -> &'static [Target];
 
-    /// Whether its numbers make sense together.
+    /// Checks its dimensions.
     ///
     /// # Errors
-    /// A sentence that names the number that does not.
+    /// A sentence that names the wrong number and what it must be.
     fn validate(&self) -> std::result::Result<(), String>;
 
-    /// Terms of the loss beside the classification (METHOD.md 5).
+    /// The terms of the loss in addition to the classification loss (METHOD.md 5).
     fn terms(&self) -> &'static [LossTerm];
 
-    /// One line for people.
+    /// A summary in one line, for logs and reports.
     fn summary(&self) -> String;
 
-    /// The parameters before the first step; the same for the same state of `rng` on any machine.
+    /// The parameters before the first step. They are the same on every machine for the same state of `rng`.
     ///
     /// # Errors
-    /// No memory for them.
+    /// The tensors cannot be made.
     fn start(&self, rng: &mut ChaCha8Rng) -> Result<Box<dyn Learner>>;
 
-    /// The parameters that an artifact's tensors hold, to learn further.
+    /// The parameters from an artifact's tensors, to be trained further.
     ///
     /// # Errors
-    /// A tensor that is absent or has another shape.
+    /// A tensor is missing or has another shape.
     fn learner(&self, tensors: &Tensors) -> Result<Box<dyn Learner>>;
 
-    /// What the engine serves, from an artifact's tensors.
+    /// The adapter that the engine serves, from an artifact's tensors.
     ///
     /// # Errors
-    /// A tensor that is absent or has another shape.
+    /// A tensor is missing or has another shape.
     fn adapter(&self, tensors: &Tensors) -> Result<Adapter>;
 }
 
-/// A term of the loss that needs queries of both modalities, on complete samples (METHOD.md 5).
+/// A term of the loss for complete samples, which have a query of each modality (METHOD.md 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossTerm {
     /// L_align = 1 − cos(q^v, q^t).
     Alignment,
-    /// L_con: the divergence between the predictions by the true query and by its proxy.
+    /// L_con = KL(p_true ‖ p_proxy): the divergence between the predictions from the true query and from its
+    /// proxy.
     Consistency,
 }
 
 /// A method's parameters while they learn.
 pub trait Learner: Debug + Send + Sync {
-    /// Every parameter by a name of its own: what an optimiser walks over.
+    /// Every parameter by its name, for the optimiser.
     fn vars(&self) -> BTreeMap<String, Var>;
 
-    /// The parameters by their names and in their shapes in the artifact.
+    /// The parameters under their names and in their shapes in the artifact.
     ///
     /// # Errors
-    /// No memory for the copies.
+    /// The copies cannot be made.
     fn tensors(&self) -> Result<Tensors>;
 
-    /// What it adds to an adapted layer for each sample, differentiably, given the samples' queries that enter the
-    /// layer, `[samples, d]` of each modality.
+    /// The low-rank update of each sample in an adapted layer, differentiable, given the samples' queries of
+    /// that layer, `[samples, d]` for each modality.
     ///
     /// # Errors
-    /// A failed operation.
+    /// A tensor operation fails.
     fn pairs(&self, layer: usize, queries: PerModality<&Tensor>) -> Result<FactorPairs>;
 
-    /// Learning parameters.
+    /// The number of learning parameters.
     fn parameters(&self) -> usize {
         self.vars().values().map(|var| var.elem_count()).sum()
     }
 }
 
-/// The low-rank update of some samples in one layer: each target's is Σ b ⊗ a over its pairs.
+/// The low-rank updates of some samples in one layer. The update of a target is Σ b ⊗ a over its pairs.
 #[derive(Debug)]
 pub struct FactorPairs {
-    /// `[samples, targets · pairs, d]`, target by target.
+    /// The factors a, `[samples, targets · pairs, d]`, target by target.
     pub a: Tensor,
-    /// Likewise, scaled.
+    /// The factors b, multiplied by α, in the same shape and order.
     pub b: Tensor,
     /// Pairs of one target.
     pub pairs: usize,
 }
 
-/// What a partition adds to the backbone's layers, ready to serve: all that the engine knows of a method.
+/// What a partition adds to the backbone's layers, ready to serve. The engine knows nothing else of a method.
 ///
-/// Every method so far adds low-rank updates of query, key and value. A method that adds tokens at the input (L2P, MSP)
-/// or prefixes of keys and values (DualPrompt, RebQ) becomes a second field beside `banks`, which the backends read
-/// where they read `banks`; ARCHITECTURE.md says how.
+/// Every method here adds low-rank updates of query, key and value. A method that adds tokens at the input
+/// (L2P, MSP) or prefixes of keys and values (DualPrompt, RebQ) needs a second field beside `banks`, which
+/// the backends read where they read `banks`; ARCHITECTURE.md says how.
 #[derive(Clone, Debug)]
 pub struct Adapter {
     first_layer: usize,
@@ -225,7 +227,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// The factors of the layers from `first_layer` on.
+    /// An adapter of the factors of consecutive layers; the first bank is of `first_layer`.
     pub fn new(first_layer: usize, banks: Vec<FactorBank>) -> Self {
         Self { first_layer, banks }
     }
@@ -235,7 +237,7 @@ impl Adapter {
         self.first_layer..self.first_layer + self.banks.len()
     }
 
-    /// The factors of a layer; `None` where it adds nothing.
+    /// The factors of a layer; `None` where the layer is not adapted.
     pub fn bank(&self, layer: usize) -> Option<&FactorBank> {
         self.banks.get(layer.checked_sub(self.first_layer)?)
     }
@@ -247,10 +249,10 @@ impl Adapter {
     }
 }
 
-/// A tensor of an artifact.
+/// A tensor of an artifact by its name.
 ///
 /// # Errors
-/// It is absent or has another shape.
+/// The tensor is missing or has another shape.
 pub(crate) fn tensor_of<'a>(tensors: &'a Tensors, name: &str, shape: &[usize]) -> Result<&'a Tensor> {
     let tensor = tensors.get(name).ok_or_else(|| candle_core::Error::Msg(format!("tensor {name} is missing")))?;
     if tensor.dims() != shape {
@@ -259,7 +261,7 @@ pub(crate) fn tensor_of<'a>(tensors: &'a Tensors, name: &str, shape: &[usize]) -
     Ok(tensor)
 }
 
-/// All numbers of a tensor, row by row.
+/// All numbers of a tensor, in row-major order.
 pub(crate) fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
 }

@@ -1,12 +1,12 @@
-//! Gaussian numbers that are the same for the same seed on every machine.
+//! Gaussian numbers that are the same on every machine for the same seed.
 use candle_core::{Device, Result, Shape, Tensor};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-/// Standard deviation of what is Gaussian before the first step.
+/// The standard deviation σ of the parameters that are Gaussian before the first step.
 const INITIAL_DEVIATION: f32 = 0.02;
 
-/// A tensor of draws with σ = 0.02.
+/// A tensor of Gaussian numbers, mean 0 and σ = 0.02.
 pub(super) fn gaussian(rng: &mut ChaCha8Rng, shape: impl Into<Shape>) -> Result<Tensor> {
     let shape = shape.into();
     let values: Vec<f32> = normals(rng, shape.elem_count()).into_iter().map(|x| x * INITIAL_DEVIATION).collect();

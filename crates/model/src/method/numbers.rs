@@ -1,8 +1,8 @@
-//! Numbers as they stay resident, in f32 or bf16.
+//! Numbers of a resident partition, in f32 or bf16.
 use delo_kernels::elementwise::{dot, sum};
 use delo_kernels::{Float, Precision, bf16};
 
-/// Numbers as they stay resident.
+/// Numbers of a resident partition.
 #[derive(Clone, Debug)]
 pub enum Numbers {
     /// In f32.
@@ -39,7 +39,7 @@ impl Numbers {
     }
 }
 
-/// Some of [`Numbers`].
+/// A range of [`Numbers`], borrowed.
 #[derive(Clone, Copy, Debug)]
 pub enum NumbersRef<'a> {
     /// In f32.
@@ -49,7 +49,7 @@ pub enum NumbersRef<'a> {
 }
 
 impl NumbersRef<'_> {
-    /// Σ x·y with a row in f32.
+    /// Σ x·y with numbers in f32, summed in the fixed order of [`sum`].
     #[inline(always)]
     pub fn dot(self, other: &[f32]) -> f32 {
         match self {
@@ -62,7 +62,10 @@ impl NumbersRef<'_> {
         }
     }
 
-    /// Writes them in f32.
+    /// Writes the numbers to the start of `out` in f32.
+    ///
+    /// # Panics
+    /// If `out` is shorter.
     #[inline(always)]
     pub fn widen(self, out: &mut [f32]) {
         match self {

@@ -1,7 +1,7 @@
-//! The adapted maps of a layer and the pools of factors that belong to them.
+//! The adapted linear maps of a layer, and their factor pools.
 use crate::modality::Modality;
 
-/// An adapted linear map of a layer. The order is that in which pools are stacked.
+/// An adapted linear map of a layer. Pools are stacked in the order of the variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// The query map of attention.
@@ -27,7 +27,7 @@ impl Target {
         }
     }
 
-    /// The names of all, in order: what the header of an artifact lists.
+    /// The names of all targets, in order.
     pub fn names() -> Vec<String> {
         Self::ALL.map(|target| target.name().to_owned()).to_vec()
     }
@@ -38,12 +38,12 @@ impl Target {
 pub struct PoolId {
     /// The map that it adapts.
     pub target: Target,
-    /// The modality by whose query its factors are chosen.
+    /// The modality that gives the query by which its experts are chosen.
     pub modality: Modality,
 }
 
 impl PoolId {
-    /// Pools of a layer.
+    /// The number of pools in a layer.
     pub const COUNT: usize = Target::COUNT * Modality::ALL.len();
 
     /// All pools of a layer, in the order in which they are stacked.
@@ -51,12 +51,12 @@ impl PoolId {
         Target::ALL.into_iter().flat_map(|target| Modality::ALL.map(|modality| Self { target, modality }))
     }
 
-    /// Its place in the stack.
+    /// Its index in the stack.
     pub fn index(self) -> usize {
         self.target as usize * Modality::ALL.len() + self.modality as usize
     }
 
-    /// The pool's tensors in the artifact begin with this: `layers.0.query.visual`.
+    /// The beginning of the names of its tensors in the artifact: `layers.0.query.visual`.
     pub fn prefix(self, layer: usize) -> String {
         format!("layers.{layer}.{}.{}", self.target.name(), self.modality.pool_name())
     }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pool_stands_where_its_index_says() {
+    fn the_index_of_a_pool_is_its_place_in_the_stack() {
         for (place, pool) in PoolId::all().enumerate() {
             assert_eq!(pool.index(), place);
         }

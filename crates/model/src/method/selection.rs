@@ -1,7 +1,7 @@
-//! The largest of some scores.
+//! The r highest scores, and the softmax that makes scores.
 
-/// The indices of the `r` largest scores, all of them where there are fewer, by falling score; ties go to the
-/// lower index (METHOD.md 2).
+/// The indices of the `r` highest scores, or of all scores where there are fewer; the highest score first,
+/// ties to the lower index (METHOD.md 2).
 pub fn top(scores: &[f32], r: usize) -> impl Iterator<Item = u32> + use<> {
     let falling = |&i: &u32, &j: &u32| scores[j as usize].total_cmp(&scores[i as usize]).then(i.cmp(&j));
     let mut order: Vec<u32> = (0..scores.len() as u32).collect();
@@ -13,7 +13,7 @@ pub fn top(scores: &[f32], r: usize) -> impl Iterator<Item = u32> + use<> {
     order.into_iter()
 }
 
-/// Softmax of a short row, in place.
+/// The softmax of a row, in place.
 pub fn softmax(row: &mut [f32]) {
     let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     row.iter_mut().for_each(|x| *x = (*x - top).exp());
@@ -33,7 +33,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_there_are_is_all_of_them() {
+    fn an_r_above_the_number_of_scores_selects_all_of_them() {
         assert_eq!(top(&[1.0, 3.0, 2.0], usize::MAX).collect::<Vec<_>>(), [1, 2, 0]);
         assert_eq!(top(&[1.0, 3.0, 2.0], 0).count(), 0);
         assert_eq!(top(&[], 5).count(), 0);

@@ -1,4 +1,4 @@
-//! What one task learns: a method's parameters and a head.
+//! The parameters of one task: those of its method, and a linear head.
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor, Var};
@@ -13,18 +13,18 @@ use crate::modality::PerModality;
 pub struct TaskModel {
     method: Method,
     learner: Box<dyn Learner>,
-    /// `[classes, d]`
+    /// The head's weight, `[classes, d]`.
     pub head_weight: Var,
-    /// `[classes]`
+    /// The head's bias, `[classes]`.
     pub head_bias: Var,
 }
 
 impl TaskModel {
-    /// Parameters before the first step: the method's own, then the head uniform in ±1/√d; the same for the same seed
-    /// on any machine.
+    /// The parameters before the first step: those of the method, then the head, uniform in ±1/√d. They are
+    /// the same on every machine for the same seed.
     ///
     /// # Errors
-    /// No memory for them.
+    /// The tensors cannot be made.
     pub fn init(method: Method, classes: usize, seed: u64) -> Result<Self> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let learner = method.start(&mut rng)?;
@@ -36,10 +36,10 @@ impl TaskModel {
         Ok(Self { method, learner, head_weight: Var::from_tensor(&weight)?, head_bias: Var::from_tensor(&bias)? })
     }
 
-    /// The parameters that an artifact's tensors hold.
+    /// The parameters from an artifact's tensors.
     ///
     /// # Errors
-    /// A tensor that is absent or has another shape.
+    /// A tensor is missing or has another shape.
     pub fn from_tensors(method: Method, classes: usize, tensors: &Tensors) -> Result<Self> {
         let hidden = method.backbone().hidden;
         Ok(Self {
@@ -50,12 +50,12 @@ impl TaskModel {
         })
     }
 
-    /// Its method and the numbers that shape it.
+    /// The method and its dimensions.
     pub fn method(&self) -> &Method {
         &self.method
     }
 
-    /// Every learning parameter by a name of its own: what an optimiser walks over.
+    /// Every learning parameter by its name, for the optimiser.
     pub fn vars(&self) -> BTreeMap<String, Var> {
         let mut out = self.learner.vars();
         out.insert("head.weight".to_owned(), self.head_weight.clone());
@@ -63,11 +63,11 @@ impl TaskModel {
         out
     }
 
-    /// The parameters by their names and in their shapes in the artifact: the method's own, `head.weight`
-    /// `[classes, d]` and `head.bias` `[classes]`.
+    /// The parameters under their names and in their shapes in the artifact: those of the method,
+    /// `head.weight` `[classes, d]` and `head.bias` `[classes]`.
     ///
     /// # Errors
-    /// No memory for the copies.
+    /// The copies cannot be made.
     pub fn to_tensors(&self) -> Result<Tensors> {
         let mut out = self.learner.tensors()?;
         out.insert("head.weight".to_owned(), self.head_weight.as_tensor().copy()?);
@@ -75,23 +75,23 @@ impl TaskModel {
         Ok(out)
     }
 
-    /// See [`Learner::pairs`].
+    /// The low-rank update of each sample in an adapted layer, see [`Learner::pairs`].
     ///
     /// # Errors
-    /// A failed operation.
+    /// A tensor operation fails.
     pub fn pairs(&self, layer: usize, queries: PerModality<&Tensor>) -> Result<FactorPairs> {
         self.learner.pairs(layer, queries)
     }
 
-    /// Logits `[samples, classes]` from the pooled output `[samples, d]`.
+    /// The logits `[samples, classes]` of the pooled output `[samples, d]`.
     ///
     /// # Errors
-    /// A pooled output of another width.
+    /// The pooled output has another width.
     pub fn head(&self, pooled: &Tensor) -> Result<Tensor> {
         pooled.matmul(&self.head_weight.as_tensor().t()?)?.broadcast_add(self.head_bias.as_tensor())
     }
 
-    /// Learning parameters, without the head.
+    /// The number of learning parameters without the head.
     pub fn adapter_parameters(&self) -> usize {
         self.learner.parameters()
     }

@@ -1,5 +1,5 @@
-//! The bytes of an artifact: one safetensors file with a header of its own. What can be checked without a backbone is
-//! checked here.
+//! The bytes of an artifact: one safetensors file whose metadata describe the partition. This module makes
+//! all checks that need no backbone.
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor};
@@ -13,23 +13,27 @@ use super::{PartitionError, PartitionMeta, field, malformed};
 use crate::method::{TaskModel, Tensors};
 use crate::routing::SessionKeys;
 
-/// What the header's `format` says.
+/// The value of `format` in the header.
 const FORMAT: &str = "delo-partition";
-/// The newest format version that this program reads, and the one it writes.
+/// The format version that this program writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 2;
-/// Longest task name and label, in bytes.
+/// The longest task name or label, in bytes.
 const MAX_NAME: usize = 256;
-/// Most classes of a task.
+/// The largest number of classes of a task.
 const MAX_CLASSES: usize = 65_536;
-/// Prefixes of the tensors that a session stores to decide the task.
+/// The prefix of a tensor that holds a mean key; the signal's name follows.
 pub(super) const MEAN_KEY: &str = "key.mean.";
+/// The prefix of a tensor that holds a moving average; the signal's name follows.
 pub(super) const EMA_KEY: &str = "key.ema.";
+/// The prefix of a tensor that holds a second moment; the signal's name follows.
 pub(super) const MOMENT: &str = "moment.";
 
-/// An artifact that was read and found sound in itself; not yet bound to a backbone.
+/// An artifact that passed all checks of this module; it is not bound to a backbone yet.
 #[derive(Debug)]
 pub struct Artifact {
+    /// The description in the header.
     pub meta: PartitionMeta,
+    /// All tensors, by their names, in f32.
     pub tensors: Tensors,
     /// See [`super::Partition::checksum`].
     pub checksum: String,
@@ -37,12 +41,13 @@ pub struct Artifact {
     pub digest: String,
 }
 
-/// SHA-256 over some bytes, hexadecimal.
+/// The SHA-256 of some bytes, in hexadecimal digits.
 pub fn digest(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// SHA-256 over names, types, shapes and bytes, in the order of names.
+/// The SHA-256 over the names, types, shapes and bytes of tensors, in the order of names, in hexadecimal
+/// digits.
 fn checksum<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>) -> String {
     let mut sorted: Vec<_> = tensors.into_iter().collect();
     sorted.sort_by_key(|(name, ..)| *name);
@@ -57,7 +62,7 @@ fn checksum<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], 
 /// The bytes of an artifact.
 ///
 /// # Errors
-/// Tensors that are not f32 on the CPU.
+/// [`PartitionError::Malformed`]: a tensor is not f32 on the CPU.
 pub fn to_bytes(meta: &PartitionMeta, model: &TaskModel, keys: &SessionKeys) -> Result<Vec<u8>, PartitionError> {
     let mut tensors = BTreeMap::new();
     for (name, tensor) in model.to_tensors().map_err(malformed)? {
@@ -85,25 +90,26 @@ pub fn to_bytes(meta: &PartitionMeta, model: &TaskModel, keys: &SessionKeys) -> 
     in_order(safetensors::serialize(views, Some(header)).map_err(malformed)?)
 }
 
-/// The same file with its header's keys sorted: `safetensors` writes the metadata in the order of a hash map, which is another in every process,
-/// and the same session must give the same bytes.
+/// The same file with the keys of its header sorted. `safetensors` writes the metadata in the order of a hash
+/// map, which differs between processes, but the same session must give the same bytes.
 fn in_order(mut file: Vec<u8>) -> Result<Vec<u8>, PartitionError> {
     let (length, rest) = file.split_first_chunk_mut::<8>().ok_or_else(|| malformed("it has no header"))?;
     let length = usize::try_from(u64::from_le_bytes(*length)).map_err(malformed)?;
     let header = rest.get_mut(..length).ok_or_else(|| malformed("its header is cut off"))?;
     let entries: BTreeMap<String, BTreeMap<String, serde_json::Value>> = serde_json::from_slice(header).map_err(malformed)?;
     let sorted = serde_json::to_vec(&entries).map_err(malformed)?;
-    // The same entries in another order take the same room; the rest is the padding that aligns the tensors.
-    let (text, padding) = header.split_at_mut_checked(sorted.len()).ok_or_else(|| malformed("its header has no room"))?;
+    // The same entries in another order have the same length; the rest is the padding that aligns the
+    // tensors.
+    let (text, padding) = header.split_at_mut_checked(sorted.len()).ok_or_else(|| malformed("its header grew when it was sorted"))?;
     text.copy_from_slice(&sorted);
     padding.fill(b' ');
     Ok(file)
 }
 
-/// The task that an artifact says it is of, from its header alone; nothing else is checked.
+/// The task's name in an artifact's header. Nothing else is checked.
 ///
 /// # Errors
-/// A header that can't be read.
+/// [`PartitionError::Malformed`]: the header cannot be read.
 pub fn task_name(bytes: &[u8]) -> Result<String, PartitionError> {
     #[derive(Deserialize)]
     struct Named {
@@ -116,8 +122,9 @@ pub fn task_name(bytes: &[u8]) -> Result<String, PartitionError> {
 }
 
 impl Artifact {
-    /// Reads an artifact and checks what can be checked without a backbone: header, format, checksum, names, finite
-    /// numbers. Blocks for as long as two hashes of the bytes take.
+    /// Reads an artifact and checks all that needs no backbone: header, format, checksum, names, and that all
+    /// numbers are finite. Hashes the bytes twice, which takes seconds for hundreds of MiB: an asynchronous
+    /// caller runs it on a blocking pool.
     ///
     /// # Errors
     /// See [`PartitionError`].
@@ -125,18 +132,18 @@ impl Artifact {
         Self::parse_hashed(bytes, digest(bytes))
     }
 
-    /// As [`Self::parse`], for a caller who knows the [`digest`] of the bytes already.
+    /// As [`Self::parse`], for a caller that has the [`digest`] of the bytes.
     ///
     /// # Errors
     /// See [`PartitionError`].
     pub fn parse_hashed(bytes: &[u8], digest: String) -> Result<Self, PartitionError> {
         let (header_bytes, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
         let header = metadata.metadata().as_ref().ok_or_else(|| malformed("its header holds no metadata"))?;
-        let entry = |key: &str| header.get(key).ok_or_else(|| malformed(format!("its header does not say its {key}")));
+        let entry = |key: &str| header.get(key).ok_or_else(|| malformed(format!("its header has no {key}")));
         if entry("format")? != FORMAT {
             return Err(malformed(format!("its format is {:?}", entry("format")?)));
         }
-        let found: u32 = entry("format_version")?.parse().map_err(|_| malformed("its format version is no number"))?;
+        let found: u32 = entry("format_version")?.parse().map_err(|_| malformed("its format version is not a number"))?;
         if found > FORMAT_VERSION {
             return Err(PartitionError::NewerFormat { found });
         }
@@ -152,10 +159,10 @@ impl Artifact {
     }
 }
 
-/// Bytes that say how long a safetensors header is.
+/// The number of bytes in which a safetensors file states the length of its header.
 const LENGTH: usize = 8;
 
-/// The tensors of a file: its header was read and found to fit `data`, what follows it.
+/// The tensors of a file, from its header and `data`, the bytes after the header.
 fn views<'a>(metadata: &Metadata, data: &'a [u8]) -> Result<Vec<(String, TensorView<'a>)>, PartitionError> {
     let view = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
         let (from, to) = info.data_offsets;
@@ -165,7 +172,8 @@ fn views<'a>(metadata: &Metadata, data: &'a [u8]) -> Result<Vec<(String, TensorV
     metadata.tensors().into_iter().map(view).collect()
 }
 
-/// What the header says of the partition. Version 1 knows low-rank experts only and names no method.
+/// The description of the partition in the header. Format version 1 names no method: its only method is
+/// `delo`.
 fn meta(version: u32, text: &str) -> Result<PartitionMeta, PartitionError> {
     if version > 1 {
         return serde_json::from_str(text).map_err(malformed);
@@ -177,10 +185,10 @@ fn meta(version: u32, text: &str) -> Result<PartitionMeta, PartitionError> {
     serde_json::from_value(meta).map_err(malformed)
 }
 
-/// Whether `name` can be a task's name or a label: 1 to 256 bytes without control characters.
+/// Checks a task's name or a label: 1 to 256 bytes without control characters.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A sentence about what is wrong with the name.
 pub fn check_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > MAX_NAME {
         return Err(format!("a name has 1 to {MAX_NAME} bytes, not {}", name.len()));
@@ -191,6 +199,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks the task's name, the labels and the targets.
 fn check_names(meta: &PartitionMeta) -> Result<(), PartitionError> {
     check_name(&meta.task).map_err(|reason| field("task", reason))?;
     if meta.labels.is_empty() || meta.labels.len() > MAX_CLASSES {
@@ -213,7 +222,7 @@ fn check_names(meta: &PartitionMeta) -> Result<(), PartitionError> {
     Ok(())
 }
 
-/// The tensor's values in f32.
+/// The tensor in f32. Refuses other types than F32, F16 and BF16, and numbers that are not finite.
 fn finite(name: &str, view: &TensorView<'_>) -> Result<Tensor, PartitionError> {
     let dtype = match view.dtype() {
         Dtype::F32 => DType::F32,

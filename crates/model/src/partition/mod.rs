@@ -1,5 +1,5 @@
-//! The partition artifact: one safetensors file that holds what one task adds to the backbone ([`format`]), and the
-//! same bound to a backbone, ready to serve.
+//! What one task adds to the backbone: as an artifact, one safetensors file ([`mod@format`]), and bound to a
+//! backbone, ready to serve ([`Partition`]).
 pub mod format;
 
 use std::collections::BTreeMap;
@@ -13,80 +13,90 @@ use delo_kernels::Precision;
 pub use format::{Artifact, FORMAT_VERSION, check_name, digest, task_name, to_bytes};
 use format::{EMA_KEY, MEAN_KEY, MOMENT};
 
-/// How this partition's key is meant to be compared (METHOD.md 4).
+/// The metric and the signals that this partition proposes for the decision of tasks (METHOD.md 4).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KeyRule {
+    /// The metric.
     pub metric: Metric,
-    /// The signal of the whitened metric; the artifact holds its second moment.
+    /// The signal of the whitened metric. Where `metric` is whitened, the artifact holds its second moment.
     pub signal: KeySignal,
-    /// The signal and average of the plain metric, also used where some resident partition has no moments.
+    /// The signal of the plain metric, which also decides where some resident partition has no second moment.
     pub plain_signal: KeySignal,
+    /// How the keys of the plain metric were averaged.
     pub plain_average: KeyAverage,
 }
 
-/// The backbone a partition was trained on.
+/// The backbone that a partition was trained on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackboneRecord {
     /// See [`Description::fingerprint`].
     pub fingerprint: String,
+    /// The backbone's name, for messages.
     pub name: String,
 }
 
-/// What an artifact says of itself, in its header.
+/// The description of a partition in the header of its artifact.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartitionMeta {
     /// The task's unique name.
     pub task: String,
     /// Class names, in the order of the head's rows.
     pub labels: Vec<String>,
-    /// Scores are independent sigmoids, not a softmax.
+    /// Whether a sample may have several labels: scores are then independent sigmoids, not a softmax.
     pub multi_label: bool,
-    /// What it adds to the backbone: the fields `method` and, by method, `pools`, `lora` or `linear`.
+    /// The method and its dimensions: the fields `method` and, for the method, `pools`, `lora` or `linear`.
     #[serde(flatten)]
     pub method: Method,
-    /// The adapted maps: those of [`MethodSpec::targets`].
+    /// The names of the adapted linear maps: those of [`crate::method::MethodSpec::targets`].
     pub targets: Vec<String>,
+    /// The metric and the signals for the decision of tasks.
     pub key: KeyRule,
-    /// Height and width of the white image that stands in for a missing one, in pixels.
+    /// Height and width of the dummy image, white, that stands in for a missing one, in pixels.
     pub dummy_image: [usize; 2],
-    /// Whether `[SEP]` and the like in the texts it was trained on were read as special tokens, not as words
-    /// ([`crate::input::InputProcessor::with_special_tokens`]). `None`: written by a program that knew no
-    /// choice; it goes with either.
+    /// Whether `[SEP]` and the other special tokens in the texts of the training were read as special tokens,
+    /// not as words ([`crate::input::InputProcessor::with_special_tokens`]). `None` in artifacts of programs
+    /// without this setting; they are served with either reading.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub special_tokens: Option<bool>,
+    /// The backbone that it was trained on.
     pub backbone: BackboneRecord,
-    /// Hyper-parameters of the training, by flag name.
+    /// The hyper-parameters of the training, by flag name.
     pub training: serde_json::Value,
-    /// Name of the data set, task number, and items by split and modality pattern.
+    /// The name of the data set, the task number, and the numbers of items by split and modality pattern.
     pub data: serde_json::Value,
+    /// The seed of the training.
     pub seed: u64,
-    /// Final figures, on the split that their name says.
+    /// The final figures; the name of a figure names its split.
     pub metrics: BTreeMap<String, f64>,
-    /// RFC 3339, UTC.
+    /// When the artifact was made, in RFC 3339, UTC.
     pub created: String,
-    /// Of the program that wrote it.
+    /// The version of the program that wrote the artifact.
     pub delo_version: String,
 }
 
 /// What one task adds to the backbone, checked and ready to serve.
 #[derive(Clone, Debug)]
 pub struct Partition {
+    /// The description in the artifact's header.
     pub meta: PartitionMeta,
-    /// SHA-256 over the artifact's tensors (names, types, shapes, bytes), hexadecimal: its identity.
+    /// The SHA-256 over the artifact's tensors (names, types, shapes, bytes), in hexadecimal digits. It
+    /// identifies what was learnt.
     pub checksum: String,
-    /// SHA-256 over the bytes of the artifact's file, hexadecimal: what a registry names it by.
+    /// The SHA-256 of the artifact's file, in hexadecimal digits. It is the artifact's name in a registry.
     pub digest: String,
     /// What its method adds to the layers.
     pub adapter: Adapter,
-    /// `[classes, d]`
+    /// The head's weight, `[classes, d]`.
     pub head_weight: Vec<f32>,
-    /// `[classes]`
+    /// The head's bias, `[classes]`.
     pub head_bias: Vec<f32>,
+    /// The keys and second moments of its session.
     pub keys: SessionKeys,
 }
 
 /// Why an artifact is refused.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant says what it is and names its fields")]
 pub enum PartitionError {
     #[error("not a delo partition: {0}")]
     Malformed(String),
@@ -112,7 +122,8 @@ impl Artifact {
     /// Checks an artifact against a backbone and makes it ready to serve.
     ///
     /// # Errors
-    /// Another backbone, or shapes that do not fit it.
+    /// [`PartitionError::WrongBackbone`] for an artifact of another backbone; [`PartitionError::Field`] for a
+    /// tensor of another shape, a missing tensor, or a number in the header that does not fit.
     pub fn bind(self, backbone: &Description) -> Result<Partition, PartitionError> {
         let Self { meta, tensors, checksum, digest } = self;
         let expected = &backbone.fingerprint;
@@ -146,27 +157,27 @@ impl Partition {
         Self { adapter: self.adapter.in_precision(precision), ..self }
     }
 
-    /// Reads and checks an artifact: format, checksum, shapes, finite numbers, and the backbone it was trained on.
+    /// Reads an artifact, checks it and binds it to a backbone: [`Artifact::parse`], then [`Artifact::bind`].
     ///
     /// # Errors
-    /// See [`PartitionError`]; nothing is changed by a refusal.
+    /// See [`PartitionError`].
     pub fn read(bytes: &[u8], backbone: &Description) -> Result<Self, PartitionError> {
         Artifact::parse(bytes)?.bind(backbone)
     }
 }
 
-/// A partition is made for one shape of backbone.
+/// Refuses a partition that is made for a backbone of another shape.
 fn check_shape(meta: &PartitionMeta, backbone: BackboneShape) -> Result<(), PartitionError> {
     let made_for = meta.method.backbone();
     if made_for == backbone {
         return Ok(());
     }
     let BackboneShape { layers, hidden } = backbone;
-    let reason =
-        format!("they are made for {} layers, {} wide; the backbone has {layers}, {hidden} wide", made_for.layers, made_for.hidden);
+    let reason = format!("made for {} layers of width {}; the backbone has {layers} of width {hidden}", made_for.layers, made_for.hidden);
     Err(field(meta.method.field(), reason))
 }
 
+/// Refuses a dummy image whose sides are not whole patches, or more than 64 patches.
 fn check_dummy(meta: &PartitionMeta, backbone: &Description) -> Result<(), PartitionError> {
     let (patch, [height, width]) = (backbone.config.patch_size, meta.dummy_image);
     let sound = |side: usize| side > 0 && side.is_multiple_of(patch) && side <= 64 * patch;
@@ -176,7 +187,8 @@ fn check_dummy(meta: &PartitionMeta, backbone: &Description) -> Result<(), Parti
     Err(field("dummy_image", format!("{height} × {width} is not a positive multiple of the {patch}-pixel patch, up to 64 patches a side")))
 }
 
-/// The keys and moments among the tensors, each of its signal's width.
+/// The keys and second moments among the tensors. Refuses one that is not of its signal's width, and an
+/// artifact without the key of its own rule.
 fn session_keys(
     tensors: &Tensors,
     meta: &PartitionMeta,
@@ -207,7 +219,7 @@ fn session_keys(
     let rule = &meta.key;
     let whitened = KeyChoice { signal: rule.signal, average: KeyAverage::Mean };
     if rule.metric == Metric::Whitened && !Metric::Whitened.definition().knows(&keys, whitened) {
-        return Err(field("key", format!("it is whitened over {}, whose key or second moment is missing", rule.signal)));
+        return Err(field("key", format!("its metric is whitened, and the key or the second moment of {} is missing", rule.signal)));
     }
     if keys.key(rule.plain_signal, rule.plain_average).is_none() {
         return Err(field("key", format!("its {} key of {} is missing", rule.plain_average, rule.plain_signal)));

@@ -1,4 +1,4 @@
-//! Task keys: what a session stores so that its samples can be told from those of other tasks (METHOD.md 4, ROUTING.md 2).
+//! Task keys: the statistics of a session by which tasks are decided (METHOD.md 4, ROUTING.md 2).
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -6,27 +6,38 @@ use std::str::FromStr;
 use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// A signal of the frozen backbone, from which the task is told. Written `mean@0`, `cls@6`, `pooled`, `parts@3`, `summary`; `@l` is the state
-/// entering layer l, `@L` the state after the last layer (before the final layer norm).
+/// A signal of the frozen backbone, by which the task is decided. It is written `mean@0`, `cls@6`, `pooled`,
+/// `parts@3` or `summary`; `@l` is the state that enters layer l, and `@L`, with L the number of layers, the
+/// state after the last layer, before the final layer norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum KeySignal {
-    /// (q^v + q^t) / 2, proxies in place of what is missing. `[d]`
-    MeanQuery { layer: usize },
-    /// The text CLS. `[d]`
-    TextCls { layer: usize },
+    /// (q^v + q^t) / 2; the query of a missing modality is replaced by its proxy. `[d]`
+    MeanQuery {
+        /// The layer that the state enters.
+        layer: usize,
+    },
+    /// The state of the text CLS. `[d]`
+    TextCls {
+        /// The layer that the state enters.
+        layer: usize,
+    },
     /// The pooler's output. `[d]`
     Pooled,
-    /// The mean over text tokens, the mean over patches, the text CLS and the image CLS, each scaled to length 1, the parts of a missing
-    /// modality's mean zero, and the one-hot modality pattern. `[4 d + 3]`
-    Parts { layer: usize },
-    /// The mean over text tokens and the mean over patches after the last layer, and the pooler's output, each scaled to length 1, the mean
-    /// of a missing modality zero, and the one-hot modality pattern. `[3 d + 3]`
+    /// The mean over text tokens, the mean over patches, the text CLS and the image CLS, each scaled to
+    /// length 1, then the one-hot modality pattern. The mean of a missing modality is zero. `[4 d + 3]`
+    Parts {
+        /// The layer that the state enters.
+        layer: usize,
+    },
+    /// The mean over text tokens and the mean over patches after the last layer, and the pooler's output,
+    /// each scaled to length 1, then the one-hot modality pattern. The mean of a missing modality is zero.
+    /// `[3 d + 3]`
     Summary,
 }
 
 impl KeySignal {
-    /// The layer whose input tells it; `None` where the whole backbone must run.
+    /// The layer whose input the signal is made of; `None` where it needs the whole backbone.
     pub fn layer(self) -> Option<usize> {
         match self {
             Self::MeanQuery { layer } | Self::TextCls { layer } | Self::Parts { layer } => Some(layer),
@@ -34,7 +45,7 @@ impl KeySignal {
         }
     }
 
-    /// Length of the signal of one sample, for a backbone `hidden` wide.
+    /// The number of values in the signal of one sample, for a backbone of width `hidden`.
     pub fn width(self, hidden: usize) -> usize {
         match self {
             Self::Parts { .. } => 4 * hidden + 3,
@@ -97,13 +108,13 @@ impl TryFrom<String> for KeySignal {
     }
 }
 
-/// How a key is drawn from a session's signals.
+/// How a key is averaged from the signals of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyAverage {
-    /// key ← β·key + (1 − β)·mean of the batch, while the task trains.
+    /// The exponential moving average while the task trains: key ← β·key + (1 − β)·mean of the batch.
     Ema,
-    /// The plain mean over the session.
+    /// The mean over all samples of the session.
     #[default]
     Mean,
 }
@@ -130,11 +141,11 @@ impl FromStr for KeyAverage {
     }
 }
 
-/// How a query is compared with the task keys.
+/// How a sample's signal is compared with the task keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// The cosine itself.
+    /// The cosine.
     Plain,
     /// The cosine in the metric of the resident sessions' second moments.
     #[default]
@@ -163,22 +174,27 @@ impl FromStr for Metric {
     }
 }
 
-/// Signals of some samples, `[samples, width]` each.
+/// Signals of some samples, by their names, `[samples, width]` each.
 pub type Signals = BTreeMap<KeySignal, Tensor>;
 
-/// What a session stores: its keys and second moments, by their signal.
+/// The keys and second moments of a session, by their signals.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SessionKeys {
-    /// Plain means, `[width]`.
+    /// Means over all samples, `[width]` each.
     pub mean: BTreeMap<KeySignal, Vec<f32>>,
-    /// Exponential moving averages, `[width]`.
+    /// Exponential moving averages, `[width]` each.
     pub ema: BTreeMap<KeySignal, Vec<f32>>,
-    /// Mean φφᵀ: the upper triangle row by row, `[width (width + 1) / 2]`.
+    /// Second moments, the mean of φφᵀ over all samples: the upper triangle row by row,
+    /// `[width (width + 1) / 2]` each.
     pub moments: BTreeMap<KeySignal, Vec<f32>>,
 }
 
 impl SessionKeys {
-    /// Means of all signals, and second moments of those in `whitened`. The moving averages start at nothing.
+    /// The means of all signals and the second moments of the signals in `whitened`. There are no moving
+    /// averages yet.
+    ///
+    /// # Errors
+    /// A signal of `whitened` is not among `signals`, or a tensor operation fails.
     pub fn of(signals: &Signals, whitened: &[KeySignal]) -> Result<Self> {
         let mut keys = Self::default();
         for (signal, values) in signals {
@@ -193,7 +209,11 @@ impl SessionKeys {
         Ok(keys)
     }
 
-    /// One step of training: key ← β·key + (1 − β)·mean of the batch's signals; the first batch is the key's start (METHOD.md 4).
+    /// One step of the moving averages: key ← β·key + (1 − β)·mean of the batch's signals. The mean of the
+    /// first batch is the first key (METHOD.md 4). `batch` holds the rows of `signals` that are in the batch.
+    ///
+    /// # Errors
+    /// A row is out of range, or a tensor operation fails.
     pub fn moving_average_step(&mut self, signals: &Signals, batch: &[usize], beta: f32) -> Result<()> {
         let rows: Vec<u32> = batch.iter().map(|&row| row as u32).collect();
         for (signal, values) in signals {
@@ -207,7 +227,7 @@ impl SessionKeys {
         Ok(())
     }
 
-    /// What is stored, for people: `mean keys of pooled, summary; second moment of summary`.
+    /// What the session stores, for messages: `mean keys of pooled, summary; second moment of summary`.
     pub fn held(&self) -> String {
         let kinds = [("mean keys", &self.mean), ("ema keys", &self.ema), ("second moment", &self.moments)];
         let names = |map: &BTreeMap<KeySignal, Vec<f32>>| {
@@ -219,7 +239,7 @@ impl SessionKeys {
         held.collect::<Vec<_>>().join("; ")
     }
 
-    /// The key drawn from a signal in one of the two ways, where the session has it.
+    /// The key of a signal, `[width]`, averaged in this way; `None` where the session does not store it.
     pub fn key(&self, signal: KeySignal, average: KeyAverage) -> Option<&[f32]> {
         let keys = match average {
             KeyAverage::Ema => &self.ema,

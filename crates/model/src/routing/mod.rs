@@ -1,9 +1,9 @@
-//! How the task of a sample is decided: a signal of the frozen backbone ([`keys`]), what a session stores of it, and a
-//! rule that turns the signal into a score for each task (METHOD.md 4, ROUTING.md).
+//! How the task of a sample is decided: a signal of the frozen backbone, what a session stores of it
+//! ([`keys`]), and a rule that turns the signal into a score for each task (METHOD.md 4, ROUTING.md).
 //!
-//! A metric is one file: what it needs of a session and the rule that it makes of some sessions ([`TaskMetric`]).
-//! Whatever a session stores can be added up over sessions, and a rule is made anew of all resident sessions in the
-//! order of their names, so that partitions load and unload in any order.
+//! A metric is one file: what it needs from a session, and the rule that it makes from some sessions
+//! ([`TaskMetric`]). The statistics of sessions can be added, and a rule is made from all resident sessions
+//! in the order of their names. Partitions may therefore be loaded and unloaded in any order.
 pub mod keys;
 mod plain;
 mod whitened;
@@ -13,51 +13,53 @@ use std::sync::Arc;
 
 pub use keys::{KeyAverage, KeySignal, Metric, SessionKeys};
 
-/// What a rule says of one task for one sample.
+/// The score of one task for one sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TaskScore {
-    /// What decides: the task with the largest one serves the sample.
+    /// The score: the task with the highest score serves the sample.
     pub score: f32,
-    /// The cosine of the signal with the task's key, for rules that compare with a key.
+    /// The cosine of the signal with the task's key; `None` for a rule that compares with no key.
     pub cosine: Option<f32>,
-    /// The probability of the task, for rules that have one; over all tasks they sum to 1.
+    /// The probability of the task; the probabilities of all tasks sum to 1. `None` for a rule without
+    /// probabilities.
     pub probability: Option<f32>,
 }
 
-/// Decides the task of a sample.
+/// The scores of all tasks for a sample, by which its task is decided.
 pub trait TaskRule: Debug + Send + Sync {
-    /// The score of every session, in the order in which the rule was made of them, given a sample's signal `[width]`.
+    /// The score of every session, in the order of the sessions that the rule was made from, given a sample's
+    /// signal `[width]`.
     fn scores(&self, signal: &[f32]) -> Vec<TaskScore>;
 }
 
-/// Where a metric looks: the signal, and how its keys are drawn from a session.
+/// The keys that a metric compares: their signal, and how they were averaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyChoice {
     /// The signal.
     pub signal: KeySignal,
-    /// How keys are drawn; a metric may know one way only.
+    /// How the keys were averaged. A metric may support one average only.
     pub average: KeyAverage,
 }
 
-/// How sessions become a rule.
+/// A metric: how it makes a rule from sessions.
 pub trait TaskMetric: Sync {
-    /// Whether a session stores what the rule needs.
+    /// Whether a session stores the statistics that the rule needs.
     fn knows(&self, session: &SessionKeys, choice: KeyChoice) -> bool;
 
-    /// The rule over some sessions, at least one, each of which [`Self::knows`].
+    /// The rule over some sessions: at least one, and [`Self::knows`] is true for each.
     ///
     /// # Errors
-    /// Sessions whose statistics give no rule.
+    /// The sum of the sessions' second moments is not positive definite.
     fn rule(&self, sessions: &[&SessionKeys], choice: KeyChoice) -> Result<Arc<dyn TaskRule>, NotPositiveDefinite>;
 }
 
-/// Why the resident moments give no metric.
+/// The second moments of the resident sessions give no metric.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the second moments of the resident partitions are not positive definite: one of them is damaged, retrain or unload it")]
 pub struct NotPositiveDefinite;
 
 impl Metric {
-    /// How this metric makes rules.
+    /// The implementation of this metric.
     pub fn definition(self) -> &'static dyn TaskMetric {
         match self {
             Self::Plain => &plain::Plain,
@@ -66,7 +68,7 @@ impl Metric {
     }
 }
 
-/// The score of a rule that decides by the cosine.
+/// The score of a rule whose score is the cosine.
 fn by_cosine(cosine: f32) -> TaskScore {
     TaskScore { score: cosine, cosine: Some(cosine), probability: None }
 }

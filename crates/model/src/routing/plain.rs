@@ -5,15 +5,15 @@ use super::{KeyChoice, NotPositiveDefinite, SessionKeys, TaskMetric, TaskRule, T
 use delo_kernels::Isa;
 use delo_kernels::elementwise::dot;
 
-/// See the module.
+/// The plain metric.
 pub(super) struct Plain;
 
-/// cos(φ, key) of each task.
+/// cos(φ, key) for each task.
 #[derive(Debug)]
 struct PlainRule {
     isa: Isa,
     width: usize,
-    /// Unit keys, `[tasks, width]`.
+    /// The keys, scaled to length 1, `[tasks, width]`.
     keys: Vec<f32>,
 }
 
@@ -37,7 +37,7 @@ impl PlainRule {
 }
 
 impl TaskRule for PlainRule {
-    /// The cosines; 0 for a signal of no length.
+    /// The cosines; 0 for a signal that is zero.
     fn scores(&self, signal: &[f32]) -> Vec<TaskScore> {
         let mut scores = Vec::with_capacity(self.keys.len() / self.width.max(1));
         self.isa.run(
@@ -52,7 +52,7 @@ impl TaskRule for PlainRule {
     }
 }
 
-/// Scaled to length 1, unless it has none.
+/// A vector scaled to length 1; zero stays zero.
 fn unit(mut x: Vec<f64>) -> Vec<f64> {
     let length = x.iter().map(|x| x * x).sum::<f64>().sqrt();
     if length > 0.0 {
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scores_are_cosines_whatever_the_lengths() {
+    fn scores_are_cosines_for_keys_and_signals_of_any_length() {
         let rule = PlainRule::new(&[[3.0f32, 0.0].as_slice(), &[1.0, 1.0]]);
         let cosines: Vec<f32> = rule.scores(&[0.0, 0.2]).iter().filter_map(|task| task.cosine).collect();
         assert_eq!(cosines[0], 0.0);
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_of_no_length_has_cosine_zero() {
+    fn a_zero_signal_has_cosine_zero() {
         assert_eq!(PlainRule::new(&[[1.0f32, 0.0].as_slice()]).scores(&[0.0, 0.0]), [by_cosine(0.0)]);
     }
 }

@@ -1,5 +1,5 @@
-//! The whitened metric: the cosine with each task's key in the metric of all resident sessions' second moments
-//! (ROUTING.md 2).
+//! The whitened metric: the cosine with each task's key in the metric of all resident sessions' second
+//! moments (ROUTING.md 2).
 use std::sync::Arc;
 
 use faer::linalg::triangular_inverse::invert_lower_triangular;
@@ -9,25 +9,26 @@ use super::{KeyAverage, KeyChoice, NotPositiveDefinite, SessionKeys, TaskMetric,
 use delo_kernels::Isa;
 use delo_kernels::elementwise::dot;
 
-/// λ: how much of the mean second moment is added to the diagonal.
+/// λ of the ridge λ tr(Σ S) / width that is added to the diagonal of the sum of the second moments S.
 const RIDGE: f64 = 0.1;
 
-/// See the module.
+/// The whitened metric.
 pub(super) struct Whitened;
 
-/// cos(φ, key) of each task in the metric M⁻¹, M = L Lᵀ = Σ S + λ tr(Σ S) / width · I over the sessions' moments S.
+/// cos(φ, key) for each task in the metric M⁻¹, where M = L Lᵀ = Σ S + λ tr(Σ S) / width · I and S are the
+/// second moments of the sessions.
 #[derive(Debug)]
 struct WhitenedRule {
     isa: Isa,
     width: usize,
-    /// Of each key μ: M⁻¹μ / ‖L⁻¹μ‖. `[tasks, width]`
+    /// M⁻¹μ / ‖L⁻¹μ‖ for each key μ, `[tasks, width]`.
     keys: Vec<f32>,
-    /// The lower triangle of L⁻¹, row by row, whose product with a signal has the signal's length in the metric.
+    /// The lower triangle of L⁻¹, row by row. The length of a signal φ in the metric is ‖L⁻¹φ‖.
     whitening: Vec<f32>,
 }
 
 impl TaskMetric for Whitened {
-    /// Its keys are plain means.
+    /// Requires the second moment and the mean key of the signal.
     fn knows(&self, session: &SessionKeys, choice: KeyChoice) -> bool {
         session.moments.contains_key(&choice.signal) && session.key(choice.signal, KeyAverage::Mean).is_some()
     }
@@ -41,10 +42,11 @@ impl TaskMetric for Whitened {
 }
 
 impl WhitenedRule {
-    /// From each task's key `[width]` and the packed upper triangle of its second moment. The metric is solved in f64 and kept in f32.
+    /// The rule over tasks, each with its key `[width]` and its second moment, the packed upper triangle. The
+    /// metric is solved in f64 and kept in f32.
     ///
     /// # Errors
-    /// Where G + λ tr(G)/width · I has no Cholesky factor.
+    /// M has no Cholesky factor.
     fn new<'a>(tasks: impl IntoIterator<Item = (&'a [f32], &'a [f32])>) -> Result<Self, NotPositiveDefinite> {
         let tasks: Vec<_> = tasks.into_iter().collect();
         let width = tasks.first().map_or(0, |(key, _)| key.len());
@@ -78,7 +80,7 @@ impl WhitenedRule {
         Ok(Self { isa: Isa::detect(), width, keys, whitening })
     }
 
-    /// ‖L⁻¹φ‖
+    /// ‖L⁻¹φ‖ of a signal φ `[width]`.
     #[inline(always)]
     fn length(&self, signal: &[f32]) -> f32 {
         let (mut squares, mut rest) = (0f32, self.whitening.as_slice());
@@ -93,7 +95,7 @@ impl WhitenedRule {
 }
 
 impl TaskRule for WhitenedRule {
-    /// The cosines; 0 for a signal of no length.
+    /// The cosines; 0 for a signal that is zero.
     fn scores(&self, signal: &[f32]) -> Vec<TaskScore> {
         let mut scores = Vec::with_capacity(self.keys.len() / self.width.max(1));
         self.isa.run(

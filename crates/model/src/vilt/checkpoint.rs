@@ -1,4 +1,5 @@
-//! The tensors of a Hugging Face checkpoint: one `model.safetensors` or shards with an index, on disk or in the binary.
+//! The tensors of a Hugging Face checkpoint: `model.safetensors`, or shards with an index, on disk or in the
+//! binary.
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -20,30 +21,30 @@ const SINGLE_FILE: &str = "model.safetensors";
 const SHARD_INDEX: &str = "model.safetensors.index.json";
 /// The prefix of the backbone's tensors in a checkpoint of a whole task model (`ViltForMaskedLM` …).
 const PREFIX: &str = "vilt.";
-/// As in the safetensors format's own reader: a longer header is an attack, not a model.
+/// The longest header in bytes that the `safetensors` crate accepts. A longer one is an attack, not a model.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// An open checkpoint. Tensors are read one at a time, so that no more than one of them is held twice while loading.
+/// An open checkpoint. Tensors are read one at a time, so that at most one of them is in memory twice.
 pub(super) struct Checkpoint {
     shards: Vec<Shard>,
-    /// Name without prefix → shard and place in it.
+    /// Name without [`PREFIX`] → index of the shard, and the tensor's place in it.
     places: HashMap<String, (usize, TensorInfo)>,
     device: Device,
-    /// What has been taken: name without prefix → SHA-256 of its shape and values.
+    /// The tensors that were read: name without [`PREFIX`] → SHA-256 of the shape and the values.
     taken: BTreeMap<String, [u8; 32]>,
-    /// Draws every tensor instead of reading it.
+    /// Makes random tensors in place of reading them.
     random: Option<ChaCha8Rng>,
 }
 
 /// `model.safetensors.index.json`
 #[derive(Deserialize)]
 struct ShardIndex {
-    /// Tensor → file.
+    /// Name of a tensor → name of its file.
     weight_map: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
-    /// Reads the headers of a directory's safetensors; its tensors will go to `device`.
+    /// Reads the headers of a directory's safetensors files. Tensors will be placed on `device`.
     pub fn open(dir: &ModelDir, device: &Device) -> Result<Self, ViltError> {
         let files = shard_files(dir)?;
         let mut shards = Vec::with_capacity(files.len());
@@ -61,21 +62,23 @@ impl Checkpoint {
         Ok(Self { shards, places, device: device.clone(), taken: BTreeMap::new(), random: None })
     }
 
-    /// A checkpoint that holds every tensor it is asked for, of random values: gains of a layer norm are 1, the rest lies in ±0.035.
+    /// A checkpoint without files that makes every requested tensor at random: gains of layer norms are 1,
+    /// all other values lie in ±0.035.
     pub fn random(seed: u64, device: &Device) -> Self {
         let random = Some(ChaCha8Rng::seed_from_u64(seed));
         Self { shards: Vec::new(), places: HashMap::new(), device: device.clone(), taken: BTreeMap::new(), random }
     }
 
-    /// Tensors go to this device from here on.
+    /// Tensors that are read after this call are placed on this device.
     pub fn onto(&mut self, device: &Device) {
         self.device = device.clone();
     }
 
-    /// One tensor in f32, whatever its type in the file.
+    /// One tensor, converted to f32.
     ///
     /// # Errors
-    /// Absent, of another shape, not of a float type, or holding a number that is not finite; each names the tensor.
+    /// The tensor is missing, has another shape, is not f32, f16 or bf16, or holds a number that is not
+    /// finite; the message names it.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ViltError> {
         if let Some(rng) = &mut self.random {
             let gain = shape.len() == 1 && name.ends_with("weight");
@@ -99,8 +102,9 @@ impl Checkpoint {
         Ok(Tensor::from_vec(values, shape, &self.device)?)
     }
 
-    /// SHA-256, hexadecimal, over what has been taken: in order of name, each name and the SHA-256 of its shape and its f32 values. It does
-    /// not depend on prefix, shards, or the type in the file (an f16 tensor counts as its f32 copy).
+    /// The SHA-256, in hexadecimal digits, over the tensors that were read: in the order of names, each name
+    /// and the SHA-256 of its shape and its values in f32. It depends neither on the prefix, nor on the
+    /// shards, nor on the types in the files.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         for (name, digest) in &self.taken {
@@ -111,7 +115,8 @@ impl Checkpoint {
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Old checkpoints call the weight and bias of a `LayerNorm` gamma and beta.
+    /// The place of a tensor. In old checkpoints, the weight and the bias of a `LayerNorm` are named gamma
+    /// and beta.
     fn place(&self, name: &str) -> Option<(usize, TensorInfo)> {
         let old = || match name.rsplit_once("LayerNorm.")? {
             (path, "weight") => self.places.get(&format!("{path}LayerNorm.gamma")),
@@ -122,6 +127,7 @@ impl Checkpoint {
     }
 }
 
+/// The SHA-256 of a tensor's shape and values.
 fn digest(shape: &[usize], values: &[f32]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update((shape.len() as u64).to_le_bytes());
@@ -136,7 +142,7 @@ fn digest(shape: &[usize], values: &[f32]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// `None` for a type that is not a float of this program's.
+/// The values in f32; `None` for a type other than F32, F16 and BF16.
 fn to_f32(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
     let halves = |decode: fn([u8; 2]) -> f32| bytes.as_chunks().0.iter().map(|&b| decode(b)).collect();
     match dtype {
@@ -147,7 +153,7 @@ fn to_f32(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
     }
 }
 
-/// The safetensors files of a directory, by name.
+/// The names of a directory's safetensors files, sorted.
 fn shard_files(dir: &ModelDir) -> Result<Vec<String>, ViltError> {
     let Some(index) = dir.read(SHARD_INDEX).map_err(|source| ViltError::Read { file: SHARD_INDEX.to_owned(), source })? else {
         return Ok(vec![SINGLE_FILE.to_owned()]);
@@ -167,7 +173,7 @@ fn shard_files(dir: &ModelDir) -> Result<Vec<String>, ViltError> {
 struct Shard {
     file: String,
     metadata: Metadata,
-    /// Of the first tensor's bytes, from the file's start.
+    /// Where the tensors begin in the file, in bytes.
     data_start: u64,
     source: Source,
 }
@@ -213,8 +219,10 @@ impl Shard {
 }
 
 impl Source {
+    /// `length` bytes from `start` on.
+    ///
     /// # Errors
-    /// `UnexpectedEof` where the file ends before: a download that broke off.
+    /// `UnexpectedEof` where the file is too short, as after a download that was interrupted.
     fn bytes(&mut self, start: u64, length: usize) -> std::io::Result<Cow<'_, [u8]>> {
         let cut_short = || std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file ends too early: copy it again");
         match self {

@@ -3,35 +3,44 @@ use serde::{Deserialize, Serialize};
 
 use super::ViltError;
 
-/// The architecture of a ViLT, as its `config.json` says; absent fields have upstream's defaults (ViLT-B/32), unknown ones are ignored.
+/// The architecture of a ViLT, as in its `config.json`. Absent fields have the defaults of `transformers`
+/// (ViLT-B/32), unknown fields are ignored.
 ///
 /// <https://github.com/huggingface/transformers/blob/v4.57.6/src/transformers/models/vilt/configuration_vilt.py>
 ///
-/// Upstream's `max_image_length` (a random choice of patches) is ignored: every patch is used.
+/// `max_image_length`, by which `transformers` chooses patches at random, is ignored: every patch is used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ViltConfig {
+    /// `vilt`
     pub model_type: String,
+    /// Rows of the word embeddings: the size of the vocabulary.
     pub vocab_size: usize,
-    /// Rows of BERT's token-type table; text is always of type 0.
+    /// Rows of BERT's token-type table. Text always has type 0.
     pub type_vocab_size: usize,
     /// Rows of the modality-type table: 0 text, 1 image, 2 a second image (unused here).
     pub modality_type_vocab_size: usize,
-    /// Text positions: the longest text, CLS and SEP included.
+    /// Text positions: the tokens of the longest text, CLS and SEP included.
     pub max_position_embeddings: usize,
+    /// `absolute`
     pub position_embedding_type: String,
-    /// d
+    /// d: the width of the hidden states.
     pub hidden_size: usize,
+    /// L: encoder layers.
     pub num_hidden_layers: usize,
+    /// Attention heads of a layer.
     pub num_attention_heads: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
+    /// `gelu`: the exact GELU, by erf.
     pub hidden_act: String,
+    /// ε of all layer norms.
     pub layer_norm_eps: f64,
-    /// Side in pixels of the square on which the position embeddings were trained.
+    /// Side of the square images of the position embeddings, in pixels.
     pub image_size: usize,
     /// Side of a patch, in pixels.
     pub patch_size: usize,
+    /// 3: red, green and blue.
     pub num_channels: usize,
     /// Whether query, key and value have biases.
     pub qkv_bias: bool,
@@ -64,7 +73,8 @@ impl ViltConfig {
     /// Reads and checks a `config.json`.
     ///
     /// # Errors
-    /// [`ViltError::Config`] with the field's path; [`ViltError::Unsupported`] for an architecture that this backbone does not compute.
+    /// [`ViltError::Config`] with the path of a field that cannot be read; [`ViltError::Unsupported`] for an
+    /// architecture that this backbone does not compute.
     pub fn from_json(bytes: &[u8]) -> Result<Self, ViltError> {
         let mut json = serde_json::Deserializer::from_slice(bytes);
         let config: Self = serde_path_to_error::deserialize(&mut json)
@@ -73,21 +83,22 @@ impl ViltConfig {
         Ok(config)
     }
 
-    /// Patches along one side of the square on which the position embeddings were trained.
+    /// Patches along one side of the square grid of the checkpoint's position embeddings.
     pub fn patches_per_side(&self) -> usize {
         self.image_size / self.patch_size
     }
 
-    /// Tokens of a sample whose text fills all positions and whose image is of the size on which the position embeddings were trained.
+    /// Tokens of a sample whose text fills all positions and whose image has `image_size`.
     pub fn sample_tokens(&self) -> usize {
         self.max_position_embeddings + 1 + self.patches_per_side().pow(2)
     }
 
-    /// d of one attention head.
+    /// The width of one attention head.
     pub fn head_size(&self) -> usize {
         self.hidden_size / self.num_attention_heads
     }
 
+    /// Refuses an architecture that this backbone does not compute.
     fn check(&self) -> Result<(), ViltError> {
         let unsupported =
             |field: &'static str, value: String, supported: &'static str| Err(ViltError::Unsupported { field, value, supported });
@@ -145,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn an_architecture_it_does_not_compute_is_refused_by_field() {
+    fn an_unsupported_architecture_is_refused_with_the_name_of_the_field() {
         for (json, field) in [
             (r#"{"hidden_act": "relu"}"#, "hidden_act"),
             (r#"{"num_attention_heads": 7}"#, "num_attention_heads"),

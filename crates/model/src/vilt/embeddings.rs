@@ -1,4 +1,4 @@
-//! From token ids and pixels to the hidden states that enter layer 0.
+//! The embeddings: from token ids and pixels to the hidden states that enter layer 0.
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,38 +8,43 @@ use super::checkpoint::Checkpoint;
 use super::{LayerNorm, Linear, ViltConfig, ViltError};
 use crate::input::Pixels;
 
-/// Patch grids whose position embeddings are kept; clients choose the sizes of images, so that the number needs a bound.
+/// The largest number of patch grids whose position embeddings are kept. Clients choose the sizes of images,
+/// so the number needs a bound.
 const CACHED_GRIDS: usize = 64;
 
-/// Text and image embeddings of single samples, without padding.
+/// The embeddings of text and image, for one sample at a time, without padding.
 #[derive(Clone, Debug)]
 pub struct Embeddings {
-    /// `[vocabulary, d]`
+    /// The word embeddings, `[vocabulary, d]`.
     pub word: Tensor,
-    /// `[text positions, d]`
+    /// The position embeddings of text, `[text positions, d]`.
     pub text_position: Tensor,
-    /// BERT's token type 0, `[d]`.
+    /// The embedding of BERT's token type 0, `[d]`.
     pub token_type: Tensor,
+    /// The layer norm of the text embeddings.
     pub text_layernorm: LayerNorm,
-    /// The modality type of text, `[d]`.
+    /// The embedding of the modality type text, `[d]`.
     pub text_modality: Tensor,
-    /// `[d, channels · patch · patch]`
+    /// The projection of patches, with the weight `[d, channels · patch · patch]`.
     pub patch_projection: Linear,
+    /// Side of a patch, in pixels.
     pub patch_size: usize,
-    /// The whole image CLS: token, position and modality type, `[1, d]`.
+    /// The image CLS: the sum of its token, position and modality type, `[1, d]`.
     pub image_cls: Tensor,
+    /// The position embeddings of patches.
     pub grids: PatchGrids,
 }
 
-/// Position embeddings of patches, for any grid.
+/// The position embeddings of patches, for any grid.
 #[derive(Clone, Debug)]
 pub struct PatchGrids {
-    /// On the square grid of the checkpoint: `[side · side, d]`.
+    /// The position embeddings of the checkpoint's square grid, `[side · side, d]`.
     position: Tensor,
+    /// Patches along one side of the checkpoint's grid.
     side: usize,
-    /// The modality type of an image, `[d]`.
+    /// The embedding of the modality type image, `[d]`.
     modality: Tensor,
-    /// Patch grid (rows, columns) → its position embeddings with the modality type, `[rows · columns, d]`.
+    /// Patch grid (rows, columns) → its position embeddings plus the modality type, `[rows · columns, d]`.
     known: Arc<Mutex<HashMap<(usize, usize), Tensor>>>,
 }
 
@@ -75,10 +80,11 @@ impl Embeddings {
         })
     }
 
-    /// The same embeddings for texts of up to `positions` tokens: the position table interpolated linearly, end to end (METHOD.md 1).
+    /// The same embeddings for texts of up to `positions` tokens. The position table is interpolated
+    /// linearly, its first and last position stay as they are (METHOD.md 1).
     ///
     /// # Errors
-    /// `positions` is 0.
+    /// `positions` is 0, or a tensor operation fails.
     pub fn with_text_positions(&self, positions: usize) -> Result<Self> {
         if positions == 0 {
             candle_core::bail!("a text needs at least one position");
@@ -92,13 +98,15 @@ impl Embeddings {
         Ok(Self { text_position, ..self.clone() })
     }
 
-    /// The longest text, CLS and SEP included.
+    /// The tokens of the longest text, CLS and SEP included.
     pub fn text_positions(&self) -> usize {
         self.text_position.dims()[0]
     }
 
+    /// Checks that the text positions and the vocabulary suffice for these token ids.
+    ///
     /// # Errors
-    /// More tokens than positions, or an id outside the vocabulary.
+    /// There are more tokens than positions, or an id is outside the vocabulary.
     pub fn check_text(&self, ids: &[u32]) -> Result<()> {
         let (vocabulary, positions) = (self.word.dim(0)?, self.text_positions());
         if ids.len() > positions {
@@ -110,7 +118,7 @@ impl Embeddings {
         Ok(())
     }
 
-    /// `[tokens, d]`: layernorm(word + token type + position) + modality type.
+    /// The states of a text, `[tokens, d]`: layernorm(word + token type + position) + modality type.
     ///
     /// # Errors
     /// As [`Self::check_text`].
@@ -122,10 +130,11 @@ impl Embeddings {
         self.text_layernorm.forward(&sum)?.broadcast_add(&self.text_modality)
     }
 
-    /// The rows and columns of patches of an image of `numbers` numbers.
+    /// The rows and columns of patches of an image of this height and width in pixels, whose data has
+    /// `numbers` numbers.
     ///
     /// # Errors
-    /// A side that is no multiple of the patch size, or other data than `[3, height, width]`.
+    /// A side is not a positive multiple of the patch size, or the data is not `[3, height, width]`.
     pub fn patch_grid(&self, [height, width]: [usize; 2], numbers: usize) -> Result<(usize, usize)> {
         let p = self.patch_size;
         let whole = |side: usize| side > 0 && side.is_multiple_of(p);
@@ -135,7 +144,7 @@ impl Embeddings {
         Ok((height / p, width / p))
     }
 
-    /// The patches row by row, `[patches, 3 · patch · patch]`.
+    /// The patches of an image, row by row, `[patches, 3 · patch · patch]`.
     ///
     /// # Errors
     /// As [`Self::patch_grid`].
@@ -147,7 +156,8 @@ impl Embeddings {
             .reshape((rows * columns, 3 * p * p))
     }
 
-    /// `[1 + patches, d]`: the image CLS, then the patches row by row; each projection or CLS + position + modality type.
+    /// The states of an image, `[1 + patches, d]`: the image CLS, then the patches row by row, each its
+    /// projection + position + modality type.
     ///
     /// # Errors
     /// As [`Self::patch_grid`].
@@ -159,9 +169,14 @@ impl Embeddings {
 }
 
 impl PatchGrids {
-    /// Position embeddings of a patch grid, interpolated bilinearly from corner to corner, plus the modality type: `[rows · columns, d]`.
+    /// The position embeddings of a patch grid plus the modality type, `[rows · columns, d]`. They are
+    /// interpolated bilinearly from the checkpoint's grid; the corners stay as they are (`align_corners` =
+    /// true, METHOD.md 1).
+    ///
+    /// # Errors
+    /// A tensor operation fails.
     pub fn grid(&self, rows: usize, columns: usize) -> Result<Tensor> {
-        // A panic elsewhere cannot leave the map half-changed: both of its changes are single calls.
+        // The map is valid also after a panic, because each of its changes is a single call.
         let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(grid) = lock().get(&(rows, columns)) {
             return Ok(grid.clone());
@@ -169,7 +184,7 @@ impl PatchGrids {
         let (side, d) = (self.side, self.position.dim(D::Minus1)?);
         let vertical = interpolation(side, rows, self.position.device())?;
         let horizontal = interpolation(side, columns, self.position.device())?;
-        // [rows, side · d], then per row [columns, d].
+        // [rows, side · d], then [columns, d] for each row.
         let grid = vertical.matmul(&self.position.reshape((side, side * d))?)?.reshape((rows, side, d))?;
         let grid = horizontal.broadcast_left(rows)?.contiguous()?.matmul(&grid)?.reshape((rows * columns, d))?;
         let grid = grid.broadcast_add(&self.modality)?;
@@ -182,7 +197,7 @@ impl PatchGrids {
     }
 }
 
-/// Linear interpolation with aligned corners from `from` points to `to`, as a matrix `[to, from]`.
+/// The linear interpolation of `from` points to `to` points with aligned corners, as a matrix `[to, from]`.
 fn interpolation(from: usize, to: usize, device: &Device) -> Result<Tensor> {
     let step = if to > 1 { (from - 1) as f32 / (to - 1) as f32 } else { 0.0 };
     let mut weights = vec![0.0; to * from];
@@ -203,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interpolation_keeps_the_ends_and_is_the_identity_at_its_own_size() {
+    fn interpolation_keeps_the_ends_and_is_the_identity_for_equal_sizes() {
         let rows = |from, to| interpolation(from, to, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(rows(3, 3), [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
         assert_eq!(rows(2, 3), [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]);

@@ -1,4 +1,4 @@
-//! The transformer: linear maps, layer normalisation, attention, and one pre-norm layer.
+//! The encoder: linear maps, layer normalisation, attention, and one pre-norm layer.
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{layer_norm_slow, softmax};
 
@@ -8,9 +8,9 @@ use super::{ViltConfig, ViltError};
 /// A linear map `y = x Wᵀ + b`.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    /// `[d_out, d_in]`
+    /// W, `[d_out, d_in]`.
     pub weight: Tensor,
-    /// `[d_out]`
+    /// b, `[d_out]`.
     pub bias: Tensor,
 }
 
@@ -22,7 +22,7 @@ impl Linear {
         })
     }
 
-    /// A map whose bias the checkpoint has only if `biased`; it is zero otherwise.
+    /// A map `[d, d]` whose bias is read from the checkpoint if `biased`, and is zero otherwise.
     fn load_biased_if(checkpoint: &mut Checkpoint, name: &str, d: usize, biased: bool) -> std::result::Result<Self, ViltError> {
         if biased {
             return Self::load(checkpoint, name, d, d);
@@ -31,7 +31,10 @@ impl Linear {
         Ok(Self { bias: Tensor::zeros(d, weight.dtype(), weight.device())?, weight })
     }
 
-    /// `[…, d_in]` → `[…, d_out]`
+    /// y of x: `[…, d_in]` → `[…, d_out]`.
+    ///
+    /// # Errors
+    /// The last dimension of x is not `d_in`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut shape = x.dims().to_vec();
         let (d_out, d_in) = self.weight.dims2()?;
@@ -45,8 +48,11 @@ impl Linear {
 /// Layer normalisation over the last dimension.
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
+    /// The gain, `[d]`.
     pub weight: Tensor,
+    /// The bias, `[d]`.
     pub bias: Tensor,
+    /// ε, which is added to the variance.
     pub eps: f64,
 }
 
@@ -57,23 +63,36 @@ impl LayerNorm {
         Ok(Self { weight, bias, eps: config.layer_norm_eps })
     }
 
-    /// `[…, d]` → `[…, d]`. In two passes, mean before variance: candle's fused operation takes the difference of E[x²] and E[x]², which
-    /// an eps of 1e-12 does not keep above zero where a row is nearly constant.
+    /// `[…, d]` → `[…, d]`, in two passes: the mean, then the variance. candle's fused operation computes the
+    /// variance as E[x²] − E[x]², which rounding can make negative where a row is nearly constant; an ε of
+    /// 1e-12 is too small to prevent that.
+    ///
+    /// # Errors
+    /// The last dimension is not d.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         layer_norm_slow(x, &self.weight, &self.bias, self.eps as f32)
     }
 }
 
-/// One pre-norm encoder layer: `h += attention(layernorm_before(h))`, `h += output(gelu(intermediate(layernorm_after(h))))`.
+/// One pre-norm encoder layer: `h += attention_output(attention(layernorm_before(h)))`, then
+/// `h += output(gelu(intermediate(layernorm_after(h))))`.
 #[derive(Clone, Debug)]
 pub struct EncoderLayer {
+    /// The layer norm before attention.
     pub layernorm_before: LayerNorm,
+    /// The query map, `[d, d]`.
     pub query: Linear,
+    /// The key map, `[d, d]`.
     pub key: Linear,
+    /// The value map, `[d, d]`.
     pub value: Linear,
+    /// The map after attention, `[d, d]`.
     pub attention_output: Linear,
+    /// The layer norm before the MLP.
     pub layernorm_after: LayerNorm,
+    /// The first map of the MLP, `[mlp, d]`.
     pub intermediate: Linear,
+    /// The second map of the MLP, `[d, mlp]`.
     pub output: Linear,
 }
 
@@ -95,7 +114,11 @@ impl EncoderLayer {
         })
     }
 
-    /// `[batch, tokens, d]` → the same. `mask` is `[batch, tokens]`, 1 where a token is real and 0 where it is padding.
+    /// `[batch, tokens, d]` → `[batch, tokens, d]`. `mask` is `[batch, tokens]`: 1 for a real token, 0 for
+    /// padding.
+    ///
+    /// # Errors
+    /// The shapes do not fit.
     pub fn forward(&self, hidden: &Tensor, mask: &Tensor, heads: usize) -> Result<Tensor> {
         let x = self.layernorm_before.forward(hidden)?;
         let context = attention(&self.query.forward(&x)?, &self.key.forward(&x)?, &self.value.forward(&x)?, mask, heads)?;
@@ -105,7 +128,7 @@ impl EncoderLayer {
     }
 }
 
-/// softmax(Q Kᵀ / √d_head) V per head, padding left out: `[batch, tokens, d]` thrice → `[batch, tokens, d]`.
+/// softmax(Q Kᵀ / √d_head) V for each head, without padding. Q, K, V and the result are `[batch, tokens, d]`.
 fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, tokens, d) = query.dims3()?;
     let split = |x: &Tensor| x.reshape((batch, tokens, heads, d / heads))?.transpose(1, 2)?.contiguous();

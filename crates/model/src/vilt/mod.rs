@@ -1,6 +1,6 @@
-//! The frozen backbone: ViLT, one transformer over text tokens and image patches. Knows nothing of DeLo.
+//! The frozen backbone: ViLT, one transformer over text tokens and image patches. It knows no method.
 //!
-//! It reads any Hugging Face checkpoint of the family and computes what `transformers` computes (METHOD.md 1).
+//! It loads any Hugging Face ViLT checkpoint and computes what `transformers` computes (METHOD.md 1).
 mod checkpoint;
 mod config;
 mod embeddings;
@@ -16,61 +16,72 @@ pub use encoder::{EncoderLayer, LayerNorm, Linear};
 use crate::input::Pixels;
 use crate::model_dir::ModelDir;
 
-/// What identifies a backbone.
+/// The architecture of a backbone and the fingerprint of its weights.
 #[derive(Clone, Debug)]
 pub struct Description {
+    /// The architecture.
     pub config: ViltConfig,
-    /// SHA-256, hexadecimal, over the tensors: in order of their names without prefix, each name and the SHA-256 of its shape and its
-    /// values in f32. The same weights have the same fingerprint in one file or in shards, with or without prefix, in f16 or f32.
+    /// The SHA-256 over the tensors, in hexadecimal digits: in the order of the names without the prefix
+    /// `vilt.`, each name and the SHA-256 of its shape and its values in f32. The same weights have the same
+    /// fingerprint in one file or in shards, with or without prefix; f16 and bf16 weights have that of their
+    /// f32 copy.
     pub fingerprint: String,
 }
 
-/// A checkpoint that is being loaded, part by part: whoever packs its weights anew need not hold all of them twice.
+/// Loads a checkpoint part by part. A backend that packs the weights in a layout of its own can drop each
+/// part before it loads the next, and never holds all weights twice.
 pub struct Loader {
     config: ViltConfig,
     checkpoint: Checkpoint,
 }
 
-/// What stands after the last layer.
+/// The final layer norm and the pooler, after the last layer: `pooled = tanh(dense(layernorm(h)[text CLS]))`.
 #[derive(Clone, Debug)]
 pub struct Pooler {
+    /// The final layer norm.
     pub layernorm: LayerNorm,
-    /// `pooled = tanh(dense · layernorm(h)[text CLS])`
+    /// The pooler's map, `[d, d]`.
     pub dense: Linear,
 }
 
-/// A loaded, frozen ViLT, as plain candle operations: the reference for every faster way.
+/// A loaded, frozen ViLT in plain candle operations: the reference for the faster implementations.
 #[derive(Debug)]
 pub struct Vilt {
+    /// Its architecture and fingerprint.
     pub description: Description,
+    /// The embeddings, before layer 0.
     pub embeddings: Embeddings,
+    /// The encoder layers, in order.
     pub layers: Vec<EncoderLayer>,
+    /// The final layer norm and the pooler.
     pub pooler: Pooler,
 }
 
-/// Both inputs of one sample; a missing modality has its dummy.
+/// The inputs of one sample. A missing modality is replaced by its dummy (METHOD.md 3).
 #[derive(Clone, Debug, PartialEq)]
 pub struct PaddedInput {
-    /// `[CLS] … [SEP]`
+    /// The token ids, `[CLS] … [SEP]`.
     pub text: Vec<u32>,
+    /// The pixels.
     pub image: Pixels,
 }
 
-/// What a padded batch gives.
+/// The output for a padded batch.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// The states entering each layer, then the state after the last: layers + 1 of `[batch, tokens, d]`.
+    /// The state that enters each layer, then the state after the last layer: L + 1 of `[batch, tokens, d]`.
     pub states: Vec<Tensor>,
     /// The last state after the final layer norm, `[batch, tokens, d]`.
     pub hidden: Tensor,
-    /// `[batch, tokens]`: 1 where a token is real, 0 where it is padding.
+    /// `[batch, tokens]`: 1 for a real token, 0 for padding.
     pub mask: Tensor,
-    /// `[batch, d]`
+    /// The pooled output, `[batch, d]`.
     pub pooled: Tensor,
 }
 
-/// Why a checkpoint does not load.
+/// Why a checkpoint is refused.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant says what it is and names its fields")]
 pub enum ViltError {
     #[error("{dir} has no config.json: give the directory of a Hugging Face ViLT checkpoint")]
     NoConfig { dir: String },
@@ -88,7 +99,7 @@ pub enum ViltError {
     MissingTensor(String),
     #[error("the checkpoint has no pooler: save it from a ViltModel with add_pooling_layer=True")]
     NoPooler,
-    #[error("tensor {name} has shape {found:?}, config.json asks for {expected:?}")]
+    #[error("tensor {name} has shape {found:?}, but config.json requires {expected:?}")]
     Shape { name: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("tensor {name} is of type {found}: save the checkpoint in f32, f16 or bf16")]
     Dtype { name: String, found: String },
@@ -99,7 +110,7 @@ pub enum ViltError {
 }
 
 impl Loader {
-    /// Reads the configuration and the tensors' places; tensors will go to `device` in f32.
+    /// Reads the configuration and the headers of the weights. Tensors will be placed on `device` in f32.
     ///
     /// # Errors
     /// See [`ViltError`].
@@ -111,36 +122,43 @@ impl Loader {
         Ok(Self { config: ViltConfig::from_json(&config)?, checkpoint: Checkpoint::open(dir, device)? })
     }
 
-    /// A backbone of random weights, to measure speed with. Its fingerprint is that of no checkpoint.
+    /// A loader of random weights, for measurements of speed. Its fingerprint is that of no checkpoint.
     pub fn random(config: ViltConfig, seed: u64, device: &Device) -> Self {
         Self { config, checkpoint: Checkpoint::random(seed, device) }
     }
 
+    /// The architecture.
     pub fn config(&self) -> &ViltConfig {
         &self.config
     }
 
-    /// The parts that are still to be loaded will go to this device.
+    /// The same loader; parts that are loaded from now on are placed on this device.
     #[must_use]
     pub fn onto(mut self, device: &Device) -> Self {
         self.checkpoint.onto(device);
         self
     }
 
+    /// Loads the embeddings.
+    ///
     /// # Errors
-    /// See [`ViltError`]; what is wrong with a tensor names it.
+    /// See [`ViltError`]; a message about a tensor names it.
     pub fn embeddings(&mut self) -> std::result::Result<Embeddings, ViltError> {
         Embeddings::load(&mut self.checkpoint, &self.config)
     }
 
+    /// Loads one encoder layer.
+    ///
     /// # Errors
     /// As [`Self::embeddings`].
     pub fn layer(&mut self, index: usize) -> std::result::Result<EncoderLayer, ViltError> {
         EncoderLayer::load(&mut self.checkpoint, index, &self.config)
     }
 
+    /// Loads the final layer norm and the pooler.
+    ///
     /// # Errors
-    /// As [`Self::embeddings`].
+    /// As [`Self::embeddings`]; [`ViltError::NoPooler`] for a checkpoint without a pooler.
     pub fn pooler(&mut self) -> std::result::Result<Pooler, ViltError> {
         let d = self.config.hidden_size;
         let layernorm = LayerNorm::load(&mut self.checkpoint, "layernorm", &self.config)?;
@@ -151,7 +169,8 @@ impl Loader {
         Ok(Pooler { layernorm, dense })
     }
 
-    /// What was loaded; call it when every part has been.
+    /// The description of the backbone. Call it after all parts were loaded: the fingerprint is over the
+    /// tensors that were read.
     pub fn finish(self) -> Description {
         Description { fingerprint: self.checkpoint.fingerprint(), config: self.config }
     }
@@ -161,12 +180,12 @@ impl Vilt {
     /// Loads a checkpoint directory in f32.
     ///
     /// # Errors
-    /// See [`ViltError`]; what is wrong with a tensor names it.
+    /// See [`ViltError`]; a message about a tensor names it.
     pub fn load(dir: &ModelDir, device: &Device) -> std::result::Result<Self, ViltError> {
         Self::of(Loader::open(dir, device)?)
     }
 
-    /// Everything that a loader has.
+    /// Loads all parts.
     ///
     /// # Errors
     /// See [`ViltError`].
@@ -177,18 +196,25 @@ impl Vilt {
         Ok(Self { embeddings, layers, pooler, description: loader.finish() })
     }
 
-    /// Where the tensors live.
+    /// The device that holds the tensors.
     pub fn device(&self) -> &Device {
         self.pooler.dense.weight.device()
     }
 
-    /// The pooled output of text CLS states after the last layer: `[samples, d]` → `[samples, d]`.
+    /// The pooled output for text CLS states after the last layer: `[samples, d]` → `[samples, d]`.
+    ///
+    /// # Errors
+    /// The states are not of width d.
     pub fn pool(&self, text_cls: &Tensor) -> Result<Tensor> {
         self.pooler.dense.forward(&self.pooler.layernorm.forward(text_cls)?)?.tanh()
     }
 
-    /// The whole backbone over a padded batch, as the paper writes it: the reference for every faster way. Texts are padded to the
-    /// longest text, images to the longest run of patches: `[text CLS, text…, SEP, pad…][image CLS, patches…, pad…]`.
+    /// The whole backbone over a padded batch, as in the paper. Texts are padded to the longest text, images
+    /// to the largest number of patches: `[text CLS, text…, SEP, pad…][image CLS, patches…, pad…]`.
+    ///
+    /// # Errors
+    /// A text or an image does not fit, see [`Embeddings::text`] and [`Embeddings::image`]; the batch is
+    /// empty.
     pub fn forward(&self, batch: &[PaddedInput]) -> Result<Output> {
         let texts = batch.iter().map(|s| self.embeddings.text(&s.text)).collect::<Result<Vec<_>>>()?;
         let images = batch.iter().map(|s| self.embeddings.image(&s.image)).collect::<Result<Vec<_>>>()?;
@@ -204,7 +230,8 @@ impl Vilt {
     }
 }
 
-/// Sequences `[tokens, d]` under each other, zeros after the shorter ones, and their mask: `[batch, longest, d]`, `[batch, longest]`.
+/// Stacks sequences `[tokens, d]` with zeros after the shorter ones, and gives their mask:
+/// `[batch, longest, d]` and `[batch, longest]`.
 fn pad(sequences: &[Tensor]) -> Result<(Tensor, Tensor)> {
     let longest = sequences.iter().map(|s| s.dims()[0]).max().unwrap_or(0);
     let mut padded = Vec::with_capacity(sequences.len());
