@@ -100,8 +100,8 @@ impl<'a, E: Float> LayerUpdate<'a, E> {
         let mut factors = FactorPanel([[0.0; PANEL]; AT_ONCE]);
         let mut filled = 0;
         let (groups, mut done) = (bank.shape().groups, target * bank.pairs());
-        for group in target * groups..(target + 1) * groups {
-            for factor in bank.b_factors(group, &choices[group]) {
+        for (group, choice) in choices.iter().enumerate().skip(target * groups).take(groups) {
+            for factor in bank.b_factors(group, choice) {
                 part(factor, &columns).widen(&mut factors.0[filled][at..]);
                 filled += 1;
                 if filled == AT_ONCE {
