@@ -219,7 +219,7 @@ impl<F: Files> StateDir<F> {
     fn remove_unneeded(&mut self) {
         while self.generations.len() > GENERATIONS {
             if let Some((revision, _)) = self.generations.pop_front() {
-                let _ = self.files.remove(&generation(revision));
+                let _ = self.files.remove(generation(revision));
             }
         }
         let needed: BTreeSet<&String> = self.generations.iter().flat_map(|(_, digests)| digests).collect();
@@ -227,7 +227,7 @@ impl<F: Files> StateDir<F> {
             let Some(digest) = named_digest(&name) else { continue };
             let half_written = name.ends_with(".new");
             if half_written || !needed.contains(&digest.to_owned()) {
-                let _ = self.files.remove(&format!("{PARTITIONS}/{name}"));
+                let _ = self.files.remove(format!("{PARTITIONS}/{name}"));
             }
         }
     }
