@@ -278,6 +278,7 @@ fn a_larger_share_keeps_the_tickets_that_meet_the_canary_already() {
         (0..5000).filter(|&ticket| catalogue.pick("task-0", ticket).unwrap().version == 2).collect::<Vec<_>>()
     };
     let (few, many) = (picks(0.1), picks(0.6));
+    assert!((400..600).contains(&few.len()) && (2800..3200).contains(&many.len()), "{} and {} of 5,000", few.len(), many.len());
     assert!(few.iter().all(|ticket| many.contains(ticket)));
 }
 
@@ -292,7 +293,7 @@ fn the_engine_answers_by_the_canary_where_the_ticket_says_so() {
         assert!(Arc::ptr_eq(&answer.resident, expected));
         versions[usize::from(Arc::ptr_eq(&answer.resident, &trial))] += 1;
     }
-    assert!(versions[0] > 0, "{versions:?}");
+    assert!(versions.iter().all(|&answers| answers > 0), "both versions answer: {versions:?}");
 }
 
 #[test]
