@@ -186,6 +186,8 @@ async fn a_request_that_does_not_arrive_ends_at_its_deadline_and_gives_its_permi
         // A whole message, but no end of the stream.
         let (half_closed, mut stream) = client.send_request(head(CLASSIFY), false).unwrap();
         stream.send_data(framed(&text("soup")), false).unwrap();
+        // Both have their permits before any other call asks for one.
+        begun(&mut client).await;
         ([slow, half_closed], [rest, stream])
     };
     // Where the deadline is far, the two calls hold all permits.
@@ -261,6 +263,7 @@ async fn the_calls_of_one_client_are_bounded_and_so_are_those_of_the_admin_port(
     let server = start(&[("server.max_in_flight_per_client", "2"), ("admin.max_in_flight_requests", "1")]).await;
     let mut client = raw(server.addresses.classifier, 65_535).await;
     let held = [half_sent(&mut client, CLASSIFY, 10), half_sent(&mut client, CLASSIFY, 10)];
+    begun(&mut client).await;
     let limit = until_refused(&server, Code::ResourceExhausted, "server.max_in_flight_per_client").await;
     assert!(limit.get_details_retry_info().is_some());
     drop((held, client));
@@ -268,6 +271,7 @@ async fn the_calls_of_one_client_are_bounded_and_so_are_those_of_the_admin_port(
 
     let mut admin = raw(server.addresses.admin.unwrap(), 65_535).await;
     let _held = half_sent(&mut admin, "/delo.v1.Admin/LoadPartition", 10);
+    begun(&mut admin).await;
     let list = async || server.admin().await.list_partitions(ListPartitionsRequest {}).await.map(drop);
     let full = until("a refusal", list, Result::is_err).await;
     refused(full, Code::ResourceExhausted, "admin.max_in_flight_requests");
