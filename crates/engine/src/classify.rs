@@ -179,18 +179,23 @@ fn answer(routed: Routed, pooled: &[f32], choices: &[(usize, Vec<Choice>)], expl
     } else {
         softmax(&mut scores);
     }
-    let explanation = || choices.iter().flat_map(|(layer, choices)| explained(partition.adapter.bank(*layer), *layer, choices));
+    let routed_choices = || choices.iter().flat_map(|(layer, choices)| routed_choices(partition.adapter.bank(*layer), *layer, choices));
     let mut factors_selected = PerModality::default();
-    for factors in explanation() {
-        factors_selected[factors.pool.modality] += factors.a.len() as u64;
+    for (_, pool, choice) in routed_choices() {
+        factors_selected[pool.modality] += choice.a.len() as u64;
     }
-    let factors = explain.then(|| explanation().collect());
+    let selected = |(layer, pool, Choice { a, b }): (usize, PoolId, &Choice)| SelectedFactors { layer, pool, a: a.clone(), b: b.clone() };
+    let factors = explain.then(|| routed_choices().map(selected).collect());
     Answer { scores, candidates: routed.candidates, factors_selected, factors, resident: routed.resident }
 }
 
-/// The factors that the routers of a layer chose; nothing where the method has no routers.
-fn explained<'a>(bank: Option<&FactorBank>, layer: usize, choices: &'a [Choice]) -> impl Iterator<Item = SelectedFactors> + use<'a> {
+/// The choices of a layer's routers, pool by pool; nothing where the method has no routers.
+fn routed_choices<'a>(
+    bank: Option<&FactorBank>,
+    layer: usize,
+    choices: &'a [Choice],
+) -> impl Iterator<Item = (usize, PoolId, &'a Choice)> + use<'a> {
     let routed = bank.is_some_and(|bank| bank.routers().is_some());
     let choices = if routed { choices } else { &[] };
-    PoolId::all().zip(choices).map(move |(pool, Choice { a, b })| SelectedFactors { layer, pool, a: a.clone(), b: b.clone() })
+    PoolId::all().zip(choices).map(move |(pool, choice)| (layer, pool, choice))
 }

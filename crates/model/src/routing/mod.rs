@@ -11,6 +11,9 @@ mod whitened;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use delo_kernels::Isa;
+use delo_kernels::elementwise::dot;
+
 pub use keys::{KeyAverage, KeySignal, Metric, SessionKeys};
 
 /// The score of one task for one sample.
@@ -68,7 +71,21 @@ impl Metric {
     }
 }
 
-/// The score of a rule whose score is the cosine.
-fn by_cosine(cosine: f32) -> TaskScore {
-    TaskScore { score: cosine, cosine: Some(cosine), probability: None }
+/// The scores of a rule that decides by the cosine: key · φ / length of each of `keys` `[tasks, width]`; 0 where the
+/// length is 0. φ is `signal` `[width]`, and `length` gives its length in the rule's metric.
+fn cosines(isa: Isa, keys: &[f32], signal: &[f32], length: impl Fn() -> f32) -> Vec<TaskScore> {
+    let width = signal.len();
+    let mut cosines = vec![0.0; keys.len().checked_div(width).unwrap_or(0)];
+    isa.run(
+        #[inline(always)]
+        || {
+            let length = length();
+            let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
+            // A plain loop is compiled for the chosen instructions; the closure of an iterator may not be.
+            for (cosine, key) in cosines.iter_mut().zip(keys.chunks_exact(width.max(1))) {
+                *cosine = scale * dot(key, signal);
+            }
+        },
+    );
+    cosines.into_iter().map(|cosine| TaskScore { score: cosine, cosine: Some(cosine), probability: None }).collect()
 }

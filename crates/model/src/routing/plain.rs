@@ -1,7 +1,7 @@
 //! The plain metric: the cosine of the signal with each task's key (METHOD.md 4, equation 8 of the paper).
 use std::sync::Arc;
 
-use super::{KeyChoice, NotPositiveDefinite, SessionKeys, TaskMetric, TaskRule, TaskScore, by_cosine};
+use super::{KeyChoice, NotPositiveDefinite, SessionKeys, TaskMetric, TaskRule, TaskScore, cosines};
 use delo_kernels::Isa;
 use delo_kernels::elementwise::dot;
 
@@ -12,7 +12,6 @@ pub(super) struct Plain;
 #[derive(Debug)]
 struct PlainRule {
     isa: Isa,
-    width: usize,
     /// The keys, scaled to length 1, `[tasks, width]`.
     keys: Vec<f32>,
 }
@@ -31,24 +30,20 @@ impl TaskMetric for Plain {
 impl PlainRule {
     fn new(keys: &[&[f32]]) -> Self {
         let unit_key = |key: &&[f32]| unit(key.iter().map(|&x| f64::from(x)).collect()).into_iter().map(|x| x as f32);
-        let width = keys.first().map_or(0, |key| key.len());
-        Self { isa: Isa::detect(), width, keys: keys.iter().flat_map(unit_key).collect() }
+        Self { isa: Isa::detect(), keys: keys.iter().flat_map(unit_key).collect() }
     }
 }
 
 impl TaskRule for PlainRule {
     /// The cosines; 0 for a signal that is zero.
     fn scores(&self, signal: &[f32]) -> Vec<TaskScore> {
-        let mut scores = Vec::with_capacity(self.keys.len() / self.width.max(1));
-        self.isa.run(
+        cosines(
+            self.isa,
+            &self.keys,
+            signal,
             #[inline(always)]
-            || {
-                let length = dot(signal, signal).sqrt();
-                let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
-                scores.extend(self.keys.chunks_exact(self.width.max(1)).map(|key| by_cosine(scale * dot(key, signal))));
-            },
-        );
-        scores
+            || dot(signal, signal).sqrt(),
+        )
     }
 }
 
@@ -75,6 +70,9 @@ mod tests {
 
     #[test]
     fn a_zero_signal_has_cosine_zero() {
-        assert_eq!(PlainRule::new(&[[1.0f32, 0.0].as_slice()]).scores(&[0.0, 0.0]), [by_cosine(0.0)]);
+        assert_eq!(
+            PlainRule::new(&[[1.0f32, 0.0].as_slice()]).scores(&[0.0, 0.0]),
+            [TaskScore { score: 0.0, cosine: Some(0.0), probability: None }]
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::{Mat, Side};
 
-use super::{KeyAverage, KeyChoice, NotPositiveDefinite, SessionKeys, TaskMetric, TaskRule, TaskScore, by_cosine};
+use super::{KeyAverage, KeyChoice, NotPositiveDefinite, SessionKeys, TaskMetric, TaskRule, TaskScore, cosines};
 use delo_kernels::Isa;
 use delo_kernels::elementwise::dot;
 
@@ -97,16 +97,13 @@ impl WhitenedRule {
 impl TaskRule for WhitenedRule {
     /// The cosines; 0 for a signal that is zero.
     fn scores(&self, signal: &[f32]) -> Vec<TaskScore> {
-        let mut scores = Vec::with_capacity(self.keys.len() / self.width.max(1));
-        self.isa.run(
+        cosines(
+            self.isa,
+            &self.keys,
+            signal,
             #[inline(always)]
-            || {
-                let length = self.length(signal);
-                let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
-                scores.extend(self.keys.chunks_exact(self.width.max(1)).map(|key| by_cosine(scale * dot(key, signal))));
-            },
-        );
-        scores
+            || self.length(signal),
+        )
     }
 }
 

@@ -46,7 +46,11 @@ impl<'a, E: Float> LayerUpdate<'a, E> {
             let mut queries = PerModality { image: vec![0.0; d], text: vec![0.0; d] };
             isa.run(
                 #[inline(always)]
-                || spans[sample].query_rows().iter().for_each(|(modality, rows)| mean(hidden, rows.clone(), &mut queries[modality])),
+                || {
+                    for (modality, rows) in spans[sample].query_rows().iter() {
+                        mean(hidden, rows.clone(), &mut queries[modality]);
+                    }
+                },
             );
             let choices = bank.choose(isa, &queries);
             let down = pack_factors(bank, &choices, d);
