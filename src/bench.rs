@@ -209,7 +209,7 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
         task: name(0),
         labels: (0..CLASSES).map(|label| label.to_string()).collect(),
         multi_label: false,
-        targets: model.method().targets().iter().map(|target| target.name().to_owned()).collect(),
+        targets: model.method().target_names(),
         method: model.method().clone(),
         key: KeyRule { metric, signal, plain_signal: signal, plain_average: KeyAverage::Mean },
         dummy_image: workload.dummy_image,

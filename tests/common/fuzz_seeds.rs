@@ -196,7 +196,7 @@ fn artifact(method: Method, metric: Metric, multi_label: bool) -> Vec<u8> {
         task: "animals".to_owned(),
         labels: ["cat", "dog"].map(str::to_owned).into(),
         multi_label,
-        targets: method.targets().iter().map(|target| target.name().to_owned()).collect(),
+        targets: method.target_names(),
         method,
         key: KeyRule { metric, signal, plain_signal: KeySignal::Pooled, plain_average: KeyAverage::Mean },
         dummy_image: [32, 32],

@@ -14,14 +14,6 @@ impl Modality {
     /// All of them, in order.
     pub const ALL: [Self; 2] = [Self::Image, Self::Text];
 
-    /// `image` or `text`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Image => "image",
-            Self::Text => "text",
-        }
-    }
-
     /// The name of its factor pools in artifacts, answers and metrics: `visual` or `textual`.
     pub fn pool_name(self) -> &'static str {
         match self {
@@ -41,16 +33,6 @@ pub struct PerModality<T> {
 }
 
 impl<T> PerModality<T> {
-    /// `f(modality)` for each modality.
-    pub fn from_fn(mut f: impl FnMut(Modality) -> T) -> Self {
-        Self { image: f(Modality::Image), text: f(Modality::Text) }
-    }
-
-    /// `f(value)` for each modality.
-    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> PerModality<U> {
-        PerModality { image: f(self.image), text: f(self.text) }
-    }
-
     /// The values by reference.
     pub fn as_ref(&self) -> PerModality<&T> {
         PerModality { image: &self.image, text: &self.text }

@@ -302,13 +302,13 @@ impl Ledger {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use delo_catalogue::Share;
 
-    fn record(digest: &str) -> VersionRecord {
+    pub(crate) fn record(digest: &str) -> VersionRecord {
         VersionRecord {
             digest: digest.to_owned(),
             checksum: String::new(),

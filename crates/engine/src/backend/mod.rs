@@ -43,11 +43,17 @@ pub(crate) trait Backend: Debug + Send + Sync {
     fn kernel(&self) -> &str;
 
     /// See [`crate::Engine::batch_tokens`]. `sample_tokens`: the tokens of a sample with the longest text and
-    /// an image of the trained size.
-    fn batch_tokens(&self, sample_tokens: usize) -> usize;
+    /// an image of the trained size. Of a GPU, unless a backend says otherwise.
+    fn batch_tokens(&self, sample_tokens: usize) -> usize {
+        let _ = sample_tokens;
+        GPU_BATCH_TOKENS
+    }
 
-    /// See [`crate::Engine::backlog_batch_tokens`].
-    fn backlog_batch_tokens(&self, sample_tokens: usize) -> usize;
+    /// See [`crate::Engine::backlog_batch_tokens`]. Of a GPU, unless a backend says otherwise.
+    fn backlog_batch_tokens(&self, sample_tokens: usize) -> usize {
+        let _ = sample_tokens;
+        GPU_BACKLOG_BATCH_TOKENS
+    }
 
     /// Hidden states that enter layer 0, all samples one after another, and the rows of each. `dummy` stands
     /// in for missing modalities.
@@ -134,9 +140,9 @@ pub(crate) trait Backend: Debug + Send + Sync {
 /// Tokens of a usual batch on a GPU. On an H200 with ViLT-B/32 in bf16
 /// (`delo bench engine --batch 1 8 32 64`), a batch of 5,920 tokens takes 8.6 ms. Its time for each token is
 /// 1.6 times less than that of a batch of 1,480 tokens; at 11,840 tokens, it is less by another tenth.
-pub(crate) const GPU_BATCH_TOKENS: usize = 4096;
+const GPU_BATCH_TOKENS: usize = 4096;
 /// Tokens of the largest batch on a GPU while a backlog waits.
-pub(crate) const GPU_BACKLOG_BATCH_TOKENS: usize = 3 * GPU_BATCH_TOKENS;
+const GPU_BACKLOG_BATCH_TOKENS: usize = 3 * GPU_BATCH_TOKENS;
 
 /// The stand-ins for missing modalities.
 #[derive(Clone, Copy, Debug)]

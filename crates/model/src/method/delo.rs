@@ -13,7 +13,9 @@ use super::factors::{BankShape, FactorBank, Routers};
 use super::normal::gaussian;
 use super::numbers::Numbers;
 use super::selection::top;
-use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, PoolId, Target, Tensors, flat, tensor_of};
+use super::{
+    Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, PoolId, Target, Tensors, check_update, flat, tensor_of,
+};
 use crate::modality::{Modality, PerModality};
 
 /// The number of pools in a layer, p.
@@ -141,20 +143,14 @@ impl MethodSpec for PoolSpec {
     }
 
     fn validate(&self) -> std::result::Result<(), String> {
-        let Self { experts, rank, alpha, first_adapted_layer, layers, .. } = self;
+        let Self { experts, rank, .. } = self;
         if *rank == 0 || rank > experts {
             return Err(format!("rank {rank} must be between 1 and the {experts} experts of a pool"));
         }
         if *experts > MAX_EXPERTS {
             return Err(format!("{experts} experts in a pool are more than the 4,096 that are supported"));
         }
-        if first_adapted_layer > layers {
-            return Err(format!("first adapted layer {first_adapted_layer} must be at most {layers}, the backbone's layers"));
-        }
-        if !alpha.is_finite() {
-            return Err(format!("alpha {alpha} must be a finite number"));
-        }
-        Ok(())
+        check_update(self.alpha, self.first_adapted_layer, self.layers)
     }
 
     fn terms(&self) -> &'static [LossTerm] {

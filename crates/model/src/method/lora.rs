@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::factors::{BankShape, FactorBank};
 use super::normal::gaussian;
-use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, Target, Tensors, flat, tensor_of};
+use super::{
+    Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, Target, Tensors, check_update, flat, tensor_of,
+};
 use crate::modality::PerModality;
 
 /// The shape of one task's update: ΔW = α Σ_i b_i ⊗ a_i for query, key and value in each adapted layer.
@@ -72,17 +74,11 @@ impl MethodSpec for LoraSpec {
     }
 
     fn validate(&self) -> std::result::Result<(), String> {
-        let Self { rank, alpha, first_adapted_layer, layers, .. } = self;
+        let Self { rank, .. } = self;
         if *rank == 0 || *rank > MAX_RANK {
             return Err(format!("rank {rank} must be between 1 and {MAX_RANK}"));
         }
-        if first_adapted_layer > layers {
-            return Err(format!("first adapted layer {first_adapted_layer} must be at most {layers}, the backbone's layers"));
-        }
-        if !alpha.is_finite() {
-            return Err(format!("alpha {alpha} must be a finite number"));
-        }
-        Ok(())
+        check_update(self.alpha, self.first_adapted_layer, self.layers)
     }
 
     fn terms(&self) -> &'static [LossTerm] {

@@ -139,6 +139,11 @@ pub trait MethodSpec: Debug {
     /// The linear maps that it adapts.
     fn targets(&self) -> &'static [Target];
 
+    /// The names of [`Self::targets`], as an artifact's header lists them.
+    fn target_names(&self) -> Vec<String> {
+        self.targets().iter().map(|target| target.name().to_owned()).collect()
+    }
+
     /// Checks its dimensions.
     ///
     /// # Errors
@@ -247,6 +252,20 @@ impl Adapter {
     pub fn in_precision(self, precision: Precision) -> Self {
         Self { banks: self.banks.into_iter().map(|bank| bank.in_precision(precision)).collect(), ..self }
     }
+}
+
+/// Whether the numbers of a low-rank update, which every method with one has, make sense together.
+///
+/// # Errors
+/// A sentence that names the number that does not.
+pub(crate) fn check_update(alpha: f64, first_adapted_layer: usize, layers: usize) -> std::result::Result<(), String> {
+    if first_adapted_layer > layers {
+        return Err(format!("first adapted layer {first_adapted_layer} must be at most {layers}, the backbone's layers"));
+    }
+    if !alpha.is_finite() {
+        return Err(format!("alpha {alpha} must be a finite number"));
+    }
+    Ok(())
 }
 
 /// A tensor of an artifact by its name.

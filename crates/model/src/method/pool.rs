@@ -26,11 +26,6 @@ impl Target {
             Self::Value => "value",
         }
     }
-
-    /// The names of all targets, in order.
-    pub fn names() -> Vec<String> {
-        Self::ALL.map(|target| target.name().to_owned()).to_vec()
-    }
 }
 
 /// A factor pool of a layer: one for each target and modality (METHOD.md 2).

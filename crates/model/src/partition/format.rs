@@ -215,7 +215,7 @@ fn check_names(meta: &PartitionMeta) -> Result<(), PartitionError> {
             ));
         }
     }
-    let targets: Vec<&str> = meta.method.targets().iter().map(|target| target.name()).collect();
+    let targets = meta.method.target_names();
     if meta.targets != targets {
         return Err(field("targets", format!("the method {} adapts {targets:?}, not {:?}", meta.method.kind(), meta.targets)));
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ledger::VersionRecord;
+use crate::ledger::tests::record;
 
 /// A disk that loses what was not synced. A file's content is durable once `write_synced` has returned; its
 /// name is, once its folder was synced.
@@ -157,16 +157,7 @@ fn bytes_of(version: u64) -> Bytes {
 fn load(ledger: &Ledger, version: u64) -> (Ledger, ReadArtifact) {
     let artifact = ReadArtifact::hash(bytes_of(version));
     let mut next = ledger.clone();
-    let record = VersionRecord {
-        digest: artifact.digest(),
-        checksum: String::new(),
-        origin: "upload".to_owned(),
-        created: String::new(),
-        delo_version: String::new(),
-        multi_label: false,
-        loaded: String::new(),
-    };
-    next.load("a", record, None).unwrap();
+    next.load("a", record(&artifact.digest()), None).unwrap();
     next.prune("a", 1);
     next.revision += 1;
     (next, artifact)

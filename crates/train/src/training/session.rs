@@ -153,7 +153,7 @@ impl Session<'_> {
             labels: task.labels.clone(),
             multi_label: self.data.multi_label,
             method: model.method().clone(),
-            targets: model.method().targets().iter().map(|target| target.name().to_owned()).collect(),
+            targets: model.method().target_names(),
             key: self.key.clone(),
             dummy_image: self.dummy_image(),
             special_tokens: Some(self.processor.special_tokens()),

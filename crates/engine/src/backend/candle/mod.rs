@@ -16,7 +16,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::ops::{layer_norm, softmax_last_dim};
 
-use crate::backend::{Adapters, Backend, Dummy, GPU_BACKLOG_BATCH_TOKENS, GPU_BATCH_TOKENS};
+use crate::backend::{Adapters, Backend, Dummy};
 use crate::packed::Span;
 pub use choice::{DeviceChoice, OpenDevice};
 use delo_kernels::Precision;
@@ -151,14 +151,6 @@ impl Backend for CandleBackend {
 
     fn kernel(&self) -> &str {
         &self.kernel
-    }
-
-    fn batch_tokens(&self, _: usize) -> usize {
-        GPU_BATCH_TOKENS
-    }
-
-    fn backlog_batch_tokens(&self, _: usize) -> usize {
-        GPU_BACKLOG_BATCH_TOKENS
     }
 
     fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Tensor, Vec<Span>)> {

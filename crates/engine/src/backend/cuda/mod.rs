@@ -14,7 +14,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::backend::candle::{Embeddings, Layer, OpenDevice, cls};
-use crate::backend::{Adapters, Backend, Dummy, GPU_BACKLOG_BATCH_TOKENS, GPU_BATCH_TOKENS};
+use crate::backend::{Adapters, Backend, Dummy};
 use crate::packed::Span;
 use delo_kernels::Precision;
 use delo_model::Modality;
@@ -143,14 +143,6 @@ impl Backend for CudaBackend {
 
     fn kernel(&self) -> &str {
         &self.kernel
-    }
-
-    fn batch_tokens(&self, _: usize) -> usize {
-        GPU_BATCH_TOKENS
-    }
-
-    fn backlog_batch_tokens(&self, _: usize) -> usize {
-        GPU_BACKLOG_BATCH_TOKENS
     }
 
     fn embed(&self, samples: &[&Sample], dummy: Dummy<'_>) -> Result<(Tensor, Vec<Span>)> {
