@@ -1,12 +1,12 @@
-//! delo: task-agnostic inference and offline training of low-rank expert partitions on a frozen ViLT. This crate is the service and its command line;
-//! the crates below it are `delo-engine`, `delo-train`, `delo-registry` and those on which they build.
+//! delo: task-agnostic inference and offline training of partitions on a frozen ViLT. This crate is the service and its
+//! command line; below it stand `delo-engine`, `delo-train`, `delo-registry` and the crates on which they build.
 //!
 //! - [`config`]: layered settings.
 //! - [`logging`]: the log of a server, best effort.
 //! - [`metric_table`]: the metrics, one row each.
 //! - [`serve`]: gRPC services, the policies around every call, queue and batcher, feedback, metrics, lifecycle.
 //! - [`bench`](mod@bench): how fast the engine is on this machine.
-//! - [`cli`]: the command line; parses, calls one function of the rooms above, prints.
+//! - [`cli`]: the command line; parses, calls one function of the modules above or of a crate below, prints.
 pub mod bench;
 pub mod cli;
 pub mod config;

@@ -1,7 +1,7 @@
 //! Requests of the process to the operating system: giving freed memory back, more open files, errors instead
 //! of signals, threads.
 //!
-//! Invariant: the only crate of the service that calls the C library directly.
+//! Invariant: no other crate changes limits, signals or the allocator of the process.
 pub mod allocator;
 pub mod descriptors;
 pub mod durable;
