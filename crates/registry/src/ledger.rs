@@ -385,7 +385,53 @@ pub(crate) mod tests {
         assert_eq!(ledger.replay("7", "load").unwrap().unwrap().version, 1);
         assert_eq!(ledger.replay("7", "unload"), Err(LedgerError::RequestIdReused("7".to_owned())));
         assert_eq!(ledger.replay("0", "load"), Ok(None), "the oldest is forgotten");
+        assert!(ledger.replay("1", "load").unwrap().is_some(), "the one after it is not");
         assert_eq!(ledger.replay("", "load"), Ok(None));
+    }
+
+    #[test]
+    fn a_refused_rollback_names_the_versions_that_are_retained() {
+        let mut ledger = loaded(3);
+        let message = |refusal: LedgerError| refusal.to_string();
+        let unknown = ledger.roll_back("a", Some(9)).map_err(message);
+        assert_eq!(unknown, Err("task \"a\" has no version 9; retained are 1, 2".to_owned()));
+        ledger.forget_retained("a");
+        let unknown = ledger.roll_back("a", Some(2)).map_err(message);
+        assert_eq!(unknown, Err("task \"a\" has no version 2; retained are none".to_owned()));
+    }
+
+    #[test]
+    fn a_version_that_is_kept_has_its_record_and_one_that_is_dropped_has_none() {
+        let mut ledger = loaded(2);
+        assert_eq!(ledger.record("a", 1), Some(&record("1")));
+        ledger.prune("a", 0);
+        assert_eq!((ledger.record("a", 1), ledger.record("a", 2)), (None, Some(&record("2"))));
+    }
+
+    #[test]
+    fn an_empty_ledger_names_its_backbone_also_in_its_file() {
+        let ledger = Ledger::of("fingerprint".to_owned());
+        assert_eq!((ledger.backbone.as_str(), ledger.revision), ("fingerprint", 0));
+        assert_eq!(serde_json::to_value(&ledger).unwrap()["backbone"], "fingerprint");
+    }
+
+    #[test]
+    fn a_damaged_ledger_is_refused_with_what_is_wrong() {
+        let mut sound = loaded(2);
+        assert_eq!(sound.load("a", record("t"), canary(0.1)), Ok(3));
+        assert_eq!(sound.check(), Ok(()));
+        let damaged = |damage: fn(&mut TaskRecord)| {
+            let mut ledger = sound.clone();
+            damage(ledger.tasks.get_mut("a").unwrap());
+            ledger.check().unwrap_err()
+        };
+        let without_record = "task \"a\" names a version without a record";
+        assert_eq!(damaged(|task| task.live = Some(7)), without_record);
+        assert_eq!(damaged(|task| drop(task.versions.remove(&3))), without_record, "the one on trial");
+        let without_live = "task \"a\" has a trial without another live version";
+        assert_eq!(damaged(|task| task.live = None), without_live);
+        assert_eq!(damaged(|task| task.live = Some(3)), without_live, "it is compared with itself");
+        assert_eq!(damaged(|task| task.latest = 2), "task \"a\" has a version above its latest");
     }
 
     #[test]
