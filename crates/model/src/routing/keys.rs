@@ -248,3 +248,94 @@ impl SessionKeys {
         keys.get(&signal).map(Vec::as_slice)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn every_signal_average_and_metric_is_read_by_the_name_that_it_is_written_by() {
+        let signals = [
+            (KeySignal::MeanQuery { layer: 0 }, "mean@0"),
+            (KeySignal::TextCls { layer: 6 }, "cls@6"),
+            (KeySignal::Parts { layer: 3 }, "parts@3"),
+            (KeySignal::Pooled, "pooled"),
+            (KeySignal::Summary, "summary"),
+        ];
+        for (signal, name) in signals {
+            assert_eq!((signal.to_string().as_str(), name.parse()), (name, Ok(signal)));
+            assert_eq!(serde_json::to_value(signal).unwrap(), name);
+            assert_eq!(serde_json::from_value::<KeySignal>(name.into()).unwrap(), signal);
+        }
+        for (average, name) in [(KeyAverage::Ema, "ema"), (KeyAverage::Mean, "mean")] {
+            assert_eq!((average.to_string().as_str(), name.parse()), (name, Ok(average)));
+        }
+        for (metric, name) in [(Metric::Plain, "plain"), (Metric::Whitened, "whitened")] {
+            assert_eq!((metric.to_string().as_str(), name.parse()), (name, Ok(metric)));
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_refused_with_those_that_there_are() {
+        for name in ["", "mean", "mean@", "cls@-1", "other@1", "pooled@1"] {
+            let refusal = name.parse::<KeySignal>().unwrap_err();
+            assert_eq!(refusal, format!("{name:?} is no key signal: write mean@LAYER, cls@LAYER, parts@LAYER, pooled or summary"));
+        }
+        assert_eq!("median".parse::<KeyAverage>().unwrap_err(), "\"median\" is no average of keys: give ema or mean");
+        assert_eq!("euclid".parse::<Metric>().unwrap_err(), "\"euclid\" is no metric: give plain or whitened");
+    }
+
+    #[test]
+    fn a_signal_has_the_layer_and_the_width_of_its_definition() {
+        let of = |name: &str| name.parse::<KeySignal>().map(|signal| (signal.layer(), signal.width(24))).unwrap();
+        assert_eq!(of("mean@0"), (Some(0), 24));
+        assert_eq!(of("cls@6"), (Some(6), 24));
+        assert_eq!(of("pooled"), (None, 24));
+        assert_eq!(of("parts@3"), (Some(3), 4 * 24 + 3));
+        assert_eq!(of("summary"), (None, 3 * 24 + 3));
+    }
+
+    #[test]
+    fn the_plain_signals_are_those_of_every_layer_and_the_pooled_output() {
+        let names: Vec<String> = KeySignal::plain(2).iter().map(KeySignal::to_string).collect();
+        assert_eq!(names, ["mean@0", "mean@1", "mean@2", "cls@1", "cls@2", "pooled"]);
+    }
+
+    fn signals<const N: usize>(rows: &[[f32; 2]; N]) -> Signals {
+        Signals::from([(KeySignal::Pooled, Tensor::new(rows, &Device::Cpu).unwrap())])
+    }
+
+    #[test]
+    fn a_session_stores_the_mean_and_the_mean_square_of_its_samples() {
+        let rows = signals(&[[1.0, 2.0], [3.0, 6.0]]);
+        let keys = SessionKeys::of(&rows, &[KeySignal::Pooled]).unwrap();
+        assert_eq!(keys.key(KeySignal::Pooled, KeyAverage::Mean), Some([2.0, 4.0].as_slice()));
+        assert_eq!(keys.key(KeySignal::Pooled, KeyAverage::Ema), None, "no step was made");
+        assert_eq!(keys.moments[&KeySignal::Pooled], [5.0, 10.0, 20.0], "[[5, 10], [10, 20]]");
+        assert!(SessionKeys::of(&rows, &[]).unwrap().moments.is_empty());
+        let refusal = SessionKeys::of(&rows, &[KeySignal::Summary]).unwrap_err();
+        assert!(refusal.to_string().starts_with("signal summary was not computed"), "{refusal}");
+    }
+
+    #[test]
+    fn the_moving_average_begins_with_the_first_batch_and_keeps_beta_of_itself_in_each_step() {
+        let rows = signals(&[[1.0, 2.0], [3.0, 6.0], [8.0, 0.0]]);
+        let mut keys = SessionKeys::default();
+        keys.moving_average_step(&rows, &[0, 1], 0.75).unwrap();
+        assert_eq!(keys.ema[&KeySignal::Pooled], [2.0, 4.0]);
+        keys.moving_average_step(&rows, &[2], 0.75).unwrap();
+        assert_eq!(keys.ema[&KeySignal::Pooled], [3.5, 3.0]);
+        assert!(keys.moving_average_step(&rows, &[3], 0.75).is_err(), "there is no such row");
+    }
+
+    #[test]
+    fn a_session_says_what_it_stores() {
+        let mut keys = SessionKeys::default();
+        assert_eq!(keys.held(), "");
+        keys.mean = BTreeMap::from([(KeySignal::Summary, vec![0.0]), (KeySignal::Pooled, vec![0.0])]);
+        keys.moments = BTreeMap::from([(KeySignal::Summary, vec![0.0])]);
+        assert_eq!(keys.held(), "mean keys of pooled, summary; second moment of summary");
+    }
+}

@@ -58,6 +58,7 @@ fn unit(mut x: Vec<f64>) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{KeyAverage, KeySignal, Metric};
     use super::*;
 
     #[test]
@@ -66,6 +67,22 @@ mod tests {
         let cosines: Vec<f32> = rule.scores(&[0.0, 0.2]).iter().filter_map(|task| task.cosine).collect();
         assert_eq!(cosines[0], 0.0);
         assert!((cosines[1] - 0.5f32.sqrt()).abs() < 1e-6, "{cosines:?}");
+    }
+
+    #[test]
+    fn a_zero_key_has_cosine_zero() {
+        let scores = PlainRule::new(&[[0.0f32, 0.0].as_slice(), &[0.0, 2.0]]).scores(&[0.0, 0.2]);
+        assert_eq!(scores.iter().map(|task| task.score).collect::<Vec<_>>(), [0.0, 1.0]);
+    }
+
+    #[test]
+    fn a_session_is_known_by_a_key_of_the_chosen_signal_and_average() {
+        let session = SessionKeys { mean: [(KeySignal::Pooled, vec![1.0, 0.0])].into(), ..SessionKeys::default() };
+        let knows = |signal, average| Plain.knows(&session, KeyChoice { signal, average });
+        assert!(knows(KeySignal::Pooled, KeyAverage::Mean));
+        assert!(!knows(KeySignal::Pooled, KeyAverage::Ema) && !knows(KeySignal::Summary, KeyAverage::Mean));
+        let rule = Metric::Plain.definition().rule(&[&session], KeyChoice { signal: KeySignal::Pooled, average: KeyAverage::Mean });
+        assert_eq!(rule.unwrap().scores(&[2.0, 0.0])[0].score, 1.0);
     }
 
     #[test]

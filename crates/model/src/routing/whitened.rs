@@ -109,6 +109,7 @@ impl TaskRule for WhitenedRule {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{KeySignal, Metric};
     use super::*;
 
     #[test]
@@ -127,5 +128,35 @@ mod tests {
             let want = inverse(p, k) / (inverse(p, p) * inverse(k, k)).sqrt();
             assert!((f64::from(got.score) - want).abs() < 1e-6, "{got:?} for {want}");
         }
+    }
+
+    fn session(key: [f32; 2], moment: [f32; 3]) -> SessionKeys {
+        let (mean, moments) = ([(KeySignal::Pooled, key.to_vec())].into(), [(KeySignal::Pooled, moment.to_vec())].into());
+        SessionKeys { mean, moments, ..SessionKeys::default() }
+    }
+
+    const CHOICE: KeyChoice = KeyChoice { signal: KeySignal::Pooled, average: KeyAverage::Mean };
+
+    #[test]
+    fn a_session_is_known_by_its_mean_key_and_its_second_moment() {
+        let both = session([1.0, 0.2], [2.0, 0.5, 1.0]);
+        assert!(Whitened.knows(&both, CHOICE));
+        assert!(!Whitened.knows(&SessionKeys { moments: [].into(), ..both.clone() }, CHOICE));
+        assert!(!Whitened.knows(&SessionKeys { mean: [].into(), ..both }, CHOICE));
+    }
+
+    #[test]
+    fn a_zero_signal_and_a_zero_key_have_cosine_zero() {
+        let sessions = [session([0.0, 0.0], [2.0, 0.5, 1.0]), session([1.0, 0.0], [2.0, 0.5, 1.0])];
+        let rule = Metric::Whitened.definition().rule(&[&sessions[0], &sessions[1]], CHOICE).unwrap();
+        let scores = |signal: [f32; 2]| rule.scores(&signal).iter().map(|task| task.score).collect::<Vec<_>>();
+        assert_eq!(scores([0.0, 0.0]), [0.0, 0.0]);
+        let [of_zero, of_itself] = scores([3.0, 0.0])[..] else { panic!("two tasks") };
+        assert!(of_zero == 0.0 && (of_itself - 1.0).abs() < 1e-6, "{of_itself}");
+    }
+
+    #[test]
+    fn damaged_second_moments_are_refused() {
+        assert_eq!(Whitened.rule(&[&session([1.0, 0.0], [-2.0, 0.0, -1.0])], CHOICE).unwrap_err(), NotPositiveDefinite);
     }
 }
