@@ -53,3 +53,32 @@ impl fmt::Debug for BackendCopies {
         f.debug_struct("BackendCopies").field("copies", &self.len()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn get(copies: &BackendCopies, device: u32) -> Arc<u32> {
+        copies.get_or_make(|&copy: &u32| copy == device, || Ok::<_, ()>(device)).unwrap()
+    }
+
+    #[test]
+    fn a_copy_is_made_once_for_each_device_and_type_and_a_clone_has_none() {
+        let copies = BackendCopies::default();
+        assert!(copies.is_empty());
+        let first = get(&copies, 0);
+        assert!(Arc::ptr_eq(&first, &get(&copies, 0)));
+        assert_eq!((copies.len(), copies.is_empty()), (1, false));
+        assert_eq!(*get(&copies, 1), 1);
+        copies.get_or_make(|_: &String| true, || Ok::<_, ()>("of another type".to_owned())).unwrap();
+        assert_eq!((copies.len(), copies.clone().len()), (3, 0));
+        assert_eq!(format!("{copies:?}"), "BackendCopies { copies: 3 }");
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_made_is_not_kept() {
+        let copies = BackendCopies::default();
+        assert_eq!(copies.get_or_make(|_: &u32| true, || Err("no memory")).unwrap_err(), "no memory");
+        assert!(copies.is_empty());
+    }
+}

@@ -433,4 +433,19 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn b_and_the_biases_begin_at_zero_and_all_else_does_not() {
+        let spec = PoolSpec { layout: Layout::Slotted, experts: 5, rank: 2, alpha: 2.0, first_adapted_layer: 1, layers: 3, hidden: 8 };
+        let vars = TaskModel::init(Method::Delo { pools: spec }, 3, 7).unwrap().vars();
+        let names = ["a", "b", "router_a.weight", "router_a.bias", "router_b.weight", "router_b.bias", "router_ab"];
+        assert_eq!(vars.len(), 2 * names.len() + 2, "two layers and the head");
+        for layer in [1, 2] {
+            for name in names {
+                let values = flat(&vars[&format!("layers.{layer}.{name}")]).unwrap();
+                let is_zero = values.iter().all(|&x| x == 0.0);
+                assert_eq!(is_zero, name == "b" || name.ends_with("bias"), "{name}");
+            }
+        }
+    }
 }

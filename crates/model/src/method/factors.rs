@@ -199,3 +199,118 @@ impl FactorBank {
         self.factor_rows(group, chosen).map(move |row| numbers.slice(row * hidden, hidden))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 3 experts with 2 slots in each of 2 groups of a target, width 2. The factor in slot s of expert e of
+    /// group g is [100 g + 10 e + s, 0] in A and its negative in B.
+    fn bank(routers: Option<Routers>) -> FactorBank {
+        let shape = BankShape { groups: 2, experts: 3, rank: 2, slots: 2, hidden: 2 };
+        let slots =
+            (0..6).flat_map(|group| (0..3).flat_map(move |expert| (0..2).map(move |slot| (100 * group + 10 * expert + slot) as f32)));
+        let a: Vec<f32> = slots.flat_map(|number| [number, 0.0]).collect();
+        let b = a.iter().map(|x| -x).collect();
+        FactorBank::new(shape, 1.5, a, b, routers)
+    }
+
+    /// W_A, W_B and the biases are zero but for what a test sets.
+    fn routers() -> Routers {
+        let zeros = |n: usize| vec![0.0; n];
+        let weight = || Numbers::F32(zeros(6 * 3 * 2));
+        Routers { a: weight(), bias_a: zeros(6 * 3), b: weight(), bias_b: zeros(6 * 3), table: zeros(6 * 2 * 3 * 3) }
+    }
+
+    fn choice(bank: &FactorBank, image: [f32; 2], text: [f32; 2], group: usize) -> [Vec<u32>; 2] {
+        let queries = PerModality { image: image.to_vec(), text: text.to_vec() };
+        let Choice { a, b } = bank.choose(Isa::detect(), &queries).swap_remove(group);
+        [a, b]
+    }
+
+    #[test]
+    fn a_bank_has_the_dimensions_that_it_was_made_with() {
+        let bank = bank(None);
+        assert_eq!((bank.alpha(), bank.pairs(), bank.shape().all_groups()), (1.5, 4, 6));
+        assert!(bank.routers().is_none());
+        assert_eq!(bank.factor_numbers().map(|numbers| numbers.to_f32()[2 * 7]), [101.0, -101.0]);
+        let modalities = (0..6).map(|group| bank.modality(group));
+        assert!(modalities.eq([Modality::ALL, Modality::ALL, Modality::ALL].concat()));
+    }
+
+    #[test]
+    #[should_panic(expected = "factors do not fill")]
+    fn factors_that_do_not_fill_the_shape_are_refused() {
+        let shape = BankShape { groups: 1, experts: 2, rank: 1, slots: 1, hidden: 2 };
+        FactorBank::new(shape, 1.0, vec![0.0; 12], vec![0.0; 11], None);
+    }
+
+    #[test]
+    fn the_ith_factor_is_slot_i_of_the_ith_chosen_expert() {
+        let bank = bank(None);
+        let chosen = Choice { a: vec![2, 0], b: vec![1, 2] };
+        let first = |factors: Vec<NumbersRef>| {
+            let mut out = [0.0; 2];
+            factors.into_iter().map(|factor| (factor.widen(&mut out), out[0]).1).collect::<Vec<f32>>()
+        };
+        assert_eq!(first(bank.a_factors(4, &chosen).collect()), [420.0, 401.0]);
+        assert_eq!(first(bank.b_factors(4, &chosen).collect()), [-410.0, -421.0]);
+    }
+
+    #[test]
+    fn without_routers_every_group_uses_its_first_experts() {
+        let bank = bank(None);
+        assert_eq!(bank.unrouted(), vec![Choice { a: vec![0, 1], b: vec![0, 1] }; 6]);
+        assert_eq!(choice(&bank, [1.0, 0.0], [0.0, 1.0], 5), [[0, 1], [0, 1]]);
+    }
+
+    #[test]
+    fn experts_are_chosen_by_the_query_of_the_group_s_modality_and_the_bias() {
+        // Group 3 is of the second modality. Expert 2 answers the first coordinate, and expert 1 has a bias.
+        let mut routers = routers();
+        let weight = |at: usize, value: f32| Numbers::F32((0..36).map(|i| if i == at { value } else { 0.0 }).collect());
+        routers.a = weight((3 * 3 + 2) * 2, 1.0);
+        routers.bias_a[3 * 3 + 1] = 0.5;
+        routers.b = weight((3 * 3 + 2) * 2, 1.0);
+        routers.bias_b[3 * 3 + 1] = 0.5;
+        let bank = bank(Some(routers));
+        let second = |of_its_modality, of_the_other| match bank.modality(3) {
+            Modality::Image => choice(&bank, of_its_modality, of_the_other, 3),
+            Modality::Text => choice(&bank, of_the_other, of_its_modality, 3),
+        };
+        assert_eq!(second([1.0, 0.0], [-9.0, 0.0]), [[2, 1], [2, 1]]);
+        assert_eq!(second([0.2, 0.0], [9.0, 9.0]), [[1, 2], [1, 2]], "the bias is larger than the product");
+        assert_eq!(choice(&bank, [1.0, 0.0], [1.0, 0.0], 2), [[0, 1], [0, 1]], "the routers of other groups are zero");
+    }
+
+    #[test]
+    fn the_chosen_a_factors_and_their_places_add_to_the_scores_of_b() {
+        let mut routers = routers();
+        // In group 1, the A choice is [2, 0]. Row (place, expert) of the table of the group raises one B expert.
+        routers.bias_a[3 + 2] = 2.0;
+        routers.bias_a[3] = 1.0;
+        let row = |place: usize, expert: usize| ((2 + place) * 3 + expert) * 3;
+        routers.table[row(0, 2) + 2] = 3.0;
+        routers.table[row(1, 0) + 1] = 5.0;
+        // Rows of experts that are not chosen at that place.
+        routers.table[row(1, 2)] = 50.0;
+        routers.table[row(0, 0)] = 50.0;
+        assert_eq!(choice(&bank(Some(routers.clone())), [0.0; 2], [0.0; 2], 1), [[2, 0], [1, 2]]);
+        // Both terms of the score of B are softmaxes, of at most 1 each: 0.12 + 0.91 for expert 2, 0.88 + 0.05 for expert 1.
+        routers.bias_b[3 + 2] = 3.0;
+        assert_eq!(choice(&bank(Some(routers)), [0.0; 2], [0.0; 2], 1), [[2, 0], [2, 1]]);
+    }
+
+    #[test]
+    fn another_number_format_changes_the_factors_and_the_routers_but_not_the_choice() {
+        let mut routers = routers();
+        routers.a = Numbers::F32((0..36).map(|i| (i % 5) as f32).collect());
+        let plain = bank(Some(routers));
+        let half = plain.clone().in_precision(Precision::Bf16);
+        assert!(half.factor_numbers().iter().all(|numbers| matches!(numbers, Numbers::Bf16(_))));
+        assert!(half.routers().is_some_and(|routers| matches!((&routers.a, &routers.b), (Numbers::Bf16(_), Numbers::Bf16(_)))));
+        for group in 0..6 {
+            assert_eq!(choice(&half, [1.0, 0.5], [2.0, -1.0], group), choice(&plain, [1.0, 0.5], [2.0, -1.0], group));
+        }
+    }
+}

@@ -284,3 +284,91 @@ pub(crate) fn tensor_of<'a>(tensors: &'a Tensors, name: &str, shape: &[usize]) -
 pub(crate) fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delo(experts: usize, rank: usize, first_adapted_layer: usize) -> PoolSpec {
+        PoolSpec { layout: Layout::RankOne, experts, rank, alpha: 2.0, first_adapted_layer, layers: 6, hidden: 8 }
+    }
+
+    fn lora(rank: usize, alpha: f64, first_adapted_layer: usize) -> LoraSpec {
+        LoraSpec { rank, alpha, first_adapted_layer, layers: 6, hidden: 8 }
+    }
+
+    #[test]
+    fn every_method_and_layout_is_read_by_the_name_that_it_is_written_by() {
+        for (kind, name) in [(MethodKind::Delo, "delo"), (MethodKind::Lora, "lora"), (MethodKind::Linear, "linear")] {
+            assert_eq!((kind.to_string().as_str(), name.parse()), (name, Ok(kind)));
+        }
+        for (layout, name) in [(Layout::RankOne, "rank_one"), (Layout::Slotted, "slotted")] {
+            assert_eq!((layout.to_string().as_str(), name.parse()), (name, Ok(layout)));
+        }
+        assert_eq!("full".parse::<MethodKind>().unwrap_err(), "\"full\" is no method: give delo, lora or linear");
+        assert_eq!("dense".parse::<Layout>().unwrap_err(), "\"dense\" is no layout: give rank_one or slotted");
+    }
+
+    #[test]
+    fn a_header_names_the_method_and_has_its_dimensions_in_the_method_s_field() {
+        let methods = [
+            (Method::Delo { pools: delo(4, 2, 3) }, MethodKind::Delo, 3, 3, 2),
+            (Method::Lora { lora: lora(4, 1.0, 2) }, MethodKind::Lora, 2, 3, 0),
+            (Method::Linear { linear: LinearSpec { layers: 6, hidden: 8 } }, MethodKind::Linear, 6, 0, 0),
+        ];
+        for (method, kind, first, targets, terms) in methods {
+            let header = serde_json::to_value(&method).unwrap();
+            assert_eq!((method.kind(), &header["method"]), (kind, &kind.to_string().into()));
+            assert_eq!(header[method.field()]["hidden"], 8);
+            assert_eq!(serde_json::from_value::<Method>(header).unwrap(), method);
+            assert_eq!(method.backbone(), BackboneShape { layers: 6, hidden: 8 });
+            assert_eq!((method.first_adapted_layer(), method.terms().len()), (first, terms));
+            assert_eq!(method.target_names(), ["query", "key", "value"][..targets]);
+            assert_eq!(method.validate(), Ok(()));
+        }
+        assert_eq!(delo(4, 2, 3).summary(), "4 experts, rank 2, alpha 2, from layer 3 of 6");
+        assert_eq!(lora(4, 1.5, 2).summary(), "rank 4, alpha 1.5, from layer 2 of 6");
+    }
+
+    #[test]
+    fn dimensions_at_their_bounds_are_valid_and_those_beyond_are_refused_by_name() {
+        for valid in [delo(1, 1, 0), delo(4, 4, 6), delo(4096, 1, 0)] {
+            assert_eq!(valid.validate(), Ok(()), "{valid:?}");
+        }
+        for valid in [lora(1, 0.0, 0), lora(4096, -1.0, 6)] {
+            assert_eq!(valid.validate(), Ok(()), "{valid:?}");
+        }
+        let refused = |spec: &dyn MethodSpec, word: &str| {
+            let refusal = spec.validate().unwrap_err();
+            assert!(refusal.contains(word), "{spec:?}: {refusal}");
+        };
+        refused(&delo(4, 0, 0), "rank 0");
+        refused(&delo(4, 5, 0), "rank 5");
+        refused(&delo(4097, 1, 0), "4097 experts");
+        refused(&delo(4, 2, 7), "first adapted layer 7");
+        refused(&lora(0, 1.0, 0), "rank 0");
+        refused(&lora(4097, 1.0, 0), "rank 4097");
+        refused(&lora(1, f64::NAN, 0), "alpha NaN");
+        refused(&lora(1, f64::INFINITY, 0), "alpha inf");
+        refused(&lora(1, 1.0, 7), "first adapted layer 7");
+    }
+
+    #[test]
+    fn an_adapter_has_a_bank_for_each_adapted_layer_and_none_for_the_others() {
+        let method = Method::Lora { lora: lora(2, 1.0, 4) };
+        let tensors = TaskModel::init(method.clone(), 3, 0).unwrap().to_tensors().unwrap();
+        let adapter = method.adapter(&tensors).unwrap();
+        assert_eq!(adapter.layers(), 4..6);
+        let adapted: Vec<usize> = (0..8).filter(|&layer| adapter.bank(layer).is_some()).collect();
+        assert_eq!(adapted, [4, 5]);
+    }
+
+    #[test]
+    fn a_missing_tensor_and_one_of_another_shape_are_named() {
+        let tensors = Tensors::from([("x".to_owned(), Tensor::zeros((2, 3), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap())]);
+        assert_eq!(tensor_of(&tensors, "x", &[2, 3]).unwrap().dims(), [2, 3]);
+        let refusal = |name, shape: &[usize]| tensor_of(&tensors, name, shape).unwrap_err().to_string();
+        assert!(refusal("y", &[2, 3]).contains("tensor y is missing"));
+        assert!(refusal("x", &[3, 2]).contains("tensor x has shape [2, 3], not [3, 2]"));
+    }
+}

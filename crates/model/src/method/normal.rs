@@ -25,3 +25,24 @@ fn normals(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
     out.truncate(n);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn the_numbers_have_the_mean_the_deviation_and_the_tails_of_a_gaussian() {
+        let n = 20_001;
+        let values: Vec<f32> = gaussian(&mut ChaCha8Rng::seed_from_u64(7), n).unwrap().to_vec1().unwrap();
+        assert_eq!(values.len(), n);
+        let moment = |power: i32| values.iter().map(|&x| (f64::from(x) / 0.02).powi(power)).sum::<f64>() / n as f64;
+        for (power, expected, bar) in [(1, 0.0, 0.03), (2, 1.0, 0.04), (3, 0.0, 0.1), (4, 3.0, 0.2)] {
+            let found = moment(power);
+            assert!((found - expected).abs() < bar, "moment {power} is {found}");
+        }
+        let neighbours = values.windows(2).map(|pair| f64::from(pair[0] * pair[1]) / 0.0004).sum::<f64>() / n as f64;
+        assert!(neighbours.abs() < 0.03, "neighbours are uncorrelated: {neighbours}");
+    }
+}

@@ -74,3 +74,27 @@ impl NumbersRef<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers that bf16 holds exactly.
+    const VALUES: [f32; 6] = [0.5, -2.0, 3.0, 1.25, -0.75, 8.0];
+
+    #[test]
+    fn numbers_that_bf16_holds_are_the_same_in_both_formats() {
+        let plain = Numbers::F32(VALUES.to_vec());
+        let half = plain.clone().in_precision(Precision::Bf16);
+        assert!(matches!(half, Numbers::Bf16(_)), "{half:?}");
+        assert!(matches!(half.clone().in_precision(Precision::F32), Numbers::F32(_)));
+        for numbers in [plain, half] {
+            assert_eq!(numbers.to_f32(), VALUES);
+            let middle = numbers.slice(1, 3);
+            let mut out = [9.0; 4];
+            middle.widen(&mut out);
+            assert_eq!(out, [-2.0, 3.0, 1.25, 9.0], "the rest of `out` is left");
+            assert_eq!(middle.dot(&[1.0, 2.0, 4.0]), 9.0);
+        }
+    }
+}

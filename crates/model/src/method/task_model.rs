@@ -96,3 +96,45 @@ impl TaskModel {
         self.learner.parameters()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::{LinearSpec, LoraSpec, flat};
+
+    #[test]
+    fn the_head_begins_uniform_within_its_bound_and_differs_by_seed() {
+        let head = |seed| {
+            let model = TaskModel::init(Method::Linear { linear: LinearSpec { layers: 6, hidden: 16 } }, 50, seed).unwrap();
+            (flat(&model.head_weight).unwrap(), flat(&model.head_bias).unwrap())
+        };
+        let (weight, bias) = head(7);
+        assert_eq!((weight.len(), bias.len()), (800, 50));
+        let bound = 0.25;
+        assert!(weight.iter().chain(&bias).all(|x| x.abs() <= bound));
+        let share = |part: fn(f32) -> bool| weight.iter().filter(|&&x| part(x)).count() as f32 / 800.0;
+        let quarters =
+            [share(|x| x < -0.125), share(|x| (-0.125..0.0).contains(&x)), share(|x| (0.0..0.125).contains(&x)), share(|x| x >= 0.125)];
+        assert!(quarters.iter().all(|&quarter| (quarter - 0.25f32).abs() < 0.06), "{quarters:?}");
+        assert_eq!(head(7), (weight.clone(), bias));
+        assert_ne!(head(8).0, weight);
+    }
+
+    #[test]
+    fn the_parameters_of_the_adapter_are_counted_without_the_head() {
+        let lora = LoraSpec { rank: 2, alpha: 1.0, first_adapted_layer: 1, layers: 3, hidden: 8 };
+        let model = TaskModel::init(Method::Lora { lora }, 4, 0).unwrap();
+        assert_eq!(model.adapter_parameters(), 2 * 2 * 3 * 2 * 8, "A and B of three targets in two layers");
+        let linear = TaskModel::init(Method::Linear { linear: LinearSpec { layers: 3, hidden: 8 } }, 4, 0).unwrap();
+        assert_eq!((linear.adapter_parameters(), linear.vars().len(), linear.to_tensors().unwrap().len()), (0, 2, 2));
+    }
+
+    #[test]
+    fn the_logits_are_the_head_s_product_and_bias() {
+        let model = TaskModel::init(Method::Linear { linear: LinearSpec { layers: 3, hidden: 2 } }, 2, 0).unwrap();
+        model.head_weight.set(&Tensor::new(&[[1f32, 2.0], [3.0, -1.0]], &Device::Cpu).unwrap()).unwrap();
+        model.head_bias.set(&Tensor::new(&[0.5f32, -8.0], &Device::Cpu).unwrap()).unwrap();
+        let pooled = Tensor::new(&[[2f32, 4.0], [0.0, 1.0]], &Device::Cpu).unwrap();
+        assert_eq!(model.head(&pooled).unwrap().to_vec2::<f32>().unwrap(), [[10.5, -6.0], [2.5, -9.0]]);
+    }
+}
