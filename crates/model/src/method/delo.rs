@@ -393,6 +393,9 @@ fn in_stack(name: &str, tensor: &Tensor, layout: Layout) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use delo_kernels::Isa;
+    use rand::SeedableRng;
+
     use super::*;
     use crate::method::{Method, TaskModel};
 
@@ -445,6 +448,43 @@ mod tests {
                 let values = flat(&vars[&format!("layers.{layer}.{name}")]).unwrap();
                 let is_zero = values.iter().all(|&x| x == 0.0);
                 assert_eq!(is_zero, name == "b" || name.ends_with("bias"), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_served_factors_are_those_that_the_learning_model_chooses() {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let mut random = |shape: &[usize]| (gaussian(&mut rng, shape).unwrap() * 50.0).unwrap();
+        for layout in [Layout::RankOne, Layout::Slotted] {
+            let spec = PoolSpec { layout, experts: 5, rank: 2, alpha: 1.5, first_adapted_layer: 1, layers: 3, hidden: 8 };
+            let model = TaskModel::init(Method::Delo { pools: spec.clone() }, 3, 7).unwrap();
+            model.vars().values().for_each(|var| var.set(&random(var.dims())).unwrap());
+            let adapter = spec.adapter(&model.to_tensors().unwrap()).unwrap();
+            let queries = PerModality { image: random(&[3, 8]), text: random(&[3, 8]) };
+            for layer in adapter.layers() {
+                let learnt = model.pairs(layer, PerModality { image: &queries.image, text: &queries.text }).unwrap();
+                assert_eq!(learnt.pairs, 4, "two of each modality");
+                let bank = adapter.bank(layer).unwrap();
+                for sample in 0..3 {
+                    let of_sample = |query: &Tensor| flat(&query.get(sample).unwrap()).unwrap();
+                    let choices =
+                        bank.choose(Isa::detect(), &PerModality { image: of_sample(&queries.image), text: of_sample(&queries.text) });
+                    let mut factor = vec![0f32; 8];
+                    let (mut a, mut b) = (Vec::new(), Vec::new());
+                    for (group, choice) in choices.iter().enumerate() {
+                        for numbers in bank.a_factors(group, choice) {
+                            numbers.widen(&mut factor);
+                            a.extend_from_slice(&factor);
+                        }
+                        for numbers in bank.b_factors(group, choice) {
+                            numbers.widen(&mut factor);
+                            b.extend(factor.iter().map(|x| x * bank.alpha()));
+                        }
+                    }
+                    assert_eq!(a, of_sample(&learnt.a), "A of {layout}, layer {layer}, sample {sample}");
+                    assert_eq!(b, of_sample(&learnt.b), "B of {layout}, layer {layer}, sample {sample}");
+                }
             }
         }
     }

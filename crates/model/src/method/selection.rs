@@ -23,7 +23,7 @@ pub fn softmax(row: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
-    use super::top;
+    use super::{softmax, top};
 
     #[test]
     fn ties_go_to_the_lower_index() {
@@ -37,5 +37,16 @@ mod tests {
         assert_eq!(top(&[1.0, 3.0, 2.0], usize::MAX).collect::<Vec<_>>(), [1, 2, 0]);
         assert_eq!(top(&[1.0, 3.0, 2.0], 0).count(), 0);
         assert_eq!(top(&[], 5).count(), 0);
+    }
+
+    #[test]
+    fn probabilities_have_the_ratios_of_the_exponentials_and_sum_to_1() {
+        for shift in [0.0, -3.0, 1000.0] {
+            let mut row = [shift, shift + 2f32.ln(), shift + 5f32.ln()];
+            softmax(&mut row);
+            for (found, expected) in row.into_iter().zip([0.125, 0.25, 0.625]) {
+                assert!((found - expected).abs() < 1e-4, "{row:?}");
+            }
+        }
     }
 }
