@@ -113,6 +113,10 @@ fn batches_that_took_no_time_are_soon_outweighed_by_slow_ones() {
     (0..100).for_each(|_| compute_batch(&mut f, 1e-6));
     (0..4).for_each(|_| compute_batch(&mut f, 1.0));
     assert!(f.reserve_all("a", Interactive) < 10, "two are right, and this client may hold 750 places");
+    let mut f = fixture(QueueLimits { queue_wait: Duration::from_secs(2), ..LIMITS });
+    compute_batch(&mut f, 0.0);
+    compute_batch(&mut f, 1.0);
+    assert!(f.reserve_all("a", Interactive) < 10, "the clock may be too coarse for the first batch");
 }
 
 /// Computes all that waits, on a machine where a batch takes `20 ms + tokens · 1 ms`. Returns when the last
@@ -191,6 +195,9 @@ fn a_batch_grows_with_the_interactive_backlog_within_its_bound() {
     let mut f = fixture(limits);
     (0..360).for_each(|i| drop(f.push(if i % 6 == 0 { "a" } else { "b" }, Interactive, 10)));
     assert_eq!(f.batch().len(), 10, "as many as if b had no more samples waiting than a");
+    let mut f = fixture(limits);
+    (0..300).for_each(|i| drop(f.push(if i % 2 == 0 { "a" } else { "b" }, Interactive, 10)));
+    assert_eq!((f.batch().len(), f.batch().len()), (25, 22), "a twelfth of what waits, in samples of 10 tokens");
 }
 
 #[test]
@@ -201,6 +208,22 @@ fn interactive_goes_before_bulk_and_bulk_does_not_starve() {
     let computed: Vec<String> = (0..40).flat_map(|_| f.batch()).collect();
     let share = computed.iter().filter(|c| *c == "bulk").count() as f64 / computed.len() as f64;
     assert!((share - 0.2).abs() < 0.03, "bulk got {share}");
+}
+
+#[test]
+fn bulk_gets_no_more_than_its_part_while_samples_of_both_priorities_arrive() {
+    let mut f = fixture(QueueLimits { batch_tokens: 30, backlog_batch_tokens: 30, ..LIMITS });
+    let arrive = |f: &mut Fixture, samples: usize| {
+        (0..samples).for_each(|_| drop(f.push("bulk", Bulk, 10)));
+        (0..samples).for_each(|_| drop(f.push("people", Interactive, 10)));
+    };
+    arrive(&mut f, 50);
+    let mut bulk = 0;
+    for _ in 0..40 {
+        bulk += f.batch().iter().filter(|client| *client == "bulk").count();
+        arrive(&mut f, 3);
+    }
+    assert!((bulk as f64 / 120.0 - 0.2).abs() < 0.03, "bulk got {bulk} of 120");
 }
 
 #[test]
@@ -231,6 +254,55 @@ fn a_client_that_holds_its_share_leaves_places_for_others_and_its_bulk_leaves_pl
     let mut f = fixture(QueueLimits { queue_samples: 16, ..LIMITS });
     assert_eq!(f.reserve_all("a", Bulk), 12);
     assert_eq!(f.reserve_all("a", Interactive), 4);
+}
+
+#[test]
+fn a_client_may_use_what_others_do_not_until_half_of_the_places_is_taken() {
+    let mut f = fixture(QueueLimits { queue_samples: 16, ..LIMITS });
+    (0..4).for_each(|_| assert_eq!(f.reserve("a", Interactive), Ok(())));
+    ["b", "c", "d"].into_iter().for_each(|client| assert_eq!(f.reserve(client, Interactive), Ok(())));
+    assert_eq!(f.reserve("a", Interactive), Ok(()), "7 of 16 places are taken, and it holds its even share of 4");
+    assert_eq!(f.reserve("a", Interactive), Err(ReserveError::ClientShare), "half is taken");
+    assert_eq!(f.reserve("b", Interactive), Ok(()));
+}
+
+#[test]
+fn memory_is_given_to_the_last_byte_and_no_further() {
+    let mut f = fixture(QueueLimits { queue_bytes: 100, ..LIMITS });
+    let (class, deadline) = (class("a", Interactive), f.now + Duration::from_secs(600));
+    let reserve = |f: &mut Fixture, bytes: usize| f.queue.reserve(&class, bytes, deadline, f.now);
+    assert_eq!(reserve(&mut f, 60), Ok(()));
+    assert_eq!(reserve(&mut f, 41), Err(ReserveError::Memory));
+    assert_eq!(reserve(&mut f, 40), Ok(()));
+    assert_eq!(f.queue.resize(60, 61), Err(ReserveError::Memory));
+    assert_eq!(f.queue.bytes(), 100, "a refusal changes nothing");
+    assert_eq!(f.queue.resize(60, 10), Ok(()));
+    assert_eq!(f.queue.resize(10, 60), Ok(()));
+    f.queue.release(&class, 60);
+    assert_eq!((f.queue.bytes(), f.queue.reserved()), (40, 1));
+}
+
+#[test]
+fn a_refused_caller_tries_again_after_half_of_a_bulk_sample_s_wait_within_bounds() {
+    let mut f = fixture(LIMITS);
+    assert_eq!(f.queue.retry_after(f.now), Duration::from_millis(100), "nothing is measured");
+    f.queue.estimate(100, Duration::from_secs(1));
+    assert_eq!(f.queue.retry_after(f.now), Duration::from_millis(10), "nothing waits");
+    f.push("a", Interactive, 100);
+    f.queue.take(f.now, |_| false);
+    let after = |f: &Fixture, seconds: f64| f.queue.retry_after(f.now + Duration::from_secs_f64(seconds)).as_secs_f64();
+    assert!((after(&f, 0.0) - 0.5).abs() < 1e-6, "the batch that runs takes a second");
+    assert!((after(&f, 0.4) - 0.3).abs() < 1e-6, "what has passed of it counts no more");
+    assert_eq!(after(&f, 5.0), 0.01, "it should have ended");
+    f.push("a", Interactive, 100);
+    f.push("b", Bulk, 300);
+    assert!((after(&f, 0.0) - 2.5).abs() < 1e-6, "all that waits goes before a bulk sample");
+    assert!(
+        (f.queue.expected_wait(Interactive, f.now).as_secs_f64() - 2.25).abs() < 1e-6,
+        "an interactive one waits for a part of the bulk"
+    );
+    f.push("c", Bulk, 100_000);
+    assert_eq!(after(&f, 0.0), 60.0);
 }
 
 #[test]
@@ -326,9 +398,11 @@ fn a_sample_that_expired_or_whose_caller_has_gone_is_not_in_the_batch() {
     f.push("b", Bulk, 10);
     let taken = f.queue.take(f.now, |item| item == "gone");
     assert_eq!((taken.batch.len(), taken.expired.len()), (2, 1));
+    assert!(f.queue.take(f.now, |_| false).is_empty(), "none is left");
     f.push("expired", Interactive, 10);
     let taken = f.queue.take(f.now + Duration::from_secs(601), |_| false);
     assert_eq!((taken.batch.len(), taken.expired.len()), (0, 1));
+    assert!(!taken.is_empty(), "its caller is to be told");
 }
 
 #[derive(Clone, Debug)]
