@@ -120,3 +120,76 @@ impl Packed {
         Packed { hidden: self.hidden.clone(), spans }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// Rows 5..9 are the text (CLS, two words, SEP) and rows 9..12 the image (CLS, two patches).
+    const SPAN: Span = Span { start: 5, text: 4, image: 3, presence: Presence::Complete };
+
+    #[test]
+    fn a_span_has_the_rows_of_each_part_of_its_sample() {
+        assert_eq!((SPAN.tokens(), SPAN.end(), SPAN.image_cls()), (7, 12, 9));
+        assert_eq!((SPAN.words(), SPAN.patches()), (6..8, 10..12));
+        let of_empty_text = Span { text: 2, ..SPAN }.words();
+        assert!(of_empty_text.is_empty() && of_empty_text.start == 6, "CLS and SEP alone: {of_empty_text:?}");
+        assert!(Span { text: 1, ..SPAN }.words().is_empty(), "CLS alone");
+    }
+
+    #[test]
+    fn the_query_of_a_missing_modality_is_made_of_the_rows_of_the_other() {
+        let rows = |presence| Span { presence, ..SPAN }.query_rows();
+        assert_eq!(rows(Presence::Complete), PerModality { image: 10..12, text: 6..8 });
+        assert_eq!(rows(Presence::ImageOnly), PerModality { image: 10..12, text: 10..12 });
+        assert_eq!(rows(Presence::TextOnly), PerModality { image: 6..8, text: 6..8 });
+    }
+
+    /// Samples of these numbers of text and image tokens. Each row holds its number in this matrix.
+    fn packed(first_row: usize, sizes: &[(usize, usize)]) -> Packed {
+        let mut start = 0;
+        let mut spans = Vec::new();
+        for &(text, image) in sizes {
+            spans.push(Span { start, text, image, presence: Presence::Complete });
+            start += text + image;
+        }
+        let numbers: Vec<f32> = (first_row..first_row + start).map(|row| row as f32).collect();
+        Packed { hidden: Tensor::from_vec(numbers, (start, 1), &Device::Cpu).unwrap(), spans: spans.into() }
+    }
+
+    fn numbers(packed: &Packed) -> Vec<f32> {
+        packed.hidden.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn starts(packed: &Packed) -> Vec<usize> {
+        packed.spans.iter().map(|span| span.start).collect()
+    }
+
+    #[test]
+    fn concatenated_matrices_hold_all_samples_in_order() {
+        let both = Packed::concat(&[packed(0, &[(2, 2), (3, 1)]), packed(8, &[(2, 1)])]).unwrap();
+        assert_eq!(starts(&both), [0, 4, 8]);
+        assert_eq!(numbers(&both), (0..11).map(|row| row as f32).collect::<Vec<_>>());
+        assert!(Packed::concat(&[]).is_err());
+    }
+
+    #[test]
+    fn selected_samples_have_their_rows_in_the_order_of_the_selection() {
+        let chosen = packed(0, &[(2, 2), (2, 1), (1, 1)]).select(&[2, 0, 2]).unwrap();
+        assert_eq!(starts(&chosen), [0, 2, 6]);
+        assert_eq!(numbers(&chosen), [7.0, 8.0, 0.0, 1.0, 2.0, 3.0, 7.0, 8.0]);
+    }
+
+    #[test]
+    fn other_states_or_patterns_leave_the_rest_as_it_is() {
+        let plain = packed(0, &[(2, 2), (2, 1)]);
+        let moved = plain.with_hidden(packed(100, &[(2, 2), (2, 1)]).hidden);
+        assert_eq!((numbers(&moved)[0], &moved.spans), (100.0, &plain.spans));
+        let missing = plain.with_presence(&[Presence::TextOnly, Presence::ImageOnly]);
+        assert_eq!(numbers(&missing), numbers(&plain));
+        let patterns: Vec<Presence> = missing.spans.iter().map(|span| span.presence).collect();
+        assert_eq!((patterns, starts(&missing)), (vec![Presence::TextOnly, Presence::ImageOnly], starts(&plain)));
+    }
+}

@@ -72,3 +72,20 @@ fn parts(spans: &[Span], words: &[Vec<f32>], patches: &[Vec<f32>], more: &[Vec<V
     };
     spans.iter().enumerate().map(of_sample).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_scaled_to_length_1_and_those_of_a_missing_modality_are_zero() {
+        let patterns = [Presence::Complete, Presence::ImageOnly, Presence::TextOnly];
+        let spans = patterns.map(|presence| Span { start: 0, text: 3, image: 2, presence });
+        let (words, patches) = (vec![vec![3.0, 4.0]; 3], vec![vec![0.0, -2.0]; 3]);
+        let more = [vec![vec![0.0, 0.0], vec![5.0, 0.0], vec![0.0, 0.5]]];
+        let rows = parts(&spans, &words, &patches, &more);
+        assert_eq!(rows[0], [0.6, 0.8, 0.0, -1.0, 0.0, 0.0, 1.0, 0.0, 0.0], "zero stays zero");
+        assert_eq!(rows[1], [0.0, 0.0, 0.0, -1.0, 1.0, 0.0, 0.0, 1.0, 0.0]);
+        assert_eq!(rows[2], [0.6, 0.8, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0]);
+    }
+}
