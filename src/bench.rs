@@ -53,9 +53,10 @@ pub struct Workload {
     pub kinds: Vec<Kind>,
     /// Samples of each batch.
     pub batches: Vec<usize>,
-    /// Where given, also measures batches whose tasks the engine decides, by the whitened metric of this
-    /// signal.
+    /// Where given, also measures batches whose tasks the engine decides, by [`Self::metric`] over this signal.
     pub route: Option<KeySignal>,
+    /// The metric that decides tasks.
+    pub metric: Metric,
     /// The shape of the random partitions.
     pub pools: PoolSpec,
     /// Timed forwards of each combination.
@@ -204,14 +205,19 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
         let moment = (0..width).flat_map(|i| (i..width).map(move |j| f32::from(u8::from(i == j))));
         keys.moments.insert(signal, moment.collect());
     }
-    let metric = if workload.route.is_some() { Metric::Whitened } else { Metric::Plain };
+    let metric = if workload.route.is_some() { workload.metric } else { Metric::Plain };
+    if metric == Metric::Lda {
+        keys.classes.counts = vec![10.0; CLASSES];
+        keys.classes.means.insert(signal, vec![0.0; CLASSES * width]);
+    }
     let meta = PartitionMeta {
         task: name(0),
         labels: (0..CLASSES).map(|label| label.to_string()).collect(),
         multi_label: false,
         targets: model.method().target_names(),
         method: model.method().clone(),
-        key: KeyRule { metric, signal, plain_signal: signal, plain_average: KeyAverage::Mean },
+        key: KeyRule { metric, signal, plain_signal: signal, plain_average: KeyAverage::Mean, temperature: None },
+        analytic: None,
         dummy_image: workload.dummy_image,
         special_tokens: None,
         backbone: BackboneRecord { fingerprint: engine.backbone().fingerprint.clone(), name: "bench".to_owned() },
@@ -223,7 +229,7 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
         delo_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let refused = |e: delo_model::PartitionError| candle_core::Error::Msg(e.to_string());
-    let bytes = to_bytes(&meta, &model, &keys).map_err(refused)?;
+    let bytes = to_bytes(&meta, &model, &keys, None).map_err(refused)?;
     let first = Partition::read(&bytes, engine.backbone()).map_err(refused)?.in_precision(engine.precision());
     let resident = |task: usize| {
         let mut partition = first.clone();
@@ -231,6 +237,7 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
         let mut rng = ChaCha8Rng::seed_from_u64(task as u64);
         let key = (0..width).map(|_| rng.random::<f32>() - 0.5).collect();
         partition.keys.mean.insert(signal, key);
+        partition.keys.classes.means.values_mut().flatten().for_each(|x| *x = (rng.random::<f32>() - 0.5) / (width as f32).sqrt());
         Resident::new(partition, 1)
     };
     Ok((0..tasks).map(resident).collect())

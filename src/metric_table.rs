@@ -150,6 +150,8 @@ const STAGE_BUCKETS: &[f64] = &[
 ];
 const SAMPLE_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 const TOKEN_BUCKETS: &[f64] = &[32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+/// Buckets of [`ROUTING_PROBABILITY`].
+pub const PROBABILITY_BUCKETS: &[f64] = &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0];
 /// Buckets of [`ROUTING_COSINE`].
 pub const COSINE_BUCKETS: &[f64] = &[-0.5, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0];
 /// Buckets of [`ROUTING_MARGIN`].
@@ -201,10 +203,16 @@ table! {
         "Cosine of a sample with the key of the task chosen for it.",
         &["task"],
     );
+    pub static ROUTING_PROBABILITY: Row = Row::of_tasks(
+        "delo_routing_probability",
+        Kind::Histogram(PROBABILITY_BUCKETS),
+        "Probability of the task chosen for a sample, where tasks are decided by probability.",
+        &["task"],
+    );
     pub static ROUTING_MARGIN: Row = Row::of_tasks(
         "delo_routing_margin",
         Kind::Histogram(MARGIN_BUCKETS),
-        "Distance of the chosen task's cosine to the second one's.",
+        "How far the chosen task is ahead of the second one, in probability or cosine, whichever decides.",
         &["task"],
     );
     pub static ROUTING_OUTCOMES: Row = Row::of_tasks(

@@ -6,6 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::Failure;
+use super::choice::metrics;
 use super::compute::{ComputeArgs, at_least_one};
 use super::output::{print, print_json, table};
 use crate::bench::{Kind, Workload, measure, measure_kernel};
@@ -14,7 +15,7 @@ use delo_kernels::{Isa, Precision, bf16, threads};
 use delo_model::method::MethodSpec;
 use delo_model::model_dir::ModelDir;
 use delo_model::vilt::{Loader, ViltConfig};
-use delo_model::{KeySignal, Layout, PoolSpec};
+use delo_model::{KeySignal, Layout, Metric, PoolSpec};
 
 /// The backbone of random weights, in the shape of ViLT-B/32.
 const RANDOM_VILT_B32: &str = "random:vilt-b32";
@@ -81,10 +82,13 @@ struct EngineArgs {
     /// Adapters from this layer on
     #[arg(long, value_name = "LAYER", default_value_t = 0)]
     first_adapted_layer: usize,
-    /// Beside the rows whose tasks are given, rows whose tasks the engine decides, by the whitened metric of
-    /// SIGNAL [default: mean@LAYER of the first adapted layer]
+    /// Beside the rows whose tasks are given, rows whose tasks the engine decides, by SIGNAL [default:
+    /// mean@LAYER of the first adapted layer]
     #[arg(long, value_name = "SIGNAL", num_args = 0..=1)]
     route: Option<Option<KeySignal>>,
+    /// The metric that decides tasks
+    #[arg(long, default_value_t = Metric::default(), value_parser = metrics(), requires = "route")]
+    metric: Metric,
     /// Timed forwards of each row
     #[arg(long, default_value_t = 7, value_parser = at_least_one)]
     runs: usize,
@@ -232,7 +236,7 @@ fn workload(args: &EngineArgs, config: &ViltConfig) -> Result<Workload, Failure>
     };
     MethodSpec::validate(&pools).map_err(Failure::usage)?;
     let route = args.route.map(|signal| signal.unwrap_or(KeySignal::MeanQuery { layer: args.first_adapted_layer }));
-    if route.and_then(KeySignal::layer).is_some_and(|layer| layer > config.num_hidden_layers) {
+    if route.is_some_and(|signal| signal.named_layer() > config.num_hidden_layers) {
         return Err(Failure::usage(format!("--route: the backbone has layers 0 to {}", config.num_hidden_layers)));
     }
     Ok(Workload {
@@ -243,6 +247,7 @@ fn workload(args: &EngineArgs, config: &ViltConfig) -> Result<Workload, Failure>
         kinds: args.samples.clone(),
         batches: args.batch.clone(),
         route,
+        metric: args.metric,
         pools,
         runs: args.runs,
     })

@@ -22,7 +22,11 @@ where
 
 /// A parser of the metrics that decide the task.
 pub fn metrics() -> impl TypedValueParser<Value = Metric> {
-    choice(&[("plain", "The cosine itself"), ("whitened", "The cosine in the metric of the resident sessions' second moments")])
+    choice(&[
+        ("lda", "The probability of the task, from the class statistics of the resident sessions"),
+        ("whitened", "The cosine in the metric of the resident sessions' second moments"),
+        ("plain", "The cosine itself"),
+    ])
 }
 
 /// A parser of the ways in which a key is drawn from a session.

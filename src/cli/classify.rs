@@ -37,10 +37,10 @@ pub struct ClassifyArgs {
     /// How many labels to show; 0 for all.
     #[arg(long, value_name = "N", default_value_t = 5)]
     top_k: u32,
-    /// How many tasks to show with their cosines [default: all of them with --explain or --json, else none].
+    /// How many tasks to show with their scores [default: all of them with --explain or --json, else none].
     #[arg(long, value_name = "N")]
     candidates: Option<u32>,
-    /// Also show every task's cosine and the factors chosen in each layer.
+    /// Also show every task's score and the factors chosen in each layer.
     #[arg(long)]
     explain: bool,
     /// Seconds to wait for the answer.
@@ -94,8 +94,12 @@ fn json(response: &ClassifyResponse, explain: bool) -> Value {
         "model": response.model,
     });
     if let Some(routing) = &response.routing {
-        let candidates: Vec<_> = routing.candidates.iter().map(|c| json!({"task": c.task, "cosine": c.cosine})).collect();
-        out["routing"] = json!({"task": routing.task, "cosine": routing.cosine, "margin": routing.margin, "candidates": candidates});
+        let candidates: Vec<_> =
+            routing.candidates.iter().map(|c| json!({"task": c.task, "cosine": c.cosine, "probability": c.probability})).collect();
+        out["routing"] = json!({
+            "task": routing.task, "cosine": routing.cosine, "probability": routing.probability, "margin": routing.margin,
+            "candidates": candidates,
+        });
     }
     if let Some(modalities) = &response.modalities {
         out["modalities"] = json!({"image": modality(modalities.image), "text": modality(modalities.text)});
@@ -117,6 +121,9 @@ fn json(response: &ClassifyResponse, explain: bool) -> Value {
 fn text(response: &ClassifyResponse, explain: bool) -> String {
     let mut out = format!("task {} (version {})", response.task, response.partition_version);
     if let Some(routing) = &response.routing {
+        if let Some(probability) = routing.probability {
+            out += &format!(", probability {probability:.3}");
+        }
         out += &format!(", cosine {:.3}", routing.cosine);
         if let Some(margin) = routing.margin {
             out += &format!(", ahead by {margin:.3}");
@@ -132,8 +139,13 @@ fn text(response: &ClassifyResponse, explain: bool) -> String {
     rows.extend(response.scores.iter().map(|s| vec![s.label.clone(), format!("{:.4}", s.score)]));
     out += &format!("\n\n{}", table(&rows));
     if let Some(routing) = response.routing.as_ref().filter(|routing| !routing.candidates.is_empty()) {
-        let mut rows = vec![vec!["task".to_owned(), "cosine".to_owned()]];
-        rows.extend(routing.candidates.iter().map(|c| vec![c.task.clone(), format!("{:.4}", c.cosine)]));
+        let by_probability = routing.probability.is_some();
+        let head = ["task", "probability", "cosine"].into_iter().filter(|name| by_probability || *name != "probability");
+        let mut rows = vec![head.map(str::to_owned).collect::<Vec<_>>()];
+        rows.extend(routing.candidates.iter().map(|c| {
+            let probability = c.probability.map(|p| format!("{p:.4}"));
+            [Some(c.task.clone()), probability, Some(format!("{:.4}", c.cosine))].into_iter().flatten().collect()
+        }));
         out += &format!("\n\n{}", table(&rows));
     }
     if explain {

@@ -26,7 +26,7 @@ use delo_train::eval::{Evaluated, Evaluation, SampleRecord, evaluate, read_direc
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     delo eval --data data/emoji-cmml\n  \
-    delo eval --data data/emoji-cmml --partitions runs/emoji --metric both --json\n  \
+    delo eval --data data/emoji-cmml --partitions runs/emoji --metric all --json\n  \
     delo eval --data data/emoji-cmml --partitions runs/emoji --missing image --eta 1   # text only")]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -40,7 +40,7 @@ pub struct EvalArgs {
     /// The items to evaluate
     #[arg(long, default_value_t = Split::Test, value_parser = choice::<Split>(&[("train", ""), ("val", ""), ("test", "")]), help_heading = "Data")]
     split: Split,
-    /// Metric of the task key; both prints a column for each [default: what the partitions say]
+    /// Metric that decides tasks; all prints a column for each [default: what the partitions say]
     #[arg(long, value_enum, help_heading = "Routing")]
     metric: Option<MetricChoice>,
     /// Signal of the task key, as summary, pooled, mean@LAYER, cls@LAYER or parts@LAYER; the partitions must
@@ -65,6 +65,9 @@ pub struct EvalArgs {
 enum MetricChoice {
     Plain,
     Whitened,
+    Lda,
+    All,
+    #[value(hide = true)]
     Both,
 }
 
@@ -75,10 +78,12 @@ impl EvalArgs {
             None => vec![rule(None)],
             Some(MetricChoice::Plain) => vec![rule(Some(Metric::Plain))],
             Some(MetricChoice::Whitened) => vec![rule(Some(Metric::Whitened))],
-            Some(MetricChoice::Both) if self.signal.is_some() => {
-                return Err(Failure::usage("--signal goes with one metric: give --metric plain or --metric whitened"));
+            Some(MetricChoice::Lda) => vec![rule(Some(Metric::Lda))],
+            Some(MetricChoice::All | MetricChoice::Both) if self.signal.is_some() => {
+                return Err(Failure::usage("--signal goes with one metric: give --metric lda, whitened or plain"));
             }
             Some(MetricChoice::Both) => vec![rule(Some(Metric::Whitened)), rule(Some(Metric::Plain))],
+            Some(MetricChoice::All) => vec![rule(Some(Metric::Lda)), rule(Some(Metric::Whitened)), rule(Some(Metric::Plain))],
         })
     }
 }

@@ -50,6 +50,10 @@ pub struct SettingsArgs {
     /// β of the exponential moving average of the task key
     #[arg(long, value_name = "β", default_value_t = defaults().key_beta)]
     key_beta: f64,
+    /// w: the share of the head in the scores; the rest is that of an analytic classifier (LDA) on the key signal.
+    /// 1: the head alone, as the paper has it
+    #[arg(long, value_name = "w", default_value_t = defaults().head_weight)]
+    head_weight: f64,
     /// Height and width in pixels of the white image that stands in for a missing one [default: one patch;
     /// the paper's is the backbone's own image size]
     #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"])]
@@ -98,6 +102,7 @@ impl SettingsArgs {
             lambda_con: self.lambda_con,
             aligned_layers: self.aligned_layers,
             key_beta: self.key_beta,
+            head_weight: self.head_weight,
             // The flag takes two values.
             dummy_image: self.dummy_image.as_deref().and_then(|size| size.try_into().ok()),
             epochs: self.epochs,
@@ -146,6 +151,7 @@ mod tests {
             ("--lambda-con", "0.75"),
             ("--aligned-layers", "all"),
             ("--key-beta", "0.625"),
+            ("--head-weight", "0.375"),
             ("--epochs", "11"),
             ("--batch", "6"),
             ("--lr", "0.125"),
@@ -168,6 +174,7 @@ mod tests {
             lambda_con: 0.75,
             aligned_layers: AlignedLayers::All,
             key_beta: 0.625,
+            head_weight: 0.375,
             dummy_image: Some([16, 24]),
             epochs: 11,
             batch: 6,

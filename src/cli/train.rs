@@ -17,10 +17,11 @@ use super::output::print;
 use super::settings::SettingsArgs;
 use delo_engine::DeviceChoice;
 use delo_kernels::Precision;
-use delo_model::partition::KeyRule;
+use delo_model::partition::{Artifact, KeyRule};
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
 use delo_train::data::Task;
-use delo_train::{Dataset, Event, Outputs, Session, TrainError, Trained, train};
+use delo_train::training::{renew, settings_of};
+use delo_train::{Dataset, Event, Outputs, Session, Settings, TrainError, Trained, train};
 
 /// Trains one session of a data set, or all of them one after another, and writes their partitions.
 ///
@@ -46,15 +47,21 @@ pub struct TrainArgs {
     /// A Hugging Face ViLT checkpoint directory; the one in the program if left out
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     backbone: Option<PathBuf>,
+    /// Learn nothing: take over what this partition has learnt, and compute its keys, class statistics and analytic
+    /// classifier again. Of --head-weight, the task key's flags and the data's, all other hyper-parameters are
+    /// those of the partition. With --all a folder of NAME.safetensors
+    #[arg(long, value_name = "FILE", conflicts_with = "resume", help_heading = "Method")]
+    adapters_of: Option<PathBuf>,
     #[command(flatten)]
     settings: SettingsArgs,
     /// How the partition's key is compared with a sample
-    #[arg(long, default_value_t = Metric::Whitened, value_parser = metrics(), help_heading = "Task key")]
+    #[arg(long, default_value_t = Metric::default(), value_parser = metrics(), help_heading = "Task key")]
     key_metric: Metric,
-    /// Signal of the whitened metric: summary, pooled, or parts@LAYER, mean@LAYER, cls@LAYER; partitions that
-    /// serve together need the same
-    #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Summary, help_heading = "Task key")]
-    key_signal: KeySignal,
+    /// Signal of the metrics lda and whitened, and of the analytic classifier: parts@LAYER+pooled, summary,
+    /// pooled, or parts@LAYER, mean@LAYER, cls@LAYER; partitions that serve together need the same [default:
+    /// parts@LAYER+pooled of half the layers, projected to 1024 values on a backbone wider than 307]
+    #[arg(long, value_name = "SIGNAL", help_heading = "Task key")]
+    key_signal: Option<KeySignal>,
     /// Signal of the plain metric; the partition holds the keys of these two signals alone, so that no other
     /// can be chosen later
     #[arg(long, value_name = "SIGNAL", default_value_t = KeySignal::Pooled, help_heading = "Task key")]
@@ -90,11 +97,17 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let runs = runs(&args, &data)?;
     let backbone =
         Backbone::load(args.backbone.as_deref(), args.data.special_tokens, args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?)?;
-    let layers = backbone.engine.backbone().config.num_hidden_layers;
-    let key =
-        KeyRule { metric: args.key_metric, signal: args.key_signal, plain_signal: args.plain_signal, plain_average: args.plain_average };
+    let config = &backbone.engine.backbone().config;
+    let layers = config.num_hidden_layers;
+    let key = KeyRule {
+        metric: args.key_metric,
+        signal: args.key_signal.unwrap_or_else(|| KeySignal::standard(layers, config.hidden_size)),
+        plain_signal: args.plain_signal,
+        plain_average: args.plain_average,
+        temperature: None,
+    };
     for (flag, signal) in [("--key-signal", key.signal), ("--plain-signal", key.plain_signal)] {
-        if signal.layer().is_some_and(|layer| layer > layers) {
+        if signal.named_layer() > layers {
             return Err(Failure::usage(format!(
                 "{flag} {signal}: the backbone has layers 0 to {}, and @{layers} after the last",
                 layers - 1
@@ -108,6 +121,7 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
             print(&format!("{}: there already", artifact.display()))?;
             continue;
         }
+        let artifact_name = artifact.file_name().map(PathBuf::from).unwrap_or_default();
         let outputs = Outputs {
             log: args.log.clone().unwrap_or_else(|| artifact.with_extension("jsonl")),
             artifact,
@@ -116,6 +130,14 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
             checkpoint_every: args.checkpoint_every,
             cache_bytes: args.cache_mib << 20,
             created: created()?,
+        };
+        let learnt = args.adapters_of.as_deref().map(|path| learnt(path, &artifact_name, args.all)).transpose()?;
+        let settings = match &learnt {
+            Some(learnt) => Settings {
+                head_weight: settings.head_weight,
+                ..settings_of(learnt).map_err(|e| format!("the partition records other hyper-parameters than this program knows: {e}"))?
+            },
+            None => settings.clone(),
         };
         let session = Session {
             engine,
@@ -128,7 +150,10 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
             key: key.clone(),
         };
         let bar = Bar::new(&data.tasks[task].name);
-        let trained = train(&session, &outputs, &mut |event| bar.show(&event));
+        let trained = match &learnt {
+            Some(learnt) => renew(&session, learnt, &outputs),
+            None => train(&session, &outputs, &mut |event| bar.show(&event)),
+        };
         bar.0.finish_and_clear();
         let trained = trained.map_err(|e| if matches!(e, TrainError::Settings(_)) { Failure::usage(e) } else { e.into() })?;
         let table = outputs.artifact.with_extension("missing.json");
@@ -136,6 +161,13 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         print(&summary(&trained, &data.tasks[task].name, data.multi_label, &outputs.log, &table))?;
     }
     Ok(())
+}
+
+/// The partition whose parameters are taken over: the file, or the file of this name in the folder.
+fn learnt(path: &Path, name: &Path, folder: bool) -> Result<Artifact, Failure> {
+    let file = if folder { path.join(name) } else { path.to_owned() };
+    let bytes = std::fs::read(&file).map_err(|e| format!("can't read {}: {e}", file.display()))?;
+    Ok(Artifact::parse(&bytes).map_err(|e| format!("{}: {e}", file.display()))?)
 }
 
 /// The sessions to train, each with the file of its partition.

@@ -259,12 +259,13 @@ fn modalities(presence: Presence, text: Option<TextReading>) -> pb::Modalities {
 
 fn routing(answer: &Answer, candidates: usize) -> Option<pb::Routing> {
     let best = answer.candidates.first()?;
-    let candidate = |c: &Candidate| pb::Candidate { task: c.task.to_string(), cosine: c.cosine() };
+    let candidate = |c: &Candidate| pb::Candidate { task: c.task.to_string(), cosine: c.cosine(), probability: c.score.probability };
     Some(pb::Routing {
         task: best.task.to_string(),
         cosine: best.cosine(),
-        margin: answer.candidates.get(1).map(|second| best.cosine() - second.cosine()),
+        margin: answer.margin(),
         candidates: answer.candidates.iter().take(candidates).map(candidate).collect(),
+        probability: best.score.probability,
     })
 }
 

@@ -126,8 +126,7 @@ pub fn render(recorder: &PrometheusHandle, model: &LoadedModel) -> String {
 pub fn record_answer(series: &TaskSeries, answer: &Answer, presence: Presence) {
     answer.resident.counts.answered();
     if let Some(best) = answer.candidates.first() {
-        let margin = answer.candidates.get(1).map(|second| best.cosine() - second.cosine());
-        series.routed(answer.resident.task(), presence, best.cosine(), margin);
+        series.routed(answer.resident.task(), presence, &best.score, answer.margin());
     }
     for (modality, &selected) in answer.factors_selected.iter() {
         FACTORS_SELECTED.with([modality.pool_name()]).increment(selected);

@@ -6,11 +6,12 @@ use std::fmt::{Display, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::metric_table::{
-    COSINE_BUCKETS, LABEL_OUTCOMES, MARGIN_BUCKETS, PARTITION_INFO, ROUTED, ROUTING_COSINE, ROUTING_MARGIN, ROUTING_OUTCOMES, Row,
-    SHADOW_COMPARISONS, VERSION_ANSWERS, VERSION_OUTCOMES,
+    COSINE_BUCKETS, LABEL_OUTCOMES, MARGIN_BUCKETS, PARTITION_INFO, PROBABILITY_BUCKETS, ROUTED, ROUTING_COSINE, ROUTING_MARGIN,
+    ROUTING_OUTCOMES, ROUTING_PROBABILITY, Row, SHADOW_COMPARISONS, VERSION_ANSWERS, VERSION_OUTCOMES,
 };
 use delo_catalogue::{Catalogue, Counted, TrialMode};
 use delo_model::input::Presence;
+use delo_model::routing::TaskScore;
 
 /// What a label says of a task that isn't loaded. A task of this name may be loaded as well: series of tasks
 /// that are not loaded have one label more.
@@ -38,6 +39,7 @@ struct Routed {
     /// Complete, image only, text only.
     by_presence: [u64; 3],
     cosine: Histogram,
+    probability: Histogram,
     margin: Histogram,
 }
 
@@ -107,19 +109,25 @@ impl TaskSeries {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A sample was routed to `task`: the cosine of its key, and how far that was ahead of the second.
-    pub fn routed(&self, task: &str, presence: Presence, cosine: f32, margin: Option<f32>) {
+    /// A sample was routed to `task`, with this score of it, and this far ahead of the second task.
+    pub fn routed(&self, task: &str, presence: Presence, score: &TaskScore, margin: Option<f32>) {
         let mut counts = self.counts();
         let routed = match counts.routed.get_mut(task) {
             Some(routed) => routed,
             None => counts.routed.entry(task.into()).or_insert_with(|| Routed {
                 by_presence: [0; 3],
                 cosine: Histogram::new(COSINE_BUCKETS),
+                probability: Histogram::new(PROBABILITY_BUCKETS),
                 margin: Histogram::new(MARGIN_BUCKETS),
             }),
         };
         routed.by_presence[presence as usize] += 1;
-        routed.cosine.record(cosine.into());
+        if let Some(cosine) = score.cosine {
+            routed.cosine.record(cosine.into());
+        }
+        if let Some(probability) = score.probability {
+            routed.probability.record(probability.into());
+        }
         if let Some(margin) = margin {
             routed.margin.record(margin.into());
         }
@@ -173,6 +181,8 @@ fn write_routed(page: &mut Page<'_>, routed: &BTreeMap<Arc<str>, Routed>) {
     }
     page.family(&ROUTING_COSINE);
     routed.iter().for_each(|(task, routed)| page.histogram(ROUTING_COSINE.name, task, &routed.cosine));
+    page.family(&ROUTING_PROBABILITY);
+    routed.iter().for_each(|(task, routed)| page.histogram(ROUTING_PROBABILITY.name, task, &routed.probability));
     page.family(&ROUTING_MARGIN);
     routed.iter().for_each(|(task, routed)| page.histogram(ROUTING_MARGIN.name, task, &routed.margin));
 }

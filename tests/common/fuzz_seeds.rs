@@ -198,7 +198,8 @@ fn artifact(method: Method, metric: Metric, multi_label: bool) -> Vec<u8> {
         multi_label,
         targets: method.target_names(),
         method,
-        key: KeyRule { metric, signal, plain_signal: KeySignal::Pooled, plain_average: KeyAverage::Mean },
+        key: KeyRule { metric, signal, plain_signal: KeySignal::Pooled, plain_average: KeyAverage::Mean, temperature: None },
+        analytic: None,
         dummy_image: [32, 32],
         special_tokens: Some(false),
         backbone: BackboneRecord { fingerprint: backbone().fingerprint.clone(), name: "tiny".to_owned() },
@@ -209,7 +210,7 @@ fn artifact(method: Method, metric: Metric, multi_label: bool) -> Vec<u8> {
         created: "2026-01-01T00:00:00Z".to_owned(),
         delo_version: "0.1.0".to_owned(),
     };
-    to_bytes(&meta, &model, &keys).unwrap()
+    to_bytes(&meta, &model, &keys, None).unwrap()
 }
 
 /// An empty registry, one with artifacts, and ones that say what cannot be.

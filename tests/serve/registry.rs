@@ -185,7 +185,7 @@ async fn partitions_of_another_backbone_or_task_are_refused_beside_those_that_fi
     let mut meta = delo_fixtures::meta("alien", &model, delo_fixtures::key_rule(Metric::Plain, KeySignal::Pooled));
     meta.backbone.fingerprint = "abc".to_owned();
     let keys = delo_model::SessionKeys::default();
-    publish(dir.path(), delo_model::partition::to_bytes(&meta, &model, &keys).unwrap()).await;
+    publish(dir.path(), delo_model::partition::to_bytes(&meta, &model, &keys, None).unwrap()).await;
     publish(dir.path(), artifact("animals")).await;
     publish(dir.path(), artifact("travel")).await;
     // Somebody edits the manifest by hand.

@@ -3,7 +3,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Resident, Trial, TrialMode};
-use delo_model::partition::KeyRule;
 use delo_model::routing::{KeyAverage, KeyChoice, KeySignal, Metric, SessionKeys, TaskRule, TaskScore};
 use delo_model::vilt::Description;
 
@@ -190,7 +189,7 @@ impl Catalogue {
             check_dummy(resident, dummy_image)?;
             check_special_tokens(resident, self.special_tokens)?;
         }
-        let decision = self.decide(residents.values())?;
+        let decision = self.decide(residents.values());
         let Decision { metric, choice: KeyChoice { signal, average }, .. } = decision;
         let without_key = residents.values().find(|r| !metric.definition().knows(&r.partition.keys, decision.choice));
         if let Some(r) = without_key {
@@ -221,39 +220,38 @@ impl Catalogue {
         })
     }
 
-    /// Whitened where the operator or an artifact chooses it and every partition holds the second moment;
-    /// else plain. Where partitions choose different signals, the first one by name that chooses the whitened
-    /// metric decides.
-    fn decide<'a>(&self, residents: impl Iterator<Item = &'a Arc<Resident>> + Clone) -> Result<Decision, CatalogueError> {
+    /// The metric that the operator chooses, else the best that an artifact proposes ([`Metric`]'s order). Where
+    /// a partition lacks the statistics for it, the next lower metric for which all have them. Where partitions
+    /// propose different signals, the first one by name that proposes the metric decides.
+    fn decide<'a>(&self, residents: impl Iterator<Item = &'a Arc<Resident>> + Clone) -> Decision {
         let rules = residents.clone().map(|r| &r.partition.meta.key);
-        let whitened = rules.clone().find(|rule| rule.metric == Metric::Whitened);
-        let Some(KeyRule { signal, plain_signal, plain_average, .. }) = whitened.or(rules.clone().next()).cloned() else {
+        let wanted = self.rule.metric.or(rules.clone().map(|rule| rule.metric).max()).unwrap_or_default();
+        let Some(rule) = rules.clone().find(|rule| rule.metric == wanted).or(rules.clone().next()) else {
             unreachable!("a decision is made among at least one partition")
         };
-        let metric = self.rule.metric.unwrap_or(if whitened.is_some() { Metric::Whitened } else { Metric::Plain });
-        let plain = |notice| Decision {
-            metric: Metric::Plain,
-            choice: KeyChoice {
-                signal: self.rule.signal.filter(|_| metric == Metric::Plain).unwrap_or(plain_signal),
-                average: self.rule.average.unwrap_or(plain_average),
+        let choice = |metric: Metric| match metric {
+            Metric::Plain => KeyChoice {
+                signal: self.rule.signal.filter(|_| wanted == Metric::Plain).unwrap_or(rule.plain_signal),
+                average: self.rule.average.unwrap_or(rule.plain_average),
             },
-            notice,
+            Metric::Whitened | Metric::Lda => KeyChoice { signal: self.rule.signal.unwrap_or(rule.signal), average: KeyAverage::Mean },
         };
-        if metric == Metric::Plain {
-            return Ok(plain(None));
-        }
-        let signal = self.rule.signal.unwrap_or(signal);
-        let choice = KeyChoice { signal, average: KeyAverage::Mean };
-        let without_moment = residents.clone().find(|r| !metric.definition().knows(&r.partition.keys, choice));
-        Ok(match without_moment {
-            Some(r) => plain(Some(format!(
-                "task {:?} has no second moment of {signal} (it holds {}): tasks are decided by the plain cosine of \
-                 {plain_signal} until it is trained with --key-signal {signal} or unloaded",
+        let lacking = |metric: Metric| residents.clone().find(|r| !metric.definition().knows(&r.partition.keys, choice(metric)));
+        // The plain metric is the last resort; a partition without its key is refused.
+        let known = |metric: &Metric| *metric <= wanted && (*metric == Metric::Plain || lacking(*metric).is_none());
+        let metric = Metric::ALL.into_iter().rev().find(known).unwrap_or(Metric::Plain);
+        let notice = (metric != wanted).then(|| lacking(wanted)).flatten().map(|r| {
+            let KeyChoice { signal, .. } = choice(wanted);
+            format!(
+                "task {:?} has no {} of {signal} (it holds {}): tasks are decided by the {metric} cosine of {} until it is \
+                 trained with --key-metric {wanted} --key-signal {signal} or unloaded",
                 r.task(),
-                r.partition.keys.held()
-            ))),
-            None => Decision { metric, choice, notice: None },
-        })
+                wanted.definition().statistics(),
+                r.partition.keys.held(),
+                choice(metric).signal,
+            )
+        });
+        Decision { metric, choice: choice(metric), notice }
     }
 
     /// The live version of a task.
@@ -291,6 +289,11 @@ impl Catalogue {
         self.residents.values()
     }
 
+    /// All resident versions: the live ones by task name, then those on trial.
+    pub fn versions(&self) -> impl Iterator<Item = &Arc<Resident>> {
+        self.residents.values().chain(self.trials.values().map(|trial| &trial.resident))
+    }
+
     /// Whether no task is live.
     pub fn is_empty(&self) -> bool {
         self.residents.is_empty()
@@ -306,8 +309,8 @@ impl Catalogue {
         self.signal
     }
 
-    /// A message for the operator where the plain metric stands in for the whitened one: it names the
-    /// partition without a second moment. `None` where the chosen metric decides.
+    /// A message for the operator where another metric stands in for the chosen one: it names a partition that
+    /// lacks the chosen metric's statistics. `None` where the chosen metric decides.
     pub fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
     }

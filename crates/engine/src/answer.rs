@@ -58,6 +58,13 @@ impl Answer {
         top(&self.scores, most).map(|i| (labels[i as usize].as_str(), self.scores[i as usize]))
     }
 
+    /// How far the first candidate's score is ahead of the second's: a probability or a cosine, whichever decides.
+    /// `None` where there is no second one.
+    pub fn margin(&self) -> Option<f32> {
+        let [best, second, ..] = self.candidates.as_slice() else { return None };
+        Some(best.score.score - second.score.score)
+    }
+
     /// The label of the highest score; `None` where the partition has no label.
     pub fn best_label(&self) -> Option<&str> {
         self.ranked(1).next().map(|(label, _)| label)

@@ -1,5 +1,6 @@
 //! A batch of samples of any tasks through one forward: decide the tasks, apply each sample's own factors,
 //! score.
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use candle_core::Result;
@@ -8,7 +9,7 @@ use rayon::prelude::*;
 use super::backend::{Adapters, Backend};
 use super::forward::in_pool;
 use super::packed::Span;
-use super::signals::{self, signal_at};
+use super::signals::{self, Reader};
 use super::{Answer, Engine, EngineError, Query, SelectedFactors};
 use crate::compute::with_backend;
 use delo_catalogue::{Candidate, Catalogue, Resident};
@@ -24,7 +25,12 @@ use delo_model::routing::keys::KeySignal;
 struct Routed {
     resident: Arc<Resident>,
     candidates: Vec<Candidate>,
+    /// The signals that were read for it.
+    signals: Signals,
 }
+
+/// The signals of one sample, `[width]` each.
+type Signals = BTreeMap<KeySignal, Vec<f32>>;
 
 impl Engine {
     /// Classifies samples of any tasks and modalities in one batch; the answers are in the order of the
@@ -109,8 +115,9 @@ impl Engine {
     }
 
     /// Decides each sample's partition, and advances `hidden` from layer 0 to layer `start`, the first layer
-    /// that any possible partition adapts. A signal at or before that layer is read on the way. For a signal
-    /// of a later layer, the samples whose partition is not given get a frozen pass of their own.
+    /// that any possible partition adapts. Signals at or before that layer are read on the way. For signals of
+    /// later layers, the samples that need them get a frozen pass of their own: those whose partition is not
+    /// given, and those whose partition has an analytic classifier.
     fn decide<B: Backend>(
         &self,
         backbone: &B,
@@ -121,41 +128,42 @@ impl Engine {
         spans: &[Span],
     ) -> Result<Vec<Routed>> {
         let layers = self.backbone.config.num_hidden_layers;
-        let signal = catalogue.signal();
-        let signal_layer = signal.layer().unwrap_or(layers);
-        let open: Vec<usize> = (0..accepted.len()).filter(|&i| accepted[i].given.is_none()).collect();
-        let signals: Vec<Vec<f32>> = if open.is_empty() {
-            backbone.run(hidden, spans, 0..start, None)?;
-            Vec::new()
-        } else if signal_layer <= start {
-            backbone.run(hidden, spans, 0..signal_layer, None)?;
-            let of_all = signal_at(backbone, hidden, spans, signal)?;
-            backbone.run(hidden, spans, signal_layer..start, None)?;
-            open.iter().map(|&i| of_all[i].clone()).collect()
-        } else {
-            backbone.run(hidden, spans, 0..start, None)?;
-            let chosen: Vec<Span> = open.iter().map(|&i| spans[i]).collect();
-            let mut undecided = backbone.select(hidden, &chosen)?;
-            let spans = repacked(&chosen);
-            if signal == KeySignal::Pooled {
-                backbone.run_to_pooled(undecided, &spans, start, None)?
-            } else {
-                backbone.run(&mut undecided, &spans, start..signal_layer, None)?;
-                signal_at(backbone, &undecided, &spans, signal)?
-            }
-        };
-        let mut ranked: Vec<Option<Vec<Candidate>>> = vec![None; accepted.len()];
-        let candidates: Vec<Vec<Candidate>> = signals.par_iter().map(|signal| catalogue.candidates(signal)).collect();
-        open.iter().zip(candidates).for_each(|(&i, candidates)| ranked[i] = Some(candidates));
-        let routed = accepted.iter().zip(ranked).map(|(query, ranked)| {
-            let candidates = ranked.unwrap_or_default();
+        let mut reader = Reader::new(&wanted(catalogue, accepted), layers);
+        let asks = |query: &&Query| query.given.as_ref().is_none_or(|resident| resident.partition.analytic.is_some());
+        let asking: Vec<usize> = (0..accepted.len()).filter(|&i| asks(&accepted[i])).collect();
+        let chosen: Vec<Span> = asking.iter().map(|&i| spans[i]).collect();
+        reader.run(backbone, hidden, spans, 0..start)?;
+        reader.keep(&asking);
+        if !reader.is_done() {
+            let asking = backbone.select(hidden, &chosen)?;
+            reader.run_to_end(backbone, asking, &repacked(&chosen), start)?;
+        }
+        let mut signals: Vec<Signals> = vec![Signals::new(); accepted.len()];
+        for signal in wanted(catalogue, accepted) {
+            asking.iter().zip(reader.signal(signal, &chosen)).for_each(|(&i, row)| drop(signals[i].insert(signal, row)));
+        }
+        let route = |(query, signals): (&&Query, Signals)| {
+            let undecided = signals.get(&catalogue.signal()).filter(|_| query.given.is_none());
+            let candidates = undecided.map(|signal| catalogue.candidates(signal)).unwrap_or_default();
             let decided = || candidates.first().and_then(|best| catalogue.pick(&best.task, query.ticket)).cloned();
             let resident = query.given.clone().or_else(decided);
             let resident = resident.ok_or_else(|| candle_core::Error::Msg("a sample has no task".to_owned()))?;
-            Ok(Routed { resident, candidates })
-        });
-        routed.collect()
+            Ok(Routed { resident, candidates, signals })
+        };
+        accepted.par_iter().zip(signals).map(route).collect()
     }
+}
+
+/// The signals that the samples of a batch may need: the one that decides tasks, where a sample's task is open,
+/// and those of the analytic classifiers.
+fn wanted(catalogue: &Catalogue, accepted: &[&Query]) -> Vec<KeySignal> {
+    let of = |resident: &Resident| resident.partition.analytic.as_ref().map(|analytic| analytic.record.signal);
+    let mut wanted: BTreeSet<KeySignal> = accepted.iter().filter_map(|query| query.given.as_deref().and_then(of)).collect();
+    if accepted.iter().any(|query| query.given.is_none()) {
+        wanted.insert(catalogue.signal());
+        wanted.extend(catalogue.versions().filter_map(|resident| of(resident)));
+    }
+    wanted.into_iter().collect()
 }
 
 /// The same samples, one after another from row 0: their spans in a packed matrix of these samples alone.
@@ -174,6 +182,9 @@ fn answer(routed: Routed, pooled: &[f32], choices: &[(usize, Vec<Choice>)], expl
     let partition = &routed.resident.partition;
     let logit = |(row, bias): (&[f32], &f32)| bias + row.iter().zip(pooled).map(|(w, x)| w * x).sum::<f32>();
     let mut scores: Vec<f32> = partition.head_weight.chunks_exact(pooled.len()).zip(&partition.head_bias).map(logit).collect();
+    if let Some((analytic, signal)) = partition.analytic.as_ref().and_then(|a| Some((a, routed.signals.get(&a.record.signal)?))) {
+        analytic.mix(signal, &mut scores);
+    }
     if partition.meta.multi_label {
         scores.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
     } else {

@@ -148,11 +148,11 @@ fn a_backbone_of_unusual_widths_is_answered_as_on_the_cpu() {
         let spec = PoolSpec { layers: config.num_hidden_layers, hidden: config.hidden_size, ..spec(layout, i) };
         let (model, key) = (random_model(spec, 4, i as u64), key_rule(Metric::Plain, KeySignal::Pooled));
         let packed = cpu.embed(&samples[6 * i..][..6], cpu.default_dummy_image()).unwrap();
-        let keys = SessionKeys::of(&cpu.signals(&packed, &KeySignal::plain(config.num_hidden_layers)).unwrap(), &[]).unwrap();
+        let keys = SessionKeys::of(&cpu.signals(&packed, &KeySignal::plain(config.num_hidden_layers)).unwrap(), &[], None).unwrap();
         let backbone = BackboneRecord { fingerprint: cpu.backbone().fingerprint.clone(), name: "random".to_owned() };
         let meta =
             PartitionMeta { backbone, dummy_image: cpu.default_dummy_image(), ..delo_fixtures::meta(&format!("task-{i}"), &model, key) };
-        Resident::new(Partition::read(&to_bytes(&meta, &model, &keys).unwrap(), cpu.backbone()).unwrap(), 1)
+        Resident::new(Partition::read(&to_bytes(&meta, &model, &keys, None).unwrap(), cpu.backbone()).unwrap(), 1)
     });
     let catalogue = Catalogue::empty(cpu.backbone(), RoutingRule::default()).with_all(residents).unwrap();
     let batch = queries(&catalogue, (0..9).map(|seed| (seed, (seed % 3 == 2).then_some(seed as usize % 2))));

@@ -8,6 +8,8 @@
 //! | [`vilt`] | the frozen backbone and its padded forward, the reference of the faster ones; no method |
 //! | [`method`] | what a partition adds to the backbone: the interface of methods, one file for each |
 //! | [`routing`] | how the task of a sample is decided: signals, task keys, and one file for each metric |
+//! | [`discriminant`] | linear discriminant analysis from the statistics of classes |
+//! | [`analytic`] | the analytic classifier of a task, and its mixture with the head |
 //! | [`partition`] | the artifact, one file with what one task adds, and the same bound to a backbone |
 //!
 //! **Invariant: it knows no batch, no thread and no device.** It says what one sample, one partition and one
@@ -15,6 +17,8 @@
 
 #![warn(missing_docs)]
 
+pub mod analytic;
+pub mod discriminant;
 pub mod input;
 pub mod method;
 pub mod modality;

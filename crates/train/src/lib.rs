@@ -21,4 +21,4 @@ pub mod random;
 pub mod training;
 
 pub use data::{Dataset, DatasetError, MissingKind, MissingTable, Split};
-pub use training::{Event, Outputs, Session, Settings, TrainError, Trained, train};
+pub use training::{Event, Outputs, Session, Settings, TrainError, Trained, renew, settings_of, train};

@@ -190,7 +190,7 @@ fn frozen_signals_and_task_cosines_are_the_reference_ones() {
     let session = |k: usize| -> SessionKeys {
         let rows: Signals =
             signals.iter().map(|(signal, all)| (*signal, all.narrow(0, 10 * k, 10).unwrap().contiguous().unwrap())).collect();
-        SessionKeys::of(&rows, &wanted).unwrap()
+        SessionKeys::of(&rows, &wanted, None).unwrap()
     };
     let sessions: Vec<SessionKeys> = (0..3).map(session).collect();
     for (name, signal) in names.iter().zip(wanted) {

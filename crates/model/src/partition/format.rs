@@ -10,6 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{PartitionError, PartitionMeta, field, malformed};
+use crate::analytic::Analytic;
 use crate::method::{TaskModel, Tensors};
 use crate::routing::SessionKeys;
 
@@ -27,6 +28,10 @@ pub(super) const MEAN_KEY: &str = "key.mean.";
 pub(super) const EMA_KEY: &str = "key.ema.";
 /// The prefix of a tensor that holds a second moment; the signal's name follows.
 pub(super) const MOMENT: &str = "moment.";
+/// The tensor of the numbers of samples of each class, `[classes]`.
+pub(super) const CLASS_COUNTS: &str = "class.count";
+/// The prefix of a tensor of class means, `[classes, width]`; the signal's name follows.
+pub(super) const CLASS_MEANS: &str = "class.mean.";
 
 /// An artifact that passed all checks of this module; it is not bound to a backbone yet.
 #[derive(Debug)]
@@ -63,14 +68,28 @@ fn checksum<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], 
 ///
 /// # Errors
 /// [`PartitionError::Malformed`]: a tensor is not f32 on the CPU.
-pub fn to_bytes(meta: &PartitionMeta, model: &TaskModel, keys: &SessionKeys) -> Result<Vec<u8>, PartitionError> {
+pub fn to_bytes(
+    meta: &PartitionMeta,
+    model: &TaskModel,
+    keys: &SessionKeys,
+    analytic: Option<&Analytic>,
+) -> Result<Vec<u8>, PartitionError> {
     let mut tensors = BTreeMap::new();
-    for (name, tensor) in model.to_tensors().map_err(malformed)? {
+    let analytic = analytic.map_or(Ok(Tensors::new()), Analytic::tensors).map_err(malformed)?;
+    for (name, tensor) in model.to_tensors().map_err(malformed)?.into_iter().chain(analytic) {
         let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(malformed)?;
         tensors.insert(name, (tensor.dims().to_vec(), values));
     }
     for (prefix, vectors) in [(MEAN_KEY, &keys.mean), (EMA_KEY, &keys.ema), (MOMENT, &keys.moments)] {
         tensors.extend(vectors.iter().map(|(signal, values)| (format!("{prefix}{signal}"), (vec![values.len()], values.clone()))));
+    }
+    let classes = keys.classes.counts.len();
+    if classes > 0 {
+        tensors.insert(CLASS_COUNTS.to_owned(), (vec![classes], keys.classes.counts.clone()));
+        let means = keys.classes.means.iter();
+        tensors.extend(
+            means.map(|(signal, values)| (format!("{CLASS_MEANS}{signal}"), (vec![classes, values.len() / classes], values.clone()))),
+        );
     }
     let bytes: BTreeMap<&str, (&[usize], Vec<u8>)> = tensors
         .iter()

@@ -6,24 +6,30 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::analytic::{Analytic, AnalyticRecord};
 use crate::method::{Adapter, BackboneShape, Method, Tensors, flat, tensor_of};
-use crate::routing::{KeyAverage, KeyChoice, KeySignal, Metric, SessionKeys};
+use crate::routing::{ClassStatistics, KeyAverage, KeyChoice, KeySignal, Metric, SessionKeys};
 use crate::vilt::Description;
 use delo_kernels::Precision;
 pub use format::{Artifact, FORMAT_VERSION, check_name, digest, task_name, to_bytes};
-use format::{EMA_KEY, MEAN_KEY, MOMENT};
+use format::{CLASS_COUNTS, CLASS_MEANS, EMA_KEY, MEAN_KEY, MOMENT};
 
 /// The metric and the signals that this partition proposes for the decision of tasks (METHOD.md 4).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KeyRule {
     /// The metric.
     pub metric: Metric,
-    /// The signal of the whitened metric. Where `metric` is whitened, the artifact holds its second moment.
+    /// The signal of the metrics `whitened` and `lda`. Where `metric` is one of them, the artifact holds its
+    /// mean key and second moment; for `lda`, its class means too.
     pub signal: KeySignal,
     /// The signal of the plain metric, which also decides where some resident partition has no second moment.
     pub plain_signal: KeySignal,
     /// How the keys of the plain metric were averaged.
     pub plain_average: KeyAverage,
+    /// τ: the temperature of the class probabilities of the metric `lda`, fitted on the session. `None` in
+    /// artifacts without class statistics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
 }
 
 /// The backbone that a partition was trained on.
@@ -51,6 +57,9 @@ pub struct PartitionMeta {
     pub targets: Vec<String>,
     /// The metric and the signals for the decision of tasks.
     pub key: KeyRule,
+    /// The analytic classifier that is mixed with the head; `None` where the head alone gives the scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analytic: Option<AnalyticRecord>,
     /// Height and width of the dummy image, white, that stands in for a missing one, in pixels.
     pub dummy_image: [usize; 2],
     /// Whether `[SEP]` and the other special tokens in the texts of the training were read as special tokens,
@@ -86,6 +95,8 @@ pub struct Partition {
     pub digest: String,
     /// What its method adds to the layers.
     pub adapter: Adapter,
+    /// The analytic classifier that is mixed with the head; `None` where the head alone gives the scores.
+    pub analytic: Option<Analytic>,
     /// The head's weight, `[classes, d]`.
     pub head_weight: Vec<f32>,
     /// The head's bias, `[classes]`.
@@ -140,6 +151,7 @@ impl Artifact {
         let classes = meta.labels.len();
         Ok(Partition {
             adapter: meta.method.adapter(&tensors).map_err(unfit)?,
+            analytic: analytic(&tensors, &meta, shape)?,
             head_weight: head("head.weight", &[classes, shape.hidden]).map_err(unfit)?,
             head_bias: head("head.bias", &[classes]).map_err(unfit)?,
             meta,
@@ -187,14 +199,11 @@ fn check_dummy(meta: &PartitionMeta, backbone: &Description) -> Result<(), Parti
     Err(field("dummy_image", format!("{height} × {width} is not a positive multiple of the {patch}-pixel patch, up to 64 patches a side")))
 }
 
-/// The keys and second moments among the tensors. Refuses one that is not of its signal's width, and an
-/// artifact without the key of its own rule.
-fn session_keys(
-    tensors: &Tensors,
-    meta: &PartitionMeta,
-    BackboneShape { layers, hidden }: BackboneShape,
-) -> Result<SessionKeys, PartitionError> {
-    let mut keys = SessionKeys::default();
+/// The keys, second moments and class statistics among the tensors. Refuses one that is not of its signal's
+/// width, and an artifact without the statistics of its own rule.
+fn session_keys(tensors: &Tensors, meta: &PartitionMeta, backbone: BackboneShape) -> Result<SessionKeys, PartitionError> {
+    let mut keys = SessionKeys { classes: class_counts(tensors, meta)?, ..SessionKeys::default() };
+    let classes = keys.classes.counts.len();
     for (name, tensor) in tensors {
         let (map, signal) = if let Some(signal) = name.strip_prefix(MEAN_KEY) {
             (&mut keys.mean, signal)
@@ -202,27 +211,74 @@ fn session_keys(
             (&mut keys.ema, signal)
         } else if let Some(signal) = name.strip_prefix(MOMENT) {
             (&mut keys.moments, signal)
+        } else if let Some(signal) = name.strip_prefix(CLASS_MEANS) {
+            (&mut keys.classes.means, signal)
         } else {
             continue;
         };
-        let parsed: KeySignal = signal.parse().map_err(|reason: String| field(name, reason))?;
-        if parsed.layer().is_some_and(|layer| layer > layers) {
-            return Err(field(name, format!("the backbone has {layers} layers")));
+        let parsed = key_signal(name, signal, backbone)?;
+        let width = parsed.width(backbone.hidden);
+        let expected = match name {
+            _ if name.starts_with(MOMENT) => vec![width * (width + 1) / 2],
+            _ if name.starts_with(CLASS_MEANS) => vec![classes, width],
+            _ => vec![width],
+        };
+        if tensor.dims() != expected {
+            return Err(field(name, format!("its shape is {:?}, not {expected:?}", tensor.dims())));
         }
-        let width = parsed.width(hidden);
-        let expected = if name.starts_with(MOMENT) { width * (width + 1) / 2 } else { width };
-        if tensor.dims() != [expected] {
-            return Err(field(name, format!("its shape is {:?}, not [{expected}]", tensor.dims())));
-        }
-        map.insert(parsed, tensor.to_vec1().map_err(malformed)?);
+        map.insert(parsed, flat(tensor).map_err(malformed)?);
     }
     let rule = &meta.key;
-    let whitened = KeyChoice { signal: rule.signal, average: KeyAverage::Mean };
-    if rule.metric == Metric::Whitened && !Metric::Whitened.definition().knows(&keys, whitened) {
-        return Err(field("key", format!("its metric is whitened, and the key or the second moment of {} is missing", rule.signal)));
+    let choice = KeyChoice { signal: rule.signal, average: KeyAverage::Mean };
+    if rule.metric != Metric::Plain && !rule.metric.definition().knows(&keys, choice) {
+        return Err(field("key", format!("its metric is {}, and the artifact lacks statistics of {}", rule.metric, rule.signal)));
     }
     if keys.key(rule.plain_signal, rule.plain_average).is_none() {
         return Err(field("key", format!("its {} key of {} is missing", rule.plain_average, rule.plain_signal)));
     }
     Ok(keys)
+}
+
+/// The analytic classifier that the header names.
+fn analytic(tensors: &Tensors, meta: &PartitionMeta, backbone: BackboneShape) -> Result<Option<Analytic>, PartitionError> {
+    let Some(record) = meta.analytic else { return Ok(None) };
+    if !(0.0..=1.0).contains(&record.head_weight) {
+        return Err(field("analytic.head_weight", format!("{} is not a share from 0 to 1", record.head_weight)));
+    }
+    if record.signal.named_layer() > backbone.layers {
+        return Err(field("analytic.signal", format!("{}: the backbone has {} layers", record.signal, backbone.layers)));
+    }
+    let width = record.signal.width(backbone.hidden);
+    let classifier = Analytic::from_tensors(record, tensors, meta.labels.len(), width);
+    classifier.map(Some).map_err(|e| field("tensors", e.to_string()))
+}
+
+/// The signal in a tensor's name, where a backbone of this shape has it.
+fn key_signal(name: &str, signal: &str, BackboneShape { layers, .. }: BackboneShape) -> Result<KeySignal, PartitionError> {
+    let parsed: KeySignal = signal.parse().map_err(|reason: String| field(name, reason))?;
+    if parsed.named_layer() > layers {
+        return Err(field(name, format!("the backbone has {layers} layers")));
+    }
+    Ok(parsed)
+}
+
+/// The numbers of samples of each class, and the temperature; the class means are not read here.
+fn class_counts(tensors: &Tensors, meta: &PartitionMeta) -> Result<ClassStatistics, PartitionError> {
+    let temperature = meta.key.temperature.unwrap_or(1.0);
+    if !temperature.is_finite() || temperature <= 0.0 {
+        return Err(field("key.temperature", format!("{temperature} is not a number above 0")));
+    }
+    let Some(tensor) = tensors.get(CLASS_COUNTS) else {
+        return Ok(ClassStatistics { temperature, ..ClassStatistics::default() });
+    };
+    let labels = meta.labels.len();
+    let counts = flat(tensor).map_err(malformed)?;
+    // The samples without a label are one more class of a multi-label task.
+    if tensor.dims() != [labels] && !(meta.multi_label && tensor.dims() == [labels + 1]) {
+        return Err(field(CLASS_COUNTS, format!("its shape is {:?}; the task has {labels} labels", tensor.dims())));
+    }
+    if counts.iter().any(|&n| n < 0.0) || counts.iter().sum::<f32>() <= 0.0 {
+        return Err(field(CLASS_COUNTS, "numbers of samples are 0 or more, and not all 0"));
+    }
+    Ok(ClassStatistics { counts, temperature, ..ClassStatistics::default() })
 }

@@ -1,13 +1,16 @@
 //! Task keys: the statistics of a session by which tasks are decided (METHOD.md 4, ROUTING.md 2).
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::discriminant::Statistics;
+
 /// A signal of the frozen backbone, by which the task is decided. It is written `mean@0`, `cls@6`, `pooled`,
-/// `parts@3` or `summary`; `@l` is the state that enters layer l, and `@L`, with L the number of layers, the
+/// `parts@3`, `summary` or `parts@3+pooled`; `@l` is the state that enters layer l, and `@L`, with L the number of layers, the
 /// state after the last layer, before the final layer norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -34,6 +37,15 @@ pub enum KeySignal {
     /// each scaled to length 1, then the one-hot modality pattern. The mean of a missing modality is zero.
     /// `[3 d + 3]`
     Summary,
+    /// The four vectors of [`Self::Parts`] and the pooler's output, scaled to length 1, then the one-hot
+    /// modality pattern. `[5 d + 3]`, or `[width + 3]` where the five vectors are projected.
+    PartsPooled {
+        /// The layer that the state of the four parts enters.
+        layer: usize,
+        /// The number of values that the `5 d` values of the vectors are projected to ([`super::projection::project`]);
+        /// `None` where they are not.
+        width: Option<NonZeroU16>,
+    },
 }
 
 impl KeySignal {
@@ -41,7 +53,15 @@ impl KeySignal {
     pub fn layer(self) -> Option<usize> {
         match self {
             Self::MeanQuery { layer } | Self::TextCls { layer } | Self::Parts { layer } => Some(layer),
-            Self::Pooled | Self::Summary => None,
+            Self::Pooled | Self::Summary | Self::PartsPooled { .. } => None,
+        }
+    }
+
+    /// The largest layer that its name gives, 0 where it gives none.
+    pub fn named_layer(self) -> usize {
+        match self {
+            Self::PartsPooled { layer, .. } => layer,
+            _ => self.layer().unwrap_or(0),
         }
     }
 
@@ -50,8 +70,18 @@ impl KeySignal {
         match self {
             Self::Parts { .. } => 4 * hidden + 3,
             Self::Summary => 3 * hidden + 3,
+            Self::PartsPooled { width, .. } => width.map_or(5 * hidden, |width| width.get().into()) + 3,
             _ => hidden,
         }
+    }
+
+    /// The signal that decides by default on a backbone of `layers` layers of width `hidden`: the parts of half
+    /// the layers and the pooled output. Where they are wider than 1,536 values, they are projected to 1,024, so
+    /// that the second moment takes 2 MiB.
+    pub fn standard(layers: usize, hidden: usize) -> Self {
+        const WIDEST: usize = 1536;
+        let width = if 5 * hidden > WIDEST { NonZeroU16::new(1024) } else { None };
+        Self::PartsPooled { layer: layers / 2, width }
     }
 
     /// The signals that are as wide as the backbone: `[mean@0 … mean@L, cls@1 … cls@L, pooled]`.
@@ -69,6 +99,8 @@ impl fmt::Display for KeySignal {
             Self::Pooled => write!(f, "pooled"),
             Self::Parts { layer } => write!(f, "parts@{layer}"),
             Self::Summary => write!(f, "summary"),
+            Self::PartsPooled { layer, width: None } => write!(f, "parts@{layer}+pooled"),
+            Self::PartsPooled { layer, width: Some(width) } => write!(f, "parts@{layer}+pooled:{width}"),
         }
     }
 }
@@ -77,13 +109,27 @@ impl FromStr for KeySignal {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let wrong = || format!("{text:?} is no key signal: write mean@LAYER, cls@LAYER, parts@LAYER, pooled or summary");
+        let wrong = || {
+            format!(
+                "{text:?} is no key signal: write mean@LAYER, cls@LAYER, parts@LAYER, pooled, summary, \
+             parts@LAYER+pooled or parts@LAYER+pooled:WIDTH"
+            )
+        };
         match text {
             "pooled" => return Ok(Self::Pooled),
             "summary" => return Ok(Self::Summary),
             _ => {}
         }
         let (kind, layer) = text.split_once('@').ok_or_else(wrong)?;
+        if let Some((layer, width)) = layer.split_once("+pooled") {
+            let layer = layer.parse().map_err(|_| wrong())?;
+            let width = match width.strip_prefix(':') {
+                Some(width) => Some(width.parse().map_err(|_| wrong())?),
+                None if width.is_empty() => None,
+                None => return Err(wrong()),
+            };
+            return if kind == "parts" { Ok(Self::PartsPooled { layer, width }) } else { Err(wrong()) };
+        }
         let layer = layer.parse().map_err(|_| wrong())?;
         match kind {
             "mean" => Ok(Self::MeanQuery { layer }),
@@ -141,15 +187,18 @@ impl FromStr for KeyAverage {
     }
 }
 
-/// How a sample's signal is compared with the task keys.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How a sample's signal is compared with what the sessions store. A greater metric decides better, and needs
+/// more statistics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
     /// The cosine.
     Plain,
     /// The cosine in the metric of the resident sessions' second moments.
-    #[default]
     Whitened,
+    /// The probability of the task: linear discriminant analysis over the classes of the resident sessions.
+    #[default]
+    Lda,
 }
 
 impl fmt::Display for Metric {
@@ -157,27 +206,49 @@ impl fmt::Display for Metric {
         f.write_str(match self {
             Self::Plain => "plain",
             Self::Whitened => "whitened",
+            Self::Lda => "lda",
         })
     }
 }
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Plain, Self::Whitened];
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Whitened, Self::Lda];
 }
 
 impl FromStr for Metric {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        Self::ALL.into_iter().find(|m| m.to_string() == text).ok_or_else(|| format!("{text:?} is no metric: give plain or whitened"))
+        Self::ALL.into_iter().find(|m| m.to_string() == text).ok_or_else(|| format!("{text:?} is no metric: give plain, whitened or lda"))
     }
 }
 
 /// Signals of some samples, by their names, `[samples, width]` each.
 pub type Signals = BTreeMap<KeySignal, Tensor>;
 
-/// The keys and second moments of a session, by their signals.
+/// The classes of a session: how many samples each has, and the means of their signals (ROUTING.md 7).
+///
+/// A sample with n labels counts 1/n for each of them. The samples of a multi-label session that have no label
+/// are a class of their own, after the others; a session without such samples has no such class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClassStatistics {
+    /// Samples of each class, `[classes]`, 0 or more; empty where the session stores no classes.
+    pub counts: Vec<f32>,
+    /// The mean signal of each class, class by class, `[classes, width]` for each signal.
+    pub means: BTreeMap<KeySignal, Vec<f32>>,
+    /// τ: the temperature of the session's class probabilities, above 0.
+    pub temperature: f32,
+}
+
+impl Default for ClassStatistics {
+    /// No classes, and τ = 1.
+    fn default() -> Self {
+        Self { counts: Vec::new(), means: BTreeMap::new(), temperature: 1.0 }
+    }
+}
+
+/// The keys, second moments and class statistics of a session, by their signals.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SessionKeys {
     /// Means over all samples, `[width]` each.
@@ -187,24 +258,35 @@ pub struct SessionKeys {
     /// Second moments, the mean of φφᵀ over all samples: the upper triangle row by row,
     /// `[width (width + 1) / 2]` each.
     pub moments: BTreeMap<KeySignal, Vec<f32>>,
+    /// The classes. Empty in artifacts of programs before the metric `lda`.
+    pub classes: ClassStatistics,
 }
 
 impl SessionKeys {
-    /// The means of all signals and the second moments of the signals in `whitened`. There are no moving
-    /// averages yet.
+    /// The means of all signals; the second moments and class statistics of the signals in `detailed`. There are
+    /// no moving averages yet. `weights` holds each sample's share of each class ([`ClassStatistics`]),
+    /// `[samples, classes]`; without it there are no class statistics.
     ///
     /// # Errors
-    /// A signal of `whitened` is not among `signals`, or a tensor operation fails.
-    pub fn of(signals: &Signals, whitened: &[KeySignal]) -> Result<Self> {
+    /// A signal of `detailed` is not among `signals`, or a tensor operation fails.
+    pub fn of(signals: &Signals, detailed: &[KeySignal], weights: Option<&Tensor>) -> Result<Self> {
         let mut keys = Self::default();
         for (signal, values) in signals {
             keys.mean.insert(*signal, values.mean(0)?.to_vec1()?);
         }
-        for signal in whitened {
+        for signal in detailed {
             let values = signals.get(signal).ok_or_else(|| candle_core::Error::Msg(format!("signal {signal} was not computed")))?;
             let (samples, width) = values.dims2()?;
             let moment = (values.t()?.matmul(values)? / samples as f64)?.to_vec2::<f32>()?;
             keys.moments.insert(*signal, moment.iter().enumerate().flat_map(|(i, row)| row[i..width].iter().copied()).collect());
+            if let Some(weights) = weights {
+                let counts = weights.sum(0)?;
+                let sums = weights.t()?.matmul(values)?;
+                // A class without samples has mean 0, and no weight.
+                let means = sums.broadcast_div(&counts.maximum(f64::from(f32::MIN_POSITIVE))?.unsqueeze(1)?)?;
+                keys.classes.counts = counts.to_vec1()?;
+                keys.classes.means.insert(*signal, means.flatten_all()?.to_vec1()?);
+            }
         }
         Ok(keys)
     }
@@ -227,9 +309,16 @@ impl SessionKeys {
         Ok(())
     }
 
+    /// The class statistics on a signal, with its second moment; `None` where the session does not store them.
+    pub fn statistics(&self, signal: KeySignal) -> Option<Statistics<'_>> {
+        let (moment, means) = (self.moments.get(&signal)?, self.classes.means.get(&signal)?);
+        Some(Statistics { moment, counts: &self.classes.counts, means })
+    }
+
     /// What the session stores, for messages: `mean keys of pooled, summary; second moment of summary`.
     pub fn held(&self) -> String {
-        let kinds = [("mean keys", &self.mean), ("ema keys", &self.ema), ("second moment", &self.moments)];
+        let kinds =
+            [("mean keys", &self.mean), ("ema keys", &self.ema), ("second moment", &self.moments), ("class means", &self.classes.means)];
         let names = |map: &BTreeMap<KeySignal, Vec<f32>>| {
             let mut names: Vec<String> = map.keys().map(KeySignal::to_string).collect();
             names.sort();
@@ -310,12 +399,12 @@ mod tests {
     #[test]
     fn a_session_stores_the_mean_and_the_mean_square_of_its_samples() {
         let rows = signals(&[[1.0, 2.0], [3.0, 6.0]]);
-        let keys = SessionKeys::of(&rows, &[KeySignal::Pooled]).unwrap();
+        let keys = SessionKeys::of(&rows, &[KeySignal::Pooled], None).unwrap();
         assert_eq!(keys.key(KeySignal::Pooled, KeyAverage::Mean), Some([2.0, 4.0].as_slice()));
         assert_eq!(keys.key(KeySignal::Pooled, KeyAverage::Ema), None, "no step was made");
         assert_eq!(keys.moments[&KeySignal::Pooled], [5.0, 10.0, 20.0], "[[5, 10], [10, 20]]");
-        assert!(SessionKeys::of(&rows, &[]).unwrap().moments.is_empty());
-        let refusal = SessionKeys::of(&rows, &[KeySignal::Summary]).unwrap_err();
+        assert!(SessionKeys::of(&rows, &[], None).unwrap().moments.is_empty());
+        let refusal = SessionKeys::of(&rows, &[KeySignal::Summary], None).unwrap_err();
         assert!(refusal.to_string().starts_with("signal summary was not computed"), "{refusal}");
     }
 

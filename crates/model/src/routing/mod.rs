@@ -5,16 +5,19 @@
 //! ([`TaskMetric`]). The statistics of sessions can be added, and a rule is made from all resident sessions
 //! in the order of their names. Partitions may therefore be loaded and unloaded in any order.
 pub mod keys;
+mod lda;
 mod plain;
+pub mod projection;
 mod whitened;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use crate::discriminant::{Linear, Statistics};
 use delo_kernels::Isa;
 use delo_kernels::elementwise::dot;
 
-pub use keys::{KeyAverage, KeySignal, Metric, SessionKeys};
+pub use keys::{ClassStatistics, KeyAverage, KeySignal, Metric, SessionKeys};
 
 /// The score of one task for one sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,6 +49,9 @@ pub struct KeyChoice {
 
 /// A metric: how it makes a rule from sessions.
 pub trait TaskMetric: Sync {
+    /// What a session must store beside its key, for messages.
+    fn statistics(&self) -> &'static str;
+
     /// Whether a session stores the statistics that the rule needs.
     fn knows(&self, session: &SessionKeys, choice: KeyChoice) -> bool;
 
@@ -54,6 +60,14 @@ pub trait TaskMetric: Sync {
     /// # Errors
     /// The sum of the sessions' second moments is not positive definite.
     fn rule(&self, sessions: &[&SessionKeys], choice: KeyChoice) -> Result<Arc<dyn TaskRule>, NotPositiveDefinite>;
+}
+
+/// The logits of the classes of one session by the metric `lda` over this session alone, before any temperature.
+///
+/// # Errors
+/// The scatter of the session is not positive definite.
+pub fn session_logits(statistics: Statistics<'_>) -> Result<Linear, NotPositiveDefinite> {
+    lda::Lda::own(statistics)
 }
 
 /// The second moments of the resident sessions give no metric.
@@ -67,6 +81,7 @@ impl Metric {
         match self {
             Self::Plain => &plain::Plain,
             Self::Whitened => &whitened::Whitened,
+            Self::Lda => &lda::Lda,
         }
     }
 }

@@ -10,13 +10,17 @@ pub(super) struct Plain;
 
 /// cos(φ, key) for each task.
 #[derive(Debug)]
-struct PlainRule {
+pub(super) struct PlainRule {
     isa: Isa,
     /// The keys, scaled to length 1, `[tasks, width]`.
     keys: Vec<f32>,
 }
 
 impl TaskMetric for Plain {
+    fn statistics(&self) -> &'static str {
+        "key"
+    }
+
     fn knows(&self, session: &SessionKeys, choice: KeyChoice) -> bool {
         session.key(choice.signal, choice.average).is_some()
     }
@@ -28,7 +32,8 @@ impl TaskMetric for Plain {
 }
 
 impl PlainRule {
-    fn new(keys: &[&[f32]]) -> Self {
+    /// The rule over keys `[width]` of any length.
+    pub(super) fn new(keys: &[&[f32]]) -> Self {
         let unit_key = |key: &&[f32]| unit(key.iter().map(|&x| f64::from(x)).collect()).into_iter().map(|x| x as f32);
         Self { isa: Isa::detect(), keys: keys.iter().flat_map(unit_key).collect() }
     }

@@ -28,6 +28,10 @@ struct WhitenedRule {
 }
 
 impl TaskMetric for Whitened {
+    fn statistics(&self) -> &'static str {
+        "second moment"
+    }
+
     /// Requires the second moment and the mean key of the signal.
     fn knows(&self, session: &SessionKeys, choice: KeyChoice) -> bool {
         session.moments.contains_key(&choice.signal) && session.key(choice.signal, KeyAverage::Mean).is_some()

@@ -22,6 +22,14 @@ pub enum TrainError {
     /// Nothing to learn from.
     #[error("task {0:?} has no item in the train split: check task_id and split in the list of items")]
     NoSamples(String),
+    /// A partition whose learnt parameters cannot be taken over.
+    #[error("the partition for {task:?} does not fit: {reason}")]
+    Unfit {
+        /// Name of the session's task.
+        task: String,
+        /// What differs, and what to do.
+        reason: String,
+    },
     /// The artifact is there, and may not be overwritten.
     #[error("{} exists: choose another --out, or overwrite it with --force", .0.display())]
     Exists(PathBuf),

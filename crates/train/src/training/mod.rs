@@ -9,12 +9,13 @@ pub mod prefix;
 pub mod schedule;
 pub mod session;
 pub mod settings;
-pub mod step_log;
+mod statistics;
+mod step_log;
 mod steps;
 pub mod trainer;
 
 pub use error::TrainError;
 pub use objective::AlignedLayers;
-pub use session::Session;
+pub use session::{Session, settings_of};
 pub use settings::{Settings, SettingsError};
-pub use trainer::{Event, Outputs, Trained, train};
+pub use trainer::{Event, Outputs, Trained, renew, train};

@@ -1,19 +1,25 @@
 //! What one session learns, on what and how, and what its artifact says of it (METHOD.md 4, 5).
-use std::collections::{BTreeMap, BTreeSet};
-
-use candle_core::{Device, Tensor};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::error::TrainError;
 use super::prefix::CHUNK;
 use super::settings::Settings;
+use super::statistics::SessionStatistics;
 use crate::data::{ByPattern, Dataset, MissingTable, Samples, Split, predict, score};
 use delo_engine::Engine;
 use delo_model::TaskModel;
+use delo_model::analytic::Analytic;
 use delo_model::input::{InputProcessor, Presence, Sample};
-use delo_model::partition::{self, BackboneRecord, KeyRule, PartitionMeta};
-use delo_model::routing::keys::{KeyAverage, KeySignal, SessionKeys, Signals};
+use delo_model::partition::{self, Artifact, BackboneRecord, KeyRule, PartitionMeta};
+
+/// The hyper-parameters that an artifact was trained with.
+///
+/// # Errors
+/// The artifact records none that this program knows.
+pub fn settings_of(artifact: &Artifact) -> Result<Settings, serde_json::Error> {
+    serde_json::from_value(artifact.meta.training.clone())
+}
 
 /// One session: the task to learn, its data, and how it is learnt.
 #[derive(Debug)]
@@ -49,10 +55,31 @@ impl Session<'_> {
         batches: &[Vec<usize>],
         created: &str,
     ) -> Result<(Vec<u8>, ByPattern), TrainError> {
-        let keys = self.keys(samples, batches)?;
-        let validation = self.validate(model)?;
-        let meta = self.meta(model, &validation, created);
-        Ok((partition::to_bytes(&meta, model, &keys)?, validation))
+        let SessionStatistics { keys, temperature, analytic } = self.statistics(samples, batches)?;
+        let validation = self.validate(model, analytic.as_ref())?;
+        let mut meta = self.meta(model, &validation, created);
+        meta.key.temperature = temperature;
+        meta.analytic = analytic.as_ref().map(|analytic| analytic.record);
+        Ok((partition::to_bytes(&meta, model, &keys, analytic.as_ref())?, validation))
+    }
+
+    /// Refuses an artifact of another task, backbone or data.
+    ///
+    /// # Errors
+    /// [`TrainError::Unfit`].
+    pub(super) fn fits(&self, artifact: &Artifact) -> Result<(), TrainError> {
+        let (meta, task) = (&artifact.meta, &self.data.tasks[self.task]);
+        let unfit = |reason: String| Err(TrainError::Unfit { task: task.name.clone(), reason });
+        if meta.task != task.name || meta.labels != task.labels {
+            return unfit(format!("it is of task {:?} with other labels: give the data that it was trained on", meta.task));
+        }
+        if meta.backbone.fingerprint != self.engine.backbone().fingerprint {
+            return unfit(format!("it was trained on the backbone {}: give that one with --backbone", meta.backbone.name));
+        }
+        if meta.data != self.data_record() {
+            return unfit("it was trained on other items: give the --data, --eta, --missing and --seed of its training".to_owned());
+        }
+        Ok(())
     }
 
     /// Height and width of the image that stands in for a missing one, in pixels.
@@ -84,50 +111,22 @@ impl Session<'_> {
         identity
     }
 
-    /// What the artifact's two rules compare, from the signals of the frozen backbone: key and second moment
-    /// of the whitened rule, the key of the plain one. A moving average follows the batches in training
-    /// order.
-    ///
-    /// Every sample goes through the frozen layers once more: its signals may be those of a later layer than
-    /// the kept states.
-    fn keys(&self, samples: Samples<'_>, batches: &[Vec<usize>]) -> Result<SessionKeys, TrainError> {
-        let KeyRule { signal, plain_signal, plain_average, .. } = self.key;
-        let wanted: Vec<KeySignal> = BTreeSet::from([signal, plain_signal]).into_iter().collect();
-        let hidden = self.engine.backbone().config.hidden_size;
-        let room = |signal: &KeySignal| (*signal, Vec::with_capacity(samples.len() * signal.width(hidden)));
-        let mut rows: BTreeMap<KeySignal, Vec<f32>> = wanted.iter().map(room).collect();
-        samples.for_each_chunk(CHUNK, |_, chunk| {
-            for (signal, values) in self.engine.signals(&self.engine.embed(chunk, self.dummy_image())?, &wanted)? {
-                rows.entry(signal).or_default().extend(values.flatten_all()?.to_vec1::<f32>()?);
-            }
-            Ok::<_, TrainError>(())
-        })?;
-        let tensor = |(signal, values): (KeySignal, Vec<f32>)| {
-            let shape = (samples.len(), values.len() / samples.len());
-            Ok((signal, Tensor::from_vec(values, shape, &Device::Cpu)?))
-        };
-        let mut signals = rows.into_iter().map(tensor).collect::<candle_core::Result<Signals>>()?;
-        let mut keys = SessionKeys::of(&signals, &[signal])?;
-        if plain_average == KeyAverage::Ema {
-            keys.mean.retain(|kept, _| *kept == signal);
-            signals.retain(|kept, _| *kept == plain_signal);
-            for batch in batches {
-                keys.moving_average_step(&signals, batch, self.settings.key_beta as f32)?;
-            }
-        }
-        Ok(keys)
-    }
-
     /// Task-oracle score on the val split, in percent.
-    fn validate(&self, model: &TaskModel) -> Result<ByPattern, TrainError> {
+    fn validate(&self, model: &TaskModel, analytic: Option<&Analytic>) -> Result<ByPattern, TrainError> {
         let rows = self.data.rows(self.task, Split::Val);
         let threshold = self.data.multi_label.then_some(0.0);
         let mut predictions = Vec::with_capacity(rows.len());
         let mut presence = Vec::with_capacity(rows.len());
         let samples = Samples::new(self.data, rows, self.missing, self.processor);
         samples.for_each_chunk(CHUNK, |_, chunk| {
-            let prefix = self.engine.run_frozen(&self.engine.embed(chunk, self.dummy_image())?, 0..model.method().first_adapted_layer())?;
-            let logits = self.engine.run_task(&prefix, model)?.logits.to_vec2::<f32>()?;
+            let embedded = self.engine.embed(chunk, self.dummy_image())?;
+            let prefix = self.engine.run_frozen(&embedded, 0..model.method().first_adapted_layer())?;
+            let mut logits = self.engine.run_task(&prefix, model)?.logits.to_vec2::<f32>()?;
+            if let Some(analytic) = analytic {
+                let signal = analytic.record.signal;
+                let signals = self.engine.signals(&embedded, &[signal])?[&signal].to_vec2::<f32>()?;
+                logits.iter_mut().zip(&signals).for_each(|(logits, signal)| analytic.mix(signal, logits));
+            }
             predictions.extend(logits.iter().map(|row| predict(row, threshold)));
             presence.extend(chunk.iter().map(Sample::presence));
             Ok::<_, TrainError>(())
@@ -155,6 +154,7 @@ impl Session<'_> {
             method: model.method().clone(),
             targets: model.method().target_names(),
             key: self.key.clone(),
+            analytic: None,
             dummy_image: self.dummy_image(),
             special_tokens: Some(self.processor.special_tokens()),
             backbone: BackboneRecord { fingerprint: self.engine.backbone().fingerprint.clone(), name: self.backbone.clone() },

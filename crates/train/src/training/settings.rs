@@ -31,6 +31,10 @@ pub struct Settings {
     pub aligned_layers: AlignedLayers,
     /// β of the exponential moving average of the task key.
     pub key_beta: f64,
+    /// w: the share of the head in the mixture of its logits with those of the analytic classifier; 1 means the
+    /// head alone.
+    #[serde(default = "head_alone")]
+    pub head_weight: f64,
     /// Height and width, in pixels, of the white image that stands in for a missing one; one patch if `None`.
     pub dummy_image: Option<[usize; 2]>,
     /// Passes over the session's samples.
@@ -67,6 +71,7 @@ impl Default for Settings {
             lambda_con: 0.1,
             aligned_layers: AlignedLayers::Last,
             key_beta: 0.99,
+            head_weight: 0.65,
             dummy_image: None,
             epochs: 10,
             batch: 4,
@@ -91,6 +96,10 @@ pub struct SettingsError {
     pub found: String,
     /// The values that it takes.
     pub expected: String,
+}
+
+fn head_alone() -> f64 {
+    1.0
 }
 
 fn is_delo(method: &MethodKind) -> bool {
@@ -126,6 +135,7 @@ impl Settings {
         demand(weight(self.lambda_align), "--lambda-align", &self.lambda_align, "give a weight, 0 or more")?;
         demand(weight(self.lambda_con), "--lambda-con", &self.lambda_con, "give a weight, 0 or more")?;
         demand(share(self.key_beta), "--key-beta", &self.key_beta, "give a share from 0 to 1")?;
+        demand(share(self.head_weight), "--head-weight", &self.head_weight, "give a share from 0 to 1")?;
         if let Some(size) = self.dummy_image {
             let expected = format!("give multiples of the patch size, {patch}");
             demand(size.iter().all(|x| *x > 0 && x % patch == 0), "--dummy-image", &format!("{size:?}"), &expected)?;

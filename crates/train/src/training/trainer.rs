@@ -13,6 +13,8 @@ use super::steps::Steps;
 use crate::data::samples::read_ahead;
 use crate::data::{ByPattern, Samples, Split};
 use crate::random::{Purpose, choose, stream};
+use delo_model::TaskModel;
+use delo_model::partition::Artifact;
 use delo_process::durable::replace;
 
 /// Where a session writes, and whether over what is there.
@@ -152,6 +154,36 @@ pub fn train(
         steps: batches.len(),
         samples: rows.len(),
         pool_parameters: steps.model.adapter_parameters(),
+        seconds: start.elapsed().as_secs_f64(),
+        validation,
+    })
+}
+
+/// Writes the artifact of a session that keeps what `learnt` has learnt: its adapter and head are taken over, and
+/// keys, class statistics, analytic classifier and validation are computed from the session's data. The session's
+/// settings must be those of `learnt` ([`super::session::settings_of`]), the share of the head apart.
+///
+/// # Errors
+/// [`TrainError::Unfit`] where `learnt` is of another task, backbone or data; else as [`train`].
+pub fn renew(session: &Session<'_>, learnt: &Artifact, outputs: &Outputs) -> Result<Trained, TrainError> {
+    let start = Instant::now();
+    let Session { engine, data, settings, .. } = session;
+    let vilt = engine.backbone();
+    settings.check(vilt.config.num_hidden_layers, vilt.config.patch_size)?;
+    prepare_outputs(outputs)?;
+    session.fits(learnt)?;
+    let task = &data.tasks[session.task];
+    let rows = data.rows(session.task, Split::Train);
+    let model = TaskModel::from_tensors(learnt.meta.method.clone(), task.labels.len(), &learnt.tensors)?;
+    let batches = batches(rows.len(), settings, task.id);
+    let samples = Samples::new(data, rows, session.missing, session.processor);
+    let (artifact, validation) = session.artifact(&model, samples, &batches, &outputs.created)?;
+    replace(&outputs.artifact, &artifact).map_err(write_error(&outputs.artifact))?;
+    Ok(Trained {
+        artifact: outputs.artifact.clone(),
+        steps: 0,
+        samples: rows.len(),
+        pool_parameters: model.adapter_parameters(),
         seconds: start.elapsed().as_secs_f64(),
         validation,
     })

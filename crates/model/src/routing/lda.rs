@@ -1,0 +1,197 @@
+//! The metric of class statistics: the probability of a task is the sum of its classes' probabilities under linear
+//! discriminant analysis over the classes of all resident sessions (ROUTING.md 7).
+use std::sync::Arc;
+
+use super::plain::PlainRule;
+use super::{KeyAverage, KeyChoice, NotPositiveDefinite, SessionKeys, TaskMetric, TaskRule, TaskScore};
+use crate::discriminant::{Discriminant, Linear, Statistics};
+use crate::method::selection::softmax;
+use delo_kernels::Isa;
+use delo_kernels::elementwise::dot;
+
+/// λ of the ridge of [`Discriminant`], chosen on the val splits of Emoji-CMML.
+const RIDGE: f64 = 2.0;
+
+/// The metric of class statistics.
+pub(super) struct Lda;
+
+impl Lda {
+    /// The logits z of the classes of one session by its own statistics, before any temperature.
+    ///
+    /// # Errors
+    /// See [`Discriminant::of`].
+    pub(super) fn own(statistics: Statistics<'_>) -> Result<Linear, NotPositiveDefinite> {
+        let width = statistics.means.len() / statistics.counts.len().max(1);
+        Ok(Discriminant::of(&[statistics], width, RIDGE)?.classes(statistics.means))
+    }
+}
+
+/// P(task | φ) = Σ P(c | φ) over the classes c of the task, where P(c | φ) ∝ exp(z_c / τ) / C_k over the classes
+/// of all tasks, z are the logits of [`Discriminant`], and C_k is the number of classes of the class's task: before
+/// the sample is seen, every task is as likely as any other, however many classes it has.
+#[derive(Debug)]
+struct LdaRule {
+    isa: Isa,
+    width: usize,
+    /// The weights of z / τ, task by task, `[classes, width]`.
+    weights: Vec<f32>,
+    /// The biases of z / τ − ln C_k, `[classes]`.
+    biases: Vec<f32>,
+    /// The number of classes of each task, `[tasks]`.
+    classes: Vec<usize>,
+    /// The cosines with the task keys, which stand beside the probabilities.
+    cosines: PlainRule,
+}
+
+/// What the rule reads of one session.
+struct Session<'a> {
+    /// The mean signal, `[width]`.
+    key: &'a [f32],
+    statistics: Statistics<'a>,
+    /// τ of the session.
+    temperature: f32,
+}
+
+impl TaskMetric for Lda {
+    fn statistics(&self) -> &'static str {
+        "class means"
+    }
+
+    /// Requires the mean key, the second moment and the class means of the signal.
+    fn knows(&self, session: &SessionKeys, choice: KeyChoice) -> bool {
+        read(session, choice).is_some()
+    }
+
+    fn rule(&self, sessions: &[&SessionKeys], choice: KeyChoice) -> Result<Arc<dyn TaskRule>, NotPositiveDefinite> {
+        let sessions: Vec<Session<'_>> = sessions.iter().filter_map(|session| read(session, choice)).collect();
+        Ok(Arc::new(LdaRule::new(&sessions)?))
+    }
+}
+
+fn read(session: &SessionKeys, KeyChoice { signal, .. }: KeyChoice) -> Option<Session<'_>> {
+    Some(Session {
+        key: session.key(signal, KeyAverage::Mean)?,
+        statistics: session.statistics(signal)?,
+        temperature: session.classes.temperature,
+    })
+}
+
+impl LdaRule {
+    /// The rule over sessions, solved in f64 and kept in f32.
+    ///
+    /// # Errors
+    /// See [`Discriminant::of`].
+    fn new(sessions: &[Session<'_>]) -> Result<Self, NotPositiveDefinite> {
+        let width = sessions.first().map_or(0, |session| session.key.len());
+        let statistics: Vec<Statistics<'_>> = sessions.iter().map(|session| session.statistics).collect();
+        let metric = Discriminant::of(&statistics, width, RIDGE)?;
+        let temperature = temperature(sessions);
+        let linear = metric.classes(&statistics.iter().flat_map(|session| session.means).copied().collect::<Vec<_>>());
+        let classes: Vec<usize> = statistics.iter().map(|session| session.counts.len()).collect();
+        let priors = classes.iter().flat_map(|&n| std::iter::repeat_n(-(n as f64).ln(), n));
+        let keys: Vec<&[f32]> = sessions.iter().map(|session| session.key).collect();
+        Ok(Self {
+            isa: Isa::detect(),
+            width,
+            weights: linear.weights.into_iter().map(|x| (x / temperature) as f32).collect(),
+            biases: linear.biases.into_iter().zip(priors).map(|(x, prior)| (x / temperature + prior) as f32).collect(),
+            classes,
+            cosines: PlainRule::new(&keys),
+        })
+    }
+
+    /// The logits z / τ of all classes for a signal `[width]`.
+    fn logits(&self, signal: &[f32]) -> Vec<f32> {
+        let mut logits = self.biases.clone();
+        self.isa.run(
+            #[inline(always)]
+            || {
+                for (logit, weight) in logits.iter_mut().zip(self.weights.chunks_exact(self.width.max(1))) {
+                    *logit += dot(weight, signal);
+                }
+            },
+        );
+        logits
+    }
+}
+
+/// τ of the rule: the mean of the sessions' temperatures in the logarithm, weighted by their samples.
+fn temperature(sessions: &[Session<'_>]) -> f64 {
+    let (mut samples, mut sum) = (0.0, 0.0);
+    for session in sessions {
+        let n = session.statistics.samples();
+        samples += n;
+        sum += n * f64::from(session.temperature).ln();
+    }
+    (sum / samples).exp()
+}
+
+impl TaskRule for LdaRule {
+    fn scores(&self, signal: &[f32]) -> Vec<TaskScore> {
+        let mut classes = self.logits(signal);
+        softmax(&mut classes);
+        let mut rest = classes.as_slice();
+        let mut probability = |&n: &usize| {
+            let (task, others) = rest.split_at(n);
+            rest = others;
+            task.iter().sum::<f32>()
+        };
+        let cosines = self.cosines.scores(signal);
+        let scores = self.classes.iter().map(&mut probability).zip(cosines);
+        scores.map(|(p, TaskScore { cosine, .. })| TaskScore { score: p, cosine, probability: Some(p) }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::{ClassStatistics, KeySignal};
+
+    const CHOICE: KeyChoice = KeyChoice { signal: KeySignal::Pooled, average: KeyAverage::Mean };
+
+    /// A session in two dimensions; the scatter within each of its classes is the unit matrix.
+    fn session(means: &[[f32; 2]], temperature: f32) -> SessionKeys {
+        let n = means.len() as f32;
+        let mean = |f: &dyn Fn(&[f32; 2]) -> f32| means.iter().map(f).sum::<f32>() / n;
+        let moment = vec![1.0 + mean(&|m| m[0] * m[0]), mean(&|m| m[0] * m[1]), 1.0 + mean(&|m| m[1] * m[1])];
+        SessionKeys {
+            mean: [(KeySignal::Pooled, vec![mean(&|m| m[0]), mean(&|m| m[1])])].into(),
+            moments: [(KeySignal::Pooled, moment)].into(),
+            classes: ClassStatistics { counts: vec![1.0; means.len()], means: [(KeySignal::Pooled, means.concat())].into(), temperature },
+            ..SessionKeys::default()
+        }
+    }
+
+    fn probabilities(sessions: &[&SessionKeys], signal: [f32; 2]) -> Vec<f32> {
+        let rule = Lda.rule(sessions, CHOICE).unwrap();
+        rule.scores(&signal).into_iter().filter_map(|task| task.probability).collect()
+    }
+
+    #[test]
+    fn a_task_has_the_sum_of_its_classes_probabilities() {
+        let (one, two) = (session(&[[1.0, 0.0], [0.0, 1.0]], 1.0), session(&[[-1.0, 0.0]], 1.0));
+        let found = probabilities(&[&one, &two], [0.5, 0.25]);
+        // M = I + 2 I: the logits are μ·φ/3 − ‖μ‖²/6, and all ‖μ‖ = 1. A class of the first task has half its prior.
+        let exp = [0.5f32 / 3.0, 0.25 / 3.0, -0.5 / 3.0].map(f32::exp);
+        let one = (exp[0] + exp[1]) / 2.0;
+        let expected = [one / (one + exp[2]), exp[2] / (one + exp[2])];
+        assert!((found[0] - expected[0]).abs() < 1e-6 && (found[1] - expected[1]).abs() < 1e-6, "{found:?}");
+        assert!((found.iter().sum::<f32>() - 1.0).abs() < 1e-6, "{found:?}");
+    }
+
+    #[test]
+    fn a_higher_temperature_draws_the_probabilities_together() {
+        let sessions = |t| (session(&[[2.0, 0.0]], t), session(&[[-2.0, 0.0]], t));
+        let best = |(one, two): (SessionKeys, SessionKeys)| probabilities(&[&one, &two], [1.0, 0.0])[0];
+        let (sharp, flat) = (best(sessions(1.0)), best(sessions(4.0)));
+        assert!(sharp > flat && flat > 0.5, "{sharp} {flat}");
+    }
+
+    #[test]
+    fn a_session_without_class_means_is_not_known() {
+        let whole = session(&[[1.0, 0.0]], 1.0);
+        assert!(Lda.knows(&whole, CHOICE));
+        assert!(!Lda.knows(&SessionKeys { classes: ClassStatistics::default(), ..whole.clone() }, CHOICE));
+        assert!(!Lda.knows(&SessionKeys { moments: [].into(), ..whole }, CHOICE));
+    }
+}
