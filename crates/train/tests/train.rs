@@ -333,7 +333,7 @@ fn an_artifact_holds_the_keys_of_its_two_rules_and_no_others() {
     .into_iter()
     .enumerate()
     {
-        let (name, key) = (format!("p{i}"), KeyRule { metric, signal, plain_signal, plain_average });
+        let (name, key) = (format!("p{i}"), KeyRule { metric, signal, plain_signal, plain_average, temperature: None });
         f.train_with_key(0, &settings, &f.outputs(&name), None, key).unwrap();
         let keys = f.partition(&name).keys;
         assert!(names(&keys.mean) == means && names(&keys.ema) == emas, "{name}: {}", keys.held());
