@@ -50,8 +50,8 @@ pub struct SettingsArgs {
     /// β of the exponential moving average of the task key
     #[arg(long, value_name = "β", default_value_t = defaults().key_beta)]
     key_beta: f64,
-    /// w: the share of the head in the scores; the rest is that of an analytic classifier (LDA) on the key signal.
-    /// 1: the head alone, as the paper has it
+    /// w: the share of the head in the scores; the rest is that of an analytic classifier (LDA) on the key signal,
+    /// which takes a frozen pass also where the task is given. 1: the head alone, as the paper has it
     #[arg(long, value_name = "w", default_value_t = defaults().head_weight)]
     head_weight: f64,
     /// Height and width in pixels of the white image that stands in for a missing one [default: one patch;

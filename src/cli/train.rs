@@ -59,7 +59,8 @@ pub struct TrainArgs {
     key_metric: Metric,
     /// Signal of the metrics lda and whitened, and of the analytic classifier: parts@LAYER+pooled, summary,
     /// pooled, or parts@LAYER, mean@LAYER, cls@LAYER; partitions that serve together need the same [default:
-    /// parts@LAYER+pooled of half the layers, projected to 1024 values on a backbone wider than 307]
+    /// summary; for lda parts@LAYER+pooled of half the layers, projected to 1024 values on a backbone wider
+    /// than 307]
     #[arg(long, value_name = "SIGNAL", help_heading = "Task key")]
     key_signal: Option<KeySignal>,
     /// Signal of the plain metric; the partition holds the keys of these two signals alone, so that no other
@@ -101,7 +102,10 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let layers = config.num_hidden_layers;
     let key = KeyRule {
         metric: args.key_metric,
-        signal: args.key_signal.unwrap_or_else(|| KeySignal::standard(layers, config.hidden_size)),
+        signal: args.key_signal.unwrap_or_else(|| match args.key_metric {
+            Metric::Lda => KeySignal::standard(layers, config.hidden_size),
+            Metric::Plain | Metric::Whitened => KeySignal::Summary,
+        }),
         plain_signal: args.plain_signal,
         plain_average: args.plain_average,
         temperature: None,

@@ -213,7 +213,7 @@ fn a_signal_in_the_frozen_prefix_routes_as_a_pass_of_its_own_does() {
 #[test]
 fn routing_does_not_depend_on_the_order_of_loads_nor_on_unloaded_partitions() {
     let samples: Vec<Sample> = (0..12).map(random_sample).collect();
-    for metric in [Metric::Whitened, Metric::Plain] {
+    for metric in Metric::ALL {
         let one = |i: u64| {
             let model = random_model(spec(Layout::RankOne, 4), 3, i);
             resident(&format!("task-{i}"), &model, key_rule(metric, KeySignal::Parts { layer: 3 }), i)
@@ -237,6 +237,57 @@ fn a_partition_without_moments_falls_back_to_the_plain_cosine_and_says_so() {
     let both = Catalogue::empty(engine().backbone(), rule).with_all(alone.residents().cloned().chain([plain])).unwrap();
     assert_eq!(both.metric(), Metric::Plain);
     assert!(both.notice().unwrap().contains("\"plain\" has no second moment of parts@3"));
+}
+
+#[test]
+fn a_partition_without_class_means_falls_back_to_the_whitened_cosine_and_says_so() {
+    let model = random_model(spec(Layout::RankOne, 4), 3, 1);
+    let one = |task: &str, metric, seed| resident(task, &model, key_rule(metric, KeySignal::Parts { layer: 3 }), seed);
+    let alone = Catalogue::empty(engine().backbone(), RoutingRule::default()).with(one("new", Metric::Lda, 1)).unwrap();
+    assert_eq!((alone.metric(), alone.notice()), (Metric::Lda, None));
+    let both = alone.with(one("old", Metric::Whitened, 2)).unwrap();
+    assert_eq!(both.metric(), Metric::Whitened);
+    assert!(both.notice().unwrap().contains("\"old\" has no class means of parts@3"), "{:?}", both.notice());
+    assert_eq!(both.without("old").unwrap().metric(), Metric::Lda);
+}
+
+#[test]
+fn the_probabilities_of_all_tasks_sum_to_one_and_the_cosines_stand_beside_them() {
+    let catalogue = catalogue(Metric::Lda, KeySignal::PartsPooled { layer: 3, width: None });
+    for seed in 0..6 {
+        let answer = engine().classify(&catalogue, &[Query::open(random_sample(seed))]).remove(0).unwrap();
+        let sum: f32 = answer.candidates.iter().map(|candidate| candidate.score.probability.unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+        assert!(answer.candidates.iter().all(|candidate| candidate.score.cosine.is_some()));
+        assert!(answer.candidates.is_sorted_by(|a, b| a.score.probability >= b.score.probability));
+    }
+}
+
+#[test]
+fn a_joined_signal_is_the_same_read_on_the_way_and_in_a_pass_of_its_own() {
+    let (middle, projected) = (KeySignal::PartsPooled { layer: 3, width: None }, "parts@3+pooled:64".parse().unwrap());
+    let packed = engine().embed(&(0..3).map(random_sample).collect::<Vec<_>>(), engine().default_dummy_image()).unwrap();
+    let wanted = [middle, projected, KeySignal::Parts { layer: 3 }, KeySignal::Pooled];
+    let signals = engine().signals(&packed, &wanted).unwrap();
+    let alone = engine().signals(&packed, &[middle]).unwrap();
+    assert_eq!(difference(&signals[&middle], &alone[&middle]), 0.0);
+    let d = engine().backbone().config.hidden_size;
+    let parts = signals[&KeySignal::Parts { layer: 3 }].narrow(1, 0, 4 * d).unwrap();
+    assert_eq!(difference(&alone[&middle].narrow(1, 0, 4 * d).unwrap(), &parts), 0.0);
+    assert_eq!(signals[&projected].dims(), [3, 67]);
+    // Whether the adapters begin before or after the layer of the parts, the decision is the same.
+    let deep = |first| {
+        let residents = (0..3).map(|i| {
+            let model = random_model(spec(Layout::RankOne, first), 3, i);
+            resident(&format!("task-{i}"), &model, key_rule(Metric::Lda, middle), i)
+        });
+        Catalogue::empty(engine().backbone(), RoutingRule::default()).with_all(residents).unwrap()
+    };
+    let (shared, own) = (deep(4), deep(0));
+    let samples: Vec<Query> = (0..6).map(|seed| Query::open(random_sample(seed))).collect();
+    for (shared, own) in engine().classify(&shared, &samples).into_iter().zip(engine().classify(&own, &samples)) {
+        assert_eq!(shared.unwrap().candidates, own.unwrap().candidates);
+    }
 }
 
 #[test]

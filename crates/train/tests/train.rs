@@ -8,10 +8,11 @@ use delo_fixtures::colours::write_data;
 use delo_fixtures::{engine, key_rule};
 use delo_model::input::{InputProcessor, Limits, Presence, Sample};
 use delo_model::model_dir::ModelDir;
-use delo_model::partition::KeyRule;
+use delo_model::partition::{Artifact, KeyRule};
 use delo_model::{KeyAverage, KeySignal, MethodKind, Metric, Partition};
 use delo_train::data::{Label, Samples};
 use delo_train::eval::{EvalError, Evaluation, SampleRecord, evaluate};
+use delo_train::training::{renew, settings_of};
 use delo_train::{Dataset, DatasetError, Event, MissingKind, MissingTable, Outputs, Session, Settings, Split, TrainError, Trained, train};
 
 struct Fixture {
@@ -33,6 +34,12 @@ impl Fixture {
             InputProcessor::load(&ModelDir::Embedded, config.patch_size, config.max_position_embeddings, Limits::default()).unwrap();
         let settings = Settings { experts: 4, rank: 2, first_adapted_layer: 4, lr: 2e-3, batch: 3, epochs: 3, ..Settings::default() };
         Self { dir, data, missing, processor, settings }
+    }
+
+    /// With scores of head and analytic classifier together.
+    fn mixing(mut self) -> Self {
+        self.settings.head_weight = 0.65;
+        self
     }
 
     /// 8 training samples in steps of 3: three steps an epoch.
@@ -355,6 +362,73 @@ fn an_artifact_holds_the_keys_of_its_two_rules_and_no_others() {
     let catalogue = Catalogue::empty(engine().backbone(), rule).with(Resident::new(f.partition("p0"), 1)).unwrap();
     let notice = catalogue.notice().unwrap();
     assert!(notice.contains("second moment of parts@2") && notice.contains("--key-signal summary"), "{notice}");
+}
+
+#[test]
+fn adapters_that_are_taken_over_give_the_artifact_that_training_gives() {
+    for multi_label in [false, true] {
+        let f = Fixture::new(multi_label).mixing();
+        let key = key_rule(Metric::Lda, KeySignal::PartsPooled { layer: 3, width: None });
+        let outputs = f.outputs("trained");
+        f.train_with_key(0, &f.settings, &outputs, None, key.clone()).unwrap();
+        let trained = std::fs::read(&outputs.artifact).unwrap();
+        let learnt = Artifact::parse(&trained).unwrap();
+        let settings = settings_of(&learnt).unwrap();
+        assert_eq!(settings, f.settings);
+        let session = |settings| Session {
+            engine: engine(),
+            processor: &f.processor,
+            backbone: "emoji-mini".to_owned(),
+            data: &f.data,
+            missing: &f.missing,
+            task: 0,
+            settings,
+            key: key.clone(),
+        };
+        let again = f.outputs("again");
+        renew(&session(&settings), &learnt, &again).unwrap();
+        assert!(std::fs::read(&again.artifact).unwrap() == trained, "the same session gives the same bytes");
+
+        let other = MissingTable::draw(&f.data, 0.5, MissingKind::Text, 0).unwrap();
+        let wrong = Session { missing: &other, ..session(&settings) };
+        let told = renew(&wrong, &learnt, &f.outputs("other")).unwrap_err().to_string();
+        assert!(told.contains("--missing"), "{told}");
+    }
+}
+
+#[test]
+fn the_scores_are_those_of_head_and_analytic_classifier_together() {
+    for multi_label in [false, true] {
+        let f = Fixture::new(multi_label).mixing();
+        let key = key_rule(Metric::Lda, KeySignal::PartsPooled { layer: 3, width: None });
+        f.train_with_key(0, &f.settings, &f.outputs("p"), None, key.clone()).unwrap();
+        let head_alone = Settings { head_weight: 1.0, ..f.settings.clone() };
+        f.train_with_key(0, &head_alone, &f.outputs("head"), None, key).unwrap();
+        let (mixed, head) = (f.partition("p"), f.partition("head"));
+        assert!(head.analytic.is_none());
+        assert!(mixed.meta.key.temperature.is_some_and(|t| t > 0.0));
+        let analytic = mixed.analytic.clone().unwrap();
+        let samples = Samples::new(&f.data, f.data.rows(0, Split::Test), &f.missing, &f.processor).read(&[0, 1]).unwrap();
+        let packed = engine().embed(&samples, engine().default_dummy_image()).unwrap();
+        let signals = engine().signals(&packed, &[analytic.record.signal]).unwrap()[&analytic.record.signal].to_vec2::<f32>().unwrap();
+        let empty = Catalogue::empty(engine().backbone(), RoutingRule::default());
+        let scores = |partition: &Partition| -> Vec<Vec<f32>> {
+            let resident = Resident::new(partition.clone(), 1);
+            let queries: Vec<Query> = samples.iter().map(|sample| Query::given(sample.clone(), resident.clone())).collect();
+            engine().classify(&empty, &queries).into_iter().map(|answer| answer.unwrap().scores).collect()
+        };
+        // The logarithm of a score, or of its odds, is its logit but for a constant of the sample.
+        let logit = |p: &f32| if multi_label { (p / (1.0 - p)).ln() } else { p.ln() };
+        for ((mixed, head), signal) in scores(&mixed).iter().zip(scores(&head)).zip(&signals) {
+            let logits: Vec<f32> = head.iter().zip(analytic.logits(signal)).map(|(p, z)| 0.65 * logit(p) + 0.35 * z).collect();
+            let largest = logits.iter().copied().fold(f32::MIN, f32::max);
+            let sum: f32 = logits.iter().map(|x| (x - largest).exp()).sum();
+            let expected = |x: &f32| if multi_label { 1.0 / (1.0 + (-x).exp()) } else { (x - largest).exp() / sum };
+            for (found, logit) in mixed.iter().zip(&logits) {
+                assert!((found - expected(logit)).abs() < 1e-4, "{mixed:?} {head:?} {logits:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl KeySignal {
         }
     }
 
-    /// The signal that decides by default on a backbone of `layers` layers of width `hidden`: the parts of half
+    /// The signal that [`Metric::Lda`] decides by, unless another is chosen, on a backbone of `layers` layers of width `hidden`: the parts of half
     /// the layers and the pooled output. Where they are wider than 1,536 values, they are projected to 1,024, so
     /// that the second moment takes 2 MiB.
     pub fn standard(layers: usize, hidden: usize) -> Self {
@@ -195,9 +195,9 @@ pub enum Metric {
     /// The cosine.
     Plain,
     /// The cosine in the metric of the resident sessions' second moments.
+    #[default]
     Whitened,
     /// The probability of the task: linear discriminant analysis over the classes of the resident sessions.
-    #[default]
     Lda,
 }
 
@@ -352,6 +352,8 @@ mod tests {
             (KeySignal::Parts { layer: 3 }, "parts@3"),
             (KeySignal::Pooled, "pooled"),
             (KeySignal::Summary, "summary"),
+            (KeySignal::PartsPooled { layer: 3, width: None }, "parts@3+pooled"),
+            (KeySignal::PartsPooled { layer: 6, width: NonZeroU16::new(1024) }, "parts@6+pooled:1024"),
         ];
         for (signal, name) in signals {
             assert_eq!((signal.to_string().as_str(), name.parse()), (name, Ok(signal)));
@@ -361,19 +363,22 @@ mod tests {
         for (average, name) in [(KeyAverage::Ema, "ema"), (KeyAverage::Mean, "mean")] {
             assert_eq!((average.to_string().as_str(), name.parse()), (name, Ok(average)));
         }
-        for (metric, name) in [(Metric::Plain, "plain"), (Metric::Whitened, "whitened")] {
+        for (metric, name) in [(Metric::Plain, "plain"), (Metric::Whitened, "whitened"), (Metric::Lda, "lda")] {
             assert_eq!((metric.to_string().as_str(), name.parse()), (name, Ok(metric)));
         }
     }
 
     #[test]
     fn a_name_that_is_none_is_refused_with_those_that_there_are() {
-        for name in ["", "mean", "mean@", "cls@-1", "other@1", "pooled@1"] {
+        for name in
+            ["", "mean", "mean@", "cls@-1", "other@1", "pooled@1", "parts@3+", "parts@3+pooled:0", "parts@3+pooled:", "cls@3+pooled"]
+        {
             let refusal = name.parse::<KeySignal>().unwrap_err();
-            assert_eq!(refusal, format!("{name:?} is no key signal: write mean@LAYER, cls@LAYER, parts@LAYER, pooled or summary"));
+            let names = "mean@LAYER, cls@LAYER, parts@LAYER, pooled, summary, parts@LAYER+pooled or parts@LAYER+pooled:WIDTH";
+            assert_eq!(refusal, format!("{name:?} is no key signal: write {names}"));
         }
         assert_eq!("median".parse::<KeyAverage>().unwrap_err(), "\"median\" is no average of keys: give ema or mean");
-        assert_eq!("euclid".parse::<Metric>().unwrap_err(), "\"euclid\" is no metric: give plain or whitened");
+        assert_eq!("euclid".parse::<Metric>().unwrap_err(), "\"euclid\" is no metric: give plain, whitened or lda");
     }
 
     #[test]

@@ -33,7 +33,8 @@ pub struct Settings {
     pub key_beta: f64,
     /// w: the share of the head in the mixture of its logits with those of the analytic classifier; 1 means the
     /// head alone.
-    #[serde(default = "head_alone")]
+    /// Not stored where it is 1.
+    #[serde(default = "head_alone", skip_serializing_if = "is_head_alone")]
     pub head_weight: f64,
     /// Height and width, in pixels, of the white image that stands in for a missing one; one patch if `None`.
     pub dummy_image: Option<[usize; 2]>,
@@ -71,7 +72,7 @@ impl Default for Settings {
             lambda_con: 0.1,
             aligned_layers: AlignedLayers::Last,
             key_beta: 0.99,
-            head_weight: 0.65,
+            head_weight: 1.0,
             dummy_image: None,
             epochs: 10,
             batch: 4,
@@ -100,6 +101,10 @@ pub struct SettingsError {
 
 fn head_alone() -> f64 {
     1.0
+}
+
+fn is_head_alone(weight: &f64) -> bool {
+    *weight == head_alone()
 }
 
 fn is_delo(method: &MethodKind) -> bool {
