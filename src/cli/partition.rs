@@ -102,6 +102,7 @@ fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
         multi_label,
         method,
         key,
+        analytic,
         dummy_image: [height, width],
         special_tokens,
         backbone,
@@ -118,6 +119,10 @@ fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
         vec!["method".to_owned(), method.kind().to_string()],
         vec![method.field().to_owned(), method.summary()],
         vec!["key".to_owned(), format!("{} over {}, else plain over {} ({})", key.metric, key.signal, key.plain_signal, key.plain_average)],
+        vec![
+            "analytic classifier".to_owned(),
+            analytic.map_or("none: the head alone".to_owned(), |a| format!("over {}; the head's share is {}", a.signal, a.head_weight)),
+        ],
         vec!["dummy image".to_owned(), format!("{height} x {width} pixels")],
         vec![
             "special tokens".to_owned(),

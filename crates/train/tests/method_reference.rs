@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use delo_engine::{Engine, Options, Packed};
 use delo_kernels::{Isa, Precision};
 use delo_model::PerModality;
+use delo_model::analytic::{Analytic, AnalyticRecord};
 use delo_model::input::{Pixels, Presence, Sample};
 use delo_model::method::{Layout, Method, MethodSpec, PoolId, PoolSpec, TaskModel};
 use delo_model::model_dir::ModelDir;
@@ -204,5 +205,41 @@ fn frozen_signals_and_task_cosines_are_the_reference_ones() {
             let off = close(&format!("{metric} cosines of {name}"), &cosines, &expected[&format!("{metric}.{name}")], 1e-4);
             println!("{name}: signal {worst:e}, {metric} cosines {off:e}");
         }
+    }
+}
+
+#[test]
+fn joined_signals_task_probabilities_and_analytic_logits_are_the_reference_ones() {
+    let (engine, samples, expected) = (engine(), samples(), tensors("discriminant.safetensors"));
+    let names = ["summary", "parts@1+pooled", "pooled", "parts@1"];
+    let wanted: Vec<KeySignal> = names.iter().map(|name| name.parse().unwrap()).collect();
+    let signals = engine.signals(&embedded(&engine, &samples), &wanted).unwrap();
+    let session = |k: usize| -> SessionKeys {
+        let rows: Signals =
+            signals.iter().map(|(signal, all)| (*signal, all.narrow(0, 10 * k, 10).unwrap().contiguous().unwrap())).collect();
+        let classes = [2, 2, 3][k];
+        let shares = (10 * k..10 * k + 10).flat_map(|i| (0..classes).map(move |class| f32::from(u8::from(i % classes == class))));
+        let shares = Tensor::from_vec(shares.collect::<Vec<_>>(), (10, classes), &Device::Cpu).unwrap();
+        let mut keys = SessionKeys::of(&rows, &wanted, Some(&shares)).unwrap();
+        keys.classes.temperature = [1.0, 2.0, 4.0][k];
+        keys
+    };
+    let sessions: Vec<SessionKeys> = (0..3).map(session).collect();
+    for (name, &signal) in names.iter().zip(&wanted) {
+        if let Some(rows) = expected.get(*name) {
+            close(name, &signals[&signal], rows, 1e-4);
+        }
+        let choice = KeyChoice { signal, average: KeyAverage::Mean };
+        let rule = Metric::Lda.definition().rule(&sessions.iter().collect::<Vec<_>>(), choice).unwrap();
+        let rows = signals[&signal].to_vec2::<f32>().unwrap();
+        let found: Vec<f32> = rows.iter().flat_map(|row| rule.scores(row)).filter_map(|task| task.probability).collect();
+        let found = Tensor::from_vec(found, (30, 3), &Device::Cpu).unwrap();
+        close(&format!("probabilities of {name}"), &found, &expected[&format!("lda.{name}")], 1e-3);
+
+        let record = AnalyticRecord { signal, head_weight: 0.5 };
+        let mean = sessions[0].key(signal, KeyAverage::Mean).unwrap();
+        let analytic = Analytic::of(record, sessions[0].statistics(signal).unwrap(), 2, &[], mean).unwrap();
+        let found = Tensor::from_vec(rows.iter().flat_map(|row| analytic.logits(row)).collect::<Vec<_>>(), (30, 2), &Device::Cpu).unwrap();
+        close(&format!("analytic logits of {name}"), &found, &expected[&format!("analytic.{name}")], 1e-3);
     }
 }
