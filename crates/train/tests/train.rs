@@ -308,6 +308,52 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
         let hits = rows.iter().zip(&chosen).filter(|(row, c)| *c[0].task == f.data.tasks[f.data.items[**row].task].name).count();
         assert_eq!(report.agnostic[0].routing.unwrap().all, Some(25.0 * hits as f64));
 
+        // F1-macro over all seen classes is that of what the server answers.
+        let queries: Vec<Query> = samples.into_iter().map(Query::open).collect();
+        let answers: Vec<_> = engine().classify(&catalogue, &queries).into_iter().map(Result::unwrap).collect();
+        if multi_label {
+            let (mut hits, mut errors) = ([0.0; 4], [0.0; 4]);
+            for (row, answer) in rows.iter().zip(&answers) {
+                for (class, (task, label)) in [("warm", "red"), ("warm", "orange"), ("cool", "blue"), ("cool", "green")].iter().enumerate()
+                {
+                    let labels = &answer.resident.partition.meta.labels;
+                    let predicted = labels.iter().zip(&answer.scores).any(|(l, score)| l == label && *score > 0.5);
+                    let Label::Classes(flags) = &f.data.items[*row].label else { panic!("a list of flags") };
+                    let of_task = f.data.tasks[f.data.items[*row].task].name == *task;
+                    match (predicted, of_task && flags[class % 2]) {
+                        (true, true) => hits[class] += 1.0,
+                        (false, false) => {}
+                        _ => errors[class] += 1.0,
+                    }
+                }
+            }
+            let f1 = |class: usize| 2.0 * hits[class] / (2.0 * hits[class] + errors[class] + f64::from(u8::from(hits[class] == 0.0)));
+            let expected = 25.0 * (0..4).map(f1).sum::<f64>();
+            let found = report.agnostic[0].f1_macro_all_seen.unwrap();
+            assert!((found - expected).abs() < 1e-9, "{found}, not {expected}");
+        }
+        for column in std::iter::once(&report.oracle).chain(&report.agnostic) {
+            assert_eq!((column.f1_macro_own, column.f1_macro_all_seen.is_some()), (column.ap.filter(|_| multi_label), multi_label));
+            let ([low, high], ap) = (column.ap_interval.unwrap(), column.ap.unwrap());
+            assert!(low <= ap && ap <= high, "{ap} [{low}, {high}]");
+        }
+        assert!(report.notes.is_empty(), "{:?}", report.notes);
+
+        // A task without items in the split is named and in no mean; the missing table is another one.
+        let only_warm: Vec<_> = f.data.items.iter().filter(|item| item.task == 0 || item.split == Split::Train).cloned().collect();
+        let only_warm = Dataset::new(f.dir.path().to_owned(), f.data.name.clone(), multi_label, f.data.tasks.clone(), only_warm);
+        let missing = MissingTable::draw(&only_warm, 0.5, MissingKind::Text, 0).unwrap();
+        let evaluation = Evaluation { data: &only_warm, missing: &missing, ..evaluation };
+        let report = evaluate(&evaluation, &mut |_, _| ()).unwrap().report;
+        assert_eq!(report.oracle.ap.as_ref(), report.oracle.tasks[0].scores.last());
+        let notes = report.notes.join("\n");
+        assert!(notes.contains("no val items of cool: left out of AP and FG"), "{notes}");
+        assert!(
+            notes.contains("--missing text --seed 0, but trained with that of --eta 0.5 --missing both --seed 0: warm, cool"),
+            "{notes}"
+        );
+
+        let evaluation = Evaluation { data: &f.data, missing: &f.missing, ..evaluation };
         let alone = Evaluation { partitions: &residents[..1], ..evaluation };
         assert!(evaluate(&alone, &mut |_, _| ()).unwrap().report.notes[0].contains("no partition for warm"));
         let none = Evaluation { partitions: &[], ..alone };
