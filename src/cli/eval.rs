@@ -22,7 +22,8 @@ use delo_train::eval::{Evaluated, Evaluation, SampleRecord, evaluate, read_direc
 /// pattern.
 ///
 /// The sessions count as learnt in the order of the data set. Task-agnostic: the task key chooses the task,
-/// and a sample that goes to a wrong task counts as wrong. Task-oracle: the true task is given.
+/// and a sample that goes to a wrong task counts as wrong. Task-oracle: the true task is given. Beside AP
+/// stands a 95 % interval, by a bootstrap over groups of items (`group` of the list).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     delo eval --data data/emoji-cmml\n  \
@@ -50,8 +51,8 @@ pub struct EvalArgs {
     /// Key of the plain metric [default: what the partitions say]
     #[arg(long, value_parser = averages(), help_heading = "Routing")]
     average: Option<KeyAverage>,
-    /// Also write one JSON line for each sample: its true task and labels, the labels answered, the task
-    /// chosen
+    /// Also write one JSON line for each sample: its group, its true task and labels, the labels answered, the
+    /// task chosen
     #[arg(long, value_name = "FILE")]
     samples: Option<PathBuf>,
     /// Print JSON, with the score of every task after every session

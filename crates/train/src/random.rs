@@ -14,6 +14,8 @@ pub enum Purpose {
     Hidden = 3,
     /// The parameters at the start; place = (task id, 0).
     Start = 4,
+    /// Which groups a bootstrap draws; place = (draw, stratum).
+    Bootstrap = 5,
 }
 
 /// The stream for one purpose, seed and place. Every place has a stream of its own, which does not depend on

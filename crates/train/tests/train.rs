@@ -315,11 +315,80 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
         let hits = rows.iter().zip(&chosen).filter(|(row, c)| *c[0].task == f.data.tasks[f.data.items[**row].task].name).count();
         assert_eq!(report.agnostic[0].routing.unwrap().all, Some(25.0 * hits as f64));
 
+        for column in std::iter::once(&report.oracle).chain(&report.agnostic) {
+            assert_eq!((column.f1_macro_own, column.f1_macro_all_seen.is_some()), (column.ap.filter(|_| multi_label), multi_label));
+            let ([low, high], ap) = (column.ap_interval.unwrap(), column.ap.unwrap());
+            assert!(low <= ap && ap <= high, "{ap} [{low}, {high}]");
+        }
+        assert!(report.notes.is_empty(), "{:?}", report.notes);
+
+        // A task without items in the split is named and in no mean; the missing table is another one.
+        let only_warm: Vec<_> = f.data.items.iter().filter(|item| item.task == 0 || item.split == Split::Train).cloned().collect();
+        let only_warm = Dataset::new(f.dir.path().to_owned(), f.data.name.clone(), multi_label, f.data.tasks.clone(), only_warm);
+        let missing = MissingTable::draw(&only_warm, 0.5, MissingKind::Text, 0).unwrap();
+        let evaluation = Evaluation { data: &only_warm, missing: &missing, ..evaluation };
+        let report = evaluate(&evaluation, &mut |_, _| ()).unwrap().report;
+        assert_eq!(report.oracle.ap.as_ref(), report.oracle.tasks[0].scores.last());
+        let notes = report.notes.join("\n");
+        assert!(notes.contains("no val items of cool: left out of AP and FG"), "{notes}");
+        assert!(
+            notes.contains("--missing text --seed 0, but trained with that of --eta 0.5 --missing both --seed 0: warm, cool"),
+            "{notes}"
+        );
+
+        let evaluation = Evaluation { data: &f.data, missing: &f.missing, ..evaluation };
         let alone = Evaluation { partitions: &residents[..1], ..evaluation };
         assert!(evaluate(&alone, &mut |_, _| ()).unwrap().report.notes[0].contains("no partition for warm"));
         let none = Evaluation { partitions: &[], ..alone };
         assert!(matches!(evaluate(&none, &mut |_, _| ()), Err(EvalError::NoTask(_))));
     }
+}
+
+#[test]
+fn f1_macro_over_all_seen_classes_is_that_of_what_the_server_answers() {
+    let f = Fixture::new(true);
+    f.train(0, &f.settings, &f.outputs("a"), None).unwrap();
+    f.train(1, &f.settings, &f.outputs("b"), None).unwrap();
+    let (warm, mut cool) = (f.partition("a"), f.partition("b"));
+    // With equal keys, the samples of both tasks go to one of them.
+    cool.keys = warm.keys.clone();
+    let residents = [Resident::new(warm, 1), Resident::new(cool, 1)];
+    let rule = RoutingRule::default();
+    let evaluation = Evaluation {
+        engine: engine(),
+        processor: &f.processor,
+        data: &f.data,
+        missing: &f.missing,
+        split: Split::Train,
+        partitions: &residents,
+        rules: &[rule],
+    };
+    let report = evaluate(&evaluation, &mut |_, _| ()).unwrap().report;
+
+    let catalogue = Catalogue::empty(engine().backbone(), rule).with_all(residents.clone()).unwrap();
+    let rows: Vec<usize> = (0..2).flat_map(|task| f.data.rows(task, Split::Train).to_vec()).collect();
+    let samples = Samples::new(&f.data, &rows, &f.missing, &f.processor).read(&(0..rows.len()).collect::<Vec<_>>()).unwrap();
+    let answers = engine().classify(&catalogue, &samples.into_iter().map(Query::open).collect::<Vec<_>>());
+    let (mut hits, mut errors, mut misrouted) = ([0.0; 4], [0.0; 4], 0);
+    for (row, answer) in rows.iter().zip(answers) {
+        let (item, answer) = (&f.data.items[*row], answer.unwrap());
+        misrouted += usize::from(answer.resident.task() != f.data.tasks[item.task].name);
+        let Label::Classes(flags) = &item.label else { panic!("a list of flags") };
+        for (class, name) in ["red", "orange", "blue", "green"].iter().enumerate() {
+            let labels = &answer.resident.partition.meta.labels;
+            let predicted = labels.iter().zip(&answer.scores).any(|(label, score)| label == name && *score > 0.5);
+            match (predicted, item.task == class / 2 && flags[class % 2]) {
+                (true, true) => hits[class] += 1.0,
+                (false, false) => {}
+                _ => errors[class] += 1.0,
+            }
+        }
+    }
+    assert_eq!(misrouted, rows.len() / 2);
+    let f1 = |class: usize| if hits[class] == 0.0 { 0.0 } else { 2.0 * hits[class] / (2.0 * hits[class] + errors[class]) };
+    let expected = 25.0 * (0..4).map(f1).sum::<f64>();
+    let found = report.agnostic[0].f1_macro_all_seen.unwrap();
+    assert!(expected > 0.0 && (found - expected).abs() < 1e-9, "{found}, not {expected}");
 }
 
 #[test]

@@ -1,14 +1,13 @@
 //! Data sets in the layout of the RebQ code release (METHOD.md 6): one JSON list of items beside `images/`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::classes::{ClassSet, Classes};
 use super::list::{self, ListedItem};
-use super::names;
 
 /// Why a data set cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +60,17 @@ pub enum DatasetError {
         path: PathBuf,
         /// What is wrong.
         problem: String,
+    },
+    /// A task whose classes are all owned by earlier tasks, or that has none.
+    #[error(
+        "{list}: task_id {task_id} has no class of its own: a class belongs to the first task that has it; say in \
+         labels.json which classes are whose (task_id, name, labels, classes)"
+    )]
+    NoClasses {
+        /// File name of the list.
+        list: String,
+        /// The task's id.
+        task_id: u64,
     },
     /// A task that the data set does not have.
     #[error("no task {wanted:?} in {dataset}; it has {known}")]
@@ -142,8 +152,14 @@ pub struct Item {
     pub image: String,
     /// The text; a list of texts is joined by `". "`.
     pub text: String,
-    /// Its true classes.
+    /// Its true classes among those of its task.
     pub label: Label,
+    /// Its true classes among those of all tasks, where an item has any number of them: it may be of another
+    /// task's classes too. Empty where an item has one class.
+    pub all_classes: ClassSet,
+    /// The family of items that are not independent of each other, as drawings of one thing. `None`: the item
+    /// is independent of all others.
+    pub group: Option<String>,
 }
 
 /// One session: its classes come together, once.
@@ -153,7 +169,8 @@ pub struct Task {
     pub id: u64,
     /// From `labels.json`, else `task-ID`.
     pub name: String,
-    /// Class names: from `labels.json`, else the numbers that occur in the task's items.
+    /// Class names: from `labels.json`, else numbers of the list. Items of other tasks' classes may be among
+    /// the task's items; those classes are not among its own.
     pub labels: Vec<String>,
 }
 
@@ -187,9 +204,12 @@ impl Dataset {
 
     /// Reads `dir`: its one list of items, and `labels.json` where there is one.
     ///
-    /// Without `labels.json` a task's classes are those that occur in its items. So both kinds of list can be
-    /// read: those that number classes over all tasks (UPMC-Food101-CMML, MM-IMDB-CMML), and those that
-    /// number them within a task.
+    /// Which classes are a task's stands in `labels.json`. Without it, a task's classes are those that occur in
+    /// its items; so both kinds of list can be read, those that number classes over all tasks
+    /// (UPMC-Food101-CMML) and those that number them within a task. Where an item has any number of classes
+    /// (MM-IMDB-CMML), the list runs over the classes of all tasks, and a class is owned by the first task, by
+    /// rising id, that has it in its train split, or else in any split. Classes that a task does not own are
+    /// left out of its labels and kept in [`Item::all_classes`].
     ///
     /// # Errors
     /// [`DatasetError`] names the file, the item and the field. Images are not opened here.
@@ -203,21 +223,34 @@ impl Dataset {
         }
         let multi_label = matches!(listed[0].item.label, Label::Classes(_));
 
-        let (tasks, classes) = tasks(dir, &file, &listed)?;
+        let wrong_label = |index: usize, item: &Item, problem: String| DatasetError::Field {
+            list: file.clone(),
+            index,
+            image: format!(" ({})", item.image),
+            field: "label",
+            problem,
+        };
+        for (index, ListedItem { item, .. }) in listed.iter().enumerate() {
+            let problem = match (&item.label, multi_label) {
+                (Label::Class(_), true) => "a class number, but the first item has a list: all items must have the same form",
+                (Label::Classes(_), false) => "a list, but the first item has a class number: all items must have the same form",
+                _ => continue,
+            };
+            return Err(wrong_label(index, item, problem.to_owned()));
+        }
+        let (tasks, classes) = Classes::read(dir, &file, &listed)?;
         let mut items = Vec::with_capacity(listed.len());
         for (index, ListedItem { task_id, mut item }) in listed.into_iter().enumerate() {
-            let of_task = &classes[&task_id];
-            item.task = of_task.task;
-            item.label = of_task.label(item.label, multi_label).map_err(|problem| DatasetError::Field {
-                list: file.clone(),
-                index,
-                image: format!(" ({})", item.image),
-                field: "label",
-                problem,
-            })?;
+            item.task = classes.task(task_id);
+            (item.label, item.all_classes) = classes.label(task_id, &item.label).map_err(|problem| wrong_label(index, &item, problem))?;
             items.push(item);
         }
         Ok(Self::new(dir.to_owned(), name, multi_label, tasks, items))
+    }
+
+    /// Number of the classes of all tasks before this one: where its own begin in [`Item::all_classes`].
+    pub fn first_class(&self, task: usize) -> usize {
+        self.tasks[..task].iter().map(|task| task.labels.len()).sum()
     }
 
     /// Indices of the items of one task and split, in the order of the list.
@@ -248,80 +281,6 @@ impl Dataset {
     pub fn sample_error(&self, index: usize, problem: &dyn fmt::Display) -> DatasetError {
         let image = self.image_path(&self.items[index]).display().to_string();
         DatasetError::Sample { list: format!("{}.json", self.name), index, image, problem: problem.to_string() }
-    }
-}
-
-/// How the class numbers of a list become the classes of one task.
-struct TaskClasses {
-    /// Index of the task.
-    task: usize,
-    /// Number of the task's classes.
-    count: usize,
-    /// A class number of the list → its index among the task's classes.
-    index: BTreeMap<usize, usize>,
-}
-
-/// The tasks of a list by rising id, and the class numbers of each by its id.
-fn tasks(dir: &Path, file: &str, listed: &[ListedItem]) -> Result<(Vec<Task>, BTreeMap<u64, TaskClasses>), DatasetError> {
-    let names = names::read(dir)?;
-    let mut present: BTreeMap<u64, BTreeSet<usize>> = BTreeMap::new();
-    for ListedItem { task_id, item } in listed {
-        let present = present.entry(*task_id).or_default();
-        match &item.label {
-            Label::Class(class) => drop(present.insert(*class)),
-            Label::Classes(flags) => present.extend(numbers(flags)),
-        }
-    }
-    let (mut tasks, mut classes) = (Vec::new(), BTreeMap::new());
-    for (id, present) in present {
-        let (name, labels, index): (_, Vec<String>, BTreeMap<_, _>) = match &names {
-            Some(names) => {
-                let named = names.iter().find(|n| n.task_id == id).ok_or_else(|| DatasetError::Labels {
-                    path: dir.join(names::FILE),
-                    problem: format!("no entry for task_id {id}, which {file} has"),
-                })?;
-                (named.name.clone(), named.labels.clone(), (0..named.labels.len()).map(|class| (class, class)).collect())
-            }
-            None => {
-                let labels = present.iter().map(ToString::to_string).collect();
-                (format!("task-{id}"), labels, present.into_iter().enumerate().map(|(index, class)| (class, index)).collect())
-            }
-        };
-        classes.insert(id, TaskClasses { task: tasks.len(), count: labels.len(), index });
-        tasks.push(Task { id, name, labels });
-    }
-    Ok((tasks, classes))
-}
-
-/// The class numbers whose flag is set.
-fn numbers(flags: &[bool]) -> impl Iterator<Item = usize> {
-    flags.iter().enumerate().filter(|(_, flag)| **flag).map(|(class, _)| class)
-}
-
-impl TaskClasses {
-    /// A label over the list's class numbers as one over the task's classes.
-    fn label(&self, listed: Label, multi_label: bool) -> Result<Label, String> {
-        let index = |class: usize| {
-            let count = self.count;
-            let known = self.index.get(&class).copied();
-            known.ok_or_else(|| format!("class {class}, but labels.json names {count} classes for this task"))
-        };
-        match listed {
-            Label::Class(_) if multi_label => {
-                Err("a class number, but the first item has a list: all items must have the same form".into())
-            }
-            Label::Classes(_) if !multi_label => {
-                Err("a list, but the first item has a class number: all items must have the same form".into())
-            }
-            Label::Class(class) => Ok(Label::Class(index(class)?)),
-            Label::Classes(flags) => {
-                let mut of_task = vec![false; self.count];
-                for class in numbers(&flags) {
-                    of_task[index(class)?] = true;
-                }
-                Ok(Label::Classes(of_task))
-            }
-        }
     }
 }
 

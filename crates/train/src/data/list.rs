@@ -10,11 +10,12 @@ use serde::Deserializer;
 use serde::de::{SeqAccess, Visitor};
 use serde_json::Value;
 
+use super::classes::ClassSet;
 use super::dataset::{DatasetError, Item, Label, Split};
 use super::names;
 
-/// An item as the list has it: [`Item::task`] is not set, and [`Item::label`] is over the list's class
-/// numbers.
+/// An item as the list has it: [`Item::task`] and [`Item::all_classes`] are not set, and [`Item::label`] is
+/// over the list's class numbers.
 pub(super) struct ListedItem {
     pub(super) task_id: u64,
     pub(super) item: Item,
@@ -131,7 +132,13 @@ fn listed_item(value: &Value, index: usize, list: &str) -> Result<ListedItem, Da
     let label = get("label")?;
     let label = listed_label(label)
         .ok_or_else(|| fail("label", format!("expected a class number or a list of 0 and 1, found {}", shorten(label))))?;
-    Ok(ListedItem { task_id, item: Item { task: 0, split, image: file.to_owned(), text, label } })
+    let group = match value.get("group") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(group)) if !group.is_empty() => Some(group.clone()),
+        Some(other) => return Err(fail("group", format!("expected a name, or no such field, found {}", shorten(other)))),
+    };
+    let item = Item { task: 0, split, image: file.to_owned(), text, label, all_classes: ClassSet::default(), group };
+    Ok(ListedItem { task_id, item })
 }
 
 /// A string, or a list of strings joined by `". "`.

@@ -145,6 +145,7 @@ impl MissingTable {
 
 #[cfg(test)]
 mod tests {
+    use super::super::classes::ClassSet;
     use super::super::dataset::{Item, Label, Task};
     use super::*;
 
@@ -153,7 +154,8 @@ mod tests {
         let mut items = Vec::new();
         for (task, splits) in sizes.iter().enumerate() {
             for (split, &n) in [Split::Train, Split::Val, Split::Test].iter().zip(splits) {
-                let item = Item { task, split: *split, image: "i.png".into(), text: "t".into(), label: Label::Class(0) };
+                let (image, text, label) = ("i.png".into(), "t".into(), Label::Class(0));
+                let item = Item { task, split: *split, image, text, label, all_classes: ClassSet::default(), group: None };
                 items.extend(std::iter::repeat_n(item, n));
             }
         }

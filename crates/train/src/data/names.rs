@@ -17,8 +17,11 @@ pub(super) const FILE: &str = "labels.json";
 pub(super) struct TaskNames {
     pub(super) task_id: u64,
     pub(super) name: String,
-    /// By class number, from 0.
     pub(super) labels: Vec<String>,
+    /// The list's number of each label, where its class numbers run over all tasks. Left out: the labels are
+    /// numbered from 0 within the task.
+    #[serde(default)]
+    pub(super) classes: Option<Vec<usize>>,
 }
 
 /// The names in `dir`; `None` where it has no `labels.json`.
@@ -36,11 +39,18 @@ pub(super) fn read(dir: &Path) -> Result<Option<Vec<TaskNames>>, DatasetError> {
     let names: Vec<TaskNames> =
         serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&bytes)).map_err(|e| fail(e.to_string()))?;
     let mut seen = BTreeSet::new();
+    let mut owned = BTreeSet::new();
     for task in &names {
         if !seen.insert(&task.name) {
             return Err(fail(format!("two tasks are named {:?}; names must be unique", task.name)));
         }
         task.check().map_err(fail)?;
+        if task.classes.is_some() != names[0].classes.is_some() {
+            return Err(fail(format!("task {:?}: give `classes` for every task or for none", task.name)));
+        }
+        if let Some(twice) = task.classes.iter().flatten().find(|class| !owned.insert(**class)) {
+            return Err(fail(format!("task {:?}: class {twice} stands twice in `classes`; a class is of one task", task.name)));
+        }
     }
     Ok(Some(names))
 }
@@ -50,6 +60,11 @@ impl TaskNames {
     fn check(&self) -> Result<(), String> {
         let usable = |name: &str| if name.trim().is_empty() { Err("a name is not blank".to_owned()) } else { check_name(name) };
         usable(&self.name).map_err(|reason| format!("task_id {}: name {:?}: {reason}", self.task_id, self.name))?;
+        let labels = self.labels.len();
+        if let Some(classes) = self.classes.as_ref().filter(|classes| classes.len() != labels) {
+            let found = classes.len();
+            return Err(format!("task {:?}: {labels} labels, but {found} `classes`; each label has one number", self.name));
+        }
         let mut seen = BTreeSet::new();
         for (class, label) in self.labels.iter().enumerate() {
             usable(label).map_err(|reason| format!("task {:?}: label {class}, {label:?}: {reason}", self.name))?;

@@ -18,29 +18,85 @@ pub fn predict(values: &[f32], threshold: Option<f32>) -> Label {
 /// Accuracy, or F1-macro over the classes for multi-label, in percent; `None` without samples. A sample whose
 /// prediction is `None` counts as wrong: it went to another task, so that no class of its own is predicted.
 pub fn score(predictions: &[Option<&Label>], truth: &[&Label]) -> Option<f64> {
-    match truth.first()? {
-        Label::Class(_) => {
-            let right = predictions.iter().zip(truth).filter(|(p, t)| **p == Some(**t)).count();
-            Some(100.0 * right as f64 / truth.len() as f64)
+    let mut tally = Tally::default();
+    predictions.iter().zip(truth).for_each(|(predicted, truth)| tally.count(*predicted, truth));
+    tally.score()
+}
+
+/// The counts over some samples from which their score is computed. Tallies add up: that of all samples is the
+/// sum of those of their parts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    samples: u64,
+    /// Samples whose one class is predicted.
+    right: u64,
+    /// For multi-label: each class.
+    classes: Vec<ClassTally>,
+}
+
+/// How often one class was predicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct ClassTally {
+    /// Samples that have the class and whose prediction has it.
+    hits: u64,
+    /// Samples of which only one of the two has it.
+    errors: u64,
+}
+
+impl Tally {
+    /// Counts a sample in; `None` as its prediction is wrong, or for multi-label no class.
+    pub fn count(&mut self, predicted: Option<&Label>, truth: &Label) {
+        self.samples += 1;
+        match truth {
+            Label::Class(_) => self.right += u64::from(predicted == Some(truth)),
+            Label::Classes(flags) => {
+                if self.classes.len() < flags.len() {
+                    self.classes.resize(flags.len(), ClassTally::default());
+                }
+                let predicts = |class: usize| matches!(predicted, Some(Label::Classes(flags)) if flags[class]);
+                for (class, (tally, &has)) in self.classes.iter_mut().zip(flags).enumerate() {
+                    match (predicts(class), has) {
+                        (true, true) => tally.hits += 1,
+                        (false, false) => {}
+                        _ => tally.errors += 1,
+                    }
+                }
+            }
         }
-        Label::Classes(flags) => {
-            Some(100.0 * (0..flags.len()).map(|class| f1(predictions, truth, class)).sum::<f64>() / flags.len() as f64)
+    }
+
+    /// Adds each sample of another tally `times` times.
+    pub fn add(&mut self, other: &Self, times: u64) {
+        self.samples += times * other.samples;
+        self.right += times * other.right;
+        if self.classes.len() < other.classes.len() {
+            self.classes.resize(other.classes.len(), ClassTally::default());
         }
+        for (tally, other) in self.classes.iter_mut().zip(&other.classes) {
+            tally.hits += times * other.hits;
+            tally.errors += times * other.errors;
+        }
+    }
+
+    /// Accuracy, or F1-macro over the classes for multi-label, in percent; `None` without samples.
+    pub fn score(&self) -> Option<f64> {
+        if self.samples == 0 {
+            return None;
+        }
+        Some(if self.classes.is_empty() {
+            100.0 * self.right as f64 / self.samples as f64
+        } else {
+            100.0 * self.classes.iter().map(ClassTally::f1).sum::<f64>() / self.classes.len() as f64
+        })
     }
 }
 
-/// 2 tp / (2 tp + fp + fn) of one class; 0 where the class neither occurs nor is predicted.
-fn f1(predictions: &[Option<&Label>], truth: &[&Label], class: usize) -> f64 {
-    let has = |label: &Label| matches!(label, Label::Classes(flags) if flags[class]);
-    let (mut hits, mut errors) = (0, 0);
-    for (predicted, truth) in predictions.iter().zip(truth) {
-        match (predicted.is_some_and(has), has(truth)) {
-            (true, true) => hits += 1,
-            (false, false) => {}
-            _ => errors += 1,
-        }
+impl ClassTally {
+    /// F1 = 2 tp / (2 tp + fp + fn); 0 where the class neither occurs nor is predicted.
+    fn f1(&self) -> f64 {
+        let hits = 2.0 * self.hits as f64;
+        if self.hits == 0 { 0.0 } else { hits / (hits + self.errors as f64) }
     }
-    if hits == 0 { 0.0 } else { 2.0 * f64::from(hits) / (2.0 * f64::from(hits) + f64::from(errors)) }
 }
 
 /// A figure over all samples and over those of each modality pattern, in percent; `None` where there are no
@@ -101,6 +157,27 @@ mod tests {
         // errors.
         let expected = 100.0 * (2.0 / 3.0 + 0.0 + 0.0) / 3.0;
         assert!((score(&[predictions[0], None, None], &truth).unwrap() - expected).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_tally_of_samples_is_the_sum_of_their_parts() {
+        let label = |a, b| Label::Classes(vec![a, b]);
+        for samples in [
+            vec![(Some(Label::Class(0)), Label::Class(0)), (None, Label::Class(1)), (Some(Label::Class(1)), Label::Class(1))],
+            vec![(Some(label(true, true)), label(true, false)), (None, label(false, true)), (Some(label(true, true)), label(true, true))],
+        ] {
+            let tally = |samples: &[(Option<Label>, Label)]| {
+                let mut tally = Tally::default();
+                samples.iter().for_each(|(predicted, truth)| tally.count(predicted.as_ref(), truth));
+                tally
+            };
+            let mut sum = tally(&samples[..1]);
+            sum.add(&tally(&samples[1..]), 2);
+            let repeated: Vec<_> = samples[1..].iter().chain(&samples).cloned().collect();
+            assert_eq!(sum, tally(&repeated));
+            assert!(sum.score().is_some_and(|score| score > 0.0 && score < 100.0));
+        }
+        assert_eq!(Tally::default().score(), None);
     }
 
     #[test]

@@ -4,6 +4,9 @@ pub mod partitions;
 pub mod protocol;
 pub mod report;
 
+mod figures;
+mod interval;
+
 pub use partitions::{PartitionsError, read_directory, read_embedded};
 pub use protocol::{EvalError, Evaluated, Evaluation, evaluate};
 pub use report::{Column, Report, SampleRecord, TaskRow};

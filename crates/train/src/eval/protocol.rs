@@ -1,16 +1,16 @@
 //! The protocol of METHOD.md 6: sessions arrive in the data set's order; after each of them, every sample of
 //! the tasks learnt until then is routed and scored.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::metrics::ScoreMatrix;
-use super::report::{Column, Report, SampleRecord, TaskRow};
-use crate::data::{ByPattern, Dataset, DatasetError, Label, MissingTable, Samples, Split, predict, score};
+use super::figures::{Scored, report};
+use super::report::{Report, SampleRecord};
+use crate::data::{Dataset, DatasetError, Label, MissingTable, Samples, Split, predict};
 use delo_catalogue::{Catalogue, CatalogueError, Resident, RoutingRule};
 use delo_engine::{Engine, EngineError, Query};
-use delo_model::input::{InputProcessor, Presence, Sample};
+use delo_model::input::{InputProcessor, Sample};
 use delo_model::routing::keys::{KeySignal, Signals};
 
 /// Samples that go through the backbone together.
@@ -68,22 +68,8 @@ pub enum EvalError {
     Compute(#[from] candle_core::Error),
 }
 
-/// One evaluated sample.
-struct Scored {
-    /// Index in the data set's list.
-    item: usize,
-    /// Position among the evaluated tasks.
-    task: usize,
-    presence: Presence,
-    truth: Label,
-    /// The prediction of its true task's partition.
-    prediction: Label,
-    /// For each rule, the position of the task chosen once tasks 0..=j are learnt, for every j.
-    routes: Vec<Vec<Option<usize>>>,
-}
-
 /// One routing rule over the stages: entry j holds the partitions of tasks 0..=j.
-struct Stages {
+pub(super) struct Stages {
     catalogues: Vec<Catalogue>,
 }
 
@@ -104,24 +90,17 @@ pub fn evaluate(evaluation: &Evaluation<'_>, progress: &mut dyn FnMut(usize, usi
 
     let total = tasks.iter().map(|(task, _)| data.rows(*task, evaluation.split).len()).sum();
     let mut scored: Vec<Scored> = Vec::with_capacity(total);
-    for (position, (task, resident)) in tasks.iter().enumerate() {
-        let threshold = resident.partition.meta.multi_label.then_some(0.5);
+    for (position, (task, _)) in tasks.iter().enumerate() {
         let rows = data.rows(*task, evaluation.split);
         let samples = Samples::new(data, rows, evaluation.missing, evaluation.processor);
         samples.for_each_chunk(BATCH, |chunk, samples| {
             let frozen = engine.signals(&engine.embed(samples, everything.dummy_image())?, &signals)?;
             let routes = rules.iter().map(|stages| stages.route(&frozen, &tasks)).collect::<Result<Vec<_>, _>>()?;
-            let query = |sample: &Sample| Query::given(sample.clone(), resident.clone());
-            let answers = engine.classify(&everything, &samples.iter().map(query).collect::<Vec<_>>());
-            for (i, (answer, &row)) in answers.into_iter().zip(&rows[chunk]).enumerate() {
-                scored.push(Scored {
-                    item: row,
-                    task: position,
-                    presence: samples[i].presence(),
-                    truth: data.items[row].label.clone(),
-                    prediction: predict(&answer?.scores, threshold),
-                    routes: routes.iter().map(|rule| rule[i].clone()).collect(),
-                });
+            let routes: Vec<Vec<_>> = (0..samples.len()).map(|i| routes.iter().map(|rule| rule[i].clone()).collect()).collect();
+            let wanted: Vec<BTreeSet<usize>> = routes.iter().map(|routes| answering(position, routes, data.multi_label)).collect();
+            let predictions = predictions(engine, &everything, &tasks, samples, &wanted)?;
+            for (((sample, row), routes), predictions) in samples.iter().zip(&rows[chunk]).zip(routes).zip(predictions) {
+                scored.push(Scored { item: *row, task: position, presence: sample.presence(), predictions, routes });
             }
             progress(scored.len(), total);
             Ok::<_, EvalError>(())
@@ -129,6 +108,33 @@ pub fn evaluate(evaluation: &Evaluation<'_>, progress: &mut dyn FnMut(usize, usi
     }
     let samples = scored.iter().map(|sample| record(data, &tasks, sample)).collect();
     Ok(Evaluated { report: report(evaluation, &tasks, &rules, &scored), samples })
+}
+
+/// Positions of the tasks whose partitions a sample of `task` goes through: its own and, for multi-label,
+/// those that some rule chooses once its own task is learnt, whose labels count as well.
+fn answering(task: usize, routes: &[Vec<Option<usize>>], multi_label: bool) -> BTreeSet<usize> {
+    let chosen = routes.iter().flat_map(|stages| &stages[task..]).flatten().copied().filter(|_| multi_label);
+    chosen.chain([task]).collect()
+}
+
+/// What the wanted partitions predict of each sample, by position of their task.
+fn predictions(
+    engine: &Engine,
+    everything: &Catalogue,
+    tasks: &[(usize, Arc<Resident>)],
+    samples: &[Sample],
+    wanted: &[BTreeSet<usize>],
+) -> Result<Vec<BTreeMap<usize, Label>>, EvalError> {
+    let pairs: Vec<(usize, usize)> = wanted.iter().enumerate().flat_map(|(i, tasks)| tasks.iter().map(move |&task| (i, task))).collect();
+    let mut predictions = vec![BTreeMap::new(); samples.len()];
+    for pairs in pairs.chunks(BATCH) {
+        let queries: Vec<Query> = pairs.iter().map(|&(i, task)| Query::given(samples[i].clone(), tasks[task].1.clone())).collect();
+        for (answer, &(i, task)) in engine.classify(everything, &queries).into_iter().zip(pairs) {
+            let threshold = tasks[task].1.partition.meta.multi_label.then_some(0.5);
+            predictions[i].insert(task, predict(&answer?.scores, threshold));
+        }
+    }
+    Ok(predictions)
 }
 
 /// The result of an evaluation: the figures, and the samples that they are computed from.
@@ -149,14 +155,16 @@ fn record(data: &Dataset, tasks: &[(usize, Arc<Resident>)], sample: &Scored) -> 
             Label::Classes(flags) => labels.iter().zip(flags).filter(|(_, flag)| **flag).map(|(label, _)| label.clone()).collect(),
         }
     };
+    let item = &data.items[sample.item];
     let routed = |stages: &Vec<Option<usize>>| stages.last().copied().flatten().map(|position| tasks[position].1.task().to_owned());
     SampleRecord {
         item: sample.item,
-        image: data.items[sample.item].image.clone(),
+        image: item.image.clone(),
+        group: item.group.clone(),
         task: data.tasks[*task].name.clone(),
         pattern: sample.presence,
-        truth: named(&sample.truth),
-        prediction: named(&sample.prediction),
+        truth: named(&item.label),
+        prediction: named(&sample.predictions[&sample.task]),
         routed: sample.routes.iter().map(routed).collect(),
     }
 }
@@ -211,106 +219,11 @@ impl Stages {
     }
 
     /// The metric and the signal by which the last stage decides.
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         self.catalogues.last().map_or(String::new(), |c| format!("{} {}", c.metric(), c.signal()))
     }
 
-    fn notice(&self) -> Option<&str> {
+    pub(super) fn notice(&self) -> Option<&str> {
         self.catalogues.last().and_then(Catalogue::notice)
-    }
-}
-
-/// How the task of a sample is decided.
-#[derive(Clone, Copy)]
-enum Decision {
-    /// The true task is given.
-    Oracle,
-    /// By the routing rule of this index.
-    Key(usize),
-}
-
-impl Decision {
-    /// The sample's prediction once tasks 0..=stage are learnt; `None` where another task than its own is
-    /// chosen.
-    fn prediction(self, sample: &Scored, stage: usize) -> Option<&Label> {
-        let right = match self {
-            Self::Oracle => true,
-            Self::Key(rule) => sample.routes[rule][stage] == Some(sample.task),
-        };
-        right.then_some(&sample.prediction)
-    }
-
-    fn score<'a>(self, samples: impl Iterator<Item = &'a Scored> + Clone, stage: usize) -> Option<f64> {
-        let predictions: Vec<_> = samples.clone().map(|s| self.prediction(s, stage)).collect();
-        score(&predictions, &samples.map(|s| &s.truth).collect::<Vec<_>>())
-    }
-}
-
-fn report(evaluation: &Evaluation<'_>, tasks: &[(usize, Arc<Resident>)], rules: &[Stages], scored: &[Scored]) -> Report {
-    let data = evaluation.data;
-    let known: BTreeSet<&str> = data.tasks.iter().map(|t| t.name.as_str()).collect();
-    let mut notes: Vec<String> = rules.iter().filter_map(Stages::notice).map(str::to_owned).collect();
-    let lacking: Vec<&str> =
-        data.tasks.iter().enumerate().filter(|(i, _)| tasks.iter().all(|(t, _)| t != i)).map(|(_, t)| t.name.as_str()).collect();
-    if !lacking.is_empty() {
-        notes.push(format!("no partition for {}: left out of every figure", lacking.join(", ")));
-    }
-    let foreign: Vec<&str> = evaluation.partitions.iter().map(|r| r.task()).filter(|t| !known.contains(t)).collect();
-    if !foreign.is_empty() {
-        notes.push(format!("not of this data set, and not loaded: {}", foreign.join(", ")));
-    }
-    Report {
-        data: data.name.clone(),
-        split: evaluation.split,
-        measure: if data.multi_label { "F1-macro" } else { "accuracy" }.to_owned(),
-        eta: evaluation.missing.eta,
-        missing: evaluation.missing.kind,
-        seed: evaluation.missing.seed,
-        samples: scored.len(),
-        oracle: column("task-oracle".to_owned(), Decision::Oracle, tasks, scored, data.multi_label),
-        agnostic: rules
-            .iter()
-            .enumerate()
-            .map(|(rule, stages)| column(format!("task-agnostic, {}", stages.name()), Decision::Key(rule), tasks, scored, data.multi_label))
-            .collect(),
-        notes,
-    }
-}
-
-fn column(name: String, decision: Decision, tasks: &[(usize, Arc<Resident>)], scored: &[Scored], multi_label: bool) -> Column {
-    let last = tasks.len() - 1;
-    let of_task = |task: usize| scored.iter().filter(move |s| s.task == task);
-    let matrix = ScoreMatrix::of(tasks.len(), |i, j| decision.score(of_task(i), j).unwrap_or(0.0));
-    let presence: Vec<Presence> = scored.iter().map(|s| s.presence).collect();
-    let by_pattern = ByPattern::of(&presence, |chosen| {
-        let chosen = chosen.iter().map(|&i| &scored[i]);
-        if !multi_label {
-            return decision.score(chosen, last);
-        }
-        // Classes differ between tasks: F1-macro within each, then the mean over those that have such
-        // samples.
-        let tasks: Vec<f64> =
-            (0..tasks.len()).filter_map(|task| decision.score(chosen.clone().filter(move |s| s.task == task), last)).collect();
-        (!tasks.is_empty()).then(|| tasks.iter().sum::<f64>() / tasks.len() as f64)
-    });
-    let right = |s: &Scored| decision.prediction(s, last).is_some();
-    let share = |hits: usize, of: usize| (of > 0).then(|| 100.0 * hits as f64 / of as f64);
-    let routing = ByPattern::of(&presence, |chosen| share(chosen.iter().filter(|&&i| right(&scored[i])).count(), chosen.len()));
-    Column {
-        ap: matrix.average_performance(),
-        fg: matrix.forgetting(),
-        score: by_pattern,
-        routing: matches!(decision, Decision::Key(_)).then_some(routing),
-        tasks: tasks
-            .iter()
-            .enumerate()
-            .map(|(task, (_, resident))| TaskRow {
-                task: resident.task().to_owned(),
-                samples: of_task(task).count(),
-                scores: matrix.rows()[task].clone(),
-                routing: share(of_task(task).filter(|s| right(s)).count(), of_task(task).count()),
-            })
-            .collect(),
-        name,
     }
 }

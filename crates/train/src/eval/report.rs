@@ -13,7 +13,7 @@ pub struct TaskRow {
     pub task: String,
     /// Number of its samples.
     pub samples: usize,
-    /// a_{i,i}, …, a_{i,T} in percent: after its own session, after each later one.
+    /// a_{i,i}, …, a_{i,T} in percent: after its own session, after each later one. Empty without samples.
     pub scores: Vec<f64>,
     /// Share of its samples that go to it once every task is learnt, in percent.
     pub routing: Option<f64>,
@@ -24,10 +24,29 @@ pub struct TaskRow {
 pub struct Column {
     /// `task-oracle`, or `task-agnostic` with the metric and signal that decide.
     pub name: String,
-    /// AP: the mean score over tasks once every task is learnt.
+    /// AP: the mean score over tasks once every task is learnt. A task without samples is left out.
     pub ap: Option<f64>,
+    /// A 95 % interval of AP: percentiles of 2,000 bootstrap draws of groups of samples (`group` of the list),
+    /// the same groups in every column.
+    #[serde(default)]
+    pub ap_interval: Option<[f64; 2]>,
     /// FG: the mean fall of a task's score from its best to the last; `None` with one task.
     pub fg: Option<f64>,
+    /// FG as the RebQ code computes it: the mean fall of a task's score from that after its own session to the
+    /// last; `None` with one task.
+    #[serde(default)]
+    pub fg_since_learnt: Option<f64>,
+    /// F1-macro over a task's own classes on its own samples, the mean over tasks: AP. `None` for accuracy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f1_macro_own: Option<f64>,
+    /// F1-macro over the classes of all tasks on all samples, once every task is learnt: labels that another
+    /// task's partition gives a sample are false positives. `None` for accuracy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f1_macro_all_seen: Option<f64>,
+    /// The same after each session, over the tasks learnt until then; null while these have no samples. Empty
+    /// for accuracy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub f1_macro_all_seen_by_session: Vec<Option<f64>>,
     /// Once every task is learnt. Accuracy is over samples, F1-macro the mean over tasks.
     pub score: ByPattern,
     /// Share of the samples that go to their true task once every task is learnt; null for the oracle.
@@ -43,6 +62,9 @@ pub struct SampleRecord {
     pub item: usize,
     /// The image's file, as the list names it.
     pub image: String,
+    /// The family of samples that it is drawn with in a bootstrap; null: it is independent of all others.
+    #[serde(default)]
+    pub group: Option<String>,
     /// The true task.
     pub task: String,
     /// The modalities that the sample kept.
@@ -76,8 +98,8 @@ pub struct Report {
     pub oracle: Column,
     /// The task key decides: a column for each routing rule.
     pub agnostic: Vec<Column>,
-    /// What limits the figures: tasks without a partition, partitions of no task, a metric that could not be
-    /// used.
+    /// What limits the figures: tasks without a partition or without samples, partitions of no task or of
+    /// another missing table, a metric that could not be used.
     pub notes: Vec<String>,
 }
 
@@ -94,15 +116,26 @@ impl Report {
         let tasks = self.oracle.tasks.len();
         let mut out =
             format!("{data}, {split} split: {samples} samples of {tasks} tasks, missing {missing} {eta} (seed {seed}); {measure} in %\n\n");
-        let mut rows = vec![["", "AP", "FG", "all", "complete", "image only", "text only"].map(str::to_owned).to_vec()];
+        let multi_label = self.oracle.f1_macro_all_seen.is_some();
+        let mut head = vec!["", "AP [95 %]", "FG", "FG since learnt"];
+        if multi_label {
+            head.extend(["F1 own", "F1 all seen"]);
+        }
+        let figures = head.len();
+        head.extend(["all", "complete", "image only", "text only"]);
+        let mut rows = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
         for column in self.columns() {
-            let mut row = vec![column.name.clone(), shown(column.ap), shown(column.fg)];
+            let mut row = vec![column.name.clone(), with_interval(column), shown(column.fg), shown(column.fg_since_learnt)];
+            if multi_label {
+                row.extend([column.f1_macro_own, column.f1_macro_all_seen].map(shown));
+            }
             row.extend(cells(&column.score));
             rows.push(row);
         }
         for column in &self.agnostic {
             if let Some(routing) = &column.routing {
-                let mut row = vec![column.name.replace("task-agnostic", "routing"), String::new(), String::new()];
+                let mut row = vec![column.name.replace("task-agnostic", "routing")];
+                row.resize(figures, String::new());
                 row.extend(cells(routing));
                 rows.push(row);
             }
@@ -135,6 +168,14 @@ fn shown(figure: Option<f64>) -> String {
     figure.map_or("–".to_owned(), |x| format!("{x:.1}"))
 }
 
+/// AP with its interval.
+fn with_interval(column: &Column) -> String {
+    match column.ap_interval {
+        Some([low, high]) => format!("{} [{low:.1}, {high:.1}]", shown(column.ap)),
+        None => shown(column.ap),
+    }
+}
+
 fn cells(figures: &ByPattern) -> [String; 4] {
     [figures.all, figures.complete, figures.image_only, figures.text_only].map(shown)
 }
@@ -160,13 +201,23 @@ mod tests {
     fn column(name: &str, routing: Option<ByPattern>) -> Column {
         let score = ByPattern { all: Some(50.0), complete: Some(75.0), image_only: Some(25.0), text_only: None };
         let task = TaskRow { task: "soups".into(), samples: 4, scores: vec![60.0, 50.0], routing: Some(75.0) };
-        Column { name: name.into(), ap: Some(50.04), fg: None, score, routing, tasks: vec![task] }
+        Column {
+            name: name.into(),
+            ap: Some(50.04),
+            ap_interval: Some([41.26, 58.0]),
+            fg: None,
+            fg_since_learnt: Some(3.0),
+            f1_macro_own: None,
+            f1_macro_all_seen: None,
+            f1_macro_all_seen_by_session: Vec::new(),
+            score,
+            routing,
+            tasks: vec![task],
+        }
     }
 
-    #[test]
-    fn the_table_shows_the_oracle_beside_the_task_agnostic_column_and_routing_by_pattern() {
-        let routing = ByPattern { all: Some(75.0), complete: Some(100.0), image_only: Some(50.0), text_only: None };
-        let report = Report {
+    fn report(routing: ByPattern) -> Report {
+        Report {
             data: "TINY".into(),
             split: Split::Test,
             measure: "accuracy".into(),
@@ -177,14 +228,20 @@ mod tests {
             oracle: column("task-oracle", None),
             agnostic: vec![column("task-agnostic, plain pooled", Some(routing))],
             notes: vec!["no partition for pies: left out of every figure".into()],
-        };
+        }
+    }
+
+    #[test]
+    fn the_table_shows_the_oracle_beside_the_task_agnostic_column_and_routing_by_pattern() {
+        let routing = ByPattern { all: Some(75.0), complete: Some(100.0), image_only: Some(50.0), text_only: None };
+        let report = report(routing);
         let expected = "\
 TINY, test split: 4 samples of 1 tasks, missing both 0.7 (seed 0); accuracy in %
 
-                               AP  FG   all  complete  image only  text only
-task-oracle                  50.0   –  50.0      75.0        25.0          –
-task-agnostic, plain pooled  50.0   –  50.0      75.0        25.0          –
-routing, plain pooled                  75.0     100.0        50.0          –
+                                     AP [95 %]  FG  FG since learnt   all  complete  image only  text only
+task-oracle                  50.0 [41.3, 58.0]   –              3.0  50.0      75.0        25.0          –
+task-agnostic, plain pooled  50.0 [41.3, 58.0]   –              3.0  50.0      75.0        25.0          –
+routing, plain pooled                                                75.0     100.0        50.0          –
 
 task   samples  oracle  plain pooled  routing, plain pooled
 soups        4    50.0          50.0                   75.0
@@ -192,5 +249,26 @@ soups        4    50.0          50.0                   75.0
 note: no partition for pies: left out of every figure";
         assert_eq!(report.table(), expected);
         assert_eq!(serde_json::from_str::<Report>(&serde_json::to_string(&report).unwrap()).unwrap(), report);
+    }
+
+    #[test]
+    fn both_readings_of_f1_macro_are_in_the_table_and_named_in_json() {
+        let mut report = report(ByPattern { all: None, complete: None, image_only: None, text_only: None });
+        for column in [&mut report.oracle, &mut report.agnostic[0]] {
+            column.f1_macro_own = Some(50.04);
+            column.f1_macro_all_seen = Some(27.4);
+            column.f1_macro_all_seen_by_session = vec![Some(60.0), Some(27.4)];
+        }
+        let table = report.table();
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[2].contains("FG since learnt  F1 own  F1 all seen   all"), "{table}");
+        assert_eq!(
+            lines[3],
+            "task-oracle                  50.0 [41.3, 58.0]   –              3.0    50.0         27.4  50.0      75.0        25.0          –"
+        );
+        assert!(lines[5].ends_with("  –         –           –          –"), "{table}");
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!((&json["oracle"]["f1_macro_own"], &json["oracle"]["f1_macro_all_seen"]), (&50.04.into(), &27.4.into()));
+        assert_eq!(serde_json::from_value::<Report>(json).unwrap(), report);
     }
 }
