@@ -121,7 +121,9 @@ fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
         vec!["key".to_owned(), format!("{} over {}, else plain over {} ({})", key.metric, key.signal, key.plain_signal, key.plain_average)],
         vec![
             "analytic classifier".to_owned(),
-            analytic.map_or("none: the head alone".to_owned(), |a| format!("over {}; the head's share is {}", a.signal, a.head_weight)),
+            analytic.map_or("none: the head alone".to_owned(), |a| {
+                format!("over {}: {} × its logits + {} × the head's", a.signal, a.weight, a.head_weight)
+            }),
         ],
         vec!["dummy image".to_owned(), format!("{height} x {width} pixels")],
         vec![

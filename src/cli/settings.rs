@@ -54,6 +54,10 @@ pub struct SettingsArgs {
     /// which takes a frozen pass also where the task is given. 1: the head alone, as the paper has it
     #[arg(long, value_name = "w", default_value_t = defaults().head_weight)]
     head_weight: f64,
+    /// Head and adapters learn what the analytic classifier lacks: its logits, scaled, are added to the head's in
+    /// training and serving
+    #[arg(long, conflicts_with = "head_weight")]
+    residual: bool,
     /// Height and width in pixels of the white image that stands in for a missing one [default: one patch;
     /// the paper's is the backbone's own image size]
     #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"])]
@@ -103,6 +107,7 @@ impl SettingsArgs {
             aligned_layers: self.aligned_layers,
             key_beta: self.key_beta,
             head_weight: self.head_weight,
+            residual: self.residual,
             // The flag takes two values.
             dummy_image: self.dummy_image.as_deref().and_then(|size| size.try_into().ok()),
             epochs: self.epochs,
@@ -175,6 +180,7 @@ mod tests {
             aligned_layers: AlignedLayers::All,
             key_beta: 0.625,
             head_weight: 0.375,
+            residual: false,
             dummy_image: Some([16, 24]),
             epochs: 11,
             batch: 6,

@@ -21,7 +21,9 @@ const RIDGE: f64 = 1.0;
 pub struct AnalyticRecord {
     /// The signal that it reads.
     pub signal: KeySignal,
-    /// w: the share of the head in the mixture of logits, 0 to 1.
+    /// The factor of its own logits in the scores.
+    pub weight: f32,
+    /// The factor of the head's logits in the scores.
     pub head_weight: f32,
 }
 
@@ -89,10 +91,10 @@ impl Analytic {
         self.weights.chunks_exact(self.width.max(1)).zip(&self.biases).map(|(weight, bias)| bias + dot(weight, signal)).collect()
     }
 
-    /// (1 − w) z + w · logits in place of the head's `logits` `[labels]`, for a signal `[width]`.
+    /// weight · z + head_weight · logits in place of the head's `logits` `[labels]`, for a signal `[width]`.
     pub fn mix(&self, signal: &[f32], logits: &mut [f32]) {
-        let w = self.record.head_weight;
-        logits.iter_mut().zip(self.logits(signal)).for_each(|(logit, z)| *logit = (1.0 - w) * z + w * *logit);
+        let AnalyticRecord { weight, head_weight, .. } = self.record;
+        logits.iter_mut().zip(self.logits(signal)).for_each(|(logit, z)| *logit = weight * z + head_weight * *logit);
     }
 }
 

@@ -236,7 +236,7 @@ fn joined_signals_task_probabilities_and_analytic_logits_are_the_reference_ones(
         let found = Tensor::from_vec(found, (30, 3), &Device::Cpu).unwrap();
         close(&format!("probabilities of {name}"), &found, &expected[&format!("lda.{name}")], 1e-3);
 
-        let record = AnalyticRecord { signal, head_weight: 0.5 };
+        let record = AnalyticRecord { signal, weight: 0.5, head_weight: 0.5 };
         let mean = sessions[0].key(signal, KeyAverage::Mean).unwrap();
         let analytic = Analytic::of(record, sessions[0].statistics(signal).unwrap(), 2, &[], mean).unwrap();
         let found = Tensor::from_vec(rows.iter().flat_map(|row| analytic.logits(row)).collect::<Vec<_>>(), (30, 2), &Device::Cpu).unwrap();

@@ -6,6 +6,7 @@ use delo_catalogue::{Catalogue, Resident, RoutingRule};
 use delo_engine::Query;
 use delo_fixtures::colours::write_data;
 use delo_fixtures::{engine, key_rule};
+use delo_model::analytic::AnalyticRecord;
 use delo_model::input::{InputProcessor, Limits, Presence, Sample};
 use delo_model::model_dir::ModelDir;
 use delo_model::partition::{Artifact, KeyRule};
@@ -435,13 +436,19 @@ fn an_artifact_holds_the_keys_of_its_two_rules_and_no_others() {
 
 #[test]
 fn adapters_that_are_taken_over_give_the_artifact_that_training_gives() {
-    for multi_label in [false, true] {
-        let f = Fixture::new(multi_label).mixing();
+    for (multi_label, residual) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut f = Fixture::new(multi_label).mixing();
+        if residual {
+            f.settings = Settings { residual, head_weight: 1.0, ..f.settings };
+        }
         let key = key_rule(Metric::Lda, KeySignal::PartsPooled { layer: 3, width: None });
         let outputs = f.outputs("trained");
         f.train_with_key(0, &f.settings, &outputs, None, key.clone()).unwrap();
         let trained = std::fs::read(&outputs.artifact).unwrap();
         let learnt = Artifact::parse(&trained).unwrap();
+        let AnalyticRecord { weight, head_weight, .. } = learnt.meta.analytic.unwrap();
+        assert_eq!(head_weight, if residual { 1.0 } else { 0.65 });
+        assert!(if residual { weight > 0.0 } else { weight == 1.0 - 0.65 }, "{weight}");
         let settings = settings_of(&learnt).unwrap();
         assert_eq!(settings, f.settings);
         let session = |settings| Session {

@@ -242,8 +242,10 @@ fn session_keys(tensors: &Tensors, meta: &PartitionMeta, backbone: BackboneShape
 /// The analytic classifier that the header names.
 fn analytic(tensors: &Tensors, meta: &PartitionMeta, backbone: BackboneShape) -> Result<Option<Analytic>, PartitionError> {
     let Some(record) = meta.analytic else { return Ok(None) };
-    if !(0.0..=1.0).contains(&record.head_weight) {
-        return Err(field("analytic.head_weight", format!("{} is not a share from 0 to 1", record.head_weight)));
+    for (name, weight) in [("weight", record.weight), ("head_weight", record.head_weight)] {
+        if !weight.is_finite() || weight < 0.0 {
+            return Err(field(format!("analytic.{name}"), format!("{weight} is not a number from 0 on")));
+        }
     }
     if record.signal.named_layer() > backbone.layers {
         return Err(field("analytic.signal", format!("{}: the backbone has {} layers", record.signal, backbone.layers)));

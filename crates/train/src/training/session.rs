@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use super::error::TrainError;
 use super::prefix::CHUNK;
 use super::settings::Settings;
-use super::statistics::SessionStatistics;
+use super::statistics::{Residual, SessionStatistics};
 use crate::data::{ByPattern, Dataset, MissingTable, Samples, Split, predict, score};
 use delo_engine::Engine;
 use delo_model::TaskModel;
@@ -53,9 +53,10 @@ impl Session<'_> {
         model: &TaskModel,
         samples: Samples<'_>,
         batches: &[Vec<usize>],
+        residual: Option<&Residual>,
         created: &str,
     ) -> Result<(Vec<u8>, ByPattern), TrainError> {
-        let SessionStatistics { keys, temperature, analytic } = self.statistics(samples, batches)?;
+        let SessionStatistics { keys, temperature, analytic } = self.statistics(samples, batches, residual)?;
         let validation = self.validate(model, analytic.as_ref())?;
         let mut meta = self.meta(model, &validation, created);
         meta.key.temperature = temperature;

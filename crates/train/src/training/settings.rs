@@ -36,6 +36,10 @@ pub struct Settings {
     /// Not stored where it is 1.
     #[serde(default = "head_alone", skip_serializing_if = "is_head_alone")]
     pub head_weight: f64,
+    /// Head and adapters learn a residual: the logits of the analytic classifier are added to the head's, in
+    /// training as in serving. Not stored where it is false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub residual: bool,
     /// Height and width, in pixels, of the white image that stands in for a missing one; one patch if `None`.
     pub dummy_image: Option<[usize; 2]>,
     /// Passes over the session's samples.
@@ -73,6 +77,7 @@ impl Default for Settings {
             aligned_layers: AlignedLayers::Last,
             key_beta: 0.99,
             head_weight: 1.0,
+            residual: false,
             dummy_image: None,
             epochs: 10,
             batch: 4,

@@ -22,20 +22,43 @@ pub(super) struct SessionStatistics {
     pub(super) analytic: Option<Analytic>,
 }
 
+/// What the scores start from where head and adapters learn a residual.
+#[derive(Debug)]
+pub(super) struct Residual {
+    /// The analytic logits of each training sample, times `weight`, `[samples, labels]`. They are of classifiers
+    /// that were made without the samples of its fold; the samples of a group are in one fold.
+    pub(super) logits: Tensor,
+    /// The factor of the analytic logits, at which they fit the samples best.
+    pub(super) weight: f32,
+}
+
+/// The number of folds of [`Residual`].
+const FOLDS: usize = 10;
+
 impl Session<'_> {
     /// The statistics of the training samples, and τ from the val samples. A moving average follows the batches
     /// in training order.
     ///
     /// Every sample goes through the frozen layers once more: its signals may be those of a later layer than
     /// the kept states.
-    pub(super) fn statistics(&self, samples: Samples<'_>, batches: &[Vec<usize>]) -> Result<SessionStatistics, TrainError> {
+    pub(super) fn statistics(
+        &self,
+        samples: Samples<'_>,
+        batches: &[Vec<usize>],
+        residual: Option<&Residual>,
+    ) -> Result<SessionStatistics, TrainError> {
         let KeyRule { metric, signal, plain_signal, plain_average, .. } = self.key;
         let mut signals = self.signals(samples, &[signal, plain_signal])?;
-        let labels: Vec<&Label> = self.data.rows(self.task, Split::Train).iter().map(|&row| &self.data.items[row].label).collect();
+        let labels = self.labels(Split::Train);
         let shares = shares(&labels, self.data.tasks[self.task].labels.len());
         let classes = if metric == Metric::Lda || self.mixes() { Some(matrix(&shares)?) } else { None };
         let mut keys = SessionKeys::of(&signals, &[signal], classes.as_ref())?;
-        let analytic = if self.mixes() { Some(self.analytic(&keys, &signals[&signal], &labels)?) } else { None };
+        let analytic = if self.mixes() {
+            let record = self.analytic_record(residual.map(|residual| residual.weight));
+            Some(self.analytic(record, &keys, &signals[&signal], &labels)?)
+        } else {
+            None
+        };
         let temperature = if metric == Metric::Lda { self.temperature(&keys)? } else { None };
         if plain_average == KeyAverage::Ema {
             keys.mean.retain(|kept, _| *kept == signal);
@@ -47,9 +70,53 @@ impl Session<'_> {
         Ok(SessionStatistics { keys, temperature, analytic })
     }
 
-    /// Whether the scores are a mixture of the head and the analytic classifier.
+    /// Whether the analytic classifier has a part in the scores.
     fn mixes(&self) -> bool {
-        self.settings.head_weight < 1.0
+        self.settings.residual || self.settings.head_weight < 1.0
+    }
+
+    /// The factors of the logits: of a residual, `weight` and 1; else 1 − w and w.
+    fn analytic_record(&self, weight: Option<f32>) -> AnalyticRecord {
+        let head_weight = if weight.is_some() { 1.0 } else { self.settings.head_weight as f32 };
+        AnalyticRecord { signal: self.key.signal, weight: weight.unwrap_or(1.0 - head_weight), head_weight }
+    }
+
+    /// The labels of a split's samples.
+    fn labels(&self, split: Split) -> Vec<&Label> {
+        self.data.rows(self.task, split).iter().map(|&row| &self.data.items[row].label).collect()
+    }
+
+    /// See [`Residual`]; `None` where the settings ask for none.
+    pub(super) fn residual(&self, samples: Samples<'_>) -> Result<Option<Residual>, TrainError> {
+        if !self.settings.residual {
+            return Ok(None);
+        }
+        let signal = self.key.signal;
+        let values = self.signals(samples, &[signal])?.remove(&signal).ok_or_else(|| missing_statistics(signal))?;
+        let (labels, classes) = (self.labels(Split::Train), self.data.tasks[self.task].labels.len());
+        let shares = shares(&labels, classes);
+        let folds = folds(self.data.rows(self.task, Split::Train).iter().map(|&row| self.data.items[row].group.as_deref()));
+        let rows = values.to_vec2::<f32>()?;
+        let mut logits = vec![vec![0f32; classes]; rows.len()];
+        for fold in 0..FOLDS {
+            let kept: Vec<usize> = (0..rows.len()).filter(|&i| folds[i] != fold).collect();
+            if kept.is_empty() || kept.len() == rows.len() {
+                continue;
+            }
+            let index: Vec<u32> = kept.iter().map(|&i| i as u32).collect();
+            let of_kept = values.index_select(&Tensor::from_vec(index, kept.len(), &Device::Cpu)?, 0)?;
+            let kept_shares: Vec<Vec<f32>> = kept.iter().map(|&i| shares[i].clone()).collect();
+            let keys = SessionKeys::of(&Signals::from([(signal, of_kept.clone())]), &[signal], Some(&matrix(&kept_shares)?))?;
+            let kept_labels: Vec<&Label> = kept.iter().map(|&i| labels[i]).collect();
+            let classifier = self.analytic(self.analytic_record(None), &keys, &of_kept, &kept_labels)?;
+            (0..rows.len()).filter(|&i| folds[i] == fold).for_each(|i| logits[i] = classifier.logits(&rows[i]));
+        }
+        let wide = |row: &Vec<f32>| row.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+        let of_labels: Vec<Vec<f32>> = labels.iter().map(|label| flags(label, classes)).collect();
+        let temperature = fitted_temperature(&logits.iter().map(wide).collect::<Vec<_>>(), &of_labels, self.data.multi_label);
+        let weight = 1.0 / temperature;
+        logits.iter_mut().flatten().for_each(|x| *x *= weight);
+        Ok(Some(Residual { logits: matrix(&logits)?, weight }))
     }
 
     /// The `wanted` signals of samples, `[samples, width]` each.
@@ -70,13 +137,12 @@ impl Session<'_> {
         Ok(rows.into_iter().map(tensor).collect::<candle_core::Result<Signals>>()?)
     }
 
-    /// The analytic classifier of the session. `values` are the samples' signals `[samples, width]`.
-    fn analytic(&self, keys: &SessionKeys, values: &Tensor, labels: &[&Label]) -> Result<Analytic, TrainError> {
+    /// The analytic classifier of some samples of the session. `values` are their signals `[samples, width]`.
+    fn analytic(&self, record: AnalyticRecord, keys: &SessionKeys, values: &Tensor, labels: &[&Label]) -> Result<Analytic, TrainError> {
         let signal = self.key.signal;
-        let record = AnalyticRecord { signal, head_weight: self.settings.head_weight as f32 };
         let classes = self.data.tasks[self.task].labels.len();
         let (Some(statistics), Some(mean)) = (keys.statistics(signal), keys.key(signal, KeyAverage::Mean)) else {
-            return Err(candle_core::Error::Msg(format!("no class statistics of {signal}")).into());
+            return Err(missing_statistics(signal));
         };
         let positive = if self.data.multi_label { positive(values, labels, classes)? } else { Vec::new() };
         Analytic::of(record, statistics, classes, &positive, mean).map_err(degenerate)
@@ -91,12 +157,31 @@ impl Session<'_> {
         let samples = Samples::new(self.data, rows, self.missing, self.processor);
         let values = self.signals(samples, &[signal])?[&signal].to_vec2::<f32>()?;
         let linear = session_logits(statistics).map_err(degenerate)?;
-        let labels: Vec<&Label> = rows.iter().map(|&row| &self.data.items[row].label).collect();
-        let mut shares = shares(&labels, self.data.tasks[self.task].labels.len());
+        let mut shares = shares(&self.labels(Split::Val), self.data.tasks[self.task].labels.len());
         // A class that no training sample has is none of the session's.
         shares.iter_mut().for_each(|share| share.resize(statistics.counts.len(), 0.0));
-        Ok(Some(fitted_temperature(&logits(&linear, &values), &shares)))
+        Ok(Some(fitted_temperature(&logits(&linear, &values), &shares, false)))
     }
+}
+
+fn missing_statistics(signal: KeySignal) -> TrainError {
+    candle_core::Error::Msg(format!("no class statistics of {signal}")).into()
+}
+
+/// The fold of each sample: the groups, in the order in which they appear, go to the folds in turn. A sample
+/// without a group is one of its own.
+fn folds<'a>(groups: impl Iterator<Item = Option<&'a str>>) -> Vec<usize> {
+    let (mut known, mut next) = (BTreeMap::new(), 0);
+    let fold = |group: Option<&'a str>| match group.and_then(|group| known.get(group)) {
+        Some(fold) => *fold,
+        None => {
+            let fold = next % FOLDS;
+            next += 1;
+            known.extend(group.map(|group| (group, fold)));
+            fold
+        }
+    };
+    groups.map(fold).collect()
 }
 
 fn degenerate(error: NotPositiveDefinite) -> TrainError {
@@ -126,13 +211,17 @@ fn matrix(rows: &[Vec<f32>]) -> candle_core::Result<Tensor> {
     Tensor::from_vec(rows.concat(), (rows.len(), rows.first().map_or(0, Vec::len)), &Device::Cpu)
 }
 
+/// 1 for each label that a sample has, else 0, `[labels]`.
+fn flags(label: &Label, classes: usize) -> Vec<f32> {
+    match label {
+        Label::Class(class) => (0..classes).map(|c| f32::from(u8::from(c == *class))).collect(),
+        Label::Classes(flags) => flags.iter().map(|flag| f32::from(u8::from(*flag))).collect(),
+    }
+}
+
 /// For each label, the number of samples that have it and their mean signal.
 fn positive(values: &Tensor, labels: &[&Label], classes: usize) -> candle_core::Result<Vec<(f32, Vec<f32>)>> {
-    let flags = |label: &&Label| match label {
-        Label::Class(class) => (0..classes).map(|c| f32::from(u8::from(c == *class))).collect(),
-        Label::Classes(flags) => flags.iter().map(|flag| f32::from(u8::from(*flag))).collect::<Vec<_>>(),
-    };
-    let flags = matrix(&labels.iter().map(flags).collect::<Vec<_>>())?;
+    let flags = matrix(&labels.iter().map(|label| flags(label, classes)).collect::<Vec<_>>())?;
     let counts: Vec<f32> = flags.sum(0)?.to_vec1()?;
     let sums = flags.t()?.matmul(values)?.to_vec2::<f32>()?;
     let mean = |(count, sum): (f32, Vec<f32>)| (count, sum.into_iter().map(|x| x / count.max(1.0)).collect());
@@ -150,9 +239,15 @@ fn logits(linear: &Linear, signals: &[Vec<f32>]) -> Vec<Vec<f64>> {
 }
 
 /// τ from e⁻⁴ to e⁴ with the least cross-entropy between softmax(logits / τ) and the shares of the samples in
-/// the classes. The cross-entropy is convex in 1/τ, so that a ternary search finds it.
-fn fitted_temperature(logits: &[Vec<f64>], shares: &[Vec<f32>]) -> f32 {
+/// the classes; where the labels are `independent`, between a sigmoid for each label and its flag. The
+/// cross-entropy is convex in 1/τ, so that a ternary search finds it.
+fn fitted_temperature(logits: &[Vec<f64>], shares: &[Vec<f32>], independent: bool) -> f32 {
     let loss = |inverse: f64| {
+        if independent {
+            let of_label =
+                |(z, flag): (&f64, &f32)| (z * inverse).max(0.0) + (-(z * inverse).abs()).exp().ln_1p() - f64::from(*flag) * z * inverse;
+            return logits.iter().flatten().zip(shares.iter().flatten()).map(of_label).sum::<f64>();
+        }
         let of_sample = |(logits, shares): (&Vec<f64>, &Vec<f32>)| {
             let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total = logits.iter().map(|z| ((z - largest) * inverse).exp()).sum::<f64>().ln();
@@ -178,8 +273,18 @@ mod tests {
         let logits = vec![vec![2.0, -2.0]; 4];
         let mut shares = vec![vec![1.0, 0.0]; 3];
         shares.push(vec![0.0, 1.0]);
-        let found = fitted_temperature(&logits, &shares);
+        let found = fitted_temperature(&logits, &shares, false);
         assert!((f64::from(found) - 4.0 / 3f64.ln()).abs() < 1e-3, "{found}");
+        // Of independent labels: sigmoid(2 / τ) = 3/4 at 2 / τ = ln 3.
+        let found = fitted_temperature(&logits, &shares, true);
+        assert!((f64::from(found) - 2.0 / 3f64.ln()).abs() < 1e-3, "{found}");
+    }
+
+    #[test]
+    fn the_samples_of_a_group_are_in_one_fold() {
+        let groups = [Some("a"), None, Some("a"), Some("b"), None];
+        assert_eq!(folds(groups.into_iter()), [0, 1, 0, 2, 3]);
+        assert_eq!(folds((0..12).map(|_| None))[9..], [9, 0, 1]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::optimiser::AdamW;
 use super::prefix::{Decoded, FrozenPrefix};
 use super::schedule::Schedule;
 use super::session::Session;
+use super::statistics::Residual;
 use super::step_log::StepRecord;
 use crate::data::Label;
 use crate::random::{Purpose, below, stream};
@@ -28,6 +29,8 @@ pub(super) struct Steps<'a> {
     pub optimiser: AdamW,
     objective: Objective,
     schedule: Schedule,
+    /// What the logits start from, where head and adapters learn a residual.
+    residual: Option<&'a Residual>,
 }
 
 impl<'a> Steps<'a> {
@@ -35,7 +38,7 @@ impl<'a> Steps<'a> {
     ///
     /// # Errors
     /// No memory for the parameters.
-    pub fn start(session: &'a Session<'a>, rows: &[usize], method: Method) -> Result<Self, TrainError> {
+    pub fn start(session: &'a Session<'a>, rows: &[usize], method: Method, residual: Option<&'a Residual>) -> Result<Self, TrainError> {
         let Session { data, settings, .. } = session;
         let task = &data.tasks[session.task];
         let seed = stream(Purpose::Start, settings.seed, (task.id, 0)).next_u64();
@@ -48,6 +51,7 @@ impl<'a> Steps<'a> {
             objective,
             schedule: Schedule::new(settings.lr, settings.epochs * rows.len().div_ceil(settings.batch), settings.warmup),
             model,
+            residual,
         })
     }
 
@@ -71,7 +75,13 @@ impl<'a> Steps<'a> {
             let copies: Vec<Packed> = complete.iter().map(|&i| parts[i].with_presence(&[keeps])).collect();
             parts.extend(copies);
         }
-        let output = engine.run_task(&Packed::concat(&parts)?, &self.model)?;
+        let mut output = engine.run_task(&Packed::concat(&parts)?, &self.model)?;
+        if let Some(Residual { logits, .. }) = self.residual {
+            let copied = parts.len() - batch.len();
+            let rows = batch.iter().chain(complete.iter().take(copied).map(|&i| &batch[i])).map(|&i| i as u32).collect::<Vec<_>>();
+            let rows = Tensor::from_slice(&rows, rows.len(), logits.device())?;
+            output.logits = (output.logits + logits.index_select(&rows, 0)?)?;
+        }
         let labels: Vec<&Label> = batch.iter().map(|&i| self.labels[i]).collect();
         let batch =
             Batch { targets: targets(&labels, output.logits.device())?, complete: complete.into_iter().map(|i| i as u32).collect() };

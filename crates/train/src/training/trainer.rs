@@ -114,7 +114,8 @@ pub fn train(
     let method = settings.method(layers, hidden);
     let (first, dummy_image) = (method.first_adapted_layer(), session.dummy_image());
     let prefix = FrozenPrefix::new(engine, samples, first, dummy_image, outputs.cache_bytes, &mut progress)?;
-    let mut steps = Steps::start(session, rows, method)?;
+    let residual = session.residual(samples)?;
+    let mut steps = Steps::start(session, rows, method, residual.as_ref())?;
     if let Some(checkpoint) = &checkpoint {
         steps.optimiser.restore(&checkpoint.tensors, checkpoint.step)?;
         report(Event::Resumed { step: first_step });
@@ -144,7 +145,7 @@ pub fn train(
     // The kept states make room for the signals of all samples.
     drop(prefix);
 
-    let (artifact, validation) = session.artifact(&steps.model, samples, &batches, &outputs.created)?;
+    let (artifact, validation) = session.artifact(&steps.model, samples, &batches, residual.as_ref(), &outputs.created)?;
     replace(&outputs.artifact, &artifact).map_err(write_error(&outputs.artifact))?;
     // The artifact is complete. Where the checkpoint cannot be removed, the next run asks for --resume or
     // --force.
@@ -177,7 +178,7 @@ pub fn renew(session: &Session<'_>, learnt: &Artifact, outputs: &Outputs) -> Res
     let model = TaskModel::from_tensors(learnt.meta.method.clone(), task.labels.len(), &learnt.tensors)?;
     let batches = batches(rows.len(), settings, task.id);
     let samples = Samples::new(data, rows, session.missing, session.processor);
-    let (artifact, validation) = session.artifact(&model, samples, &batches, &outputs.created)?;
+    let (artifact, validation) = session.artifact(&model, samples, &batches, session.residual(samples)?.as_ref(), &outputs.created)?;
     replace(&outputs.artifact, &artifact).map_err(write_error(&outputs.artifact))?;
     Ok(Trained {
         artifact: outputs.artifact.clone(),
