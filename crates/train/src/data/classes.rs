@@ -15,7 +15,7 @@ pub struct ClassSet(Vec<u64>);
 impl ClassSet {
     /// Whether the set holds this class.
     pub fn contains(&self, class: usize) -> bool {
-        self.0.get(class / 64).is_some_and(|word| word >> (class % 64) & 1 == 1)
+        self.0.get(class / 64).is_some_and(|word| (word >> (class % 64)) & 1 == 1)
     }
 }
 
