@@ -9,8 +9,8 @@ use delo_train::{Dataset, MissingKind, MissingTable};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
-    /// A folder with one list of items (*.json: task_id, split, image, text, label), optionally labels.json,
-    /// and images/
+    /// A folder with one list of items (*.json: task_id, split, image, text, label, optionally group), optionally
+    /// labels.json, and images/
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
     /// Share of each task's and split's items that lose a modality

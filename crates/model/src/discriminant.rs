@@ -104,8 +104,8 @@ mod tests {
         let det = a * c - b * b;
         for (class, mean) in [[1.0, 0.0], [-1.0, 2.0]].into_iter().enumerate() {
             let solved = [(c * mean[0] - b * mean[1]) / det, (a * mean[1] - b * mean[0]) / det];
-            for i in 0..2 {
-                assert!((found.weights[2 * class + i] - solved[i]).abs() < 1e-12, "{found:?}");
+            for (weight, solved) in found.weights[2 * class..].iter().zip(solved) {
+                assert!((weight - solved).abs() < 1e-12, "{found:?}");
             }
             let bias = -0.5 * (mean[0] * solved[0] + mean[1] * solved[1]);
             assert!((found.biases[class] - bias).abs() < 1e-12, "{found:?}");
