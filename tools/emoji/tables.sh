@@ -18,6 +18,10 @@ train() { # NAME FLAGS…
     "$delo" train --data $data --all --out "$runs/$1" --resume "${@:2}"
 }
 
+renew() { # NAME OF FLAGS…: the adapters of the runs OF with other statistics
+    "$delo" train --data $data --all --adapters-of "$runs/$2" --out "$runs/$1" --force "${@:3}"
+}
+
 evaluate() { # NAME SPLIT FLAGS…: prints the tables, writes NAME-SPLIT.jsonl
     printf '\n== %s, %s\n' "$1" "$2"
     "$delo" eval --data $data --partitions "$runs/$1" --split "$2" --samples "$runs/$1-$2.jsonl" "${@:3}"
@@ -36,9 +40,12 @@ done
 linear=${best#* }
 echo "linear head: $linear"
 
-for rows in adapters paper "$linear"; do
+renew lda adapters --key-metric lda --head-weight 0.65
+renew analytic adapters --key-metric lda --head-weight 0
+for rows in adapters paper "$linear" lda analytic; do
     evaluate "$rows" test
 done
 # The same adapters, routed by the other rule that their partitions have keys for.
 "$delo" eval --data $data --partitions "$runs/adapters" --metric plain --samples "$runs/adapters-plain-test.jsonl"
 python3 tools/emoji/intervals.py "$runs/adapters-test.jsonl" "$runs/$linear-test.jsonl" "$runs/paper-test.jsonl" "$runs/adapters-plain-test.jsonl"
+python3 tools/emoji/intervals.py "$runs/lda-test.jsonl" "$runs/adapters-test.jsonl" "$runs/analytic-test.jsonl"
