@@ -35,6 +35,11 @@ fn with_meta(artifact: &[u8], change: impl FnOnce(&mut Value)) -> Vec<u8> {
     })
 }
 
+/// The artifact with an analytic classifier in its header that it does not hold.
+fn with_analytic(artifact: &[u8], signal: &str, weight: f64) -> Vec<u8> {
+    with_meta(artifact, |meta| meta["analytic"] = serde_json::json!({"signal": signal, "weight": weight, "head_weight": 0.5}))
+}
+
 /// The artifact as of another task.
 pub fn renamed(artifact: &[u8], task: &str) -> Vec<u8> {
     with_meta(artifact, |meta| meta["task"] = task.into())
@@ -84,6 +89,11 @@ async fn refuses_hostile_and_damaged_artifacts() {
         ("an empty label", with_meta(&good, |m| m["labels"][5] = "".into()), Code::InvalidArgument, "labels[5]"),
         ("label of 1 MB", with_meta(&good, |m| m["labels"][2] = long.clone().into()), Code::InvalidArgument, "labels[2]"),
         ("task name of 1 MB", with_meta(&good, |m| m["task"] = long.clone().into()), Code::InvalidArgument, "task"),
+        ("lda without class means", with_meta(&good, |m| m["key"]["metric"] = "lda".into()), Code::InvalidArgument, "lda"),
+        ("temperature 0", with_meta(&good, |m| m["key"]["temperature"] = 0.into()), Code::InvalidArgument, "key.temperature"),
+        ("no such analytic classifier", with_analytic(&good, "parts@3", 0.5), Code::InvalidArgument, "analytic.weight is missing"),
+        ("analytic classifier of layer 9", with_analytic(&good, "parts@9+pooled", 0.5), Code::InvalidArgument, "analytic.signal"),
+        ("analytic weight below 0", with_analytic(&good, "parts@3", -0.5), Code::InvalidArgument, "analytic.weight"),
         ("empty task name", with_meta(&good, |m| m["task"] = "".into()), Code::InvalidArgument, "task"),
     ] {
         let answer = server.upload(bytes).await;

@@ -26,7 +26,7 @@ pub struct KeyRule {
     pub plain_signal: KeySignal,
     /// How the keys of the plain metric were averaged.
     pub plain_average: KeyAverage,
-    /// τ: the temperature of the class probabilities of the metric `lda`, fitted on the session. `None` in
+    /// τ: the temperature of the class probabilities of the metric `lda`, 0.001 to 1000, fitted on the session. `None` in
     /// artifacts without class statistics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
@@ -243,8 +243,8 @@ fn session_keys(tensors: &Tensors, meta: &PartitionMeta, backbone: BackboneShape
 fn analytic(tensors: &Tensors, meta: &PartitionMeta, backbone: BackboneShape) -> Result<Option<Analytic>, PartitionError> {
     let Some(record) = meta.analytic else { return Ok(None) };
     for (name, weight) in [("weight", record.weight), ("head_weight", record.head_weight)] {
-        if !weight.is_finite() || weight < 0.0 {
-            return Err(field(format!("analytic.{name}"), format!("{weight} is not a number from 0 on")));
+        if !(0.0..=1e3).contains(&weight) {
+            return Err(field(format!("analytic.{name}"), format!("{weight} is not a number from 0 to 1000")));
         }
     }
     if record.signal.named_layer() > backbone.layers {
@@ -267,8 +267,8 @@ fn key_signal(name: &str, signal: &str, BackboneShape { layers, .. }: BackboneSh
 /// The numbers of samples of each class, and the temperature; the class means are not read here.
 fn class_counts(tensors: &Tensors, meta: &PartitionMeta) -> Result<ClassStatistics, PartitionError> {
     let temperature = meta.key.temperature.unwrap_or(1.0);
-    if !temperature.is_finite() || temperature <= 0.0 {
-        return Err(field("key.temperature", format!("{temperature} is not a number above 0")));
+    if !(1e-3..=1e3).contains(&temperature) {
+        return Err(field("key.temperature", format!("{temperature} is not a number from 0.001 to 1000")));
     }
     let Some(tensor) = tensors.get(CLASS_COUNTS) else {
         return Ok(ClassStatistics { temperature, ..ClassStatistics::default() });
