@@ -264,6 +264,23 @@ fn the_probabilities_of_all_tasks_sum_to_one_and_the_cosines_stand_beside_them()
 }
 
 #[test]
+fn a_sample_whose_task_is_given_does_not_change_the_decisions_of_its_batch() {
+    for (first, signal) in [(4, "parts@3"), (4, "parts@3+pooled"), (0, "parts@3+pooled")] {
+        let residents = (0..3).map(|i| {
+            let model = random_model(spec(Layout::RankOne, first), 3, i);
+            resident(&format!("task-{i}"), &model, key_rule(Metric::Lda, signal.parse().unwrap()), i)
+        });
+        let catalogue = Catalogue::empty(engine().backbone(), RoutingRule::default()).with_all(residents).unwrap();
+        let queries: Vec<Query> = (0..6).map(|i| query(&catalogue, random_sample(i), Some("task-1").filter(|_| i % 2 == 0))).collect();
+        for (i, answer) in engine().classify(&catalogue, &queries).into_iter().enumerate() {
+            let alone = engine().classify(&catalogue, &queries[i..=i]).remove(0).unwrap();
+            let answer = answer.unwrap();
+            assert_eq!((answer.candidates, answer.scores), (alone.candidates, alone.scores), "sample {i}, {signal} from {first}");
+        }
+    }
+}
+
+#[test]
 fn a_joined_signal_is_the_same_read_on_the_way_and_in_a_pass_of_its_own() {
     let (middle, projected) = (KeySignal::PartsPooled { layer: 3, width: None }, "parts@3+pooled:64".parse().unwrap());
     let packed = engine().embed(&(0..3).map(random_sample).collect::<Vec<_>>(), engine().default_dummy_image()).unwrap();
