@@ -48,13 +48,13 @@ pub(super) struct Members {
 /// A batch as the kernels read it.
 pub(crate) struct Plan<'a> {
     pub spans: &'a [Span],
-    pub groups: Vec<Group>,
+    pub(super) groups: Vec<Group>,
     /// Device address of the ranges whose means are q^v and q^t of each sample (METHOD.md 3).
     pub queries: u64,
     /// Device address of an array of `Tile` (`kernels.cu`), and its length.
     pub tiles: (u64, usize),
     /// `None` where no sample is adapted in any of the layers.
-    pub routing: Option<Routing>,
+    pub(super) routing: Option<Routing>,
     /// The memory of the addresses above, kept as long as they are used.
     _words: Tensor,
 }
@@ -120,7 +120,7 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// Too little memory on the device.
-    pub fn new(gpu: &Gpu, spans: &'a [Span], layers: Range<usize>, adapters: Option<&Adapters<'_>>, dtype: DType) -> Result<Self> {
+    pub(super) fn new(gpu: &Gpu, spans: &'a [Span], layers: Range<usize>, adapters: Option<&Adapters<'_>>, dtype: DType) -> Result<Self> {
         let banks: Vec<Vec<Option<&FactorBank>>> = adapters.map_or_else(Vec::new, |a| layers.clone().map(|layer| a.layer(layer)).collect());
         let all = || banks.iter().flatten().flatten();
         let (mut words, mut kept) = (Vec::new(), Vec::new());
@@ -187,7 +187,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The routing of a layer; `None` where the layer adapts no sample.
-    pub fn routing(&self, layer: usize) -> Option<&Routing> {
+    pub(super) fn routing(&self, layer: usize) -> Option<&Routing> {
         self.routing.as_ref().filter(|routing| routing.adapts(layer))
     }
 }
