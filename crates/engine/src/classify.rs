@@ -21,7 +21,6 @@ use delo_model::method::selection::softmax;
 use delo_model::routing::keys::KeySignal;
 
 /// A sample whose task is decided.
-#[derive(Clone)]
 struct Routed {
     resident: Arc<Resident>,
     candidates: Vec<Candidate>,
@@ -110,8 +109,8 @@ impl Engine {
         let mut adapters = Adapters::new(routed.iter().map(|routed| &routed.resident.partition.adapter).collect());
         let pooled = backbone.run_to_pooled(hidden, &spans, start, Some(&mut adapters))?;
         let chosen = std::mem::take(&mut adapters.chosen);
-        let answers = routed.iter().zip(pooled).zip(chosen).zip(accepted);
-        Ok(answers.map(|(((routed, pooled), choices), query)| answer(routed.clone(), &pooled, &choices, query.explain)).collect())
+        let answers = routed.into_iter().zip(pooled).zip(chosen).zip(accepted);
+        Ok(answers.map(|(((routed, pooled), choices), query)| answer(routed, &pooled, &choices, query.explain)).collect())
     }
 
     /// Decides each sample's partition, and advances `hidden` from layer 0 to layer `start`, the first layer
@@ -128,7 +127,8 @@ impl Engine {
         spans: &[Span],
     ) -> Result<Vec<Routed>> {
         let layers = self.backbone.config.num_hidden_layers;
-        let mut reader = Reader::new(&wanted(catalogue, accepted), layers);
+        let wanted = wanted(catalogue, accepted);
+        let mut reader = Reader::new(&wanted, layers);
         let asks = |query: &&Query| query.given.as_ref().is_none_or(|resident| resident.partition.analytic.is_some());
         let asking: Vec<usize> = (0..accepted.len()).filter(|&i| asks(&accepted[i])).collect();
         let chosen: Vec<Span> = asking.iter().map(|&i| spans[i]).collect();
@@ -139,7 +139,7 @@ impl Engine {
             reader.run_to_end(backbone, asking, &repacked(&chosen), start)?;
         }
         let mut signals: Vec<Signals> = vec![Signals::new(); accepted.len()];
-        for signal in wanted(catalogue, accepted) {
+        for signal in wanted {
             asking.iter().zip(reader.signal(signal, &chosen)).for_each(|(&i, row)| drop(signals[i].insert(signal, row)));
         }
         let route = |(query, signals): (&&Query, Signals)| {
