@@ -236,7 +236,7 @@ fn workload(args: &EngineArgs, config: &ViltConfig) -> Result<Workload, Failure>
     };
     MethodSpec::validate(&pools).map_err(Failure::usage)?;
     let route = args.route.map(|signal| signal.unwrap_or(KeySignal::MeanQuery { layer: args.first_adapted_layer }));
-    if route.is_some_and(|signal| signal.named_layer() > config.num_hidden_layers) {
+    if route.and_then(KeySignal::layer).is_some_and(|layer| layer > config.num_hidden_layers) {
         return Err(Failure::usage(format!("--route: the backbone has layers 0 to {}", config.num_hidden_layers)));
     }
     Ok(Workload {

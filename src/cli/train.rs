@@ -48,7 +48,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     backbone: Option<PathBuf>,
     /// Learn nothing: take over what this partition has learnt, and compute its keys, class statistics and analytic
-    /// classifier again. Of --head-weight, the task key's flags and the data's, all other hyper-parameters are
+    /// classifier again. --head-weight and the flags of data and task key count; all other hyper-parameters are
     /// those of the partition. With --all a folder of NAME.safetensors
     #[arg(long, value_name = "FILE", conflicts_with = "resume", help_heading = "Method")]
     adapters_of: Option<PathBuf>,
@@ -111,7 +111,7 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         temperature: None,
     };
     for (flag, signal) in [("--key-signal", key.signal), ("--plain-signal", key.plain_signal)] {
-        if signal.named_layer() > layers {
+        if signal.layer().is_some_and(|layer| layer > layers) {
             return Err(Failure::usage(format!(
                 "{flag} {signal}: the backbone has layers 0 to {}, and @{layers} after the last",
                 layers - 1

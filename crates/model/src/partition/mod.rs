@@ -247,7 +247,7 @@ fn analytic(tensors: &Tensors, meta: &PartitionMeta, backbone: BackboneShape) ->
             return Err(field(format!("analytic.{name}"), format!("{weight} is not a number from 0 to 1000")));
         }
     }
-    if record.signal.named_layer() > backbone.layers {
+    if record.signal.layer().is_some_and(|layer| layer > backbone.layers) {
         return Err(field("analytic.signal", format!("{}: the backbone has {} layers", record.signal, backbone.layers)));
     }
     let width = record.signal.width(backbone.hidden);
@@ -258,7 +258,7 @@ fn analytic(tensors: &Tensors, meta: &PartitionMeta, backbone: BackboneShape) ->
 /// The signal in a tensor's name, where a backbone of this shape has it.
 fn key_signal(name: &str, signal: &str, BackboneShape { layers, .. }: BackboneShape) -> Result<KeySignal, PartitionError> {
     let parsed: KeySignal = signal.parse().map_err(|reason: String| field(name, reason))?;
-    if parsed.named_layer() > layers {
+    if parsed.layer().is_some_and(|layer| layer > layers) {
         return Err(field(name, format!("the backbone has {layers} layers")));
     }
     Ok(parsed)

@@ -49,19 +49,11 @@ pub enum KeySignal {
 }
 
 impl KeySignal {
-    /// The layer whose input the signal is made of; `None` where it needs the whole backbone.
+    /// The layer that its name gives: the state that enters it is read. `None` where it gives none.
     pub fn layer(self) -> Option<usize> {
         match self {
-            Self::MeanQuery { layer } | Self::TextCls { layer } | Self::Parts { layer } => Some(layer),
-            Self::Pooled | Self::Summary | Self::PartsPooled { .. } => None,
-        }
-    }
-
-    /// The largest layer that its name gives, 0 where it gives none.
-    pub fn named_layer(self) -> usize {
-        match self {
-            Self::PartsPooled { layer, .. } => layer,
-            _ => self.layer().unwrap_or(0),
+            Self::MeanQuery { layer } | Self::TextCls { layer } | Self::Parts { layer } | Self::PartsPooled { layer, .. } => Some(layer),
+            Self::Pooled | Self::Summary => None,
         }
     }
 

@@ -15,15 +15,13 @@ const RIDGE: f64 = 2.0;
 /// The metric of class statistics.
 pub(super) struct Lda;
 
-impl Lda {
-    /// The logits z of the classes of one session by its own statistics, before any temperature.
-    ///
-    /// # Errors
-    /// See [`Discriminant::of`].
-    pub(super) fn own(statistics: Statistics<'_>) -> Result<Linear, NotPositiveDefinite> {
-        let width = statistics.means.len() / statistics.counts.len().max(1);
-        Ok(Discriminant::of(&[statistics], width, RIDGE)?.classes(statistics.means))
-    }
+/// The logits z of the classes of one session by its own statistics, before any temperature.
+///
+/// # Errors
+/// The scatter of the session is not positive definite.
+pub fn session_logits(statistics: Statistics<'_>) -> Result<Linear, NotPositiveDefinite> {
+    let width = statistics.means.len() / statistics.counts.len().max(1);
+    Ok(Discriminant::of(&[statistics], width, RIDGE)?.classes(statistics.means))
 }
 
 /// P(task | φ) = Σ P(c | φ) over the classes c of the task, where P(c | φ) ∝ exp(z_c / τ) / C_k over the classes

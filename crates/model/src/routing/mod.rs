@@ -13,11 +13,11 @@ mod whitened;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::discriminant::{Linear, Statistics};
 use delo_kernels::Isa;
 use delo_kernels::elementwise::dot;
 
 pub use keys::{ClassStatistics, KeyAverage, KeySignal, Metric, SessionKeys};
+pub use lda::session_logits;
 
 /// The score of one task for one sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,14 +60,6 @@ pub trait TaskMetric: Sync {
     /// # Errors
     /// The sum of the sessions' second moments is not positive definite.
     fn rule(&self, sessions: &[&SessionKeys], choice: KeyChoice) -> Result<Arc<dyn TaskRule>, NotPositiveDefinite>;
-}
-
-/// The logits of the classes of one session by the metric `lda` over this session alone, before any temperature.
-///
-/// # Errors
-/// The scatter of the session is not positive definite.
-pub fn session_logits(statistics: Statistics<'_>) -> Result<Linear, NotPositiveDefinite> {
-    lda::Lda::own(statistics)
 }
 
 /// The second moments of the resident sessions give no metric.
