@@ -4,10 +4,11 @@
 //! | --- | --- |
 //! | [`data`] | what a data set is: items, missing modalities, samples, scores of predictions |
 //! | [`training`] | one session: objective, optimiser, schedule, frozen prefix, checkpoints, trainer |
+//! | [`peers`] | the systems that DeLo is compared with |
 //! | [`eval`] | AP, FG and routing accuracy of trained partitions |
 //! | [`random`] | random streams that are the same on every machine |
 //!
-//! `training` and `eval` know `data`, and not each other.
+//! `training` and `eval` know `data`, and not each other; `peers` knows `training`.
 //!
 //! Invariant: the result of a session is a function of its data, settings, seed and backbone alone. The
 //! number of threads, the memory for kept states and interruptions change how long it takes, and no bit of
@@ -17,6 +18,7 @@
 
 pub mod data;
 pub mod eval;
+pub mod peers;
 pub mod random;
 pub mod training;
 
