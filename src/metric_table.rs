@@ -188,6 +188,11 @@ table! {
     pub static BATCH_TOKENS: Histogram<0> = histogram("delo_batch_tokens", "Tokens of a batch.", [], TOKEN_BUCKETS);
     pub static TEXTS: Counter<1> =
         counter("delo_texts_total", "Texts of answered samples, by how they were read.", ["reading"]);
+    pub static ANSWERS: Counter<1> = counter(
+        "delo_answers_total",
+        "Answered samples, by what the scores come from: an adapted pass, the frozen backbone alone, or nothing (rejected).",
+        ["scored"],
+    );
     pub static FACTORS_SELECTED: Counter<1> =
         counter("delo_factor_selected_total", "Low-rank factors applied, by modality of their pool.", ["modality"]);
 

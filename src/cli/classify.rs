@@ -40,6 +40,10 @@ pub struct ClassifyArgs {
     /// How many tasks to show with their scores [default: all of them with --explain or --json, else none].
     #[arg(long, value_name = "N")]
     candidates: Option<u32>,
+    /// Give no task and no labels to a sample that is less typical of its likeliest task than this share of the
+    /// task's own samples; 0 never [default: the server's setting]
+    #[arg(long, value_name = "SHARE")]
+    reject: Option<f32>,
     /// Also show every task's score and the factors chosen in each layer.
     #[arg(long)]
     explain: bool,
@@ -63,6 +67,7 @@ pub fn run(args: ClassifyArgs) -> Result<(), Failure> {
         top_k: Some(args.top_k),
         task: args.task.unwrap_or_default(),
         explain: args.explain,
+        reject: args.reject,
         max_candidates: Some(args.candidates.unwrap_or(if args.explain || args.json { u32::MAX } else { 0 })),
     };
     let response = exchange(&args.server, &args.credentials, |channel| async move {
@@ -98,7 +103,7 @@ fn json(response: &ClassifyResponse, explain: bool) -> Value {
             routing.candidates.iter().map(|c| json!({"task": c.task, "cosine": c.cosine, "probability": c.probability})).collect();
         out["routing"] = json!({
             "task": routing.task, "cosine": routing.cosine, "probability": routing.probability, "margin": routing.margin,
-            "candidates": candidates,
+            "typicality": routing.typicality, "rejected": routing.rejected, "early": routing.early, "candidates": candidates,
         });
     }
     if let Some(modalities) = &response.modalities {
@@ -119,7 +124,11 @@ fn json(response: &ClassifyResponse, explain: bool) -> Value {
 }
 
 fn text(response: &ClassifyResponse, explain: bool) -> String {
-    let mut out = format!("task {} (version {})", response.task, response.partition_version);
+    let rejected = response.routing.as_ref().filter(|routing| routing.rejected);
+    let mut out = match rejected {
+        Some(routing) => format!("none of the tasks; the likeliest is {}", routing.task),
+        None => format!("task {} (version {})", response.task, response.partition_version),
+    };
     if let Some(routing) = &response.routing {
         if let Some(probability) = routing.probability {
             out += &format!(", probability {probability:.3}");
@@ -127,6 +136,12 @@ fn text(response: &ClassifyResponse, explain: bool) -> String {
         out += &format!(", cosine {:.3}", routing.cosine);
         if let Some(margin) = routing.margin {
             out += &format!(", ahead by {margin:.3}");
+        }
+        if let Some(typicality) = routing.typicality {
+            out += &format!(", typicality {typicality:.3}");
+        }
+        if routing.early {
+            out += ", answered early";
         }
     }
     if let Some(modalities) = &response.modalities {

@@ -16,7 +16,7 @@ use super::output::{print, print_json};
 use delo_catalogue::RoutingRule;
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
 use delo_train::Split;
-use delo_train::eval::{Evaluated, Evaluation, SampleRecord, evaluate, read_directory, read_embedded};
+use delo_train::eval::{Curves, Evaluated, Evaluation, SampleRecord, curves, evaluate, read_directory, read_embedded};
 
 /// Prints AP, FG and routing accuracy of partitions on a data set, task-agnostic and task-oracle, by modality
 /// pattern.
@@ -55,6 +55,11 @@ pub struct EvalArgs {
     /// task chosen
     #[arg(long, value_name = "FILE")]
     samples: Option<PathBuf>,
+    /// Also print, and write to this file as JSON, what the policies of a server bring: accuracy against coverage
+    /// (routing.reject), early answers (routing.early_answer) and second passes (routing.second_task), and how
+    /// well the samples of each session are told from the others while its partition is not resident
+    #[arg(long, value_name = "FILE")]
+    curves: Option<PathBuf>,
     /// Print JSON, with the score of every task after every session
     #[arg(long)]
     json: bool,
@@ -117,12 +122,22 @@ pub fn run(args: EvalArgs) -> Result<(), Failure> {
     if let Some(path) = &args.samples {
         write_lines(path, &samples).map_err(|e| format!("can't write {}: {e}; name a file in a folder that exists", path.display()))?;
     }
+    let curves = args.curves.as_ref().map(|path| write_curves(path, &evaluation)).transpose()?;
     if args.json {
         let mut value = serde_json::to_value(&report)?;
         value["backbone"] = json!(name);
         return print_json(&value);
     }
-    print(&report.table())
+    print(&report.table())?;
+    curves.map_or(Ok(()), |curves| print(&format!("\n{}", curves.table())))
+}
+
+/// The curves, which are written to a file.
+fn write_curves(path: &Path, evaluation: &Evaluation<'_>) -> Result<Curves, Failure> {
+    let curves = curves(evaluation)?;
+    let written = std::fs::write(path, serde_json::to_string_pretty(&curves)?);
+    written.map_err(|e| format!("can't write {}: {e}; name a file in a folder that exists", path.display()))?;
+    Ok(curves)
 }
 
 /// One JSON object a line.

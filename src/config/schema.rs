@@ -8,9 +8,10 @@ use serde::Deserialize;
 use super::listen::Listen;
 use super::values::{
     address, allowed_urls, any, at_once, at_once_or_zero, auto, auto_from_str, from_str, optional_path, paths, positive, positive_or_auto,
-    seconds, streams, threads,
+    seconds, share_or_off, streams, threads,
 };
 use delo_catalogue::RoutingRule;
+use delo_engine::Policy;
 use delo_engine::{DeviceChoice, Options};
 use delo_kernels::{Isa, Precision};
 use delo_model::input::Limits;
@@ -202,6 +203,13 @@ pub struct Routing {
     pub signal: Option<KeySignal>,
     #[serde(deserialize_with = "auto")]
     pub average: Option<KeyAverage>,
+    /// See [`Policy`]; `None`, written `off`. So it is with the other two.
+    #[serde(deserialize_with = "share_or_off")]
+    pub reject: Option<f32>,
+    #[serde(deserialize_with = "share_or_off")]
+    pub early_answer: Option<f32>,
+    #[serde(deserialize_with = "share_or_off")]
+    pub second_task: Option<f32>,
 }
 
 /// Bounds of batches and of the queue.
@@ -273,6 +281,11 @@ impl Routing {
     /// The rule for the catalogue.
     pub fn rule(&self) -> RoutingRule {
         RoutingRule { metric: self.metric, signal: self.signal, average: self.average }
+    }
+
+    /// When samples are answered otherwise than by one adapted pass.
+    pub fn policy(&self) -> Policy {
+        Policy { reject: self.reject, early_answer: self.early_answer, second_task: self.second_task }
     }
 }
 

@@ -90,6 +90,23 @@ pub fn positive_or_auto<'de, D: Deserializer<'de>>(de: D) -> Result<Option<usize
     }
 }
 
+/// A probability above 0 and up to 1, as a number or a text, or `off`.
+pub fn share_or_off<'de, D: Deserializer<'de>>(de: D) -> Result<Option<f32>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a number from 0 to 1, or \"off\"")]
+    enum Share {
+        Number(f64),
+        Text(String),
+    }
+    let wrong = |found: &dyn std::fmt::Display| D::Error::custom(format!("{found} is neither \"off\" nor a number above 0 and up to 1"));
+    let share = match Share::deserialize(de)? {
+        Share::Text(text) if text == "off" => return Ok(None),
+        Share::Text(text) => text.parse().map_err(|_| wrong(&format!("{text:?}")))?,
+        Share::Number(number) => number,
+    };
+    if share > 0.0 && share <= 1.0 { Ok(Some(share as f32)) } else { Err(wrong(&share)) }
+}
+
 /// A number of HTTP/2 streams: at most 2³¹ − 1.
 pub fn streams<'de, D: Deserializer<'de>>(de: D) -> Result<u32, D::Error> {
     u32::try_from(within(de, 1..=0x7fff_ffff)?).map_err(D::Error::custom)

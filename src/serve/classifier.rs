@@ -21,7 +21,7 @@ use super::shadow;
 use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_preprocess, invalid, refused};
 use crate::config::Config;
 use delo_catalogue::{Candidate, CatalogueError, Resident};
-use delo_engine::{Answer, Query, SelectedFactors};
+use delo_engine::{Answer, Policy, Query, Scored, SelectedFactors};
 use delo_model::input::{Preprocessed, Presence, Sample, TextReading};
 use delo_proto::classify_result;
 
@@ -160,8 +160,9 @@ async fn classify(model: &Arc<LoadedModel>, request: pb::ClassifyRequest, option
         pb::Priority::Interactive => Priority::Interactive,
         pb::Priority::Bulk => Priority::Bulk,
     };
-    let pb::ClassifyRequest { image, text, request_id, top_k, task, explain, max_candidates, .. } = request;
+    let pb::ClassifyRequest { image, text, request_id, top_k, task, explain, max_candidates, reject, .. } = request;
     check_request_id(&request_id)?;
+    let policy = policy(model, reject)?;
     let request_id = if request_id.is_empty() { Uuid::new_v4().to_string() } else { request_id };
     let ticket = ticket(&request_id);
     // A given task is served by the version that is chosen here, whatever is loaded meanwhile.
@@ -176,7 +177,7 @@ async fn classify(model: &Arc<LoadedModel>, request: pb::ClassifyRequest, option
         .map_err(|_| from_batch(BatchError::DeadlineExceeded))?
         .map_err(from_preprocess)?;
     let (presence, bytes, sample) = (sample.presence(), sample.bytes(), Arc::new(sample));
-    let query = Query { sample: sample.clone(), given, ticket, explain };
+    let query = Query { sample: sample.clone(), given, ticket, explain, policy };
     let answer = slot.run(query, bytes).await.map_err(from_batch)?.map_err(from_engine)?;
     record_answer(&model.series, &answer, presence);
     if let Some(reading) = text {
@@ -190,6 +191,15 @@ async fn classify(model: &Arc<LoadedModel>, request: pb::ClassifyRequest, option
     }
     let candidates = max_candidates.unwrap_or(DEFAULT_CANDIDATES) as usize;
     Ok(response(&model.name, request_id, answer, scores, modalities(presence, text), candidates))
+}
+
+/// The server's policy, with the share that a request rejects in place of its own.
+fn policy(model: &LoadedModel, reject: Option<f32>) -> Result<Policy, Status> {
+    match reject {
+        None => Ok(model.policy),
+        Some(share) if (0.0..=1.0).contains(&share) => Ok(Policy { reject: Some(share), ..model.policy }),
+        Some(share) => Err(invalid("reject", format!("{share} is no share: give a number from 0 to 1"))),
+    }
 }
 
 /// The version that serves a sample whose request names a task; `None` where the name is empty.
@@ -231,7 +241,7 @@ fn response(
 ) -> pb::ClassifyResponse {
     pb::ClassifyResponse {
         request_id,
-        task: answer.resident.task().to_owned(),
+        task: if answer.scored == Scored::Rejected { String::new() } else { answer.resident.task().to_owned() },
         scores,
         routing: routing(&answer, candidates),
         modalities: Some(modalities),
@@ -266,6 +276,9 @@ fn routing(answer: &Answer, candidates: usize) -> Option<pb::Routing> {
         margin: answer.margin(),
         candidates: answer.candidates.iter().take(candidates).map(candidate).collect(),
         probability: best.score.probability,
+        typicality: best.score.typicality,
+        rejected: answer.scored == Scored::Rejected,
+        early: answer.scored == Scored::Early,
     })
 }
 

@@ -17,7 +17,7 @@ use super::remote::Remote;
 use super::task_series::TaskSeries;
 use crate::config::Config;
 use delo_engine::checkpoint::Checkpoint;
-use delo_engine::{Engine, EngineError, Query};
+use delo_engine::{Engine, EngineError, Policy, Query};
 use delo_model::input::{Pixels, Sample};
 use delo_model::model_dir::{ModelDir, embedded_partitions};
 use delo_registry::signature::Trust;
@@ -40,6 +40,8 @@ pub struct LoadedModel {
     pub preprocessor: Preprocessor,
     pub batcher: Batcher<Inference>,
     pub series: TaskSeries,
+    /// When samples are answered otherwise than by one adapted pass.
+    pub policy: Policy,
     memory: Mutex<AnswerMemory>,
     /// How long the sample of [`Self::warm`] may take.
     warm_timeout: Duration,
@@ -96,6 +98,7 @@ impl LoadedModel {
             preprocessor: Preprocessor::new(Arc::new(checkpoint.processor), concurrency),
             batcher,
             series: TaskSeries::default(),
+            policy: config.routing.policy(),
             memory: Mutex::new(AnswerMemory::new(config.feedback.remembered_answers)),
             warm_timeout: config.deadline.max,
             warm: OnceCell::new(),

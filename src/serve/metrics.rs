@@ -9,9 +9,9 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use super::feedback::Verdict;
 use super::loaded_model::{LoadedModel, ModelCell};
 use super::task_series::TaskSeries;
-use crate::metric_table::{ALL, BUILD_INFO, CERTIFICATE_EXPIRY, FACTORS_SELECTED, Kind, QUEUE_DEPTH, TEXTS};
+use crate::metric_table::{ALL, ANSWERS, BUILD_INFO, CERTIFICATE_EXPIRY, FACTORS_SELECTED, Kind, QUEUE_DEPTH, TEXTS};
 use delo_catalogue::Catalogue;
-use delo_engine::Answer;
+use delo_engine::{Answer, Scored};
 use delo_model::input::{Presence, TextReading};
 
 /// Between two times that measurements are summed up.
@@ -128,6 +128,12 @@ pub fn record_answer(series: &TaskSeries, answer: &Answer, presence: Presence) {
     if let Some(best) = answer.candidates.first() {
         series.routed(answer.resident.task(), presence, &best.score, answer.margin());
     }
+    let scored = match answer.scored {
+        Scored::Adapted => "adapted",
+        Scored::Early => "early",
+        Scored::Rejected => "rejected",
+    };
+    ANSWERS.with([scored]).increment(1);
     for (modality, &selected) in answer.factors_selected.iter() {
         FACTORS_SELECTED.with([modality.pool_name()]).increment(selected);
     }

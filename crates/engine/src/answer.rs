@@ -1,6 +1,7 @@
 //! The query of one sample, and the engine's answer to it.
 use std::sync::Arc;
 
+use crate::policy::{Policy, Scored};
 use delo_catalogue::{Candidate, Resident};
 use delo_model::PerModality;
 use delo_model::input::Sample;
@@ -20,12 +21,14 @@ pub struct Query {
     pub ticket: u64,
     /// Whether the answer lists the factors that were chosen in each layer.
     pub explain: bool,
+    /// When the sample is answered otherwise than by one adapted pass.
+    pub policy: Policy,
 }
 
 impl Query {
     /// A sample whose task the engine decides.
     pub fn open(sample: impl Into<Arc<Sample>>) -> Self {
-        Self { sample: sample.into(), given: None, ticket: 0, explain: false }
+        Self { sample: sample.into(), given: None, ticket: 0, explain: false, policy: Policy::default() }
     }
 
     /// A sample that this partition serves.
@@ -37,11 +40,13 @@ impl Query {
 /// The engine's answer for one sample.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// The partition that served the sample.
+    /// The partition that served the sample; that of the likeliest task where it was rejected.
     pub resident: Arc<Resident>,
     /// `[labels]`: a score for each label of the partition, in the partition's order. Softmax probabilities,
-    /// or one sigmoid for each label of a multi-label task.
+    /// or one sigmoid for each label of a multi-label task. Empty where the sample was rejected.
     pub scores: Vec<f32>,
+    /// What the scores come from.
+    pub scored: Scored,
     /// Every resident task with its score, highest first; empty where [`Query::given`] names the partition.
     pub candidates: Vec<Candidate>,
     /// Number of factors that routers chose by each modality's query, over all adapted layers and targets.

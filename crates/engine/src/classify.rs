@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::backend::{Adapters, Backend};
 use super::forward::in_pool;
 use super::packed::Span;
+use super::policy::{Plan, Scored};
 use super::signals::{self, Reader};
 use super::{Answer, Engine, EngineError, Query, SelectedFactors};
 use crate::compute::with_backend;
@@ -101,16 +102,36 @@ impl Engine {
         accepted: &[&Query],
     ) -> Result<Vec<Answer>> {
         let samples: Vec<&Sample> = accepted.iter().map(|q| &*q.sample).collect();
-        let (mut hidden, spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
+        let (mut hidden, mut spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
         let layers = self.backbone.config.num_hidden_layers;
         let given = accepted.iter().filter_map(|query| query.given.as_ref()).map(|resident| resident.first_adapted_layer());
         let start = given.fold(catalogue.first_adapted_layer(layers), usize::min);
         let routed = self.decide(backbone, catalogue, accepted, start, &mut hidden, &spans)?;
-        let mut adapters = Adapters::new(routed.iter().map(|routed| &routed.resident.partition.adapter).collect());
-        let pooled = backbone.run_to_pooled(hidden, &spans, start, Some(&mut adapters))?;
-        let chosen = std::mem::take(&mut adapters.chosen);
-        let answers = routed.into_iter().zip(pooled).zip(chosen).zip(accepted);
-        Ok(answers.map(|(((routed, pooled), choices), query)| answer(routed, &pooled, &choices, query.explain)).collect())
+        let plans: Vec<Plan> = routed.iter().zip(accepted).map(|(routed, query)| routed.plan(catalogue, query)).collect();
+        let passes = passes(&routed, &plans);
+        // Usually every sample has one adapted pass.
+        if !passes.iter().map(|(i, _)| *i).eq(0..routed.len()) {
+            let chosen: Vec<Span> = passes.iter().map(|&(i, _)| spans[i]).collect();
+            hidden = backbone.select(&hidden, &chosen)?;
+            spans = repacked(&chosen);
+        }
+        let mut adapters = Adapters::new(passes.iter().map(|(_, resident)| &resident.partition.adapter).collect());
+        let pooled = if passes.is_empty() { Vec::new() } else { backbone.run_to_pooled(hidden, &spans, start, Some(&mut adapters))? };
+        let mut computed = pooled.iter().zip(&adapters.chosen).map(|(pooled, choices)| Pass { pooled, choices });
+        let mut answers = Vec::with_capacity(accepted.len());
+        for ((routed, plan), query) in routed.iter().zip(plans).zip(accepted) {
+            let mut pass = || computed.next().ok_or_else(|| candle_core::Error::Msg("a sample has no adapted pass".to_owned()));
+            answers.push(match plan {
+                Plan::Pass => routed.answer(&routed.resident, pass()?, query.explain),
+                Plan::Two(second) => {
+                    let first = routed.answer(&routed.resident, pass()?, query.explain);
+                    likelier(first, routed.answer(&second, pass()?, query.explain))
+                }
+                Plan::Early(scores) => routed.unadapted(scores, Scored::Early, query.explain),
+                Plan::Reject => routed.unadapted(Vec::new(), Scored::Rejected, query.explain),
+            });
+        }
+        Ok(answers)
     }
 
     /// Decides each sample's partition, and advances `hidden` from layer 0 to layer `start`, the first layer
@@ -177,27 +198,81 @@ fn repacked(spans: &[Span]) -> Vec<Span> {
     placed.collect()
 }
 
-/// The scores of one sample from its pooled output `[d]`, with what was chosen in each layer.
-fn answer(routed: Routed, pooled: &[f32], choices: &[(usize, Vec<Choice>)], explain: bool) -> Answer {
-    let partition = &routed.resident.partition;
-    let logit = |(row, bias): (&[f32], &f32)| bias + row.iter().zip(pooled).map(|(w, x)| w * x).sum::<f32>();
-    let mut scores: Vec<f32> = partition.head_weight.chunks_exact(pooled.len()).zip(&partition.head_bias).map(logit).collect();
-    if let Some((analytic, signal)) = partition.analytic.as_ref().and_then(|a| Some((a, routed.signals.get(&a.record.signal)?))) {
-        analytic.mix(signal, &mut scores);
+/// The adapted passes of a batch: the number of the sample, and the partition whose adapter the pass applies.
+fn passes<'a>(routed: &'a [Routed], plans: &'a [Plan]) -> Vec<(usize, &'a Arc<Resident>)> {
+    let of_sample = |(i, (routed, plan)): (usize, (&'a Routed, &'a Plan))| {
+        let residents = match plan {
+            Plan::Pass => vec![&routed.resident],
+            Plan::Two(second) => vec![&routed.resident, second],
+            Plan::Early(_) | Plan::Reject => Vec::new(),
+        };
+        residents.into_iter().map(move |resident| (i, resident))
+    };
+    routed.iter().zip(plans).enumerate().flat_map(of_sample).collect()
+}
+
+/// What an adapted pass computed of one sample.
+struct Pass<'a> {
+    /// The pooled output, `[d]`.
+    pooled: &'a [f32],
+    /// The chosen factors of each adapted layer.
+    choices: &'a [(usize, Vec<Choice>)],
+}
+
+impl Routed {
+    /// What remains to be computed for the sample.
+    fn plan(&self, catalogue: &Catalogue, query: &Query) -> Plan {
+        query.policy.plan(catalogue, &self.resident, &self.candidates, self.analytic_signal(&self.resident), query.ticket)
     }
-    if partition.meta.multi_label {
-        scores.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
-    } else {
-        softmax(&mut scores);
+
+    /// The signal that the partition's analytic classifier reads, `[width]`; `None` where it has no such
+    /// classifier.
+    fn analytic_signal(&self, resident: &Resident) -> Option<&[f32]> {
+        let analytic = resident.partition.analytic.as_ref()?;
+        self.signals.get(&analytic.record.signal).map(Vec::as_slice)
     }
-    let routed_choices = || choices.iter().flat_map(|(layer, choices)| routed_choices(partition.adapter.bank(*layer), *layer, choices));
-    let mut factors_selected = PerModality::default();
-    for (_, pool, choice) in routed_choices() {
-        factors_selected[pool.modality] += choice.a.len() as u64;
+
+    /// The answer of a partition after its adapted pass.
+    fn answer(&self, resident: &Arc<Resident>, Pass { pooled, choices }: Pass<'_>, explain: bool) -> Answer {
+        let partition = &resident.partition;
+        let logit = |(row, bias): (&[f32], &f32)| bias + row.iter().zip(pooled).map(|(w, x)| w * x).sum::<f32>();
+        let mut scores: Vec<f32> = partition.head_weight.chunks_exact(pooled.len()).zip(&partition.head_bias).map(logit).collect();
+        if let Some((analytic, signal)) = partition.analytic.as_ref().zip(self.analytic_signal(resident)) {
+            analytic.mix(signal, &mut scores);
+        }
+        if partition.meta.multi_label {
+            scores.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
+        } else {
+            softmax(&mut scores);
+        }
+        let routed_choices = || choices.iter().flat_map(|(layer, choices)| routed_choices(partition.adapter.bank(*layer), *layer, choices));
+        let mut factors_selected = PerModality::default();
+        for (_, pool, choice) in routed_choices() {
+            factors_selected[pool.modality] += choice.a.len() as u64;
+        }
+        let selected =
+            |(layer, pool, Choice { a, b }): (usize, PoolId, &Choice)| SelectedFactors { layer, pool, a: a.clone(), b: b.clone() };
+        let factors = explain.then(|| routed_choices().map(selected).collect());
+        let (resident, candidates) = (resident.clone(), self.candidates.clone());
+        Answer { scores, scored: Scored::Adapted, candidates, factors_selected, factors, resident }
     }
-    let selected = |(layer, pool, Choice { a, b }): (usize, PoolId, &Choice)| SelectedFactors { layer, pool, a: a.clone(), b: b.clone() };
-    let factors = explain.then(|| routed_choices().map(selected).collect());
-    Answer { scores, candidates: routed.candidates, factors_selected, factors, resident: routed.resident }
+
+    /// The answer of a sample without an adapted pass.
+    fn unadapted(&self, scores: Vec<f32>, scored: Scored, explain: bool) -> Answer {
+        let factors = explain.then(Vec::new);
+        let (resident, candidates) = (self.resident.clone(), self.candidates.clone());
+        Answer { scores, scored, candidates, factors_selected: PerModality::default(), factors, resident }
+    }
+}
+
+/// The answer whose best class is the likelier one: P(task) · P(class given the task). The first of two equal ones.
+fn likelier(first: Answer, second: Answer) -> Answer {
+    let probability = |answer: &Answer| {
+        let of_task = answer.candidates.iter().find(|candidate| *candidate.task == *answer.resident.task());
+        let task = of_task.and_then(|candidate| candidate.score.probability).unwrap_or_default();
+        task * answer.scores.iter().copied().fold(0.0, f32::max)
+    };
+    if probability(&second) > probability(&first) { second } else { first }
 }
 
 /// The choices of a layer's routers, pool by pool; nothing where the method has no routers.

@@ -6,6 +6,7 @@
 //! | `compute` | which processor and number format compute: [`Options`], [`Engine::load`] |
 //! | [`checkpoint`] | the engine of a checkpoint with the processor that makes its samples |
 //! | `classify` | a batch of samples: decide the tasks, apply each sample's own factors, score |
+//! | `policy` | when a sample is answered without an adapted pass, or by two: [`Policy`] |
 //! | `forward` | the frozen layers alone, for training and evaluation |
 //! | `signals` | the frozen backbone's signals, from which the task is decided |
 //! | [`packed`] | the matrix of all samples' tokens, and each sample's rows in it: [`Packed`], [`Span`] |
@@ -28,6 +29,7 @@ mod compute;
 mod forward;
 mod learn;
 pub mod packed;
+mod policy;
 mod signals;
 mod tensors;
 
@@ -43,6 +45,7 @@ pub use compute::Options;
 pub use forward::in_pool;
 pub use learn::TaskOutput;
 pub use packed::{Packed, Span};
+pub use policy::{Policy, Scored};
 
 /// The packed forward over one frozen backbone. It may be shared between threads. Its calls block: call it
 /// from a blocking thread, not from an asynchronous task.

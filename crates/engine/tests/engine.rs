@@ -3,9 +3,9 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::Device;
 use delo_catalogue::{Catalogue, CatalogueError, Resident, RoutingRule, Share, Trial, TrialMode};
-use delo_engine::{Answer, EngineError, Options, Query};
+use delo_engine::{Answer, EngineError, Options, Policy, Query, Scored};
 use delo_fixtures::{
-    difference, engine, engine_with, key_rule, other_methods, random_model, random_model_of, random_sample, resident, spec,
+    difference, engine, engine_with, key_rule, mixed_resident, other_methods, random_model, random_model_of, random_sample, resident, spec,
 };
 use delo_kernels::{Isa, Precision};
 use delo_model::input::{Pixels, Sample};
@@ -261,6 +261,59 @@ fn the_probabilities_of_all_tasks_sum_to_one_and_the_cosines_stand_beside_them()
         assert!(answer.candidates.iter().all(|candidate| candidate.score.cosine.is_some()));
         assert!(answer.candidates.is_sorted_by(|a, b| a.score.probability >= b.score.probability));
     }
+}
+
+#[test]
+fn a_policy_answers_some_samples_otherwise_and_leaves_the_bits_of_the_others() {
+    for first in [0, 4] {
+        let residents = (0..3).map(|i| {
+            let model = random_model(spec(Layout::RankOne, first), 3, i);
+            mixed_resident(&format!("task-{i}"), &model, "parts@3+pooled".parse().unwrap(), i)
+        });
+        let catalogue = Catalogue::empty(engine().backbone(), RoutingRule::default()).with_all(residents).unwrap();
+        let policies = [
+            Policy::default(),
+            Policy { reject: Some(2.0), ..Policy::default() },
+            Policy { early_answer: Some(f32::MIN), ..Policy::default() },
+            Policy { second_task: Some(2.0), ..Policy::default() },
+        ];
+        let queries: Vec<Query> = (0..8).map(|i| Query { policy: policies[i % 4], ..Query::open(random_sample(i as u64)) }).collect();
+        let answers: Vec<Answer> = engine().classify(&catalogue, &queries).into_iter().map(Result::unwrap).collect();
+        for (i, answer) in answers.iter().enumerate() {
+            let plain = engine().classify(&catalogue, &[Query::open(random_sample(i as u64))]).remove(0).unwrap();
+            assert_eq!(answer.candidates, plain.candidates, "the decision does not depend on the policy");
+            match i % 4 {
+                0 => assert_eq!((answer.scored, &answer.scores), (Scored::Adapted, &plain.scores)),
+                1 => assert_eq!((answer.scored, answer.scores.len()), (Scored::Rejected, 0)),
+                2 => {
+                    assert_eq!((answer.scored, answer.scores.len()), (Scored::Early, 3));
+                    assert!((answer.scores.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+                    assert!(answer.factors_selected.iter().all(|(_, &n)| n == 0), "no adapter took part");
+                }
+                _ => {
+                    // The better of the two likeliest tasks, each computed by itself.
+                    let best = plain.candidates[..2].iter().map(|candidate| {
+                        let given = query(&catalogue, random_sample(i as u64), Some(&candidate.task));
+                        let alone = engine().classify(&catalogue, &[given]).remove(0).unwrap();
+                        let top = alone.scores.iter().copied().fold(0.0, f32::max);
+                        (candidate.score.probability.unwrap() * top, alone)
+                    });
+                    let (_, best) = best.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+                    assert_eq!((answer.resident.task(), &answer.scores), (best.resident.task(), &best.scores));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_policy_does_not_concern_a_sample_whose_task_is_given() {
+    let catalogue = catalogue(Metric::Lda, KeySignal::Parts { layer: 3 });
+    let policy = Policy { reject: Some(2.0), early_answer: Some(f32::MIN), second_task: Some(2.0) };
+    let given = Query { policy, ..query(&catalogue, random_sample(1), Some("task-1")) };
+    let plain = query(&catalogue, random_sample(1), Some("task-1"));
+    let [one, other] = [given, plain].map(|query| engine().classify(&catalogue, &[query]).remove(0).unwrap());
+    assert_eq!((one.scored, one.scores), (Scored::Adapted, other.scores));
 }
 
 #[test]

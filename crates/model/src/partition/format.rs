@@ -32,6 +32,10 @@ pub(super) const MOMENT: &str = "moment.";
 pub(super) const CLASS_COUNTS: &str = "class.count";
 /// The prefix of a tensor of class means, `[classes, width]`; the signal's name follows.
 pub(super) const CLASS_MEANS: &str = "class.mean.";
+/// The prefix of a tensor of calibration samples' signals, `[samples, width]`; the signal's name follows.
+pub(super) const CALIBRATION: &str = "calibration.";
+/// The most calibration samples of a partition.
+pub const MAX_CALIBRATION: usize = 64;
 
 /// An artifact that passed all checks of this module; it is not bound to a backbone yet.
 #[derive(Debug)]
@@ -90,6 +94,10 @@ pub fn to_bytes(
         tensors.extend(
             means.map(|(signal, values)| (format!("{CLASS_MEANS}{signal}"), (vec![classes, values.len() / classes], values.clone()))),
         );
+    }
+    for (signal, values) in &keys.calibration {
+        let width = keys.mean.get(signal).map_or(values.len(), Vec::len).max(1);
+        tensors.insert(format!("{CALIBRATION}{signal}"), (vec![values.len() / width, width], values.clone()));
     }
     let bytes: BTreeMap<&str, (&[usize], Vec<u8>)> = tensors
         .iter()

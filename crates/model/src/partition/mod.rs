@@ -11,8 +11,8 @@ use crate::method::{Adapter, BackboneShape, Method, Tensors, flat, tensor_of};
 use crate::routing::{ClassStatistics, KeyAverage, KeyChoice, KeySignal, Metric, SessionKeys};
 use crate::vilt::Description;
 use delo_kernels::Precision;
-pub use format::{Artifact, FORMAT_VERSION, check_name, digest, task_name, to_bytes};
-use format::{CLASS_COUNTS, CLASS_MEANS, EMA_KEY, MEAN_KEY, MOMENT};
+pub use format::{Artifact, FORMAT_VERSION, MAX_CALIBRATION, check_name, digest, task_name, to_bytes};
+use format::{CALIBRATION, CLASS_COUNTS, CLASS_MEANS, EMA_KEY, MEAN_KEY, MOMENT};
 
 /// The metric and the signals that this partition proposes for the decision of tasks (METHOD.md 4).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -213,6 +213,8 @@ fn session_keys(tensors: &Tensors, meta: &PartitionMeta, backbone: BackboneShape
             (&mut keys.moments, signal)
         } else if let Some(signal) = name.strip_prefix(CLASS_MEANS) {
             (&mut keys.classes.means, signal)
+        } else if let Some(signal) = name.strip_prefix(CALIBRATION) {
+            (&mut keys.calibration, signal)
         } else {
             continue;
         };
@@ -221,6 +223,7 @@ fn session_keys(tensors: &Tensors, meta: &PartitionMeta, backbone: BackboneShape
         let expected = match name {
             _ if name.starts_with(MOMENT) => vec![width * (width + 1) / 2],
             _ if name.starts_with(CLASS_MEANS) => vec![classes, width],
+            _ if name.starts_with(CALIBRATION) => vec![tensor.dim(0).unwrap_or(0).clamp(1, MAX_CALIBRATION), width],
             _ => vec![width],
         };
         if tensor.dims() != expected {

@@ -252,6 +252,12 @@ pub struct SessionKeys {
     pub moments: BTreeMap<KeySignal, Vec<f32>>,
     /// The classes. Empty in artifacts of programs before the metric `lda`.
     pub classes: ClassStatistics,
+    /// Signals of samples of the session that nothing else of it is computed from, `[samples, width]` each: they
+    /// say how typical of the task a new sample is ([`TaskScore::typicality`]). Empty in artifacts of programs
+    /// before it.
+    ///
+    /// [`TaskScore::typicality`]: super::TaskScore::typicality
+    pub calibration: BTreeMap<KeySignal, Vec<f32>>,
 }
 
 impl SessionKeys {
@@ -309,8 +315,13 @@ impl SessionKeys {
 
     /// What the session stores, for messages: `mean keys of pooled, summary; second moment of summary`.
     pub fn held(&self) -> String {
-        let kinds =
-            [("mean keys", &self.mean), ("ema keys", &self.ema), ("second moment", &self.moments), ("class means", &self.classes.means)];
+        let kinds = [
+            ("mean keys", &self.mean),
+            ("ema keys", &self.ema),
+            ("second moment", &self.moments),
+            ("class means", &self.classes.means),
+            ("calibration samples", &self.calibration),
+        ];
         let names = |map: &BTreeMap<KeySignal, Vec<f32>>| {
             let mut names: Vec<String> = map.keys().map(KeySignal::to_string).collect();
             names.sort();

@@ -37,6 +37,10 @@ struct LdaRule {
     biases: Vec<f32>,
     /// The number of classes of each task, `[tasks]`.
     classes: Vec<usize>,
+    /// The weight `[width]` and the bias of z / τ of the mean signal of all sessions.
+    mean: (Vec<f32>, f32),
+    /// The fits of each task's calibration samples to their task, rising; see [`Self::fits`].
+    calibration: Vec<Vec<f32>>,
     /// The cosines with the task keys, which stand beside the probabilities.
     cosines: PlainRule,
 }
@@ -48,6 +52,8 @@ struct Session<'a> {
     statistics: Statistics<'a>,
     /// τ of the session.
     temperature: f32,
+    /// The signals of the calibration samples, `[samples, width]`.
+    calibration: &'a [f32],
 }
 
 impl TaskMetric for Lda {
@@ -71,6 +77,7 @@ fn read(session: &SessionKeys, KeyChoice { signal, .. }: KeyChoice) -> Option<Se
         key: session.key(signal, KeyAverage::Mean)?,
         statistics: session.statistics(signal)?,
         temperature: session.classes.temperature,
+        calibration: session.calibration.get(&signal).map_or(&[], Vec::as_slice),
     })
 }
 
@@ -85,17 +92,54 @@ impl LdaRule {
         let metric = Discriminant::of(&statistics, width, RIDGE)?;
         let temperature = temperature(sessions);
         let linear = metric.classes(&statistics.iter().flat_map(|session| session.means).copied().collect::<Vec<_>>());
+        let mean = metric.classes(&mean_signal(sessions, width));
         let classes: Vec<usize> = statistics.iter().map(|session| session.counts.len()).collect();
         let priors = classes.iter().flat_map(|&n| std::iter::repeat_n(-(n as f64).ln(), n));
         let keys: Vec<&[f32]> = sessions.iter().map(|session| session.key).collect();
-        Ok(Self {
+        let mut rule = Self {
             isa: Isa::detect(),
             width,
             weights: linear.weights.into_iter().map(|x| (x / temperature) as f32).collect(),
             biases: linear.biases.into_iter().zip(priors).map(|(x, prior)| (x / temperature + prior) as f32).collect(),
             classes,
+            mean: (
+                mean.weights.into_iter().map(|x| (x / temperature) as f32).collect(),
+                (mean.biases.iter().sum::<f64>() / temperature) as f32,
+            ),
+            calibration: Vec::new(),
             cosines: PlainRule::new(&keys),
-        })
+        };
+        let fits = |(task, session): (usize, &Session<'_>)| {
+            let samples = session.calibration.chunks_exact(width.max(1));
+            let mut fits: Vec<f32> = samples.map(|signal| rule.fits(&rule.logits(signal), signal)[task]).collect();
+            fits.sort_unstable_by(f32::total_cmp);
+            fits
+        };
+        rule.calibration = sessions.iter().enumerate().map(fits).collect();
+        Ok(rule)
+    }
+
+    /// How well a sample fits each task: the logarithm of the ratio of two densities, at the best class of the
+    /// task and at the mean of all sessions, up to a constant of the task.
+    fn fits(&self, logits: &[f32], signal: &[f32]) -> Vec<f32> {
+        let (weight, bias) = &self.mean;
+        let mean = self.isa.run(
+            #[inline(always)]
+            || bias + dot(weight, signal),
+        );
+        let mut rest = logits;
+        let best = |&n: &usize| {
+            let (task, others) = rest.split_at(n);
+            rest = others;
+            task.iter().copied().fold(f32::NEG_INFINITY, f32::max) - mean
+        };
+        self.classes.iter().map(best).collect()
+    }
+
+    /// See [`TaskScore::typicality`].
+    fn typicality(calibration: &[f32], fit: f32) -> Option<f32> {
+        let no_better = calibration.partition_point(|&of_task| of_task <= fit);
+        (!calibration.is_empty()).then(|| (1 + no_better) as f32 / (1 + calibration.len()) as f32)
     }
 
     /// The logits z / τ of all classes for a signal `[width]`.
@@ -113,6 +157,17 @@ impl LdaRule {
     }
 }
 
+/// The mean signal of the samples of all sessions, `[width]`.
+fn mean_signal(sessions: &[Session<'_>], width: usize) -> Vec<f32> {
+    let total: f64 = sessions.iter().map(|session| session.statistics.samples()).sum();
+    let mut mean = vec![0f64; width];
+    for session in sessions {
+        let share = session.statistics.samples() / total;
+        mean.iter_mut().zip(session.key).for_each(|(mean, &x)| *mean += share * f64::from(x));
+    }
+    mean.into_iter().map(|x| x as f32).collect()
+}
+
 /// τ of the rule: the mean of the sessions' temperatures in the logarithm, weighted by their samples.
 fn temperature(sessions: &[Session<'_>]) -> f64 {
     let (mut samples, mut sum) = (0.0, 0.0);
@@ -127,6 +182,7 @@ fn temperature(sessions: &[Session<'_>]) -> f64 {
 impl TaskRule for LdaRule {
     fn scores(&self, signal: &[f32]) -> Vec<TaskScore> {
         let mut classes = self.logits(signal);
+        let fits = self.fits(&classes, signal);
         softmax(&mut classes);
         let mut rest = classes.as_slice();
         let mut probability = |&n: &usize| {
@@ -135,8 +191,10 @@ impl TaskRule for LdaRule {
             task.iter().sum::<f32>()
         };
         let cosines = self.cosines.scores(signal);
-        let scores = self.classes.iter().map(&mut probability).zip(cosines);
-        scores.map(|(p, TaskScore { cosine, .. })| TaskScore { score: p, cosine, probability: Some(p) }).collect()
+        let typicalities = fits.into_iter().zip(&self.calibration).map(|(fit, calibration)| Self::typicality(calibration, fit));
+        let scores = self.classes.iter().map(&mut probability).zip(cosines).zip(typicalities);
+        let score = |((p, TaskScore { cosine, .. }), typicality)| TaskScore { score: p, cosine, probability: Some(p), typicality };
+        scores.map(score).collect()
     }
 }
 
@@ -175,6 +233,20 @@ mod tests {
         let expected = [one / (one + exp[2]), exp[2] / (one + exp[2])];
         assert!((found[0] - expected[0]).abs() < 1e-6 && (found[1] - expected[1]).abs() < 1e-6, "{found:?}");
         assert!((found.iter().sum::<f32>() - 1.0).abs() < 1e-6, "{found:?}");
+    }
+
+    #[test]
+    fn a_sample_is_as_typical_of_a_task_as_the_share_of_calibration_samples_that_fit_it_no_better() {
+        // M = 3 I and the mean of both sessions is 0: the fit to the class at (1, 0) rises with the first value.
+        let (mut one, two) = (session(&[[1.0, 0.0]], 1.0), session(&[[-1.0, 0.0]], 1.0));
+        one.calibration.insert(KeySignal::Pooled, vec![0.9, 5.0, 0.1, -5.0, 0.5, 0.0]);
+        let rule = Lda.rule(&[&one, &two], CHOICE).unwrap();
+        let typicality = |x: f32| {
+            let scores = rule.scores(&[x, 1.0]);
+            assert_eq!(scores[1].typicality, None, "a session without calibration samples");
+            scores[0].typicality.unwrap()
+        };
+        assert_eq!([-1.0, 0.1, 0.3, 0.6, 2.0].map(typicality), [0.25, 0.5, 0.5, 0.75, 1.0]);
     }
 
     #[test]

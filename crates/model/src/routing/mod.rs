@@ -29,6 +29,11 @@ pub struct TaskScore {
     /// The probability of the task; the probabilities of all tasks sum to 1. `None` for a rule without
     /// probabilities.
     pub probability: Option<f32>,
+    /// How typical of the task the sample is: (1 + m) / (n + 1), where m of the task's n calibration samples
+    /// fit it no better than this sample. A sample of the task has a typicality of at most p in p of all cases,
+    /// up to the calibration's own chance (a conformal p-value: Vovk et al. 2005). `None` for a rule without
+    /// classes, and for a session without calibration samples.
+    pub typicality: Option<f32>,
 }
 
 /// The scores of all tasks for a sample, by which its task is decided.
@@ -94,5 +99,5 @@ fn cosines(isa: Isa, keys: &[f32], signal: &[f32], length: impl Fn() -> f32) -> 
             }
         },
     );
-    cosines.into_iter().map(|cosine| TaskScore { score: cosine, cosine: Some(cosine), probability: None }).collect()
+    cosines.into_iter().map(|cosine| TaskScore { score: cosine, cosine: Some(cosine), probability: None, typicality: None }).collect()
 }

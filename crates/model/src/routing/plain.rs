@@ -94,7 +94,7 @@ mod tests {
     fn a_zero_signal_has_cosine_zero() {
         assert_eq!(
             PlainRule::new(&[[1.0f32, 0.0].as_slice()]).scores(&[0.0, 0.0]),
-            [TaskScore { score: 0.0, cosine: Some(0.0), probability: None }]
+            [TaskScore { score: 0.0, cosine: Some(0.0), probability: None, typicality: None }]
         );
     }
 }

@@ -63,6 +63,12 @@ pub enum EvalError {
         /// The data set's labels.
         expected: Vec<String>,
     },
+    /// The curves of policies need the probabilities of tasks and one label a sample.
+    #[error(
+        "the curves of reject, early_answer and second_task need probabilities of tasks and one label a sample: train the \
+         partitions with --key-metric lda, choose --metric lda, and no multi-label data"
+    )]
+    NoProbabilities,
     /// The engine failed.
     #[error("the forward pass failed: {0}")]
     Compute(#[from] candle_core::Error),
@@ -172,7 +178,7 @@ fn record(data: &Dataset, tasks: &[(usize, Arc<Resident>)], sample: &Scored) -> 
 impl Evaluation<'_> {
     /// The tasks of the data set that have a partition, in the data set's order, as (index in the data set,
     /// partition).
-    fn tasks(&self) -> Result<Vec<(usize, Arc<Resident>)>, EvalError> {
+    pub(super) fn tasks(&self) -> Result<Vec<(usize, Arc<Resident>)>, EvalError> {
         let mut tasks = Vec::new();
         for (index, task) in self.data.tasks.iter().enumerate() {
             let mut mine = self.partitions.iter().filter(|r| r.task() == task.name);

@@ -181,7 +181,7 @@ fn cells(figures: &ByPattern) -> [String; 4] {
 }
 
 /// Appends a table: columns two spaces apart, the first aligned to the left, the others to the right.
-fn align(out: &mut String, rows: &[Vec<String>]) {
+pub(super) fn align(out: &mut String, rows: &[Vec<String>]) {
     let widths: Vec<usize> =
         (0..rows[0].len()).map(|c| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)).collect();
     for row in rows {

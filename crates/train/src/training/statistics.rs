@@ -10,7 +10,7 @@ use super::session::Session;
 use crate::data::{Label, Samples, Split};
 use delo_model::analytic::{Analytic, AnalyticRecord};
 use delo_model::discriminant::Linear;
-use delo_model::partition::KeyRule;
+use delo_model::partition::{KeyRule, MAX_CALIBRATION};
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric, SessionKeys, Signals};
 use delo_model::routing::{NotPositiveDefinite, session_logits};
 
@@ -59,7 +59,11 @@ impl Session<'_> {
         } else {
             None
         };
-        let temperature = if metric == Metric::Lda { self.temperature(&keys)? } else { None };
+        let held_out = if metric == Metric::Lda { self.held_out(signal)? } else { Vec::new() };
+        let temperature = self.temperature(&keys, &held_out)?;
+        if !held_out.is_empty() {
+            keys.calibration.insert(signal, calibration(&held_out));
+        }
         if plain_average == KeyAverage::Ema {
             keys.mean.retain(|kept, _| *kept == signal);
             signals.retain(|kept, _| *kept == plain_signal);
@@ -148,20 +152,28 @@ impl Session<'_> {
         Analytic::of(record, statistics, classes, &positive, mean).map_err(degenerate)
     }
 
-    /// τ: the temperature at which the session's own class probabilities fit its val samples best. `None`
-    /// without val samples.
-    fn temperature(&self, keys: &SessionKeys) -> Result<Option<f32>, TrainError> {
-        let signal = self.key.signal;
-        let rows = self.data.rows(self.task, Split::Val);
-        let Some(statistics) = keys.statistics(signal).filter(|_| !rows.is_empty()) else { return Ok(None) };
-        let samples = Samples::new(self.data, rows, self.missing, self.processor);
-        let values = self.signals(samples, &[signal])?[&signal].to_vec2::<f32>()?;
+    /// The signals of the val samples.
+    fn held_out(&self, signal: KeySignal) -> Result<Vec<Vec<f32>>, TrainError> {
+        let samples = Samples::new(self.data, self.data.rows(self.task, Split::Val), self.missing, self.processor);
+        Ok(self.signals(samples, &[signal])?[&signal].to_vec2::<f32>()?)
+    }
+
+    /// τ: the temperature at which the session's own class probabilities fit its val samples best, whose signals
+    /// are `held_out`. `None` without val samples.
+    fn temperature(&self, keys: &SessionKeys, held_out: &[Vec<f32>]) -> Result<Option<f32>, TrainError> {
+        let Some(statistics) = keys.statistics(self.key.signal).filter(|_| !held_out.is_empty()) else { return Ok(None) };
         let linear = session_logits(statistics).map_err(degenerate)?;
         let mut shares = shares(&self.labels(Split::Val), self.data.tasks[self.task].labels.len());
         // A class that no training sample has is none of the session's.
         shares.iter_mut().for_each(|share| share.resize(statistics.counts.len(), 0.0));
-        Ok(Some(fitted_temperature(&logits(&linear, &values), &shares, false)))
+        Ok(Some(fitted_temperature(&logits(&linear, held_out), &shares, false)))
     }
+}
+
+/// The signals that the artifact keeps of the held-out samples: all, or as many as it holds at even distances.
+fn calibration(held_out: &[Vec<f32>]) -> Vec<f32> {
+    let kept = held_out.len().min(MAX_CALIBRATION);
+    (0..kept).flat_map(|i| held_out[i * held_out.len() / kept].iter().copied()).collect()
 }
 
 fn missing_statistics(signal: KeySignal) -> TrainError {
