@@ -179,7 +179,8 @@ proptest! {
         let entering = engine.run_frozen(&state(&samples), 0..first).unwrap();
         let adapt = |layer: usize, _: &Packed| Ok(learnt[layer - first].additions(samples.len()));
 
-        // All rows of the last layer, then its text CLS alone through the pooler, then both CLS through the norm.
+        // All rows of the last layer, then its text CLS alone through the pooler, then both CLS through the
+        // norm.
         let whole = engine.run_adapted(&entering, first..first + kinds.len(), adapt).unwrap();
         let plain: Vec<Tensor> = (0..samples.len())
             .map(|i| plain_layers(&entering.sample(i).unwrap().hidden, &learnt, first, i))

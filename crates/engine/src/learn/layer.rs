@@ -29,8 +29,8 @@ struct FrozenLayer {
 
 /// One pre-norm encoder layer: `(h, learnt)` → the state after it. `h` is `[tokens, d]`. `learnt` is
 /// `[rows, d]`: the factors a of the low-rank updates, `[samples · targets · pairs, d]`, sample by sample and
-/// target by target; as many factors b; then the prefixes, a key and its value in turn. The result has one row
-/// for each token, or one for each text CLS.
+/// target by target; as many factors b; then the prefixes, a key and its value in turn. The result has one
+/// row for each token, or one for each text CLS.
 pub(super) struct LearningLayer {
     frozen: FrozenLayer,
     samples: Vec<SampleRanges>,

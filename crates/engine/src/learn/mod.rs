@@ -9,8 +9,8 @@
 //! | `segment_mean` | the query signals of a layer |
 //! | `attention`, `low_rank`, `products`, `small_product` | the arithmetic |
 //!
-//! The backward pass of a layer uses the values that its forward pass kept, and the transposes of the weights,
-//! which are packed at the first call.
+//! The backward pass of a layer uses the values that its forward pass kept, and the transposes of the
+//! weights, which are packed at the first call.
 pub mod additions;
 mod attention;
 mod layer;
@@ -65,9 +65,9 @@ impl Engine {
         Ok(TaskOutput { logits: task.head(&pooled)?, queries: of_layers })
     }
 
-    /// Runs layers with what `adapt` adds to each, given the layer's number and the state that enters it: from
-    /// the state that enters `layers.start` to the one that enters `layers.end`. Differentiable in what is
-    /// added. Blocking.
+    /// Runs layers with what `adapt` adds to each, given the layer's number and the state that enters it:
+    /// from the state that enters `layers.start` to the one that enters `layers.end`. Differentiable in what
+    /// is added. Blocking.
     ///
     /// # Errors
     /// An engine that does not compute in f32 on the CPU; additions that do not fit the samples; those of
@@ -91,8 +91,8 @@ impl Engine {
         Ok(state)
     }
 
-    /// As [`Self::run_adapted`] from the state that enters layer `first` to the pooled output, `[samples, d]`.
-    /// Of the last layer, only what the pooler reads is computed.
+    /// As [`Self::run_adapted`] from the state that enters layer `first` to the pooled output,
+    /// `[samples, d]`. Of the last layer, only what the pooler reads is computed.
     ///
     /// # Errors
     /// As [`Self::run_adapted`].
@@ -120,8 +120,8 @@ impl Engine {
         })
     }
 
-    /// The image CLS and the text CLS of each sample after the final norm, `[samples, d]` each. `state` is the
-    /// one after the last layer. Differentiable. Blocking.
+    /// The image CLS and the text CLS of each sample after the final norm, `[samples, d]` each. `state` is
+    /// the one after the last layer. Differentiable. Blocking.
     ///
     /// # Errors
     /// An engine that does not compute in f32 on the CPU.
@@ -134,8 +134,8 @@ impl Engine {
         })
     }
 
-    /// What the projections of query, key and value of a layer read of the state that enters it: the normalised
-    /// state, `[tokens, d]`. Not differentiable. Blocking.
+    /// What the projections of query, key and value of a layer read of the state that enters it: the
+    /// normalised state, `[tokens, d]`. Not differentiable. Blocking.
     ///
     /// # Errors
     /// An engine that does not compute in f32 on the CPU.
