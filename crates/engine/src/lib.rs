@@ -10,7 +10,7 @@
 //! | `forward` | the frozen layers alone, for training and evaluation |
 //! | `signals` | the frozen backbone's signals, from which the task is decided |
 //! | [`packed`] | the matrix of all samples' tokens, and each sample's rows in it: [`Packed`], [`Span`] |
-//! | `learn` | one task's layers forward and backward while it is trained: [`Engine::run_task`] |
+//! | `learn` | layers forward and backward while a method learns: [`Engine::run_task`], [`Engine::run_adapted`] |
 //! | `backend` | what the engine requires of a processor, and one module for each kind of processor |
 //! | `tensors` | conversion between candle's tensors and plain numbers |
 //!
@@ -44,6 +44,7 @@ pub use backend::candle::DeviceChoice;
 pub use compute::Options;
 pub use forward::in_pool;
 pub use learn::TaskOutput;
+pub use learn::additions::{Additions, Prompts, SampleRows};
 pub use packed::{Packed, Span};
 pub use policy::{Policy, Scored};
 

@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor};
 use delo_model::PerModality;
 use delo_model::input::Presence;
 
-/// The rows of one sample in the packed matrix: `[text CLS, text…, SEP][image CLS, patches…]`.
+/// The rows of one sample in the packed matrix: `[text CLS, text…, SEP][image CLS, patches…][prompts…]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// The row of the text CLS.
@@ -17,6 +17,8 @@ pub struct Span {
     pub text: usize,
     /// Number of image tokens, including CLS.
     pub image: usize,
+    /// Number of prompts: tokens that a method adds. They are part of no query.
+    pub prompts: usize,
     /// The modality pattern. The query of a missing modality is replaced by its proxy (METHOD.md 3).
     pub presence: Presence,
 }
@@ -24,7 +26,7 @@ pub struct Span {
 impl Span {
     /// Number of rows of this sample.
     pub fn tokens(&self) -> usize {
-        self.text + self.image
+        self.text + self.image + self.prompts
     }
 
     /// One past the last row of this sample.
@@ -44,7 +46,12 @@ impl Span {
 
     /// Rows of the patches.
     pub fn patches(&self) -> Range<usize> {
-        self.image_cls() + 1..self.start + self.tokens()
+        self.image_cls() + 1..self.image_cls() + self.image
+    }
+
+    /// Rows of the prompts.
+    pub fn prompts(&self) -> Range<usize> {
+        self.image_cls() + self.image..self.end()
     }
 
     /// For each modality, the rows whose mean is its query: its own rows, or the proxy's where the modality
@@ -128,7 +135,7 @@ mod tests {
     use super::*;
 
     /// Rows 5..9 are the text (CLS, two words, SEP) and rows 9..12 the image (CLS, two patches).
-    const SPAN: Span = Span { start: 5, text: 4, image: 3, presence: Presence::Complete };
+    const SPAN: Span = Span { start: 5, text: 4, image: 3, prompts: 0, presence: Presence::Complete };
 
     #[test]
     fn a_span_has_the_rows_of_each_part_of_its_sample() {
@@ -137,6 +144,8 @@ mod tests {
         let of_empty_text = Span { text: 2, ..SPAN }.words();
         assert!(of_empty_text.is_empty() && of_empty_text.start == 6, "CLS and SEP alone: {of_empty_text:?}");
         assert!(Span { text: 1, ..SPAN }.words().is_empty(), "CLS alone");
+        let prompted = Span { prompts: 3, ..SPAN };
+        assert_eq!((prompted.tokens(), prompted.end(), prompted.patches(), prompted.prompts()), (10, 15, 10..12, 12..15));
     }
 
     #[test]
@@ -152,7 +161,7 @@ mod tests {
         let mut start = 0;
         let mut spans = Vec::new();
         for &(text, image) in sizes {
-            spans.push(Span { start, text, image, presence: Presence::Complete });
+            spans.push(Span { start, text, image, prompts: 0, presence: Presence::Complete });
             start += text + image;
         }
         let numbers: Vec<f32> = (first_row..first_row + start).map(|row| row as f32).collect();

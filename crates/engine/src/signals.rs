@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn parts_are_scaled_to_length_1_and_those_of_a_missing_modality_are_zero() {
         let patterns = [Presence::Complete, Presence::ImageOnly, Presence::TextOnly];
-        let spans = patterns.map(|presence| Span { start: 0, text: 3, image: 2, presence });
+        let spans = patterns.map(|presence| Span { start: 0, text: 3, image: 2, prompts: 0, presence });
         let (words, patches) = (vec![vec![3.0, 4.0]; 3], vec![vec![0.0, -2.0]; 3]);
         let pooled = vec![vec![0.0, 0.0], vec![5.0, 0.0], vec![0.0, 0.5]];
         let two = joined(&spans, &[(words, Some(Presence::ImageOnly)), (patches, Some(Presence::TextOnly))]);

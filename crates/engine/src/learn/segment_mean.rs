@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::super::tensors::{values, with_values};
 use crate::packed::Span;
+use crate::tensors::{values, with_values};
 
 /// `[tokens, d]` → `[2 · samples, d]`: the mean over each sample's patches, then the mean over each sample's
 /// text tokens, both without CLS and SEP. The mean of an empty range is zero.

@@ -13,7 +13,7 @@ pub mod delo;
 pub mod factors;
 pub mod linear;
 pub mod lora;
-mod normal;
+pub mod normal;
 pub mod numbers;
 pub mod pool;
 pub mod selection;

@@ -7,7 +7,10 @@ use rand_chacha::ChaCha8Rng;
 const INITIAL_DEVIATION: f32 = 0.02;
 
 /// A tensor of Gaussian numbers, mean 0 and σ = 0.02.
-pub(super) fn gaussian(rng: &mut ChaCha8Rng, shape: impl Into<Shape>) -> Result<Tensor> {
+///
+/// # Errors
+/// The tensor cannot be made.
+pub fn gaussian(rng: &mut ChaCha8Rng, shape: impl Into<Shape>) -> Result<Tensor> {
     let shape = shape.into();
     let values: Vec<f32> = normals(rng, shape.elem_count()).into_iter().map(|x| x * INITIAL_DEVIATION).collect();
     Tensor::from_vec(values, shape, &Device::Cpu)

@@ -84,7 +84,7 @@ impl Session<'_> {
     }
 
     /// Height and width of the image that stands in for a missing one, in pixels.
-    pub(super) fn dummy_image(&self) -> [usize; 2] {
+    pub(crate) fn dummy_image(&self) -> [usize; 2] {
         self.settings.dummy_image.unwrap_or(self.engine.default_dummy_image())
     }
 

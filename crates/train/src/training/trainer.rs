@@ -233,7 +233,7 @@ fn of_items(batches: &[Vec<usize>], items: usize) -> Vec<Vec<usize>> {
 
 /// The samples of every step of the session, in training order. Each epoch has an order of its own, which
 /// depends on the seed, the task and the epoch only.
-fn batches(samples: usize, settings: &Settings, task_id: u64) -> Vec<Vec<usize>> {
+pub(crate) fn batches(samples: usize, settings: &Settings, task_id: u64) -> Vec<Vec<usize>> {
     let order = |epoch| choose(&mut stream(Purpose::Order, settings.seed, (task_id, epoch as u64)), samples, samples);
     (0..settings.epochs).flat_map(|epoch| order(epoch).chunks(settings.batch).map(<[_]>::to_vec).collect::<Vec<_>>()).collect()
 }

@@ -71,7 +71,7 @@ impl Embeddings {
             grid_rows.extend(first..first + patches as u32);
             images.push((sample.image.as_ref(), grid));
             let start = spans.last().map_or(0, Span::end);
-            spans.push(Span { start, text: text.len(), image: 1 + patches, presence: sample.presence() });
+            spans.push(Span { start, text: text.len(), image: 1 + patches, prompts: 0, presence: sample.presence() });
         }
         let grids = grids.iter().map(|((rows, columns), _)| self.tables.grids.grid(*rows, *columns)).collect::<Result<Vec<_>>>()?;
         let grids = Tensor::cat(&grids, 0)?.index_select(&self.rows(grid_rows)?, 0)?;
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn texts_image_cls_and_patches_of_each_sample_follow_each_other() {
-        let span = |start, text, image| Span { start, text, image, presence: Presence::Complete };
+        let span = |start, text, image| Span { start, text, image, prompts: 0, presence: Presence::Complete };
         assert_eq!(order(&[span(0, 2, 3), span(5, 1, 2)], 3), [0, 1, 3, 4, 5, 2, 3, 6]);
     }
 }

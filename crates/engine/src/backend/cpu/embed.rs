@@ -66,7 +66,7 @@ impl<F: Format> Embeddings<F> {
             let (rows, columns) = self.patch_grid(sample.image.as_ref(), dummy)?;
             grids.push((patches, self.grids.grid(rows, columns)?));
             patches += rows * columns;
-            let span = Span { start, text: text.len(), image: 1 + rows * columns, presence: sample.presence() };
+            let span = Span { start, text: text.len(), image: 1 + rows * columns, prompts: 0, presence: sample.presence() };
             start = span.end();
             spans.push(span);
         }
