@@ -53,7 +53,8 @@ pub struct Workload {
     pub kinds: Vec<Kind>,
     /// Samples of each batch.
     pub batches: Vec<usize>,
-    /// Where given, also measures batches whose tasks the engine decides, by [`Self::metric`] over this signal.
+    /// Where given, also measures batches whose tasks the engine decides, by [`Self::metric`] over this
+    /// signal.
     pub route: Option<KeySignal>,
     /// The metric that decides tasks.
     pub metric: Metric,
@@ -220,6 +221,7 @@ fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<A
         analytic: None,
         dummy_image: workload.dummy_image,
         special_tokens: None,
+        text_positions: engine.backbone().text_positions(),
         backbone: BackboneRecord { fingerprint: engine.backbone().fingerprint.clone(), name: "bench".to_owned() },
         training: serde_json::Value::Null,
         data: serde_json::Value::Null,

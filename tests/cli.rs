@@ -721,6 +721,24 @@ fn prints_features_of_a_sample() {
 }
 
 #[test]
+fn reads_texts_as_long_as_its_text_positions() {
+    let pooled = |last: &str, more: &[&str]| {
+        let words = format!("{}{last}", "cat ".repeat(60));
+        json(&[&["features", "--json", "--text", words.as_str()], more].concat())["pooled"].clone()
+    };
+    assert_eq!(pooled("rain", &[]), pooled("soup", &[]), "cut at the checkpoint's 40 positions");
+    let longer = ["--text-positions", "63"];
+    assert_ne!(pooled("rain", &longer), pooled("soup", &longer));
+    assert_eq!(pooled("rain", &["--text-positions", "40"]), pooled("rain", &[]));
+    for positions in ["39", "8193", "0"] {
+        let line = failure(&["features", "--text", "a", "--text-positions", positions], 2);
+        assert!(line.contains("--text-positions") && line.contains("40") && line.contains("8192"), "{line}");
+    }
+    let rows = json(&["bench", "engine", "--text-positions", "90", "--tasks", "0", "--batch", "1", "--runs", "1", "--json"]);
+    assert_eq!(rows["rows"][0]["tokens"], 90 + 65, "a text that fills the positions, an image CLS and 64 patches");
+}
+
+#[test]
 fn wrong_usage_ends_with_2_and_one_line() {
     for args in [
         &["serve", "--listne", "127.0.0.1:0"][..],

@@ -19,12 +19,14 @@ pub fn backbone() -> &'static Description {
             patch_size: 8,
             ..ViltConfig::default()
         },
+        checkpoint_positions: ViltConfig::default().max_position_embeddings,
         fingerprint: "f".repeat(64),
     })
 }
 
-/// Any bytes as a partition: refused, or ready to serve, its parts of the sizes that the header says. A file that fails for its length or checksum
-/// alone is tried again with both put right, so that what stands behind them is reached.
+/// Any bytes as a partition: refused, or ready to serve, its parts of the sizes that the header says. A file
+/// that fails for its length or checksum alone is tried again with both put right, so that what stands behind
+/// them is reached.
 pub fn artifact(bytes: &[u8]) {
     read(bytes);
     if let Some(mut file) = json::File::parse(bytes) {

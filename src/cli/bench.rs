@@ -58,7 +58,10 @@ struct EngineArgs {
     /// Height and width of the image that stands in for a missing one, in pixels [default: one patch]
     #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"])]
     dummy_image: Option<Vec<usize>>,
-    /// Tokens of the texts [default: all of the backbone's text positions]
+    /// Text positions, to which the backbone's position table is interpolated [default: the checkpoint's own]
+    #[arg(long, value_name = "N")]
+    text_positions: Option<usize>,
+    /// Tokens of the texts [default: all text positions]
     #[arg(long, value_name = "TOKENS")]
     text: Option<usize>,
     /// Resident tasks; 0 measures the frozen backbone alone
@@ -145,7 +148,7 @@ fn engine(args: &EngineArgs) -> Result<(), Failure> {
     let precisions = if args.precision.is_empty() { vec![None] } else { args.precision.iter().copied().map(Some).collect() };
     let (mut rows, mut names) = (Vec::new(), Vec::new());
     for precision in precisions {
-        let loader = loader(args.backbone.as_deref())?;
+        let loader = loader(args.backbone.as_deref())?.with_text_positions(args.text_positions).map_err(Failure::usage)?;
         let workload = workload(args, loader.config())?;
         let engine = Engine::of(loader, DUMMY_TEXT.to_vec(), Options { precision, ..options })?;
         names.push(engine.kernel().to_owned());

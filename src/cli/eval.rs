@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::json;
 
 use super::Failure;
-use super::backbone::Backbone;
+use super::backbone::{Backbone, BackboneArgs};
 use super::choice::{averages, choice};
 use super::compute::InferenceArgs;
 use super::data::DataArgs;
@@ -35,9 +35,8 @@ pub struct EvalArgs {
     /// A folder of partitions (*.safetensors); those in the program if left out
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     partitions: Option<PathBuf>,
-    /// A Hugging Face ViLT checkpoint directory; the one in the program if left out
-    #[arg(long, value_name = "DIR", help_heading = "Data")]
-    backbone: Option<PathBuf>,
+    #[command(flatten)]
+    backbone: BackboneArgs,
     /// The items to evaluate
     #[arg(long, default_value_t = Split::Test, value_parser = choice::<Split>(&[("train", ""), ("val", ""), ("test", "")]), help_heading = "Data")]
     split: Split,
@@ -51,8 +50,8 @@ pub struct EvalArgs {
     /// Key of the plain metric [default: what the partitions say]
     #[arg(long, value_parser = averages(), help_heading = "Routing")]
     average: Option<KeyAverage>,
-    /// Also write one JSON line for each sample: its group, its true task and labels, the labels answered, the
-    /// task chosen
+    /// Also write one JSON line for each sample: its group, its true task and labels, the labels answered,
+    /// the task chosen
     #[arg(long, value_name = "FILE")]
     samples: Option<PathBuf>,
     /// Also print, and write to this file as JSON, what the policies of a server bring: accuracy against coverage
@@ -97,7 +96,7 @@ impl EvalArgs {
 pub fn run(args: EvalArgs) -> Result<(), Failure> {
     let rules = args.rules()?;
     let (data, missing) = args.data.open()?;
-    let Backbone { engine, processor, name } = Backbone::load(args.backbone.as_deref(), args.data.special_tokens, args.compute.start()?)?;
+    let Backbone { engine, processor, name } = args.backbone.load(args.data.special_tokens, args.compute.start()?)?;
     let partitions = match &args.partitions {
         Some(dir) => read_directory(dir, engine.backbone())?,
         None => read_embedded(engine.backbone())?,

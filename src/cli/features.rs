@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use serde_json::{Map, json};
 
 use super::Failure;
-use super::backbone::Backbone;
+use super::backbone::{Backbone, BackboneArgs};
 use super::compute::InferenceArgs;
 use super::output::{print, print_json, table};
 use delo_model::routing::keys::KeySignal;
@@ -17,9 +17,6 @@ use delo_model::routing::keys::KeySignal;
         delo features --image cat.png --text \"a cat\" --json\n  \
         delo features --backbone vilt-b32-mlm --text \"a cat\"")]
 pub struct FeaturesArgs {
-    /// A Hugging Face ViLT checkpoint directory; the one in the program if left out.
-    #[arg(long, value_name = "DIR")]
-    backbone: Option<PathBuf>,
     /// An image file.
     #[arg(long, value_name = "FILE", required_unless_present = "text")]
     image: Option<PathBuf>,
@@ -34,12 +31,13 @@ pub struct FeaturesArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    backbone: BackboneArgs,
+    #[command(flatten)]
     compute: InferenceArgs,
 }
 
 pub fn run(args: FeaturesArgs) -> Result<(), Failure> {
-    let Backbone { engine, processor, name: backbone } =
-        Backbone::load(args.backbone.as_deref(), args.special_tokens, args.compute.start()?)?;
+    let Backbone { engine, processor, name: backbone } = args.backbone.load(args.special_tokens, args.compute.start()?)?;
     let image =
         args.image.as_ref().map(|path| std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))).transpose()?;
     let sample = processor.sample(image.as_deref(), args.text.as_deref()).map_err(|error| match &args.image {

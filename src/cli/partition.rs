@@ -30,8 +30,8 @@ enum PartitionCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Checks everything that a server checks before it serves a partition: format, checksum, shapes, numbers, backbone; and its signature, where a key
-    /// is given.
+    /// Checks everything that a server checks before it serves a partition: format, checksum, shapes,
+    /// numbers, backbone; and its signature, where a key is given.
     #[command(
         after_help = "Example:\n  delo partition verify symbols.safetensors --backbone vilt-b32-mlm\n  delo partition verify symbols.safetensors --public-key public.pem"
     )]
@@ -105,6 +105,7 @@ fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
         analytic,
         dummy_image: [height, width],
         special_tokens,
+        text_positions,
         backbone,
         seed,
         metrics,
@@ -135,6 +136,7 @@ fn inspect(file: &Path, as_json: bool) -> Result<(), Failure> {
             }
             .to_owned(),
         ],
+        vec!["text positions".to_owned(), text_positions.map_or("those of the backbone".to_owned(), |n| n.to_string())],
         vec!["backbone".to_owned(), format!("{} {}", backbone.name, backbone.fingerprint)],
         vec!["seed".to_owned(), seed.to_string()],
         vec!["created".to_owned(), format!("{created}, by delo {delo_version}")],

@@ -44,6 +44,10 @@ pub struct ServeArgs {
     /// A directory of partitions to load (those in the program by default).
     #[arg(long, value_name = "DIR")]
     partitions: Option<PathBuf>,
+    /// Tokens of the longest text; the partitions must have been trained with the same number (the
+    /// checkpoint's own number by default).
+    #[arg(long, value_name = "N")]
+    text_positions: Option<usize>,
     /// "auto", "cpu", "cuda:N" or "metal:N"; the GPUs in a build that has them.
     #[arg(long)]
     device: Option<String>,
@@ -74,6 +78,7 @@ impl ServeArgs {
             ("metrics.listen", self.metrics_listen.map(|a| a.to_string())),
             ("model.backbone", self.backbone.as_ref().map(path).transpose()?),
             ("model.partitions", self.partitions.as_ref().map(path).transpose()?),
+            ("model.text_positions", self.text_positions.map(|n| n.to_string())),
             ("model.device", self.device.clone()),
             ("model.precision", self.precision.clone()),
             ("model.isa", self.isa.clone()),

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Failure;
-use super::backbone::Backbone;
+use super::backbone::{Backbone, BackboneArgs};
 use super::choice::{averages, metrics};
 use super::compute::ComputeArgs;
 use super::data::DataArgs;
@@ -44,12 +44,11 @@ pub struct TrainArgs {
     /// that are in it
     #[arg(long, conflicts_with_all = ["task", "log"], help_heading = "Data")]
     all: bool,
-    /// A Hugging Face ViLT checkpoint directory; the one in the program if left out
-    #[arg(long, value_name = "DIR", help_heading = "Data")]
-    backbone: Option<PathBuf>,
-    /// Learn nothing: take over what this partition has learnt, and compute its keys, class statistics and analytic
-    /// classifier again. --head-weight and the flags of data and task key count; all other hyper-parameters are
-    /// those of the partition. With --all a folder of NAME.safetensors
+    #[command(flatten)]
+    backbone: BackboneArgs,
+    /// Learn nothing: take over what this partition has learnt, and compute its keys, class statistics and
+    /// analytic classifier again. --head-weight and the flags of data and task key count; all other
+    /// hyper-parameters are those of the partition. With --all a folder of NAME.safetensors
     #[arg(long, value_name = "FILE", conflicts_with = "resume", help_heading = "Method")]
     adapters_of: Option<PathBuf>,
     #[command(flatten)]
@@ -96,8 +95,7 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let (data, missing) = args.data.open()?;
     let runs = runs(&args, &data)?;
-    let backbone =
-        Backbone::load(args.backbone.as_deref(), args.data.special_tokens, args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?)?;
+    let backbone = args.backbone.load(args.data.special_tokens, args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?)?;
     let config = &backbone.engine.backbone().config;
     let layers = config.num_hidden_layers;
     let key = KeyRule {

@@ -142,6 +142,9 @@ pub struct Model {
     pub backbone: Option<PathBuf>,
     #[serde(deserialize_with = "optional_path")]
     pub partitions: Option<PathBuf>,
+    /// `None`, written `auto`: the checkpoint's own number.
+    #[serde(deserialize_with = "positive_or_auto")]
+    pub text_positions: Option<usize>,
     #[serde(deserialize_with = "from_str")]
     pub device: DeviceChoice,
     /// `None`, written `auto`: the fastest number format on this processor.

@@ -16,7 +16,7 @@ use super::preprocess::Preprocessor;
 use super::remote::Remote;
 use super::task_series::TaskSeries;
 use crate::config::Config;
-use delo_engine::checkpoint::Checkpoint;
+use delo_engine::checkpoint::{Checkpoint, TextOptions};
 use delo_engine::{Engine, EngineError, Policy, Query};
 use delo_model::input::{Pixels, Sample};
 use delo_model::model_dir::{ModelDir, embedded_partitions};
@@ -82,8 +82,9 @@ impl LoadedModel {
         let dir = ModelDir::from(config.model.backbone.as_deref());
         let backbone = config.model.backbone.as_deref().and_then(|path| path.file_name());
         let name = backbone.map_or_else(|| dir.display(), |name| name.to_string_lossy().into_owned());
-        let (input, options) = (config.input.clone(), config.model.options());
-        let load = move || Checkpoint::load(&dir, input.limits, input.special_tokens, options);
+        let (limits, options) = (config.input.limits.clone(), config.model.options());
+        let texts = TextOptions { special_tokens: config.input.special_tokens, positions: config.model.text_positions };
+        let load = move || Checkpoint::load(&dir, limits, texts, options);
         let checkpoint = tokio::task::spawn_blocking(load).await.map_err(|_| ServeError::Panicked)??;
         let engine = Arc::new(checkpoint.engine);
         let (registry, remote) = open_registry(config, &engine).await?;
@@ -147,10 +148,12 @@ impl LoadedModel {
         Ok(())
     }
 
-    /// Computes the largest batch, then gives the queue the time of a usual one. `text`: token ids.
+    /// Computes the largest batch, of samples whose texts fill all text positions, then gives the queue the
+    /// time of a usual one. `text`: the token ids of a word or more.
     async fn measure_pace(&self, text: Option<Vec<u32>>) -> Result<(), ServeError> {
         let failed = |e: &dyn std::fmt::Display| ServeError::Warm(e.to_string());
-        let side = self.engine.image_size();
+        let (side, positions) = (self.engine.image_size(), self.engine.backbone().config.max_position_embeddings);
+        let text = text.map(|ids| lengthened(ids, positions));
         let full = Query::open(Sample { text, image: Some(Pixels::dummy(side, side)) });
         let (catalogue, engine, limits) = (self.registry.catalogue(), self.engine.clone(), self.batcher.limits());
         let tokens = engine.tokens(catalogue.dummy_image(), &full.sample);
@@ -174,6 +177,15 @@ impl LoadedModel {
         self.batcher.estimate(usual_tokens, measured.map_err(|e: EngineError| failed(&e))?);
         Ok(())
     }
+}
+
+/// The token ids `[CLS] … [SEP]` with the token before `[SEP]` repeated until there are `positions`.
+fn lengthened(mut ids: Vec<u32>, positions: usize) -> Vec<u32> {
+    let Some(sep) = ids.pop() else { return ids };
+    let word = ids.last().copied().unwrap_or(sep);
+    ids.resize(ids.len().max(positions - 1), word);
+    ids.push(sep);
+    ids
 }
 
 /// The catalogue owner with the first partitions, and the way to partitions elsewhere.

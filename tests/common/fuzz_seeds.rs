@@ -134,7 +134,8 @@ fn animation(picture: &RgbaImage) -> Vec<u8> {
     bytes
 }
 
-/// Scripts, accents in two forms, controls, what looks like a special token, and words that are cut into pieces.
+/// Scripts, accents in two forms, controls, what looks like a special token, and words that are cut into
+/// pieces.
 pub fn texts() -> Seeds {
     let texts = [
         ("plain", "A cat sits on the mat, 2 dogs don't."),
@@ -202,6 +203,7 @@ fn artifact(method: Method, metric: Metric, multi_label: bool) -> Vec<u8> {
         analytic: None,
         dummy_image: [32, 32],
         special_tokens: Some(false),
+        text_positions: None,
         backbone: BackboneRecord { fingerprint: backbone().fingerprint.clone(), name: "tiny".to_owned() },
         training: serde_json::json!({"epochs": 1}),
         data: serde_json::Value::Null,

@@ -27,7 +27,7 @@ fn with_header(artifact: &[u8], change: impl FnOnce(&mut serde_json::Map<String,
 }
 
 /// The artifact with what it says of itself changed.
-fn with_meta(artifact: &[u8], change: impl FnOnce(&mut Value)) -> Vec<u8> {
+pub fn with_meta(artifact: &[u8], change: impl FnOnce(&mut Value)) -> Vec<u8> {
     with_header(artifact, |header| {
         let mut meta: Value = serde_json::from_str(header["partition"].as_str().unwrap()).unwrap();
         change(&mut meta);

@@ -7,6 +7,7 @@ mod identity;
 mod artifacts;
 mod classifying;
 mod lifecycle;
+mod long_texts;
 mod network;
 mod operations;
 mod overload;

@@ -65,6 +65,17 @@ pub struct Catalogue {
     /// Whether special tokens in texts are read as special tokens. No resident partition was trained on texts
     /// that were read the other way.
     special_tokens: bool,
+    /// The longest text that is read. All resident partitions were trained with this number.
+    text_positions: TextPositions,
+}
+
+/// The tokens of the longest text, CLS and SEP included.
+#[derive(Clone, Copy, Debug)]
+struct TextPositions {
+    /// As texts are read.
+    read: usize,
+    /// As the checkpoint has them; those of a partition that names no number.
+    of_checkpoint: usize,
 }
 
 /// The metric and the key that decide among some partitions, and a message where the metric is a fall-back.
@@ -88,6 +99,7 @@ impl Catalogue {
             notice: None,
             dummy_image: [side, side],
             special_tokens: false,
+            text_positions: TextPositions { read: backbone.config.max_position_embeddings, of_checkpoint: backbone.checkpoint_positions },
         }
     }
 
@@ -103,8 +115,8 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`CatalogueError::Incompatible`]: the dummy images of the partitions differ, the partition was trained
-    /// with another reading of special tokens, a partition lacks the key that decides, or the second moments
-    /// are not positive definite.
+    /// with another reading of special tokens or another number of text positions, a partition lacks the key
+    /// that decides, or the second moments are not positive definite.
     pub fn with(&self, resident: Arc<Resident>) -> Result<Self, CatalogueError> {
         let mut residents = self.residents.clone();
         residents.insert(resident.task().into(), resident);
@@ -115,14 +127,15 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`CatalogueError::NothingToCompare`] for a task that is not live; [`CatalogueError::Incompatible`] for
-    /// a partition with another dummy image, or trained with another reading of special tokens.
+    /// a partition with another dummy image, or trained with another reading of special tokens or another
+    /// number of text positions.
     pub fn with_trial(&self, trial: Trial) -> Result<Self, CatalogueError> {
         let task = trial.resident.task().to_owned();
         if !self.residents.contains_key(task.as_str()) {
             return Err(CatalogueError::NothingToCompare(task));
         }
         check_dummy(&trial.resident, self.dummy_image)?;
-        check_special_tokens(&trial.resident, self.special_tokens)?;
+        self.check_texts(&trial.resident)?;
         let mut trials = self.trials.clone();
         trials.insert(task.into(), trial);
         Ok(self.with_trials(trials))
@@ -187,7 +200,7 @@ impl Catalogue {
         let dummy_image = first.dummy_image();
         for resident in residents.values().chain(trials.values().map(|t| &t.resident)) {
             check_dummy(resident, dummy_image)?;
-            check_special_tokens(resident, self.special_tokens)?;
+            self.check_texts(resident)?;
         }
         let decision = self.decide(residents.values());
         let Decision { metric, choice: KeyChoice { signal, average }, .. } = decision;
@@ -217,12 +230,19 @@ impl Catalogue {
             notice: decision.notice,
             dummy_image,
             special_tokens: self.special_tokens,
+            text_positions: self.text_positions,
         })
     }
 
-    /// The metric that the operator chooses, else the best that an artifact proposes ([`Metric`]'s order). Where
-    /// a partition lacks the statistics for it, the next lower metric for which all have them. Where partitions
-    /// propose different signals, the first one by name that proposes the metric decides.
+    /// Refuses a partition that was trained on texts that were read otherwise.
+    fn check_texts(&self, resident: &Resident) -> Result<(), CatalogueError> {
+        check_special_tokens(resident, self.special_tokens)?;
+        check_text_positions(resident, self.text_positions)
+    }
+
+    /// The metric that the operator chooses, else the best that an artifact proposes ([`Metric`]'s order).
+    /// Where a partition lacks the statistics for it, the next lower metric for which all have them. Where
+    /// partitions propose different signals, the first one by name that proposes the metric decides.
     fn decide<'a>(&self, residents: impl Iterator<Item = &'a Arc<Resident>> + Clone) -> Decision {
         let rules = residents.clone().map(|r| &r.partition.meta.key);
         let wanted = self.rule.metric.or(rules.clone().map(|rule| rule.metric).max()).unwrap_or_default();
@@ -309,8 +329,8 @@ impl Catalogue {
         self.signal
     }
 
-    /// A message for the operator where another metric stands in for the chosen one: it names a partition that
-    /// lacks the chosen metric's statistics. `None` where the chosen metric decides.
+    /// A message for the operator where another metric stands in for the chosen one: it names a partition
+    /// that lacks the chosen metric's statistics. `None` where the chosen metric decides.
     pub fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
     }
@@ -362,4 +382,18 @@ fn check_special_tokens(resident: &Resident, special_tokens: bool) -> Result<(),
         _ => return Ok(()),
     };
     Err(CatalogueError::Incompatible { task: resident.task().to_owned(), reason: reason.to_owned() })
+}
+
+/// Refuses a partition that was trained with another number of text positions than the catalogue's.
+fn check_text_positions(resident: &Resident, positions: TextPositions) -> Result<(), CatalogueError> {
+    let TextPositions { read, of_checkpoint } = positions;
+    let trained = resident.text_positions().unwrap_or(of_checkpoint);
+    if trained == read {
+        return Ok(());
+    }
+    let reason = format!(
+        "it was trained with {trained} text positions, and texts are read with {read}: start with --text-positions {trained} \
+         (model.text_positions = {trained} of a server), or train it with --text-positions {read}"
+    );
+    Err(CatalogueError::Incompatible { task: resident.task().to_owned(), reason })
 }

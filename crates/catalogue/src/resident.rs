@@ -43,4 +43,9 @@ impl Resident {
     pub fn special_tokens(&self) -> Option<bool> {
         self.partition.meta.special_tokens
     }
+
+    /// The tokens of the longest text of its training; `None` where the checkpoint's own number was used.
+    pub fn text_positions(&self) -> Option<usize> {
+        self.partition.meta.text_positions
+    }
 }

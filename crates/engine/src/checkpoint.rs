@@ -14,6 +14,16 @@ pub struct Checkpoint {
     pub processor: InputProcessor,
 }
 
+/// How texts are read. All partitions that serve together were trained on texts that were read alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextOptions {
+    /// Whether special tokens in a text are read as such, see [`InputProcessor::with_special_tokens`].
+    pub special_tokens: bool,
+    /// The tokens of the longest text, CLS and SEP included, see [`Loader::with_text_positions`]; longer
+    /// texts are cut. `None`: the checkpoint's own number.
+    pub positions: Option<usize>,
+}
+
 /// Why a checkpoint can't be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -26,15 +36,15 @@ pub enum CheckpointError {
 }
 
 impl Checkpoint {
-    /// Loads a checkpoint. `limits` bound the inputs that the processor accepts; for `special_tokens` see
-    /// [`InputProcessor::with_special_tokens`]. Blocking.
+    /// Loads a checkpoint. `limits` bound the inputs that the processor accepts. Blocking.
     ///
     /// # Errors
-    /// An invalid backbone, tokenizer or image setting, or a device that does not open.
-    pub fn load(dir: &ModelDir, limits: Limits, special_tokens: bool, options: Options) -> Result<Self, CheckpointError> {
-        let loader = Loader::open(dir, &Device::Cpu)?;
+    /// An invalid backbone, tokenizer or image setting, a number of text positions that the checkpoint can't
+    /// be interpolated to, or a device that does not open.
+    pub fn load(dir: &ModelDir, limits: Limits, texts: TextOptions, options: Options) -> Result<Self, CheckpointError> {
+        let loader = Loader::open(dir, &Device::Cpu)?.with_text_positions(texts.positions)?;
         let (patch_size, positions) = (loader.config().patch_size, loader.config().max_position_embeddings);
-        let processor = InputProcessor::load(dir, patch_size, positions, limits)?.with_special_tokens(special_tokens);
+        let processor = InputProcessor::load(dir, patch_size, positions, limits)?.with_special_tokens(texts.special_tokens);
         let engine = Engine::of(loader, processor.dummy_text().to_vec(), options)?;
         Ok(Self { engine, processor })
     }

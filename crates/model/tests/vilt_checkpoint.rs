@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use delo_model::model_dir::ModelDir;
-use delo_model::vilt::{Vilt, ViltError};
+use delo_model::vilt::{Loader, Vilt, ViltError};
 use tempfile::TempDir;
 
 fn fixture(name: &str) -> PathBuf {
@@ -88,6 +88,50 @@ fn text_positions_interpolate_to_longer_texts_and_keep_the_ends() {
             assert!((a - b).abs() < 1e-4, "position {i}: {a} and {b}");
         }
     }
+}
+
+#[test]
+fn a_loader_interpolates_the_position_table_linearly_between_its_ends() {
+    let dir = ModelDir::Path(fixture("plain"));
+    let load = |positions| Loader::open(&dir, &Device::Cpu).unwrap().with_text_positions(positions);
+    let table = |positions| {
+        let mut loader = load(positions).unwrap();
+        (loader.embeddings().unwrap().text_position.to_vec2::<f32>().unwrap(), loader.config().max_position_embeddings)
+    };
+    let (own, count) = table(None);
+    assert_eq!((own.len(), count), (16, 16));
+    assert_eq!(table(Some(16)).0, own, "the checkpoint's own number leaves the table as it is, bit for bit");
+    for positions in [17, 40, 512] {
+        let (longer, count) = table(Some(positions));
+        assert_eq!((longer.len(), count), (positions, positions));
+        for (i, row) in longer.iter().enumerate() {
+            // Position i of n stands at i · 15 / (n − 1) of the 16.
+            let (whole, rest) = (i * 15 / (positions - 1), i * 15 % (positions - 1));
+            let share = rest as f64 / (positions - 1) as f64;
+            for (column, &found) in row.iter().enumerate() {
+                let (below, above) = (f64::from(own[whole][column]), f64::from(own[(whole + 1).min(15)][column]));
+                let expected = below * (1.0 - share) + above * share;
+                assert!((f64::from(found) - expected).abs() < 1e-5, "{positions} positions, {i}, {column}: {found}, not {expected}");
+            }
+        }
+    }
+    for wrong in [0, 15, 8193] {
+        let message = load(Some(wrong)).err().unwrap().to_string();
+        assert!(message.contains(&wrong.to_string()) && message.contains("16") && message.contains("8192"), "{message}");
+    }
+}
+
+#[test]
+fn more_text_positions_are_the_same_backbone() {
+    let dir = ModelDir::Path(fixture("plain"));
+    let describe = |positions| {
+        let loader = Loader::open(&dir, &Device::Cpu).unwrap().with_text_positions(positions).unwrap();
+        Vilt::of(loader).unwrap().description
+    };
+    let (own, longer) = (describe(None), describe(Some(64)));
+    assert_eq!(own.fingerprint, longer.fingerprint);
+    assert_eq!((own.text_positions(), longer.text_positions()), (None, Some(64)));
+    assert_eq!((own.checkpoint_positions, longer.checkpoint_positions), (16, 16));
 }
 
 #[test]

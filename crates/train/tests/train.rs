@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 
 use delo_catalogue::{Catalogue, Resident, RoutingRule};
-use delo_engine::Query;
+use delo_engine::checkpoint::{Checkpoint, TextOptions};
+use delo_engine::{DeviceChoice, Engine, Options, Query};
 use delo_fixtures::colours::write_data;
 use delo_fixtures::{engine, key_rule};
+use delo_kernels::Precision;
 use delo_model::analytic::AnalyticRecord;
 use delo_model::input::{InputProcessor, Limits, Presence, Sample};
 use delo_model::model_dir::ModelDir;
@@ -550,4 +552,62 @@ fn the_artifact_says_how_special_tokens_were_read_and_evaluation_reads_them_so()
         let error = evaluation(&other).unwrap_err();
         assert!(error.contains("--special-tokens"), "{error}");
     }
+}
+
+/// The embedded checkpoint for texts of up to 64 tokens.
+fn longer() -> Checkpoint {
+    let options = Options { precision: Some(Precision::F32), device: DeviceChoice::Cpu, ..Options::default() };
+    let texts = TextOptions { positions: Some(64), ..TextOptions::default() };
+    Checkpoint::load(&ModelDir::Embedded, Limits::default(), texts, options).unwrap()
+}
+
+#[test]
+fn the_artifact_says_how_long_its_texts_were_and_goes_with_no_other_length() {
+    let f = Fixture::new(false);
+    let settings = Settings { epochs: 1, first_adapted_layer: 6, ..f.settings.clone() };
+    let Checkpoint { engine: longer_engine, processor: longer_processor } = longer();
+    let session = |engine| Session {
+        engine,
+        processor: &longer_processor,
+        backbone: "emoji-mini".to_owned(),
+        data: &f.data,
+        missing: &f.missing,
+        task: 0,
+        settings: &settings,
+        key: key_rule(Metric::Whitened, KeySignal::Parts { layer: 2 }),
+    };
+    train(&session(&longer_engine), &f.outputs("long"), &mut |_| ControlFlow::Continue(())).unwrap();
+    f.train(0, &settings, &f.outputs("short"), None).unwrap();
+    let [long, short] = ["long", "short"].map(|name| f.partition(name));
+    assert_eq!((long.meta.text_positions, short.meta.text_positions), (Some(64), None));
+    assert_eq!(long.meta.backbone.fingerprint, short.meta.backbone.fingerprint);
+    // A program that knows no such field must not cut the texts without a word.
+    let header = |name: &str| safetensors::SafeTensors::read_metadata(&f.bytes(name)).unwrap().1.metadata().clone().unwrap();
+    assert_eq!((header("long")["format_version"].as_str(), header("short")["format_version"].as_str()), ("3", "2"));
+    assert!(!header("short")["partition"].contains("text_positions"));
+
+    let refusal = |engine: &Engine, partition: &Partition| {
+        let empty = Catalogue::empty(engine.backbone(), RoutingRule::default());
+        empty.with(Resident::new(partition.clone(), 1)).err().map(|e| e.to_string())
+    };
+    assert_eq!((refusal(&longer_engine, &long), refusal(engine(), &short)), (None, None));
+    let own = engine().backbone().config.max_position_embeddings;
+    for (engine, partition, trained, read) in [(engine(), &long, 64, own), (&longer_engine, &short, own, 64)] {
+        let refusal = refusal(engine, partition).unwrap();
+        let [start, retrain] = [format!("model.text_positions = {trained}"), format!("train it with --text-positions {read}")];
+        assert!(refusal.contains(&start) && refusal.contains(&retrain), "{refusal}");
+    }
+    let learnt = Artifact::parse(&f.bytes("long")).unwrap();
+    let refusal = renew(&session(engine()), &learnt, &f.outputs("renewed")).unwrap_err().to_string();
+    assert!(refusal.contains("--text-positions 64"), "{refusal}");
+    renew(&session(&longer_engine), &learnt, &f.outputs("renewed")).unwrap();
+
+    let every_step = Outputs { checkpoint_every: 1, ..f.outputs("resumed") };
+    let stop_at_once = |event: Event<'_>| match event {
+        Event::Step { .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    train(&session(&longer_engine), &every_step, &mut { stop_at_once }).unwrap_err();
+    let resumed = f.train(0, &settings, &Outputs { resume: true, ..every_step }, None).unwrap_err().to_string();
+    assert!(resumed.contains("--text-positions 64"), "{resumed}");
 }

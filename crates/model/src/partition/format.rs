@@ -16,8 +16,8 @@ use crate::routing::SessionKeys;
 
 /// The value of `format` in the header.
 const FORMAT: &str = "delo-partition";
-/// The format version that this program writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 2;
+/// The newest format version that this program reads.
+pub const FORMAT_VERSION: u32 = 3;
 /// The longest task name or label, in bytes.
 const MAX_NAME: usize = 256;
 /// The largest number of classes of a task.
@@ -68,6 +68,13 @@ fn checksum<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], 
     format!("{:x}", hash.finalize())
 }
 
+/// The oldest format version in which all of this description has a meaning. Version 1 names no method,
+/// version 2 does. A program that reads version 2 alone would cut texts at the checkpoint's own number of
+/// positions: a partition of another number is of version 3.
+fn format_version(meta: &PartitionMeta) -> u32 {
+    if meta.text_positions.is_some() { 3 } else { 2 }
+}
+
 /// The bytes of an artifact.
 ///
 /// # Errors
@@ -106,7 +113,7 @@ pub fn to_bytes(
     let sum = checksum(bytes.iter().map(|(name, (shape, bytes))| (*name, Dtype::F32, *shape, bytes.as_slice())));
     let header = HashMap::from([
         ("format".to_owned(), FORMAT.to_owned()),
-        ("format_version".to_owned(), FORMAT_VERSION.to_string()),
+        ("format_version".to_owned(), format_version(meta).to_string()),
         ("checksum".to_owned(), sum),
         ("partition".to_owned(), serde_json::to_string(meta).map_err(malformed)?),
     ]);

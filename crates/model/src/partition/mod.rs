@@ -26,8 +26,8 @@ pub struct KeyRule {
     pub plain_signal: KeySignal,
     /// How the keys of the plain metric were averaged.
     pub plain_average: KeyAverage,
-    /// τ: the temperature of the class probabilities of the metric `lda`, 0.001 to 1000, fitted on the session. `None` in
-    /// artifacts without class statistics.
+    /// τ: the temperature of the class probabilities of the metric `lda`, 0.001 to 1000, fitted on the
+    /// session. `None` in artifacts without class statistics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
 }
@@ -67,6 +67,11 @@ pub struct PartitionMeta {
     /// without this setting; they are served with either reading.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub special_tokens: Option<bool>,
+    /// The tokens of the longest text of the training, CLS and SEP included, where the backbone's position
+    /// table was interpolated to so many ([`crate::vilt::Loader::with_text_positions`]). `None`: the
+    /// checkpoint's own number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_positions: Option<usize>,
     /// The backbone that it was trained on.
     pub backbone: BackboneRecord,
     /// The hyper-parameters of the training, by flag name.

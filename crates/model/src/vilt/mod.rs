@@ -19,8 +19,11 @@ use crate::model_dir::ModelDir;
 /// The architecture of a backbone and the fingerprint of its weights.
 #[derive(Clone, Debug)]
 pub struct Description {
-    /// The architecture.
+    /// The architecture. Its `max_position_embeddings` is the number of text positions that the backbone is
+    /// loaded with ([`Loader::with_text_positions`]).
     pub config: ViltConfig,
+    /// The number of text positions of the checkpoint itself.
+    pub checkpoint_positions: usize,
     /// The SHA-256 over the tensors, in hexadecimal digits: in the order of the names without the prefix
     /// `vilt.`, each name and the SHA-256 of its shape and its values in f32. The same weights have the same
     /// fingerprint in one file or in shards, with or without prefix; f16 and bf16 weights have that of their
@@ -32,8 +35,14 @@ pub struct Description {
 /// part before it loads the next, and never holds all weights twice.
 pub struct Loader {
     config: ViltConfig,
+    /// See [`Description::checkpoint_positions`].
+    checkpoint_positions: usize,
     checkpoint: Checkpoint,
 }
+
+/// The largest number of text positions to which a table is interpolated. It bounds the memory of attention,
+/// which on GPUs grows with the square of a sample's tokens.
+pub const MOST_TEXT_POSITIONS: usize = 8192;
 
 /// The final layer norm and the pooler, after the last layer: `pooled = tanh(dense(layernorm(h)[text CLS]))`.
 #[derive(Clone, Debug)]
@@ -105,6 +114,8 @@ pub enum ViltError {
     Dtype { name: String, found: String },
     #[error("tensor {0} holds a number that is not finite: the checkpoint is damaged")]
     NotFinite(String),
+    #[error("{found} text positions: give {own}, those of the checkpoint, to {MOST_TEXT_POSITIONS}")]
+    TextPositions { found: usize, own: usize },
     #[error("the backbone's tensors cannot be placed: {0}")]
     Tensor(#[from] candle_core::Error),
 }
@@ -119,15 +130,36 @@ impl Loader {
             .read("config.json")
             .map_err(|source| ViltError::Read { file: "config.json".to_owned(), source })?
             .ok_or_else(|| ViltError::NoConfig { dir: dir.display() })?;
-        Ok(Self { config: ViltConfig::from_json(&config)?, checkpoint: Checkpoint::open(dir, device)? })
+        Ok(Self::of(ViltConfig::from_json(&config)?, Checkpoint::open(dir, device)?))
     }
 
     /// A loader of random weights, for measurements of speed. Its fingerprint is that of no checkpoint.
     pub fn random(config: ViltConfig, seed: u64, device: &Device) -> Self {
-        Self { config, checkpoint: Checkpoint::random(seed, device) }
+        Self::of(config, Checkpoint::random(seed, device))
     }
 
-    /// The architecture.
+    fn of(config: ViltConfig, checkpoint: Checkpoint) -> Self {
+        Self { checkpoint_positions: config.max_position_embeddings, config, checkpoint }
+    }
+
+    /// The same loader for texts of up to `positions` tokens, CLS and SEP included: the checkpoint's position
+    /// table is interpolated to so many ([`Embeddings::with_text_positions`]). `None` means the checkpoint's
+    /// own number, whose table stays as it is.
+    ///
+    /// # Errors
+    /// [`ViltError::TextPositions`]: fewer positions than the checkpoint's own, or more than
+    /// [`MOST_TEXT_POSITIONS`].
+    pub fn with_text_positions(mut self, positions: Option<usize>) -> std::result::Result<Self, ViltError> {
+        let own = self.checkpoint_positions;
+        let positions = positions.unwrap_or(own);
+        if positions != own && !(own..=MOST_TEXT_POSITIONS).contains(&positions) {
+            return Err(ViltError::TextPositions { found: positions, own });
+        }
+        self.config.max_position_embeddings = positions;
+        Ok(self)
+    }
+
+    /// The architecture, with the number of text positions that the backbone is loaded with.
     pub fn config(&self) -> &ViltConfig {
         &self.config
     }
@@ -144,7 +176,9 @@ impl Loader {
     /// # Errors
     /// See [`ViltError`]; a message about a tensor names it.
     pub fn embeddings(&mut self) -> std::result::Result<Embeddings, ViltError> {
-        Embeddings::load(&mut self.checkpoint, &self.config)
+        let stored = ViltConfig { max_position_embeddings: self.checkpoint_positions, ..self.config.clone() };
+        let embeddings = Embeddings::load(&mut self.checkpoint, &stored)?;
+        Ok(embeddings.with_text_positions(self.config.max_position_embeddings)?)
     }
 
     /// Loads one encoder layer.
@@ -172,7 +206,15 @@ impl Loader {
     /// The description of the backbone. Call it after all parts were loaded: the fingerprint is over the
     /// tensors that were read.
     pub fn finish(self) -> Description {
-        Description { fingerprint: self.checkpoint.fingerprint(), config: self.config }
+        let Self { config, checkpoint_positions, checkpoint } = self;
+        Description { fingerprint: checkpoint.fingerprint(), checkpoint_positions, config }
+    }
+}
+
+impl Description {
+    /// The number of text positions that the backbone is loaded with, where it is not the checkpoint's own.
+    pub fn text_positions(&self) -> Option<usize> {
+        Some(self.config.max_position_embeddings).filter(|&positions| positions != self.checkpoint_positions)
     }
 }
 

@@ -43,8 +43,8 @@ pub struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Computes the keys and the validation score of what was learnt: the bytes of the artifact, and the score.
-    /// `created`: the time of creation that the artifact states, RFC 3339, UTC.
+    /// Computes the keys and the validation score of what was learnt: the bytes of the artifact, and the
+    /// score. `created`: the time of creation that the artifact states, RFC 3339, UTC.
     ///
     /// # Errors
     /// A failed forward pass; an image that cannot be read.
@@ -77,6 +77,11 @@ impl Session<'_> {
         if meta.backbone.fingerprint != self.engine.backbone().fingerprint {
             return unfit(format!("it was trained on the backbone {}: give that one with --backbone", meta.backbone.name));
         }
+        let positions = |own: Option<usize>| own.unwrap_or(self.engine.backbone().checkpoint_positions);
+        if positions(meta.text_positions) != self.engine.backbone().config.max_position_embeddings {
+            let trained = positions(meta.text_positions);
+            return unfit(format!("it was trained with {trained} text positions: give --text-positions {trained}"));
+        }
         if meta.data != self.data_record() {
             return unfit("it was trained on other items: give the --data, --eta, --missing and --seed of its training".to_owned());
         }
@@ -108,6 +113,10 @@ impl Session<'_> {
         // A checkpoint without this entry is of a session that read special tokens as words.
         if self.processor.special_tokens() {
             identity.insert("--special-tokens".to_owned(), json!(true));
+        }
+        // And a checkpoint without this one is of the backbone's own number of text positions.
+        if let Some(positions) = self.engine.backbone().text_positions() {
+            identity.insert("--text-positions".to_owned(), json!(positions));
         }
         identity
     }
@@ -158,6 +167,7 @@ impl Session<'_> {
             analytic: None,
             dummy_image: self.dummy_image(),
             special_tokens: Some(self.processor.special_tokens()),
+            text_positions: self.engine.backbone().text_positions(),
             backbone: BackboneRecord { fingerprint: self.engine.backbone().fingerprint.clone(), name: self.backbone.clone() },
             training: json!(self.settings),
             data: self.data_record(),
