@@ -4,6 +4,12 @@
 //!
 //! One file each. They are for tables: an artifact, which a server loads, is made by [`crate::training`].
 
+mod features;
+pub mod named;
+pub mod nearest_mean;
+
+use serde_json::Value;
+
 use super::training::{Session, TrainError};
 use delo_model::input::Sample;
 
@@ -25,4 +31,19 @@ pub trait ContinualLearner {
 
     /// Learnt numbers without the heads, after the sessions until now.
     fn parameters(&self) -> usize;
+
+    /// Learnt numbers of the heads, after the sessions until now.
+    fn head_parameters(&self) -> usize {
+        0
+    }
+
+    /// What was chosen on val items, by name, for the record of a benchmark. Null: nothing.
+    fn choices(&self) -> Value {
+        Value::Null
+    }
+
+    /// Gradient steps of the sessions until now.
+    fn steps(&self) -> usize {
+        0
+    }
 }
