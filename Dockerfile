@@ -6,6 +6,7 @@ FROM rust:${RUST_VERSION}-slim-bookworm AS build
 WORKDIR /build
 # Dependencies alone, with sources that hold nothing: this layer lasts until the manifests change.
 COPY Cargo.toml Cargo.lock ./
+COPY crates/benchmark/Cargo.toml crates/benchmark/
 COPY crates/catalogue/Cargo.toml crates/catalogue/
 COPY crates/engine/Cargo.toml crates/engine/
 COPY crates/fixtures/Cargo.toml crates/fixtures/

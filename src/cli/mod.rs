@@ -2,6 +2,7 @@
 mod admin;
 mod backbone;
 mod bench;
+mod benchmark;
 mod choice;
 mod classify;
 mod client;
@@ -50,6 +51,7 @@ enum Command {
     Registry(registry::RegistryArgs),
     Features(features::FeaturesArgs),
     Bench(bench::BenchArgs),
+    Benchmark(benchmark::BenchmarkArgs),
 }
 
 /// Parses the command line, runs one command and returns its exit code: 0 done, 2 wrong usage, 1 anything
@@ -72,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Registry(args) => registry::run(args),
         Command::Features(args) => features::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Benchmark(args) => benchmark::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

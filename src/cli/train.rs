@@ -1,5 +1,4 @@
 //! `delo train`: one session becomes a partition.
-use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -17,11 +16,10 @@ use super::output::print;
 use super::settings::SettingsArgs;
 use delo_engine::DeviceChoice;
 use delo_kernels::Precision;
-use delo_model::partition::{Artifact, KeyRule};
+use delo_model::partition::Artifact;
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
-use delo_train::data::Task;
-use delo_train::training::{renew, settings_of};
-use delo_train::{Dataset, Event, Outputs, Session, Settings, TrainError, Trained, train};
+use delo_train::training::{KeyChoices, artifact_names, renew, settings_to_renew};
+use delo_train::{Dataset, Event, Outputs, Session, TrainError, Trained, train};
 
 /// Trains one session of a data set, or all of them one after another, and writes their partitions.
 ///
@@ -97,25 +95,13 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let runs = runs(&args, &data)?;
     let backbone = args.backbone.load(args.data.special_tokens, args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?)?;
     let config = &backbone.engine.backbone().config;
-    let layers = config.num_hidden_layers;
-    let key = KeyRule {
+    let key = KeyChoices {
         metric: args.key_metric,
-        signal: args.key_signal.unwrap_or_else(|| match args.key_metric {
-            Metric::Lda => KeySignal::standard(layers, config.hidden_size),
-            Metric::Plain | Metric::Whitened => KeySignal::Summary,
-        }),
+        key_signal: args.key_signal,
         plain_signal: args.plain_signal,
         plain_average: args.plain_average,
-        temperature: None,
     };
-    for (flag, signal) in [("--key-signal", key.signal), ("--plain-signal", key.plain_signal)] {
-        if signal.layer().is_some_and(|layer| layer > layers) {
-            return Err(Failure::usage(format!(
-                "{flag} {signal}: the backbone has layers 0 to {}, and @{layers} after the last",
-                layers - 1
-            )));
-        }
-    }
+    let key = key.rule(config.num_hidden_layers, config.hidden_size).map_err(Failure::usage)?;
     let settings = args.settings.settings(args.data.seed);
     let Backbone { engine, processor, name } = &backbone;
     for (task, artifact) in runs {
@@ -135,10 +121,8 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         };
         let learnt = args.adapters_of.as_deref().map(|path| learnt(path, &artifact_name, args.all)).transpose()?;
         let settings = match &learnt {
-            Some(learnt) => Settings {
-                head_weight: settings.head_weight,
-                ..settings_of(learnt).map_err(|e| format!("the partition records other hyper-parameters than this program knows: {e}"))?
-            },
+            Some(learnt) => settings_to_renew(learnt, settings.head_weight)
+                .map_err(|e| format!("the partition records other hyper-parameters than this program knows: {e}"))?,
             None => settings.clone(),
         };
         let session = Session {
@@ -180,17 +164,7 @@ fn runs(args: &TrainArgs, data: &Dataset) -> Result<Vec<(usize, PathBuf)>, Failu
     if args.out.is_file() {
         return Err(Failure::usage(format!("--out {} is a file: with --all, name a folder", args.out.display())));
     }
-    let mut names = BTreeSet::new();
-    let mut file = |task: &Task| {
-        let plain = |c: char| if c.is_alphanumeric() || "-_".contains(c) { c } else { '-' };
-        let mut name: String = task.name.chars().map(plain).collect();
-        if !names.insert(name.clone()) {
-            name = format!("{name}-{}", task.id);
-            names.insert(name.clone());
-        }
-        args.out.join(name).with_extension("safetensors")
-    };
-    Ok(data.tasks.iter().map(&mut file).enumerate().collect())
+    Ok(artifact_names(data).into_iter().map(|name| args.out.join(name)).enumerate().collect())
 }
 
 fn summary(trained: &Trained, task: &str, multi_label: bool, log: &Path, table: &Path) -> String {
@@ -217,7 +191,7 @@ fn summary(trained: &Trained, task: &str, multi_label: bool, log: &Path, table: 
 /// The time of creation that the artifact states: SOURCE_DATE_EPOCH where it is set, so that a run can be
 /// repeated with the same bytes.
 #[expect(clippy::disallowed_methods, reason = "an artifact tells people when it was made; nothing is decided by it")]
-fn created() -> Result<String, Failure> {
+pub(super) fn created() -> Result<String, Failure> {
     let now = match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(seconds) => seconds
             .parse()

@@ -5,10 +5,10 @@
 //! | [`data`] | what a data set is: items, missing modalities, samples, scores of predictions |
 //! | [`training`] | one session: objective, optimiser, schedule, frozen prefix, checkpoints, trainer |
 //! | [`peers`] | the systems that DeLo is compared with |
-//! | [`eval`] | AP, FG and routing accuracy of trained partitions |
+//! | [`eval`] | AP, FG and routing accuracy of partitions and of those systems |
 //! | [`random`] | random streams that are the same on every machine |
 //!
-//! `training` and `eval` know `data`, and not each other; `peers` knows `training`.
+//! `training` and `eval` know `data`, `peers` knows `training`, and `eval` knows the interface of `peers`.
 //!
 //! Invariant: the result of a session is a function of its data, settings, seed and backbone alone. The
 //! number of threads, the memory for kept states and interruptions change how long it takes, and no bit of

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::classes::{ClassSet, Classes};
 use super::list::{self, ListedItem};
@@ -270,6 +271,31 @@ impl Dataset {
             dataset: self.name.clone(),
             known: self.tasks.iter().map(|t| format!("{} ({})", t.id, t.name)).collect::<Vec<_>>().join(", "),
         })
+    }
+
+    /// A hash of the list, of `labels.json` and of the sizes of the images, in hexadecimal: equal for copies of
+    /// the same data set.
+    ///
+    /// # Errors
+    /// [`DatasetError::Unreadable`].
+    pub fn fingerprint(&self) -> Result<String, DatasetError> {
+        let unreadable = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DatasetError::Unreadable { path, source }
+        };
+        let list = self.dir.join(format!("{}.json", self.name));
+        let mut hash = Sha256::new();
+        hash.update(std::fs::read(&list).map_err(unreadable(&list))?);
+        let names = self.dir.join(super::names::FILE);
+        if names.exists() {
+            hash.update(std::fs::read(&names).map_err(unreadable(&names))?);
+        }
+        for item in &self.items {
+            // An image that is not there is found when it is read.
+            let size = std::fs::metadata(self.image_path(item)).map_or(0, |metadata| metadata.len());
+            hash.update(size.to_le_bytes());
+        }
+        Ok(format!("{:x}", hash.finalize()))
     }
 
     /// Path of an item's image.

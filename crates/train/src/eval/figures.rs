@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::interval::{Groups, Member};
 use super::metrics::{ScoreMatrix, mean};
 use super::protocol::{Evaluation, Stages};
-use super::report::{Column, Report, TaskRow};
-use crate::data::{ByPattern, Dataset, Label, MissingTable, Tally};
+use super::report::{Column, Report, SampleRecord, TaskRow};
+use crate::data::{ByPattern, Dataset, Label, MissingTable, Split, Tally};
 use delo_catalogue::Resident;
 use delo_model::input::Presence;
 
@@ -19,11 +19,54 @@ pub(super) struct Scored {
     /// Position among the evaluated tasks.
     pub(super) task: usize,
     pub(super) presence: Presence,
-    /// By position of a task: what its partition predicts, over the classes of that task. The true task is
-    /// among them and, for multi-label, every task of `routes` from its own session on.
-    pub(super) predictions: BTreeMap<usize, Label>,
+    pub(super) predictions: Predictions,
     /// For each rule, the position of the task chosen once tasks 0..=j are learnt, for every j.
     pub(super) routes: Vec<Vec<Option<usize>>>,
+    /// Without a given task, the labels of every task count, whichever is chosen.
+    pub(super) unrouted: bool,
+}
+
+/// By position of a task: what is predicted over the classes of that task. The true task is among them and, for
+/// multi-label, every task whose labels count.
+pub(super) enum Predictions {
+    /// Partitions do not change with later sessions.
+    Fixed(BTreeMap<usize, Label>),
+    /// Entry j: once the tasks until the j-th after the sample's own are learnt.
+    BySession(Vec<BTreeMap<usize, Label>>),
+}
+
+impl Scored {
+    /// What is predicted over the classes of a task, once tasks 0..=stage are learnt.
+    pub(super) fn predicted(&self, task: usize, stage: usize) -> Option<&Label> {
+        match &self.predictions {
+            Predictions::Fixed(predictions) => predictions.get(&task),
+            Predictions::BySession(stages) => stages.get(stage.checked_sub(self.task)?)?.get(&task),
+        }
+    }
+
+    /// The sample once every task is learnt. `tasks`: their indices in the data set.
+    pub(super) fn record(&self, data: &Dataset, tasks: &[usize]) -> SampleRecord {
+        let item = &data.items[self.item];
+        let labels = &data.tasks[tasks[self.task]].labels;
+        let named = |label: &Label| -> Vec<String> {
+            match label {
+                Label::Class(class) => vec![labels[*class].clone()],
+                Label::Classes(flags) => labels.iter().zip(flags).filter(|(_, flag)| **flag).map(|(label, _)| label.clone()).collect(),
+            }
+        };
+        let routed = |stages: &Vec<Option<usize>>| Some(data.tasks[tasks[(*stages.last()?)?]].name.clone());
+        SampleRecord {
+            item: self.item,
+            image: item.image.clone(),
+            group: item.group.clone(),
+            task: data.tasks[tasks[self.task]].name.clone(),
+            pattern: self.presence,
+            truth: named(&item.label),
+            prediction: self.predicted(self.task, tasks.len() - 1).map(named).unwrap_or_default(),
+            routed: self.routes.iter().map(routed).collect(),
+            unrouted: self.unrouted,
+        }
+    }
 }
 
 /// How the task of a sample is decided.
@@ -44,10 +87,16 @@ impl Decision {
         }
     }
 
-    /// The sample's prediction once tasks 0..=stage are learnt; `None` where another task than its own is
-    /// chosen.
+    /// The sample's labels among the classes of a task once tasks 0..=stage are learnt; `None` where they do not
+    /// count, because another task is chosen.
+    fn labels(self, sample: &Scored, task: usize, stage: usize) -> Option<&Label> {
+        let counts = self.route(sample, stage) == Some(task) || (sample.unrouted && matches!(self, Self::Key(_)));
+        sample.predicted(task, stage).filter(|_| counts)
+    }
+
+    /// The sample's prediction over the classes of its own task; `None` where another task is chosen.
     fn prediction(self, sample: &Scored, stage: usize) -> Option<&Label> {
-        (self.route(sample, stage) == Some(sample.task)).then(|| &sample.predictions[&sample.task])
+        self.labels(sample, sample.task, stage)
     }
 }
 
@@ -62,23 +111,41 @@ struct Figures<'a> {
 
 /// The report on samples that were scored by the partitions of `tasks`, as (index in the data set, partition).
 pub(super) fn report(evaluation: &Evaluation<'_>, tasks: &[(usize, Arc<Resident>)], rules: &[Stages], scored: &[Scored]) -> Report {
-    let data = evaluation.data;
-    let figures = Figures::of(data, tasks.iter().map(|(task, _)| *task).collect(), scored);
-    Report {
-        data: data.name.clone(),
-        split: evaluation.split,
-        measure: if data.multi_label { "F1-macro" } else { "accuracy" }.to_owned(),
-        eta: evaluation.missing.eta,
-        missing: evaluation.missing.kind,
-        seed: evaluation.missing.seed,
-        samples: scored.len(),
-        oracle: figures.column("task-oracle".to_owned(), Decision::Oracle),
-        agnostic: rules
-            .iter()
-            .enumerate()
-            .map(|(rule, stages)| figures.column(format!("task-agnostic, {}", stages.name()), Decision::Key(rule)))
-            .collect(),
-        notes: notes(evaluation, tasks, rules),
+    let of = Evaluated { data: evaluation.data, missing: evaluation.missing, split: evaluation.split };
+    let rules_named = rules.iter().map(Stages::name).collect();
+    of.report(tasks.iter().map(|(task, _)| *task).collect(), rules_named, scored, notes(evaluation, tasks, rules))
+}
+
+/// The items that figures are of.
+#[derive(Clone, Copy)]
+pub(super) struct Evaluated<'a> {
+    pub(super) data: &'a Dataset,
+    pub(super) missing: &'a MissingTable,
+    pub(super) split: Split,
+}
+
+impl Evaluated<'_> {
+    /// The report on samples of the tasks with these indices in the data set. `rules`: names of the ways in
+    /// which the task is decided.
+    pub(super) fn report(self, tasks: Vec<usize>, rules: Vec<String>, scored: &[Scored], notes: Vec<String>) -> Report {
+        let Self { data, missing, split } = self;
+        let figures = Figures::of(data, tasks, scored);
+        Report {
+            data: data.name.clone(),
+            split,
+            measure: if data.multi_label { "F1-macro" } else { "accuracy" }.to_owned(),
+            eta: missing.eta,
+            missing: missing.kind,
+            seed: missing.seed,
+            samples: scored.len(),
+            oracle: figures.column("task-oracle".to_owned(), Decision::Oracle),
+            agnostic: rules
+                .iter()
+                .enumerate()
+                .map(|(rule, name)| figures.column(format!("task-agnostic, {name}"), Decision::Key(rule)))
+                .collect(),
+            notes,
+        }
     }
 }
 
@@ -103,7 +170,7 @@ impl<'a> Figures<'a> {
             // samples.
             mean((0..tasks.len()).filter_map(|task| self.score(decision, chosen.clone().filter(move |s| s.task == task), last)))
         });
-        let right = |s: &Scored| decision.prediction(s, last).is_some();
+        let right = |s: &Scored| decision.route(s, last) == Some(s.task);
         let share = |hits: usize, of: usize| (of > 0).then(|| 100.0 * hits as f64 / of as f64);
         let routing = ByPattern::of(&presence, |chosen| share(chosen.iter().filter(|&&i| right(&scored[i])).count(), chosen.len()));
         let stages = if self.data.multi_label { 0..tasks.len() } else { 0..0 };
@@ -148,13 +215,12 @@ impl<'a> Figures<'a> {
     fn over_all_seen(&self, decision: Decision, stage: usize) -> Option<f64> {
         let mut tally = Tally::default();
         for sample in self.scored.iter().filter(|s| s.task <= stage) {
-            let route = decision.route(sample, stage);
             let true_classes = &self.data.items[sample.item].all_classes;
             let (mut predicted, mut truth) = (Vec::new(), Vec::new());
             for (position, task) in self.tasks[..=stage].iter().enumerate() {
                 let (first, count) = (self.data.first_class(*task), self.data.tasks[*task].labels.len());
                 truth.extend((first..first + count).map(|class| true_classes.contains(class)));
-                match sample.predictions.get(&position).filter(|_| route == Some(position)) {
+                match decision.labels(sample, position, stage) {
                     Some(Label::Classes(flags)) => predicted.extend(flags),
                     _ => predicted.resize(truth.len(), false),
                 }
@@ -212,7 +278,7 @@ fn other_tables<'a>(evaluated: &MissingTable, recorded: impl Iterator<Item = (&'
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{ClassSet, Item, MissingKind, Split, Task};
+    use crate::data::{ClassSet, Item, MissingKind, Task};
 
     fn item(task: usize, label: Label, all_classes: &[usize]) -> Item {
         let all_classes = all_classes.iter().copied().collect::<ClassSet>();
@@ -234,8 +300,9 @@ mod tests {
             item,
             task: data.items[item].task,
             presence: Presence::Complete,
-            predictions: predictions.iter().cloned().collect(),
+            predictions: Predictions::Fixed(predictions.iter().cloned().collect()),
             routes: vec![routes.iter().map(|task| Some(*task)).collect()],
+            unrouted: false,
         }
     }
 

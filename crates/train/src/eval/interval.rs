@@ -54,15 +54,24 @@ impl Groups {
     /// The 2.5th and the 97.5th percentile of AP over the draws, in percent. `count` adds the sample of an
     /// index to a tally; AP is the mean over the tasks' scores. `None` without samples.
     pub(super) fn interval(&self, count: impl Fn(&mut Tally, usize)) -> Option<[f64; 2]> {
+        percentiles(self.draws(count))
+    }
+
+    /// AP over all samples, in percent; `None` without samples.
+    pub(super) fn ap(&self, count: impl Fn(&mut Tally, usize)) -> Option<f64> {
+        let mut tasks: BTreeMap<usize, Tally> = BTreeMap::new();
+        self.tasks.iter().enumerate().for_each(|(sample, &task)| count(tasks.entry(task).or_default(), sample));
+        mean(tasks.values().filter_map(Tally::score))
+    }
+
+    /// AP under each draw, in percent; empty without samples.
+    pub(super) fn draws(&self, count: impl Fn(&mut Tally, usize)) -> Vec<f64> {
         // By group: the tally of its samples of each task.
         let mut tallies: Vec<BTreeMap<usize, Tally>> = vec![BTreeMap::new(); self.count];
         for (sample, (&group, &task)) in self.of_sample.iter().zip(&self.tasks).enumerate() {
             count(tallies[group].entry(task).or_default(), sample);
         }
-        let mut drawn: Vec<f64> = (0..DRAWS).into_par_iter().filter_map(|draw| self.draw(draw as u64, &tallies)).collect();
-        drawn.sort_unstable_by(f64::total_cmp);
-        let cut = drawn.len() / 40;
-        Some([*drawn.get(cut)?, *drawn.get(drawn.len() - 1 - cut)?])
+        (0..DRAWS).into_par_iter().filter_map(|draw| self.draw(draw as u64, &tallies)).collect()
     }
 
     /// AP of one draw. A task of which no sample is drawn is left out.
@@ -78,6 +87,13 @@ impl Groups {
         }
         mean(tasks.values().filter_map(Tally::score))
     }
+}
+
+/// The 2.5th and the 97.5th percentile of some draws; `None` without any.
+pub(super) fn percentiles(mut drawn: Vec<f64>) -> Option<[f64; 2]> {
+    drawn.sort_unstable_by(f64::total_cmp);
+    let cut = drawn.len() / 40;
+    Some([*drawn.get(cut)?, *drawn.get(drawn.len() - 1 - cut)?])
 }
 
 #[cfg(test)]

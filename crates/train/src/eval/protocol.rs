@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::figures::{Scored, report};
+use super::figures::{Predictions, Scored, report};
 use super::report::{Report, SampleRecord};
 use crate::data::{Dataset, DatasetError, Label, MissingTable, Samples, Split, predict};
 use delo_catalogue::{Catalogue, CatalogueError, Resident, RoutingRule};
@@ -106,13 +106,15 @@ pub fn evaluate(evaluation: &Evaluation<'_>, progress: &mut dyn FnMut(usize, usi
             let wanted: Vec<BTreeSet<usize>> = routes.iter().map(|routes| answering(position, routes, data.multi_label)).collect();
             let predictions = predictions(engine, &everything, &tasks, samples, &wanted)?;
             for (((sample, row), routes), predictions) in samples.iter().zip(&rows[chunk]).zip(routes).zip(predictions) {
-                scored.push(Scored { item: *row, task: position, presence: sample.presence(), predictions, routes });
+                let (presence, predictions) = (sample.presence(), Predictions::Fixed(predictions));
+                scored.push(Scored { item: *row, task: position, presence, predictions, routes, unrouted: false });
             }
             progress(scored.len(), total);
             Ok::<_, EvalError>(())
         })?;
     }
-    let samples = scored.iter().map(|sample| record(data, &tasks, sample)).collect();
+    let order: Vec<usize> = tasks.iter().map(|(task, _)| *task).collect();
+    let samples = scored.iter().map(|sample| sample.record(data, &order)).collect();
     Ok(Evaluated { report: report(evaluation, &tasks, &rules, &scored), samples })
 }
 
@@ -150,29 +152,6 @@ pub struct Evaluated {
     pub report: Report,
     /// In the order of the tasks, then of the data set's list.
     pub samples: Vec<SampleRecord>,
-}
-
-fn record(data: &Dataset, tasks: &[(usize, Arc<Resident>)], sample: &Scored) -> SampleRecord {
-    let (task, resident) = &tasks[sample.task];
-    let labels = &resident.partition.meta.labels;
-    let named = |label: &Label| -> Vec<String> {
-        match label {
-            Label::Class(class) => vec![labels[*class].clone()],
-            Label::Classes(flags) => labels.iter().zip(flags).filter(|(_, flag)| **flag).map(|(label, _)| label.clone()).collect(),
-        }
-    };
-    let item = &data.items[sample.item];
-    let routed = |stages: &Vec<Option<usize>>| stages.last().copied().flatten().map(|position| tasks[position].1.task().to_owned());
-    SampleRecord {
-        item: sample.item,
-        image: item.image.clone(),
-        group: item.group.clone(),
-        task: data.tasks[*task].name.clone(),
-        pattern: sample.presence,
-        truth: named(&item.label),
-        prediction: named(&sample.predictions[&sample.task]),
-        routed: sample.routes.iter().map(routed).collect(),
-    }
 }
 
 impl Evaluation<'_> {

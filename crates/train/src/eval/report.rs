@@ -71,10 +71,13 @@ pub struct SampleRecord {
     pub pattern: Presence,
     /// True labels.
     pub truth: Vec<String>,
-    /// Labels that the true task's partition predicts.
+    /// Labels that are predicted among those of the true task: by its partition, or by a learner of all tasks.
     pub prediction: Vec<String>,
     /// The task that each routing rule chooses, in the order of the report's task-agnostic columns.
     pub routed: Vec<Option<String>>,
+    /// The prediction counts whichever task is chosen: that of a multi-label learner of all tasks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unrouted: bool,
 }
 
 /// The figures of METHOD.md 6: the task-oracle column never comes without its task-agnostic ones.

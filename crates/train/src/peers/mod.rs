@@ -5,6 +5,7 @@
 //! One file each. They are for tables: an artifact, which a server loads, is made by [`crate::training`].
 
 pub mod dualprompt;
+mod features;
 mod fit;
 mod heads;
 mod hidden_side;
@@ -12,6 +13,8 @@ pub mod inflora;
 pub mod l2p;
 pub mod map;
 pub mod msp;
+pub mod named;
+pub mod nearest_mean;
 pub mod rebq;
 mod subspace;
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod objective;
 pub mod optimiser;
 pub mod prefix;
 pub mod schedule;
+pub mod sequence;
 pub mod session;
 pub mod settings;
 mod statistics;
@@ -16,6 +17,8 @@ pub mod trainer;
 
 pub use error::TrainError;
 pub use objective::AlignedLayers;
+pub use sequence::{KeyChoices, artifact_names, settings_to_renew};
 pub use session::{Session, settings_of};
 pub use settings::{Settings, SettingsError};
+pub use step_log::StepRecord;
 pub use trainer::{Event, Outputs, Trained, renew, train};

@@ -1,0 +1,171 @@
+//! One cell of a benchmark: all that decides its result.
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::plan::PlanError;
+use delo_model::MethodKind;
+use delo_train::peers::named::{named, names};
+use delo_train::training::KeyChoices;
+use delo_train::{MissingKind, Settings, Split};
+
+/// A method with its settings, data, missing table and seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    /// The name of its folder: `ROW,seed=N`.
+    pub name: String,
+    /// The name of its row in the table: the cells of a row differ by their seed alone.
+    pub row: String,
+    /// The name of the plan's table that it comes from.
+    pub base: String,
+    /// A method that makes partitions (`delo`, `lora`, `linear`) or a peer.
+    pub method: String,
+    /// The folder of the data set.
+    pub data: PathBuf,
+    /// A Hugging Face ViLT checkpoint directory; `None`: the one in the program.
+    pub backbone: Option<PathBuf>,
+    /// Texts may hold special tokens.
+    pub special_tokens: bool,
+    /// Share of each task's and split's items that lose a modality.
+    pub eta: f64,
+    /// The modality that they lose.
+    pub missing: MissingKind,
+    /// Decides the missing table and all that is random in training.
+    pub seed: u64,
+    /// The splits to evaluate.
+    pub splits: Vec<Split>,
+    /// The name of the cell whose adapters and heads are taken over: only keys, class statistics and the share
+    /// of the head are this cell's own.
+    pub adapters_of: Option<String>,
+    /// The hyper-parameters of training.
+    pub settings: Settings,
+    /// How partitions decide the task.
+    pub key: KeyChoices,
+    /// The settings that the peer has beside those of training.
+    pub peer: Map<String, Value>,
+}
+
+/// The settings that a cell which takes over adapters may change: all others are those of their training.
+pub const RENEWED: [&str; 5] = ["metric", "key_signal", "plain_signal", "plain_average", "head_weight"];
+
+/// Where the data and the checkpoint are that a plan leaves to its user.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// In place of every cell's `data`.
+    pub data: Option<PathBuf>,
+    /// In place of every cell's `backbone`.
+    pub backbone: Option<PathBuf>,
+    /// The folder that the paths of the plan are relative to.
+    pub relative_to: PathBuf,
+}
+
+impl Cell {
+    /// A cell of a plan's table `base`, whose row is `row`, with these settings, one value each.
+    ///
+    /// # Errors
+    /// [`PlanError`] names the cell and the setting.
+    pub fn of(
+        base: &str,
+        row: &str,
+        mut values: Map<String, Value>,
+        adapters_of: Option<String>,
+        sources: &Sources,
+    ) -> Result<Self, PlanError> {
+        let mut read = Reader { cell: row, values: &mut values };
+        let method: String = read.take("method")?.unwrap_or_else(|| "delo".to_owned());
+        let path = |path: PathBuf| sources.relative_to.join(path);
+        let data = read.take::<PathBuf>("data")?.map(path);
+        let backbone = read.take::<PathBuf>("backbone")?.map(path);
+        let seed = read.take("seed")?.unwrap_or(0);
+        let special_tokens = read.take("special_tokens")?.unwrap_or(false);
+        let eta = read.take("eta")?.unwrap_or(0.7);
+        let missing = read.take("missing")?.unwrap_or(MissingKind::Both);
+        let splits = read.take("splits")?.unwrap_or_else(|| vec![Split::Val, Split::Test]);
+        let mut settings: Settings = read.part(
+            &json!(Settings { method: MethodKind::Lora, head_weight: 0.5, residual: true, ..Settings::default() }),
+            &json!(Settings::default()),
+        )?;
+        settings.seed = seed;
+        let key: KeyChoices = read.part(&json!(KeyChoices::default()), &json!(KeyChoices::default()))?;
+        let problem = |problem: String| PlanError::Cell { cell: row.to_owned(), problem };
+        match method.parse::<MethodKind>() {
+            Ok(kind) => {
+                settings.method = kind;
+                if let Some(key) = values.keys().next() {
+                    return Err(problem(format!("{key:?} is no setting of {method}")));
+                }
+            }
+            Err(_) if names().all(|name| name != method) => {
+                let known = MethodKind::ALL.map(|kind| kind.to_string()).into_iter().chain(names().map(str::to_owned));
+                return Err(problem(format!("{method:?} is no method: give one of {}", known.collect::<Vec<_>>().join(", "))));
+            }
+            Err(_) if adapters_of.is_some() => {
+                return Err(problem(format!("{method} makes no partitions: adapters_of goes with delo, lora and linear")));
+            }
+            Err(_) => drop(named(&method, values.clone()).map_err(|e| problem(e.to_string()))?),
+        }
+        if !(0.0..=1.0).contains(&eta) {
+            return Err(problem(format!("eta {eta}: give a share from 0 to 1")));
+        }
+        Ok(Self {
+            name: format!("{row},seed={seed}"),
+            row: row.to_owned(),
+            base: base.to_owned(),
+            method,
+            data: sources
+                .data
+                .clone()
+                .or(data)
+                .ok_or_else(|| problem("no data: name the folder of a data set in the plan, or give --data".to_owned()))?,
+            backbone: sources.backbone.clone().or(backbone),
+            special_tokens,
+            eta,
+            missing,
+            seed,
+            splits,
+            adapters_of,
+            settings,
+            key,
+            peer: values,
+        })
+    }
+
+    /// Whether the method makes partitions, which a server can load.
+    pub fn makes_partitions(&self) -> bool {
+        self.method.parse::<MethodKind>().is_ok()
+    }
+}
+
+/// Takes settings out of a cell's table.
+struct Reader<'a> {
+    cell: &'a str,
+    values: &'a mut Map<String, Value>,
+}
+
+impl Reader<'_> {
+    fn take<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<T>, PlanError> {
+        let read = |value| serde_json::from_value(value).map_err(|e| self.wrong(key, &e));
+        self.values.get(key).cloned().map(read).transpose().inspect(|_| drop(self.values.remove(key)))
+    }
+
+    /// The settings of one struct, whose names are those of `names`, over its `defaults`.
+    fn part<T: DeserializeOwned>(&mut self, names: &Value, defaults: &Value) -> Result<T, PlanError> {
+        let mut part = defaults.clone();
+        let names = names.as_object().into_iter().flat_map(Map::keys).filter(|name| *name != "seed" && *name != "method");
+        for name in names {
+            if let Some(value) = self.values.remove(name) {
+                part[name] = value;
+            }
+        }
+        serde_path_to_error::deserialize(part).map_err(|e| {
+            let key = e.path().to_string();
+            self.wrong(&key, &e.into_inner())
+        })
+    }
+
+    fn wrong(&self, key: &str, problem: &dyn std::fmt::Display) -> PlanError {
+        PlanError::Cell { cell: self.cell.to_owned(), problem: format!("{key}: {problem}") }
+    }
+}

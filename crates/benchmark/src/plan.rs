@@ -1,0 +1,326 @@
+//! The plan of a benchmark: a TOML file of cells.
+//!
+//! ```toml
+//! reference = "delo"             # the row that the others' differences are to
+//!
+//! [defaults]                     # settings of every cell that does not set them itself
+//! data = "data/emoji-cmml"       # paths are relative to the plan's folder
+//! seed = [0, 1, 2]               # a list gives a cell for each entry
+//!
+//! [[cell]]
+//! name = "delo"                  # delo,rank=2,seed=0 and so on
+//! method = "delo"
+//! rank = [2, 4]
+//!
+//! [[cell]]
+//! name = "head-alone"
+//! adapters_of = "delo"           # the trained adapters of that cell, and its settings
+//! head_weight = 1.0
+//! ```
+//!
+//! `docs/BENCHMARK.md` lists the settings.
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::cell::{Cell, RENEWED, Sources};
+use super::expansion::combinations;
+
+/// Why a plan cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A file that is no TOML of this form.
+    #[error("{name}: {problem}")]
+    Format {
+        /// The plan.
+        name: String,
+        /// What is wrong, with its line.
+        problem: String,
+    },
+    /// A file that cannot be read.
+    #[error("cannot read {name}: {source}; name a plan, or cmml for the built-in one")]
+    Unreadable {
+        /// The plan.
+        name: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A cell with a setting that it does not have, or of a wrong value.
+    #[error("cell {cell:?}: {problem}")]
+    Cell {
+        /// Name of the cell's row.
+        cell: String,
+        /// What is wrong, and what is expected.
+        problem: String,
+    },
+    /// Two cells that would have one folder.
+    #[error("two cells are named {0:?}: give one of them another name")]
+    Twice(String),
+    /// A pattern of `--only` that is none, or that fits no cell.
+    #[error("--only {pattern:?}: {problem}")]
+    Only {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// The cells of a benchmark, and the row that they are compared with.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The heading of the table.
+    pub title: String,
+    /// The row, or the table of the plan, that differences are to.
+    pub reference: Option<String>,
+    /// In the order of the plan.
+    pub cells: Vec<Cell>,
+    /// By name of a row: the tables and figures of the paper that it belongs to.
+    pub shows: BTreeMap<String, Vec<String>>,
+}
+
+/// The file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    title: Option<String>,
+    #[serde(default)]
+    reference: Option<String>,
+    #[serde(default)]
+    defaults: Map<String, Value>,
+    #[serde(default)]
+    cell: Vec<Map<String, Value>>,
+}
+
+impl Plan {
+    /// Reads a plan from a file; its paths are relative to the file's folder.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn open(path: &Path, sources: Sources) -> Result<Self, PlanError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| PlanError::Unreadable { name: name.clone(), source })?;
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        Self::parse(&name, &text, &Sources { relative_to: folder, ..sources })
+    }
+
+    /// Reads a plan from its text. `name`: for messages.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn parse(name: &str, text: &str, sources: &Sources) -> Result<Self, PlanError> {
+        let format = |problem: String| PlanError::Format { name: name.to_owned(), problem };
+        let file: File = toml::from_str(text).map_err(|e| format(e.to_string()))?;
+        if file.cell.is_empty() {
+            return Err(format("no [[cell]]: a plan names at least one".to_owned()));
+        }
+        let mut plan = Self {
+            title: file.title.unwrap_or_else(|| name.to_owned()),
+            reference: file.reference,
+            cells: Vec::new(),
+            shows: BTreeMap::new(),
+        };
+        let mut tables = BTreeMap::new();
+        for table in file.cell {
+            let table = Table::of(table, &file.defaults, &tables).map_err(&format)?;
+            plan.add(&table, sources)?;
+            tables.insert(table.name.clone(), table);
+        }
+        let mut names = BTreeSet::new();
+        if let Some(twice) = plan.cells.iter().find(|cell| !names.insert(cell.name.clone())) {
+            return Err(PlanError::Twice(twice.name.clone()));
+        }
+        if let Some(reference) =
+            plan.reference.as_ref().filter(|name| plan.cells.iter().all(|cell| cell.row != **name && cell.base != **name))
+        {
+            return Err(format(format!("reference {reference:?} is no cell of the plan")));
+        }
+        Ok(plan)
+    }
+
+    /// The cells of a table.
+    fn add(&mut self, table: &Table, sources: &Sources) -> Result<(), PlanError> {
+        for mut combination in combinations(&table.values) {
+            let row = combination.row(&table.name);
+            if let Some(shows) = combination.values.remove("shows") {
+                let shows =
+                    serde_json::from_value(shows).map_err(|e| PlanError::Cell { cell: row.clone(), problem: format!("shows: {e}") })?;
+                self.shows.insert(row.clone(), shows);
+            }
+            let trained = table.adapters_of.as_ref().map(|parent| {
+                let mut of_parent = combination.clone();
+                of_parent.varied.retain(|(key, _)| !table.own.contains(key));
+                let seed = combination.values.get("seed").cloned().unwrap_or_else(|| 0.into());
+                format!("{},seed={seed}", of_parent.row(parent))
+            });
+            self.cells.push(Cell::of(&table.name, &row, combination.values, trained, sources)?);
+        }
+        Ok(())
+    }
+
+    /// The plan with the cells alone whose names, or the names of whose rows, fit a pattern such as `delo,*`, and
+    /// those whose adapters they take over.
+    ///
+    /// # Errors
+    /// [`PlanError::Only`].
+    pub fn only(&self, pattern: &str) -> Result<BTreeSet<String>, PlanError> {
+        let fail = |problem: String| PlanError::Only { pattern: pattern.to_owned(), problem };
+        let glob = glob::Pattern::new(pattern).map_err(|e| fail(e.to_string()))?;
+        let fits = |cell: &&Cell| glob.matches(&cell.name) || glob.matches(&cell.row);
+        let found: BTreeSet<String> =
+            self.cells.iter().filter(fits).flat_map(|cell| cell.adapters_of.iter().chain([&cell.name])).cloned().collect();
+        if found.is_empty() {
+            return Err(fail("no cell has such a name; --list shows them".to_owned()));
+        }
+        Ok(found)
+    }
+}
+
+/// One table of the file, with all settings that it has.
+struct Table {
+    name: String,
+    /// Its own settings, over those of the table whose adapters it takes over, over the defaults.
+    values: Map<String, Value>,
+    adapters_of: Option<String>,
+    /// The settings that the table itself sets, where it takes over adapters.
+    own: BTreeSet<String>,
+}
+
+impl Table {
+    fn of(mut table: Map<String, Value>, defaults: &Map<String, Value>, earlier: &BTreeMap<String, Self>) -> Result<Self, String> {
+        let mut text = |key: &str| match table.remove(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(format!("{key} {other}: give a text")),
+        };
+        let (name, adapters_of) = (text("name")?, text("adapters_of")?);
+        let name = name.or_else(|| table.get("method")?.as_str().map(str::to_owned)).ok_or("a [[cell]] without name and method")?;
+        let plain = |c: char| c.is_alphanumeric() || " .+-_@".contains(c);
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+            return Err(format!("name {name:?}: it names a folder; use letters, digits and .+-_@, no dot first"));
+        }
+        let own: BTreeSet<String> = table.keys().filter(|key| *key != "shows").cloned().collect();
+        let mut values = defaults.clone();
+        if let Some(parent) = &adapters_of {
+            let parent =
+                earlier.get(parent).ok_or_else(|| format!("cell {name:?}: adapters_of {parent:?} is no earlier cell of the plan"))?;
+            if parent.adapters_of.is_some() {
+                return Err(format!("cell {name:?}: {:?} takes over adapters itself: name the cell that trains them", parent.name));
+            }
+            if let Some(key) = own.iter().find(|key| !RENEWED.contains(&key.as_str()) && *key != "splits") {
+                return Err(format!(
+                    "cell {name:?}: {key} is decided by the training of {:?}; with adapters_of, set {} alone",
+                    parent.name,
+                    RENEWED.join(", ")
+                ));
+            }
+            if let Some(key) = own.iter().find(|key| parent.values.get(*key).is_some_and(Value::is_array) && *key != "splits") {
+                return Err(format!("cell {name:?}: {:?} has a list of {key}: give each its own cell", parent.name));
+            }
+            values = parent.values.clone();
+            values.remove("shows");
+        }
+        values.extend(table);
+        Ok(Self { name, values, adapters_of, own })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(text: &str) -> Result<Plan, PlanError> {
+        let sources = Sources { relative_to: "folder".into(), ..Sources::default() };
+        Plan::parse("plan.toml", text, &sources)
+    }
+
+    fn names(plan: &Plan) -> Vec<&str> {
+        plan.cells.iter().map(|cell| cell.name.as_str()).collect()
+    }
+
+    const PLAN: &str = r#"
+        reference = "delo"
+        [defaults]
+        data = "emoji"
+        seed = [0, 1]
+        lr = 1e-3
+        [[cell]]
+        name = "delo"
+        rank = [2, 4]
+        [[cell]]
+        name = "half"
+        adapters_of = "delo"
+        head_weight = [0.5, 0]
+        metric = "lda"
+        [[cell]]
+        method = "nearest_mean"
+        signal = "summary"
+        eta = 1
+    "#;
+
+    #[test]
+    fn lists_become_cells_whose_names_say_what_varies() {
+        let plan = plan(PLAN).unwrap();
+        let expected = [
+            "delo,rank=2,seed=0",
+            "delo,rank=4,seed=0",
+            "delo,rank=2,seed=1",
+            "delo,rank=4,seed=1",
+            "half,head_weight=0.5,rank=2,seed=0",
+            "nearest_mean,seed=0",
+            "nearest_mean,seed=1",
+        ];
+        assert!(expected.iter().all(|name| names(&plan).contains(name)), "{:?}", names(&plan));
+        assert_eq!(plan.cells.len(), 4 + 8 + 2);
+        let cell = |name: &str| plan.cells.iter().find(|cell| cell.name == name).unwrap();
+        let delo = cell("delo,rank=4,seed=1");
+        assert_eq!((delo.settings.rank, delo.settings.seed, delo.seed, delo.settings.lr), (4, 1, 1, 1e-3));
+        assert_eq!((delo.row.as_str(), delo.data.as_path()), ("delo,rank=4", Path::new("folder/emoji")));
+        let half = cell("half,head_weight=0.5,rank=4,seed=1");
+        assert_eq!(half.adapters_of.as_deref(), Some("delo,rank=4,seed=1"));
+        assert_eq!((half.settings.rank, half.settings.head_weight, half.key.metric.to_string().as_str()), (4, 0.5, "lda"));
+        assert_eq!(cell("nearest_mean,seed=0").eta, 1.0);
+    }
+
+    #[test]
+    fn a_pattern_chooses_cells_and_those_whose_adapters_they_need() {
+        let plan = plan(PLAN).unwrap();
+        let found = plan.only("half,*rank=2,seed=1").unwrap();
+        assert_eq!(
+            found.iter().map(String::as_str).collect::<Vec<_>>(),
+            ["delo,rank=2,seed=1", "half,head_weight=0,rank=2,seed=1", "half,head_weight=0.5,rank=2,seed=1"]
+        );
+        assert!(plan.only("none*").unwrap_err().to_string().contains("--list"));
+    }
+
+    #[test]
+    fn a_refusal_names_the_cell_and_the_setting() {
+        let refused = |cell: &str| plan(&format!("[defaults]\ndata = \"x\"\n[[cell]]\nname = \"a\"\n{cell}")).unwrap_err().to_string();
+        for (cell, words) in [
+            ("rnak = 2", "cell \"a\": \"rnak\" is no setting of delo"),
+            ("rank = \"two\"", "cell \"a\": rank: invalid type"),
+            ("method = \"l3p\"", "\"l3p\" is no method: give one of delo, lora, linear, nearest_mean"),
+            ("method = \"nearest_mean\"\nsize = 3", "unknown field `size`"),
+            ("eta = 1.5", "eta 1.5"),
+            ("missing = \"none\"", "missing: unknown variant"),
+            ("adapters_of = \"b\"", "no earlier cell"),
+            ("[[cell]]\nname = \"a\"", "two cells are named \"a,seed=0\""),
+            ("[[cell]]\nname = \"b\"\nadapters_of = \"a\"\nlr = 1", "lr is decided by the training of \"a\""),
+            ("[[cell]]\nname = \"b/c\"", "it names a folder"),
+        ] {
+            let error = refused(cell);
+            assert!(error.contains(words), "{cell}: {error}");
+        }
+        assert!(plan("[[cell]]\nmethod = \"delo\"").unwrap_err().to_string().contains("--data"));
+        assert!(
+            plan("reference = \"x\"\n[defaults]\ndata=\"x\"\n[[cell]]\nmethod = \"delo\"")
+                .unwrap_err()
+                .to_string()
+                .contains("reference \"x\"")
+        );
+        assert!(plan("cells = 3").unwrap_err().to_string().contains("unknown field"));
+    }
+}

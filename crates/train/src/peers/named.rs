@@ -1,0 +1,63 @@
+//! The peers by the names that a benchmark's plan gives them: the one place that knows which there are.
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::ContinualLearner;
+use super::nearest_mean::NearestMean;
+
+/// Makes a peer with settings of its own; those that are left out have their defaults.
+type Make = fn(Map<String, Value>) -> Result<Box<dyn ContinualLearner>, serde_json::Error>;
+
+/// Each peer with its name.
+const PEERS: &[(&str, Make)] = &[("nearest_mean", |settings| Ok(Box::new(NearestMean::new(read(settings)?))))];
+
+/// Why there is no such peer.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// A name that no peer has.
+    #[error("{0:?} is no method: give one of {known}", known = names().collect::<Vec<_>>().join(", "))]
+    Unknown(String),
+    /// Settings that the peer does not have, or of the wrong type.
+    #[error("settings of {method}: {source}")]
+    Settings {
+        /// Name of the peer.
+        method: String,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+}
+
+/// The names of all peers.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    PEERS.iter().map(|(name, _)| *name)
+}
+
+/// The peer of this name, before its first session.
+///
+/// # Errors
+/// [`PeerError`].
+pub fn named(name: &str, settings: Map<String, Value>) -> Result<Box<dyn ContinualLearner>, PeerError> {
+    let (_, make) = PEERS.iter().find(|(known, _)| *known == name).ok_or_else(|| PeerError::Unknown(name.to_owned()))?;
+    make(settings).map_err(|source| PeerError::Settings { method: name.to_owned(), source })
+}
+
+fn read<T: DeserializeOwned>(settings: Map<String, Value>) -> Result<T, serde_json::Error> {
+    serde_json::from_value(Value::Object(settings))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_peer_is_made_without_settings_and_refuses_those_that_it_does_not_have() {
+        for name in names() {
+            assert!(named(name, Map::new()).is_ok(), "{name}");
+            let wrong = Map::from_iter([("no_such_setting".to_owned(), 1.into())]);
+            let error = named(name, wrong).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(error.contains(name) && error.contains("no_such_setting"), "{name}: {error}");
+        }
+        let error = named("none", Map::new()).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("nearest_mean"), "{error}");
+    }
+}

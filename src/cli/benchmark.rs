@@ -1,0 +1,184 @@
+//! `delo benchmark`: tables of methods side by side.
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::Failure;
+use super::compute::{ComputeArgs, at_least_one};
+use super::output::{print, table};
+use super::train::created;
+use crate::logging::say;
+use delo_benchmark::cell::Sources;
+use delo_benchmark::folder::CellRecord;
+use delo_benchmark::jobs::{self, Job, JobEvent};
+use delo_benchmark::rows::Rows;
+use delo_benchmark::run::{self, RunOptions};
+use delo_benchmark::{Cell, CellFolder, Plan, State, table::markdown};
+use delo_engine::DeviceChoice;
+use delo_kernels::Precision;
+use delo_process::durable::replace;
+use delo_train::Dataset;
+
+/// Trains and evaluates the cells of a plan side by side, and writes their table.
+///
+/// A plan is a TOML file of cells: methods with their settings, data, missing modalities and seeds. Each cell runs
+/// in a process of its own and keeps its configuration, log, partitions, samples and figures in
+/// DIR/cells/NAME. The same command goes on where it was interrupted. The table is DIR/table.md and
+/// DIR/table.json; docs/BENCHMARK.md tells how to read it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    delo benchmark plan.toml --out runs/benchmark\n  \
+    delo benchmark plan.toml --out runs/benchmark --jobs 2 --only 'delo,*seed=0'\n  \
+    delo benchmark plan.toml --out runs/benchmark --list")]
+pub struct BenchmarkArgs {
+    /// The plan
+    #[arg(value_name = "PLAN.toml", required_unless_present = "run_cell")]
+    plan: Option<PathBuf>,
+    /// The folder of everything that is written
+    #[arg(long, value_name = "DIR", required_unless_present = "run_cell")]
+    out: Option<PathBuf>,
+    /// Cells that run at a time, each in a process; they share the threads
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    jobs: usize,
+    /// Run the cells whose names fit this pattern, as 'delo,*'; the table has all
+    #[arg(long, value_name = "PATTERN")]
+    only: Option<String>,
+    /// Print the cells and how far each is, and run none
+    #[arg(long)]
+    list: bool,
+    /// A data set, in place of the plan's
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    data: Option<PathBuf>,
+    /// A Hugging Face ViLT checkpoint directory, in place of the plan's
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    backbone: Option<PathBuf>,
+    /// Memory for the states of the frozen layers, in MiB, of all cells together
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    cache_mib: usize,
+    /// Steps between the checkpoints of a session; 0 means at the end of each epoch
+    #[arg(long, value_name = "STEPS", default_value_t = 0)]
+    checkpoint_every: usize,
+    /// Run the cell of this folder in this process, until its standard input ends
+    #[arg(long, value_name = "FOLDER", hide = true)]
+    run_cell: Option<PathBuf>,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+pub fn run(args: BenchmarkArgs) -> Result<(), Failure> {
+    if let Some(folder) = &args.run_cell {
+        return run_cell(&args, folder);
+    }
+    // Both are required where no cell is named.
+    let (Some(path), Some(out)) = (&args.plan, &args.out) else { return Err(Failure::usage("give a plan and --out")) };
+    let sources = Sources { data: args.data.clone(), backbone: args.backbone.clone(), relative_to: PathBuf::new() };
+    let plan = Plan::open(path, sources).map_err(Failure::usage)?;
+    let chosen = match &args.only {
+        Some(pattern) => plan.only(pattern).map_err(Failure::usage)?,
+        None => plan.cells.iter().map(|cell| cell.name.clone()).collect(),
+    };
+    if args.list {
+        return list(&plan, &chosen, out);
+    }
+    let jobs = prepare(&plan, &chosen, out)?;
+    let finished = chosen.len() - jobs.len();
+    if finished > 0 {
+        print(&format!("{finished} of {} cells are finished already", chosen.len()))?;
+    }
+    let failed = jobs::run(&jobs, args.jobs, &|job| child(&args, job), &|event| match event {
+        JobEvent::Started(job) => say(&format!("{}: started", job.cell)),
+        JobEvent::Finished(job) => say(&format!("{}: finished", job.cell)),
+        JobEvent::Failed(job, problem) => say(&format!("{}: FAILED: {problem}", job.cell)),
+    });
+    let text = write_tables(&plan, out)?;
+    print(&text)?;
+    if failed > 0 {
+        return Err(format!("{failed} of {} cells have no result; the same command tries them again", chosen.len()).into());
+    }
+    Ok(())
+}
+
+/// Writes DIR/table.md and DIR/table.json, and returns the former.
+fn write_tables(plan: &Plan, out: &Path) -> Result<String, Failure> {
+    let rows = Rows::read(plan, out)?;
+    let text = markdown(&rows);
+    let mut json = serde_json::to_vec_pretty(&rows)?;
+    json.push(b'\n');
+    for (name, bytes) in [("table.md", text.as_bytes()), ("table.json", json.as_slice())] {
+        let path = out.join(name);
+        replace(&path, bytes).map_err(|e| format!("can't write {}: {e}", path.display()))?;
+    }
+    Ok(text)
+}
+
+/// The folders of the chosen cells, made or found; the jobs are those that are not finished.
+fn prepare(plan: &Plan, chosen: &BTreeSet<String>, out: &Path) -> Result<Vec<Job>, Failure> {
+    let (mut data, mut backbones) = (BTreeMap::new(), BTreeMap::new());
+    let mut jobs = Vec::new();
+    for cell in plan.cells.iter().filter(|cell| chosen.contains(&cell.name)) {
+        if !data.contains_key(&cell.data) {
+            data.insert(cell.data.clone(), Dataset::open(&cell.data)?.fingerprint()?);
+        }
+        if !backbones.contains_key(&cell.backbone) {
+            backbones.insert(cell.backbone.clone(), run::backbone_fingerprint(cell)?);
+        }
+        let record = CellRecord {
+            cell: cell.clone(),
+            data_fingerprint: data[&cell.data].clone(),
+            backbone_fingerprint: backbones[&cell.backbone].clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let folder = CellFolder::of(out, &cell.name);
+        if folder.prepare(&record)? != State::Finished {
+            jobs.push(Job { cell: cell.name.clone(), folder, after: cell.adapters_of.clone() });
+        }
+    }
+    Ok(jobs)
+}
+
+fn list(plan: &Plan, chosen: &BTreeSet<String>, out: &Path) -> Result<(), Failure> {
+    let state = |cell: &Cell| match CellFolder::of(out, &cell.name).state() {
+        State::NotRun => "not run",
+        State::Begun => "begun",
+        State::Finished => "finished",
+    };
+    let mut rows = vec![["cell", "method", "state", "adapters of"].map(str::to_owned).to_vec()];
+    for cell in plan.cells.iter().filter(|cell| chosen.contains(&cell.name)) {
+        rows.push(vec![cell.name.clone(), cell.method.clone(), state(cell).to_owned(), cell.adapters_of.clone().unwrap_or_default()]);
+    }
+    print(&table(&rows))
+}
+
+/// The process of one cell: this program, with its share of the threads and the memory.
+fn child(args: &BenchmarkArgs, job: &Job) -> Command {
+    let usable = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (args.compute.threads.unwrap_or(usable) / args.jobs).max(1);
+    let program = std::env::current_exe().unwrap_or_else(|_| "delo".into());
+    let mut command = Command::new(program);
+    command.args(["benchmark", "--run-cell"]).arg(job.folder.path());
+    command.args(["--threads", &threads.to_string(), "--cache-mib", &(args.cache_mib / args.jobs).to_string()]);
+    command.args(["--checkpoint-every", &args.checkpoint_every.to_string()]);
+    if let Some(isa) = args.compute.isa {
+        command.args(["--isa", &isa.to_string()]);
+    }
+    command.env("RAYON_NUM_THREADS", threads.to_string());
+    command
+}
+
+/// Runs one cell. The process ends with its parent: that holds the other end of the standard input.
+fn run_cell(args: &BenchmarkArgs, folder: &Path) -> Result<(), Failure> {
+    std::thread::spawn(|| {
+        let mut input = std::io::stdin().lock();
+        while input.read(&mut [0; 64]).is_ok_and(|n| n > 0) {}
+        std::process::exit(1);
+    });
+    let options = RunOptions {
+        engine: args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?,
+        cache_bytes: args.cache_mib << 20,
+        checkpoint_every: args.checkpoint_every,
+        created: created()?,
+    };
+    run::run(&CellFolder::at(folder.to_owned()), &options, &mut |line| drop(print(line)))?;
+    Ok(())
+}
