@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::plan::PlanError;
+use delo_engine::checkpoint::TextOptions;
 use delo_model::MethodKind;
 use delo_train::peers::named::{named, names};
 use delo_train::training::KeyChoices;
@@ -28,6 +29,9 @@ pub struct Cell {
     pub backbone: Option<PathBuf>,
     /// Texts may hold special tokens.
     pub special_tokens: bool,
+    /// The tokens of the longest text; `None`: as many as the checkpoint has positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_positions: Option<usize>,
     /// Share of each task's and split's items that lose a modality.
     pub eta: f64,
     /// The modality that they lose.
@@ -80,11 +84,12 @@ impl Cell {
         let backbone = read.take::<PathBuf>("backbone")?.map(path);
         let seed = read.take("seed")?.unwrap_or(0);
         let special_tokens = read.take("special_tokens")?.unwrap_or(false);
+        let text_positions = read.take("text_positions")?;
         let eta = read.take("eta")?.unwrap_or(0.7);
         let missing = read.take("missing")?.unwrap_or(MissingKind::Both);
         let splits = read.take("splits")?.unwrap_or_else(|| vec![Split::Val, Split::Test]);
         let mut settings: Settings = read.part(
-            &json!(Settings { method: MethodKind::Lora, head_weight: 0.5, residual: true, ..Settings::default() }),
+            &json!(Settings { method: MethodKind::Lora, head_weight: 0.5, residual: true, hidden_copies: true, ..Settings::default() }),
             &json!(Settings::default()),
         )?;
         settings.seed = seed;
@@ -121,6 +126,7 @@ impl Cell {
                 .ok_or_else(|| problem("no data: name the folder of a data set in the plan, or give --data".to_owned()))?,
             backbone: sources.backbone.clone().or(backbone),
             special_tokens,
+            text_positions,
             eta,
             missing,
             seed,
@@ -130,6 +136,11 @@ impl Cell {
             key,
             peer: values,
         })
+    }
+
+    /// How the cell's texts are read.
+    pub fn texts(&self) -> TextOptions {
+        TextOptions { special_tokens: self.special_tokens, positions: self.text_positions }
     }
 
     /// Whether the method makes partitions, which a server can load.

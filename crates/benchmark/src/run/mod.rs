@@ -112,7 +112,7 @@ struct Outcome {
 pub fn backbone_fingerprint(cell: &Cell) -> Result<String, CheckpointError> {
     let dir = ModelDir::from(cell.backbone.as_deref());
     let options = Options { precision: Some(Precision::F32), ..Options::default() };
-    let checkpoint = Checkpoint::load(&dir, Limits::default(), cell.special_tokens, options)?;
+    let checkpoint = Checkpoint::load(&dir, Limits::default(), cell.texts(), options)?;
     Ok(checkpoint.engine.backbone().fingerprint.clone())
 }
 
@@ -128,7 +128,7 @@ pub fn run(folder: &CellFolder, options: &RunOptions, say: &mut dyn FnMut(&str))
     let record = folder.record()?;
     let cell = &record.cell;
     let dir = ModelDir::from(cell.backbone.as_deref());
-    let Checkpoint { engine, processor } = Checkpoint::load(&dir, Limits::default(), cell.special_tokens, options.engine)?;
+    let Checkpoint { engine, processor } = Checkpoint::load(&dir, Limits::default(), cell.texts(), options.engine)?;
     let data = Dataset::open(&cell.data)?;
     if engine.backbone().fingerprint != record.backbone_fingerprint {
         return Err(RunError::Changed("backbone"));
