@@ -2,7 +2,8 @@
 //! gradients of the state and the low-rank factors.
 //!
 //! A layer is one operation of candle's graph. Its backward pass uses the values that its forward pass kept,
-//! and the transposes of the weights, which are packed at the first call of [`Engine::run_task`].
+//! and the transposes of the weights, which are packed at the first call of [`Engine::run_task`]. On other
+//! devices than the CPU, `backend/candle/learn.rs` computes the same in candle's operations.
 mod attention;
 mod low_rank;
 mod segment_mean;
@@ -47,10 +48,13 @@ impl Engine {
     /// adapted layer. The output is differentiable in the task's variables. Blocking.
     ///
     /// # Errors
-    /// An engine that does not compute in f32 on the CPU.
+    /// An engine that was not loaded for training ([`crate::Options::training`]) or computes in another
+    /// format than f32; a task whose variables lie on another device than [`Engine::learning_device`].
     pub fn run_task(&self, packed: &Packed, task: &TaskModel) -> Result<TaskOutput> {
-        let Compute::F32(backbone) = &self.compute else {
-            candle_core::bail!("training computes in f32 on the CPU: load the backbone with that precision and device");
+        let backbone = match &self.compute {
+            Compute::F32(backbone) => backbone,
+            Compute::Candle(backbone) => return backbone.run_task(packed, task),
+            _ => candle_core::bail!("training computes in f32: load the backbone for training, in that precision"),
         };
         let (first_layer, layers) = (task.method().first_adapted_layer(), self.backbone.config.num_hidden_layers);
         let (samples, d) = (packed.spans.len(), self.backbone.config.hidden_size);
