@@ -756,8 +756,10 @@ fn wrong_usage_ends_with_2_and_one_line() {
         assert!(line.starts_with("delo: "), "{line}");
     }
     if cfg!(not(feature = "cuda")) {
-        let line = failure(&["serve", "--device", "cuda:0"], 2);
-        assert!(line.contains("--features cuda") && line.contains("choose \"auto\" or \"cpu\""), "{line}");
+        for command in [&["serve"][..], &["train", "--data", "x", "--task", "0", "--out", "x"]] {
+            let line = failure(&[command, &["--device", "cuda:0"]].concat(), 2);
+            assert!(line.contains("--features cuda") && line.contains("choose \"auto\" or \"cpu\""), "{line}");
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::compute::ComputeArgs;
 use super::data::DataArgs;
 use super::output::print;
 use super::settings::SettingsArgs;
-use delo_engine::DeviceChoice;
+use delo_engine::{DeviceChoice, Options};
 use delo_kernels::Precision;
 use delo_model::partition::Artifact;
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric};
@@ -86,6 +86,11 @@ pub struct TrainArgs {
     /// computed at each step. Images are not kept, however many there are
     #[arg(long, value_name = "MIB", default_value_t = 1024, help_heading = "Output")]
     cache_mib: usize,
+    /// Where to compute: cpu, cuda:N or metal:N, the GPUs in a build that has them; auto for the first GPU that
+    /// opens, else the CPU. A GPU rounds otherwise: the same command gives the same partition on the same
+    /// device, and nearly the same on another
+    #[arg(long, default_value_t = DeviceChoice::Cpu, help_heading = "Compute")]
+    device: DeviceChoice,
     #[command(flatten)]
     compute: ComputeArgs,
 }
@@ -93,7 +98,8 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let (data, missing) = args.data.open()?;
     let runs = runs(&args, &data)?;
-    let backbone = args.backbone.load(args.data.special_tokens, args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?)?;
+    let options = Options { training: true, ..args.compute.start(Some(Precision::F32), args.device)? };
+    let backbone = args.backbone.load(args.data.special_tokens, options)?;
     let config = &backbone.engine.backbone().config;
     let key = KeyChoices {
         metric: args.key_metric,

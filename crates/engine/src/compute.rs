@@ -19,6 +19,9 @@ pub struct Options {
     pub isa: Option<Isa>,
     /// The processor.
     pub device: DeviceChoice,
+    /// Whether tasks are trained. A GPU then computes with candle's operations, which have a backward pass,
+    /// and not with our own kernels; the CPU needs nothing else.
+    pub training: bool,
 }
 
 /// The backbone in one number format on one processor.
@@ -65,7 +68,7 @@ impl Engine {
         if let Some(open) = options.device.open()? {
             let precision = options.precision.unwrap_or(open.fastest());
             #[cfg(feature = "cuda")]
-            if open.device.is_cuda() && CudaBackend::fits(loader.config()) {
+            if open.device.is_cuda() && !options.training && CudaBackend::fits(loader.config()) {
                 let (cuda, backbone) = CudaBackend::load(loader, open, precision)?;
                 return Ok(Self { compute: Compute::Cuda(cuda), backbone, dummy_text });
             }
@@ -84,5 +87,14 @@ impl Engine {
             }
         };
         Ok(Self { compute, backbone, dummy_text })
+    }
+
+    /// The device on which the variables of a task that learns must lie
+    /// ([`TaskModel::onto`](delo_model::TaskModel::onto)).
+    pub fn learning_device(&self) -> Device {
+        match &self.compute {
+            Compute::Candle(backbone) => backbone.device().clone(),
+            _ => Device::Cpu,
+        }
     }
 }

@@ -11,6 +11,7 @@
 //!
 //! The backward pass of a layer uses the values that its forward pass kept, and the transposes of the
 //! weights, which are packed at the first call.
+//! On other devices than the CPU, `backend/candle/learn.rs` computes one task's layers in candle's operations.
 pub mod additions;
 mod attention;
 mod layer;
@@ -53,8 +54,12 @@ impl Engine {
     /// adapted layer. The output is differentiable in the task's variables. Blocking.
     ///
     /// # Errors
-    /// An engine that does not compute in f32 on the CPU.
+    /// An engine that was not loaded for training ([`crate::Options::training`]) or computes in another
+    /// format than f32; a task whose variables lie on another device than [`Engine::learning_device`].
     pub fn run_task(&self, packed: &Packed, task: &TaskModel) -> Result<TaskOutput> {
+        if let Compute::Candle(backbone) = &self.compute {
+            return backbone.run_task(packed, task);
+        }
         let mut of_layers = Vec::new();
         let pooled = self.run_adapted_to_pooled(packed, task.method().first_adapted_layer(), |layer, state| {
             let queries = queries(state)?;

@@ -50,6 +50,20 @@ impl TaskModel {
         })
     }
 
+    /// The same parameters as variables on a device, which learn there; `self` where they are on it.
+    ///
+    /// # Errors
+    /// The device refuses a copy.
+    pub fn onto(self, device: &Device) -> Result<Self> {
+        if self.head_bias.device().same_device(device) { Ok(self) } else { self.copied_to(device) }
+    }
+
+    /// A copy of these parameters on a device.
+    fn copied_to(&self, device: &Device) -> Result<Self> {
+        let tensors = self.to_tensors()?.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?)));
+        Self::from_tensors(self.method.clone(), self.head_bias.elem_count(), &tensors.collect::<Result<_>>()?)
+    }
+
     /// The method and its dimensions.
     pub fn method(&self) -> &Method {
         &self.method
@@ -127,6 +141,20 @@ mod tests {
         assert_eq!(model.adapter_parameters(), 2 * 2 * 3 * 2 * 8, "A and B of three targets in two layers");
         let linear = TaskModel::init(Method::Linear { linear: LinearSpec { layers: 3, hidden: 8 } }, 4, 0).unwrap();
         assert_eq!((linear.adapter_parameters(), linear.vars().len(), linear.to_tensors().unwrap().len()), (0, 2, 2));
+    }
+
+    #[test]
+    fn a_copy_on_a_device_has_the_same_parameters_in_variables_of_its_own() {
+        let lora = LoraSpec { rank: 2, alpha: 1.0, first_adapted_layer: 1, layers: 3, hidden: 8 };
+        let model = TaskModel::init(Method::Lora { lora }, 4, 0).unwrap();
+        let copy = model.copied_to(&Device::Cpu).unwrap();
+        let numbers = |model: &TaskModel| -> Vec<(String, Vec<f32>)> {
+            model.to_tensors().unwrap().into_iter().map(|(name, tensor)| (name, flat(&tensor).unwrap())).collect()
+        };
+        assert_eq!(numbers(&model), numbers(&copy));
+        assert_eq!(model.vars().keys().collect::<Vec<_>>(), copy.vars().keys().collect::<Vec<_>>());
+        copy.head_bias.set(&Tensor::zeros(4, candle_core::DType::F32, &Device::Cpu).unwrap()).unwrap();
+        assert_ne!(numbers(&model), numbers(&copy));
     }
 
     #[test]

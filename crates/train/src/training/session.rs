@@ -114,6 +114,11 @@ impl Session<'_> {
         if self.processor.special_tokens() {
             identity.insert("--special-tokens".to_owned(), json!(true));
         }
+        // A checkpoint without this one was begun on the CPU, whose rounding is another than a GPU's.
+        let device = self.engine.learning_device();
+        if !device.is_cpu() {
+            identity.insert("--device".to_owned(), json!(format!("{:?}", device.location())));
+        }
         // And a checkpoint without this one is of the backbone's own number of text positions.
         if let Some(positions) = self.engine.backbone().text_positions() {
             identity.insert("--text-positions".to_owned(), json!(positions));

@@ -43,7 +43,7 @@ impl<'a> Steps<'a> {
         let task = &data.tasks[session.task];
         let seed = stream(Purpose::Start, settings.seed, (task.id, 0)).next_u64();
         let objective = settings.objective(data.multi_label, &method);
-        let model = TaskModel::init(method, task.labels.len(), seed)?;
+        let model = TaskModel::init(method, task.labels.len(), seed)?.onto(&session.engine.learning_device())?;
         Ok(Self {
             session,
             labels: rows.iter().map(|&row| &data.items[row].label).collect(),
@@ -80,7 +80,8 @@ impl<'a> Steps<'a> {
             let copied = parts.len() - batch.len();
             let rows = batch.iter().chain(complete.iter().take(copied).map(|&i| &batch[i])).map(|&i| i as u32).collect::<Vec<_>>();
             let rows = Tensor::from_slice(&rows, rows.len(), logits.device())?;
-            output.logits = (output.logits + logits.index_select(&rows, 0)?)?;
+            let of_rows = logits.index_select(&rows, 0)?.to_device(output.logits.device())?;
+            output.logits = (output.logits + of_rows)?;
         }
         let labels: Vec<&Label> = batch.iter().map(|&i| self.labels[i]).collect();
         let batch =

@@ -180,6 +180,7 @@ pub fn renew(session: &Session<'_>, learnt: &Artifact, outputs: &Outputs) -> Res
     let task = &data.tasks[session.task];
     let rows = data.rows(session.task, Split::Train);
     let model = TaskModel::from_tensors(learnt.meta.method.clone(), task.labels.len(), &learnt.tensors)?;
+    let model = model.onto(&engine.learning_device())?;
     let batches = of_items(&batches(trained(session, rows).0.len(), settings, task.id), rows.len());
     let samples = Samples::new(data, rows, session.missing, session.processor);
     let (artifact, validation) = session.artifact(&model, samples, &batches, session.residual(samples)?.as_ref(), &outputs.created)?;

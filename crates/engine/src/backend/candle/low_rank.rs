@@ -28,9 +28,9 @@ pub(super) struct LayerUpdate {
 #[derive(Debug)]
 pub(super) struct Factors {
     /// `[samples, targets, pairs, d]`
-    a: Tensor,
+    pub a: Tensor,
     /// α B, `[samples, targets, pairs, d]`
-    b: Tensor,
+    pub b: Tensor,
 }
 
 /// Consecutive samples of a group that have the same task.
@@ -56,7 +56,7 @@ impl Averages {
     }
 
     /// The queries of the group's samples: `[tokens, d]` → `[samples, 2, d]`.
-    fn queries(&self, group: &Group, hidden: &Tensor) -> Result<Tensor> {
+    pub fn queries(&self, group: &Group, hidden: &Tensor) -> Result<Tensor> {
         self.0.matmul(&group.take(hidden)?)
     }
 }

@@ -7,8 +7,10 @@
 mod choice;
 mod embed;
 pub(crate) mod factors;
+mod frozen;
 mod groups;
 mod layer;
+mod learn;
 mod low_rank;
 
 use std::ops::Range;
@@ -73,6 +75,11 @@ impl CandleBackend {
             device: open.device,
         };
         Ok((backbone, loader.finish()))
+    }
+
+    /// The device that computes.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The layer norm of each row, `[rows, d]`, in the products' format.
