@@ -8,6 +8,7 @@
 //! | `classify` | a batch of samples: decide the tasks, apply each sample's own factors, score |
 //! | `forward` | the frozen layers alone, for training and evaluation |
 //! | `signals` | the frozen backbone's signals, from which the task is decided |
+//! | `queries` | the queries of each layer, with and without adapters, for diagnostics |
 //! | [`packed`] | the matrix of all samples' tokens, and each sample's rows in it: [`Packed`], [`Span`] |
 //! | `learn` | one task's layers forward and backward while it is trained: [`Engine::run_task`] |
 //! | `backend` | what the engine requires of a processor, and one module for each kind of processor |
@@ -28,6 +29,7 @@ mod compute;
 mod forward;
 mod learn;
 pub mod packed;
+mod queries;
 mod signals;
 mod tensors;
 
@@ -43,6 +45,7 @@ pub use compute::Options;
 pub use forward::in_pool;
 pub use learn::TaskOutput;
 pub use packed::{Packed, Span};
+pub use queries::Queries;
 
 /// The packed forward over one frozen backbone. It may be shared between threads. Its calls block: call it
 /// from a blocking thread, not from an asynchronous task.

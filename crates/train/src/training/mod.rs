@@ -18,4 +18,5 @@ pub use error::TrainError;
 pub use objective::AlignedLayers;
 pub use session::{Session, settings_of};
 pub use settings::{Settings, SettingsError};
+pub use step_log::StepRecord;
 pub use trainer::{Event, Outputs, Trained, renew, train};
