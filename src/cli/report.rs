@@ -12,6 +12,7 @@ use super::data::DataArgs;
 use super::output::print;
 use delo_catalogue::RoutingRule;
 use delo_report::diagnostics::loss::read_logs;
+use delo_report::page::check_folder;
 use delo_report::{Page, diagnose, write};
 use delo_train::Split;
 use delo_train::eval::{Evaluation, evaluate, read_directory, read_embedded};
@@ -49,6 +50,7 @@ pub struct ReportArgs {
 }
 
 pub fn run(args: ReportArgs) -> Result<(), Failure> {
+    check_folder(&args.out, args.force)?;
     let (data, missing) = args.data.open()?;
     let losses = args.logs.as_deref().map_or(Ok(Vec::new()), read_logs)?;
     let Backbone { engine, processor, name } = Backbone::load(args.backbone.as_deref(), args.data.special_tokens, args.compute.start()?)?;

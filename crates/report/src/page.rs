@@ -61,7 +61,8 @@ impl Page {
         figures.extend(coverage.as_ref().map(|coverage| confidence::coverage(data, split, coverage)));
         figures.extend(similarity.as_ref().map(|similarity| queries::similarities(data, split, similarity)));
         figures.extend(selection::selections(data, split, selection));
-        figures.extend(training::losses(data, &self.losses));
+        let tasks: Vec<&str> = self.evaluation.oracle.tasks.iter().map(|row| row.task.as_str()).collect();
+        figures.extend(training::losses(data, &tasks, &self.losses));
         figures
     }
 
@@ -113,15 +114,22 @@ impl Page {
     }
 }
 
+/// Refuses a folder that holds a report, unless `force` says that it may be replaced: to be called before the numbers are
+/// computed.
+///
+/// # Errors
+/// [`PageError::Exists`].
+pub fn check_folder(out: &Path, force: bool) -> Result<(), PageError> {
+    if out.join(NUMBERS).exists() && !force { Err(PageError::Exists(out.to_owned())) } else { Ok(()) }
+}
+
 /// Writes a report to the folder `out`, which is made where it does not exist, and gives the path of the page. Files of
 /// other names stay as they are. With `force`, a report that the folder holds is replaced.
 ///
 /// # Errors
 /// [`PageError`].
 pub fn write(page: &Page, out: &Path, force: bool) -> Result<PathBuf, PageError> {
-    if out.join(NUMBERS).exists() && !force {
-        return Err(PageError::Exists(out.to_owned()));
-    }
+    check_folder(out, force)?;
     let unwritable = |path: &Path| {
         let path = path.to_owned();
         move |source| PageError::Unwritable { path, source }

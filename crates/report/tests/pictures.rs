@@ -7,7 +7,7 @@ use delo_report::diagnostics::similarity::{BINS, Distribution, LayerSimilarity};
 use delo_report::diagnostics::{Coverage, LossCurve, QueryMap, Reliability, Similarity, TaskSelection, calibration, coverage};
 use delo_report::figures::comparison::{Run, performance_by_method, performance_by_missing_ratio};
 use delo_report::figures::{Figure, confidence, queries, scores, selection, training};
-use delo_report::picture::style::{Colour, GREY, SCALE, SERIES, WIDTH};
+use delo_report::picture::style::{BARS, Colour, GREY, SCALE, SERIES, WIDTH};
 use delo_train::data::{ByPattern, MissingKind, Split};
 use delo_train::eval::{Column, Report, TaskRow};
 
@@ -25,16 +25,19 @@ fn svg(figure: &Figure) -> String {
     assert_eq!(size("width"), WIDTH);
     assert!(svg.contains(&format!("viewBox=\"0 0 {} {}\"", WIDTH * SCALE, size("height") * SCALE)));
 
-    let png = image::load_from_memory(&figure.png().unwrap()).unwrap().to_rgb8();
+    let png = figure.png().unwrap();
+    assert_eq!(png, figure.png().unwrap(), "the same numbers give the same bytes");
+    let png = image::load_from_memory(&png).unwrap().to_rgb8();
     assert_eq!(png.dimensions(), (2 * WIDTH, 2 * size("height")));
     let drawn = png.pixels().filter(|pixel| pixel.0 != [255; 3]).count();
     assert!(drawn * 200 > png.pixels().len(), "{} is blank", figure.name);
     svg
 }
 
-/// Whether a text stands in an SVG.
+/// Whether a text stands in an SVG, with its special characters escaped.
 fn shown(svg: &str, text: &str) -> bool {
-    svg.lines().any(|line| line == text)
+    let escaped = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\'', "&apos;");
+    svg.lines().any(|line| line == escaped)
 }
 
 /// The elements of this kind that are filled or stroked with a colour.
@@ -47,13 +50,13 @@ fn count(svg: &str, element: &str, Colour { 0: r, 1: g, 2: b }: Colour) -> usize
 fn the_losses_have_a_panel_for_each_term_that_was_computed_and_a_line_for_each_task() {
     let point = |step: f64| LossPoint { step, loss: 2.0, classification: 2.0 / (1.0 + step), alignment: Some(0.5), consistency: None };
     let curve = |task: &str| LossCurve { task: task.to_owned(), steps: 30, points: (0..30).map(|i| point(f64::from(i))).collect() };
-    let svg = svg(&training::losses("TINY", &[curve("soups"), curve("<pies> & cakes")]).unwrap());
+    let svg = svg(&training::losses("TINY", &["<pies> & cakes", "salads"], &[curve("soups"), curve("<pies> & cakes")]).unwrap());
     assert!(shown(&svg, "classification loss") && shown(&svg, "alignment loss") && shown(&svg, "training step"));
     assert!(!shown(&svg, "consistency loss"));
-    assert!(shown(&svg, "soups") && shown(&svg, "&lt;pies&gt; &amp; cakes"));
-    // In two panels and in the key.
-    assert_eq!((count(&svg, "polyline", SERIES[0]), count(&svg, "polyline", SERIES[1])), (3, 3));
-    assert_eq!(training::losses("TINY", &[]), None);
+    assert!(shown(&svg, "soups") && shown(&svg, "<pies> & cakes"));
+    // In two panels and in the key: the first task, none of the second, and then the curve of no task.
+    assert_eq!([0, 1, 2].map(|index| count(&svg, "polyline", SERIES[index])), [3, 0, 3]);
+    assert_eq!(training::losses("TINY", &[], &[]), None);
 }
 
 fn column(name: &str, scores: &[&[f64]]) -> Column {
@@ -163,7 +166,7 @@ fn the_reliability_diagrams_say_the_error_before_and_after_and_draw_filled_bins(
     assert!(shown(&svg, "temperature 1: calibration error 48.3 %"));
     assert!(shown(&svg, "temperature of the partitions: calibration error 21.7 %"));
     // Two bars in each diagram and each histogram, and a square in the key.
-    assert_eq!((count(&svg, "rect", SERIES[0]), count(&svg, "rect", GREY), count(&svg, "circle", SERIES[1])), (5, 4, 5));
+    assert_eq!((count(&svg, "rect", BARS), count(&svg, "rect", GREY), count(&svg, "circle", SERIES[1])), (5, 4, 5));
 }
 
 #[test]
@@ -212,7 +215,7 @@ fn methods_stand_in_their_order_with_interval_and_the_score_with_the_task_given(
     let figure = performance_by_method(&runs).unwrap();
     let svg = svg(&figure);
     // A bar for each method, and a square in the key; a diamond for each, and one in the key.
-    assert_eq!((count(&svg, "rect", SERIES[0]), count(&svg, "polygon", GREY)), (2 + 1, 2 + 1));
+    assert_eq!((count(&svg, "rect", BARS), count(&svg, "polygon", GREY)), (2 + 1, 2 + 1));
     let at = |text: &str| svg.lines().position(|line| line == text).unwrap();
     // Names are drawn from below.
     assert!(at("DeLo") < at("L2P"));

@@ -1,4 +1,7 @@
 //! The frozen signals by which tasks are decided, and the task keys, in two dimensions (figure 4a of the paper).
+//!
+//! What a sample lacks shows far more in its signal than its task does. Therefore the mean of the samples with the same
+//! modalities is taken from each sample, and the mean of all samples from each key: a sample lies where its task moves it.
 use serde::{Deserialize, Serialize};
 
 use super::projection::{principal_components, t_sne};
@@ -9,8 +12,10 @@ use delo_model::input::Presence;
 pub const MOST: usize = 1000;
 /// Principal components that are computed.
 const COMPONENTS: usize = 50;
+/// The patterns whose means are taken away; `None`, that of a key: all samples.
+const PATTERNS: [Option<Presence>; 4] = [Some(Presence::Complete), Some(Presence::ImageOnly), Some(Presence::TextOnly), None];
 
-/// Signals of samples and keys of tasks, projected together.
+/// Signals of samples and keys of tasks, without the mean of their modality pattern, projected together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QueryMap {
     /// The signal that decides the task.
@@ -52,11 +57,14 @@ impl QueryMap {
         if samples.len() < 3 {
             return None;
         }
+        let means = PATTERNS.map(|pattern| (pattern, mean(samples.iter().filter(|s| pattern.is_none() || s.pattern == pattern))));
         let step = samples.len().div_ceil(MOST);
         let samples: Vec<Signal> = samples.into_iter().step_by(step).collect();
         let count = samples.len();
         let (mut names, mut values) = (Vec::new(), Vec::new());
-        for Signal { task, pattern, values: vector } in samples.into_iter().chain(keys) {
+        for Signal { task, pattern, values: mut vector } in samples.into_iter().chain(keys) {
+            let mean = means.iter().filter(|(of, _)| *of == pattern).flat_map(|(_, mean)| mean);
+            vector.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
             names.push((task, pattern));
             values.push(vector);
         }
@@ -73,6 +81,17 @@ impl QueryMap {
         let keys = samples.split_off(count);
         Some(Self { signal, explained: [components.explained[0], second(&components.explained)], samples, keys })
     }
+}
+
+/// The mean of some signals, `[width]`; empty without any.
+fn mean<'a>(signals: impl Iterator<Item = &'a Signal>) -> Vec<f32> {
+    let (mut sum, mut count) = (Vec::<f64>::new(), 0usize);
+    for signal in signals {
+        sum.resize(signal.values.len(), 0.0);
+        sum.iter_mut().zip(&signal.values).for_each(|(sum, x)| *sum += f64::from(*x));
+        count += 1;
+    }
+    sum.into_iter().map(|sum| (sum / count as f64) as f32).collect()
 }
 
 #[cfg(test)]
@@ -93,5 +112,21 @@ mod tests {
         assert!((map.explained[0] - 1.0).abs() < 1e-9 && map.explained[1] == 0.0, "{:?}", map.explained);
         assert!(map.samples.iter().all(|point| point.tsne.is_none() && point.pattern.is_some()));
         assert!(QueryMap::of("pooled".to_owned(), vec![signal("a", None, 1.0); 2], Vec::new()).is_none());
+    }
+
+    #[test]
+    fn a_missing_modality_moves_no_sample() {
+        let of = |pattern, x: f32, shift: f32| Signal { task: "a".to_owned(), pattern: Some(pattern), values: vec![x, shift] };
+        let samples = vec![
+            of(Presence::Complete, 1.0, 0.0),
+            of(Presence::Complete, -1.0, 0.0),
+            of(Presence::TextOnly, 1.0, 90.0),
+            of(Presence::TextOnly, -1.0, 90.0),
+        ];
+        let key = Signal { task: "a".to_owned(), pattern: None, values: vec![0.5, 45.0] };
+        let map = QueryMap::of("pooled".to_owned(), samples, vec![key]).unwrap();
+        let places: Vec<f64> = map.samples.iter().chain(&map.keys).map(|point| point.pca[0]).collect();
+        assert!((places[0] - places[2]).abs() < 1e-6 && (places[1] - places[3]).abs() < 1e-6, "{places:?}");
+        assert!((places[0] - places[1] - 2.0).abs() < 1e-6 && (places[0] - places[4] - 0.5).abs() < 1e-6, "{places:?}");
     }
 }

@@ -39,8 +39,18 @@ pub struct PoolSelection {
 pub(super) struct SelectionCounts {
     samples: usize,
     rank: usize,
-    /// By layer and index of the pool: the pool, and the counts of the A and B factors of each expert.
-    pools: BTreeMap<(usize, usize), (PoolId, [Vec<u64>; 2])>,
+    /// By layer and index of the pool.
+    pools: BTreeMap<(usize, usize), PoolCounts>,
+}
+
+/// Counts selections in one pool.
+#[derive(Debug)]
+struct PoolCounts {
+    pool: PoolId,
+    /// Of the A factor of each expert, `[experts]`.
+    a: Vec<u64>,
+    /// Of the B factor of each expert, `[experts]`.
+    b: Vec<u64>,
 }
 
 impl SelectionCounts {
@@ -51,24 +61,23 @@ impl SelectionCounts {
             self.rank = a.len();
             let experts = experts(*layer);
             let entry = self.pools.entry((*layer, pool.index()));
-            let (_, counts) = entry.or_insert_with(|| (*pool, [vec![0; experts], vec![0; experts]]));
-            for (counts, chosen) in counts.iter_mut().zip([a, b]) {
-                chosen.iter().for_each(|&expert| counts[expert as usize] += 1);
-            }
+            let counts = entry.or_insert_with(|| PoolCounts { pool: *pool, a: vec![0; experts], b: vec![0; experts] });
+            a.iter().for_each(|&expert| counts.a[expert as usize] += 1);
+            b.iter().for_each(|&expert| counts.b[expert as usize] += 1);
         }
     }
 
     /// `None` where nothing was selected: the method has no routers, or there is no sample.
     pub(super) fn shares(self, task: String) -> Option<TaskSelection> {
         let share = |counts: Vec<u64>| counts.into_iter().map(|count| count as f64 / self.samples as f64).collect();
-        let pool = |((layer, _), (pool, [a, b])): ((usize, usize), (PoolId, [Vec<u64>; 2]))| PoolSelection {
+        let pool = |layer: usize, counts: PoolCounts| PoolSelection {
             layer,
-            target: pool.target.name().to_owned(),
-            modality: pool.modality.pool_name().to_owned(),
-            a: share(a),
-            b: share(b),
+            target: counts.pool.target.name().to_owned(),
+            modality: counts.pool.modality.pool_name().to_owned(),
+            a: share(counts.a),
+            b: share(counts.b),
         };
-        let pools: Vec<PoolSelection> = self.pools.into_iter().map(pool).collect();
+        let pools: Vec<PoolSelection> = self.pools.into_iter().map(|((layer, _), counts)| pool(layer, counts)).collect();
         (!pools.is_empty()).then_some(TaskSelection { task, samples: self.samples, rank: self.rank, pools })
     }
 }

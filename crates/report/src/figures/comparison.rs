@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 
 use super::{Drawing, Figure, extent};
-use crate::picture::style::{GREY, SERIES, series};
+use crate::picture::style::{BARS, GREY, INK, series};
 use crate::picture::{Axis, Chart, Head, KeyEntry, Mark, Panel, Shape};
 use delo_train::MissingKind;
 use delo_train::eval::{Column, Report};
@@ -59,7 +59,7 @@ pub fn performance_by_missing_ratio(runs: &[Run<'_>]) -> Option<Figure> {
     let report = runs.iter().find(|run| run.agnostic().is_some())?.report;
     let aps = || runs.iter().filter_map(|run| run.agnostic().map(|(_, ap)| ap));
     let y = Axis::spanning(format!("AP ({}), %", report.measure), aps());
-    let x = Axis::spanning("samples that miss a modality, %", runs.iter().map(|run| 100.0 * run.report.eta));
+    let x = Axis::spanning("η: samples that miss a modality, %", runs.iter().map(|run| 100.0 * run.report.eta));
     let mut panels = Vec::new();
     for kind in MissingKind::ALL {
         let mut marks = Vec::new();
@@ -121,7 +121,7 @@ pub fn performance_by_method(runs: &[Run<'_>]) -> Option<Figure> {
         let Some(spread) = Spread::of(&own.iter().map(|(_, _, ap)| *ap).collect::<Vec<_>>()) else { continue };
         let y = names.len() as f64;
         names.push(method.to_owned());
-        marks.push(Mark::Block { corners: [0.0, y - 0.34, spread.mean, y + 0.34], colour: SERIES[0], opacity: 0.75 });
+        marks.push(Mark::block([0.0, y - 0.34, spread.mean, y + 0.34], BARS));
         let interval = if spread.count > 1 { Some([spread.low, spread.high]) } else { own[0].1.ap_interval };
         if let Some([low, high]) = interval {
             lines.push(vec![[low, y], [high, y]]);
@@ -134,7 +134,7 @@ pub fn performance_by_method(runs: &[Run<'_>]) -> Option<Figure> {
         most = most.max(spread.mean).max(given.unwrap_or(0.0));
     }
     let intervals = !lines.is_empty();
-    marks.extend(lines.into_iter().map(|points| Mark::Line { points, colour: crate::picture::style::INK, dashed: false, width: 1.5 }));
+    marks.extend(lines.into_iter().map(|points| Mark::Line { points, colour: INK, dashed: false, width: 1.5 }));
     if !diamonds.is_empty() {
         marks.push(Mark::Points { points: diamonds, colour: GREY, shape: Shape::Diamond, radius: 5.0 });
     }
@@ -146,7 +146,7 @@ pub fn performance_by_method(runs: &[Run<'_>]) -> Option<Figure> {
             "{}, {} split, missing {} {}: AP ({}) once every session is learnt.{seeds}",
             report.data, report.split, report.missing, report.eta, report.measure
         ),
-        key: vec![KeyEntry::points("task-agnostic", SERIES[0], Shape::Square), KeyEntry::points("task given", GREY, Shape::Diamond)],
+        key: vec![KeyEntry::points("task-agnostic", BARS, Shape::Square), KeyEntry::points("task given", GREY, Shape::Diamond)],
     };
     Some(Figure {
         name: "methods",

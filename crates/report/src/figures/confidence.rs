@@ -2,7 +2,7 @@
 use super::{Drawing, Figure, extent};
 use crate::diagnostics::calibration::BINS;
 use crate::diagnostics::{Calibration, Coverage, Reliability};
-use crate::picture::style::{GREY, SERIES};
+use crate::picture::style::{BARS, GREY, SERIES};
 use crate::picture::{Axis, Chart, Head, KeyEntry, Mark, Panel, Shape};
 
 /// Reliability diagrams before and after the temperature, with how many samples are in each bin below them.
@@ -14,7 +14,7 @@ pub fn reliability(data: &str, split: &str, calibration: &Calibration) -> Figure
         title: "Is a task's probability as high as it is right?".to_owned(),
         subtitle: format!("{data}, {split} split: the probability of the likeliest task of each sample, in {BINS} bins."),
         key: vec![
-            KeyEntry::points("right task", SERIES[0], Shape::Square),
+            KeyEntry::points("right task", BARS, Shape::Square),
             KeyEntry::points("mean probability", SERIES[1], Shape::Circle),
             KeyEntry { dashed: true, ..KeyEntry::line("as high as right", GREY) },
         ],
@@ -33,8 +33,8 @@ fn diagram(name: &str, reliability: &Reliability) -> Panel {
     let filled = || reliability.bins.iter().enumerate().filter(|(_, bin)| bin.samples > 0);
     let bar = |(i, height): (usize, f64)| Mark::Block {
         corners: [(i as f64 + 0.06) / BINS as f64, 0.0, (i as f64 + 0.94) / BINS as f64, height],
-        colour: SERIES[0],
-        opacity: 0.55,
+        colour: BARS,
+        opacity: 1.0,
     };
     let mut marks: Vec<Mark> = filled().map(|(i, bin)| bar((i, bin.accuracy))).collect();
     marks.push(Mark::dashes(vec![[0.0, 0.0], [1.0, 1.0]], GREY));

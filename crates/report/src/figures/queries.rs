@@ -27,18 +27,23 @@ pub fn query_map(data: &str, split: &str, map: &QueryMap) -> Figure {
         panel(map, "principal components", |point| Some(point.pca), |k| format!("component {} ({:.0} % of the variance)", k + 1, share(k)));
     let mut panels = vec![pca];
     if map.samples.iter().any(|point| point.tsne.is_some()) {
-        panels.push(panel(map, "t-SNE", |point| point.tsne, |_| String::new()));
+        panels.push(panel(map, "t-SNE", |point| point.tsne, |k| ["first coordinate", "second coordinate"][k].to_owned()));
     }
     let tasks = map.keys.iter().enumerate().map(|(task, key)| KeyEntry::points(key.task.clone(), series(task), Shape::Circle));
     let shapes = PATTERNS.map(|(_, shape, name)| KeyEntry::points(name, GREY, shape));
     let head = Head {
         title: "Samples and task keys, as the frozen backbone sees them".to_owned(),
-        subtitle: format!("{data}, {split} split: the signal {} of {} samples, coloured by task.", map.signal, map.samples.len()),
+        subtitle: format!(
+            "{data}, {split} split: the signal {} of {} samples, less the mean of the samples with the same modalities.",
+            map.signal,
+            map.samples.len()
+        ),
         key: tasks.chain(shapes).chain([KeyEntry::points("task key", GREY, Shape::Diamond)]).collect(),
     };
     Figure {
         name: "queries",
-        caption: "Each point is the signal by which a sample's task is decided; a diamond is the key of a task, the mean of its session. Where \
+        caption: "Each point is the signal by which a sample's task is decided; a diamond is the key of a task, the mean of its session. \
+                  The mean of the samples with the same modalities is taken away, for what is missing would otherwise hide the task. Where \
                   colours mix, the task is hard to decide from the key alone. Left: a linear projection; right: t-SNE, which keeps neighbours \
                   together and whose distances between groups mean nothing."
             .to_owned(),
@@ -96,7 +101,7 @@ pub fn similarities(data: &str, split: &str, similarity: &Similarity) -> Figure 
         title: format!("layer {index}: mean {} frozen, {} adapted", number(layer.frozen.mean), number(layer.adapted.mean)),
         x: Axis::new("cos(q_v, q_t)", low, high),
         y: Axis::new("% of samples", 0.0, 1.05 * most),
-        marks: vec![steps(&layer.frozen, similarity.samples, FROZEN, 0.35), outline(&layer.adapted, similarity.samples, ADAPTED)].concat(),
+        marks: [steps(&layer.frozen, similarity.samples, FROZEN, 0.35), outline(&layer.adapted, similarity.samples, ADAPTED)].concat(),
     };
     let head = Head {
         title: "Similarity of a sample's image query and text query, by layer".to_owned(),
@@ -145,8 +150,8 @@ fn outline(distribution: &Distribution, samples: usize, colour: Colour) -> Vec<M
     };
     let (first, last) = (first as usize, last as usize);
     let mut points = vec![[edge(first * JOINED), 0.0]];
-    for bin in first..=last {
-        points.extend([[edge(bin * JOINED), heights[bin]], [edge((bin + 1) * JOINED), heights[bin]]]);
+    for (bin, height) in heights.iter().enumerate().take(last + 1).skip(first) {
+        points.extend([[edge(bin * JOINED), *height], [edge((bin + 1) * JOINED), *height]]);
     }
     points.push([edge((last + 1) * JOINED), 0.0]);
     vec![Mark::line(points, colour)]

@@ -70,14 +70,14 @@ fn panel(task: &TaskSelection, modality: &str, shares: fn(&PoolSelection) -> &Ve
     let layers_apart = (last_layer + 1).div_ceil(8).max(1);
     let row = |pool: &&PoolSelection| {
         // The middle one of a layer's three rows has its name.
-        if pool.target == "key" && pool.layer % layers_apart == 0 { pool.layer.to_string() } else { String::new() }
+        if pool.target == "key" && pool.layer.is_multiple_of(layers_apart) { pool.layer.to_string() } else { String::new() }
     };
     HeatPanel {
         title: format!("{}, {modality} ({} samples)", task.task, task.samples),
         rows_title: "layer".to_owned(),
         columns_title: "expert".to_owned(),
         rows: pools.iter().map(row).collect(),
-        columns: (0..experts).map(|e| if e % every == 0 { e.to_string() } else { String::new() }).collect(),
+        columns: (0..experts).map(|e| if e.is_multiple_of(every) { e.to_string() } else { String::new() }).collect(),
         values: pools.iter().map(|pool| shares(pool).iter().copied().map(Some).collect()).collect(),
     }
 }

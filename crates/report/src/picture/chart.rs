@@ -93,13 +93,6 @@ pub enum Mark {
         /// Their radius, in pixels.
         radius: f64,
     },
-    /// A short text, its left end beside a point.
-    Text {
-        /// (x, y).
-        at: [f64; 2],
-        /// The text.
-        text: String,
-    },
 }
 
 /// The shape of a point.
@@ -109,8 +102,6 @@ pub enum Shape {
     Circle,
     /// A filled square.
     Square,
-    /// A filled triangle.
-    Triangle,
     /// Two crossing lines.
     Cross,
     /// A filled diamond with a dark edge, for points that stand out.

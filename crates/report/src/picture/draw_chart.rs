@@ -1,12 +1,12 @@
 //! Drawing a chart: axes, grid lines and marks.
 use plotters::coord::Shift;
 use plotters::element::DashedPathElement;
-use plotters::prelude::{Circle, Color, DrawingArea, DrawingBackend, FontTransform, PathElement, Polygon, Rectangle, TriangleMarker};
+use plotters::prelude::{Circle, Color, DrawingArea, DrawingBackend, PathElement, Polygon, Rectangle};
 use plotters::style::text_anchor::HPos;
 
 use super::chart::{Axis, Chart, Mark, Panel, Shape, Ticks};
 use super::layout::grid;
-use super::style::{self, Colour, GRID, INK, SMALL, TEXT, WIDTH, px};
+use super::style::{self, Colour, GRID, INK, SMALL, TEXT, WIDTH, Writing, px};
 use super::{Picture, PictureError, drawing};
 
 /// Numbers that are written at an axis, about.
@@ -16,15 +16,13 @@ const LINE: f64 = 18.0;
 
 impl Picture for Chart {
     fn size(&self) -> [u32; 2] {
-        // The height of the head depends on the widths of its texts.
-        let _ = style::register_font();
         let rows = self.panels.len().div_ceil(self.columns.max(1));
         [WIDTH, (self.head.height() + rows as f64 * self.panel_height + super::layout::MARGIN).ceil() as u32]
     }
 
     fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Result<(), PictureError> {
         let below = self.head.draw(area)?;
-        for (panel, area) in self.panels.iter().zip(grid(&below, self.columns, self.panel_height)) {
+        for (panel, area) in self.panels.iter().zip(grid(&below, self.panels.len(), self.columns)) {
             Plane::new(&area, panel).draw()?;
         }
         Ok(())
@@ -106,8 +104,7 @@ impl<'a, B: DrawingBackend> Plane<'a, B> {
         if self.panel.y.title.is_empty() {
             return Ok(());
         }
-        let turned = style::anchored(SMALL, INK, HPos::Center).transform(FontTransform::Rotate270);
-        self.area.draw_text(&self.panel.y.title, &turned, (px(LINE / 2.0), middle.1)).map_err(drawing)
+        Writing::new(SMALL).upright().write(self.area, &self.panel.y.title, (px(LINE / 2.0), middle.1))
     }
 
     fn mark(&self, mark: &Mark) -> Result<(), PictureError> {
@@ -133,14 +130,6 @@ impl<'a, B: DrawingBackend> Plane<'a, B> {
             Mark::Points { points, colour, shape, radius } => {
                 points.iter().try_for_each(|point| self::shape(self.area, *shape, self.at(*point), *radius, *colour))
             }
-            Mark::Text { at, text } => {
-                let (x, y) = self.at(*at);
-                // On the side that has room.
-                let room = f64::from(self.right - x) / f64::from(style::SCALE);
-                let fits = style::width(text, SMALL) + 8.0 < room;
-                let (anchor, x) = if fits { (HPos::Left, x + px(8.0)) } else { (HPos::Right, x - px(8.0)) };
-                self.write(text, SMALL, anchor, (x, y))
-            }
         }
     }
 
@@ -149,7 +138,7 @@ impl<'a, B: DrawingBackend> Plane<'a, B> {
     }
 
     fn write(&self, text: &str, size: f64, anchor: HPos, at: (i32, i32)) -> Result<(), PictureError> {
-        self.area.draw_text(text, &style::anchored(size, INK, anchor), at).map_err(drawing)
+        Writing::new(size).anchor(anchor).write(self.area, text, at)
     }
 }
 
@@ -166,7 +155,6 @@ pub fn shape<B: DrawingBackend>(
     match shape {
         Shape::Circle => area.draw(&Circle::new((x, y), r, filled)).map_err(drawing),
         Shape::Square => area.draw(&Rectangle::new([(x - r, y - r), (x + r, y + r)], filled)).map_err(drawing),
-        Shape::Triangle => area.draw(&TriangleMarker::new((x, y), px(1.3 * radius), filled)).map_err(drawing),
         Shape::Cross => {
             let stroke = style::stroke(colour, 0.45 * radius);
             for dy in [-r, r] {

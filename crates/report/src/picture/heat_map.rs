@@ -1,11 +1,11 @@
 //! Matrices as coloured cells.
 use plotters::coord::Shift;
-use plotters::prelude::{Color, DrawingArea, DrawingBackend, FontTransform, Rectangle, WHITE};
+use plotters::prelude::{Color, DrawingArea, DrawingBackend, Rectangle, WHITE};
 use plotters::style::text_anchor::HPos;
 
 use super::draw_chart::number;
 use super::layout::{Head, MARGIN, grid};
-use super::style::{self, INK, SMALL, TEXT, WIDTH, px, shade};
+use super::style::{self, INK, SMALL, TEXT, WIDTH, Writing, px, shade};
 use super::{Picture, PictureError, drawing};
 
 /// Room for a line of text, in pixels.
@@ -54,8 +54,6 @@ pub struct HeatPanel {
 
 impl Picture for HeatMap {
     fn size(&self) -> [u32; 2] {
-        // The height of the head depends on the widths of its texts.
-        let _ = style::register_font();
         let rows = self.panels.len().div_ceil(self.columns.max(1));
         [WIDTH, (self.head.height() + rows as f64 * self.panel_height + MARGIN).ceil() as u32]
     }
@@ -64,7 +62,7 @@ impl Picture for HeatMap {
         let below = self.head.draw(area)?;
         let (width, _) = below.dim_in_pixel();
         let (panels, bar) = below.split_horizontally(width as i32 - px(BAR_ROOM));
-        for (panel, area) in self.panels.iter().zip(grid(&panels, self.columns, self.panel_height)) {
+        for (panel, area) in self.panels.iter().zip(grid(&panels, self.panels.len(), self.columns)) {
             self.panel(&area, panel)?;
         }
         self.bar(&bar)
@@ -88,20 +86,21 @@ impl HeatMap {
         let (rows, columns) = (panel.rows.len(), panel.columns.len());
         let x = |column: usize| left + (right - left) * column as i32 / columns.max(1) as i32;
         let y = |row: usize| top + (bottom - top) * row as i32 / rows.max(1) as i32;
-        let write = |text: &str, size: f64, anchor: HPos, at: (i32, i32)| {
-            area.draw_text(text, &style::anchored(size, INK, anchor), at).map_err(drawing)
-        };
+        let write = |text: &str, size: f64, anchor: HPos, at: (i32, i32)| Writing::new(size).anchor(anchor).write(area, text, at);
 
         write(&panel.title, TEXT, HPos::Left, (left, px(LINE / 2.0 + 1.0)))?;
         for (row, values) in panel.values.iter().enumerate() {
             for (column, value) in values.iter().enumerate().filter_map(|(column, value)| Some((column, (*value)?))) {
                 let corners = [(x(column), y(row)), (x(column + 1), y(row + 1))];
-                area.draw(&Rectangle::new(corners, shade(self.place(value)).filled())).map_err(drawing)?;
+                let colour = shade(self.place(value));
+                if colour != WHITE {
+                    area.draw(&Rectangle::new(corners, colour.filled())).map_err(drawing)?;
+                }
                 if let Some(digits) = self.written {
                     let middle = ((corners[0].0 + corners[1].0) / 2, (corners[0].1 + corners[1].1) / 2);
-                    let colour = if self.place(value) > 0.55 { WHITE } else { INK };
-                    let style = style::anchored(SMALL, colour, HPos::Center);
-                    area.draw_text(&number(value, digits), &style, middle).map_err(drawing)?;
+                    let colour = if self.place(value) > 0.5 { WHITE } else { INK };
+                    let writing = Writing::new(SMALL).anchor(HPos::Center).colour(colour);
+                    writing.write(area, &number(value, digits), middle)?;
                 }
             }
         }
@@ -116,8 +115,7 @@ impl HeatMap {
         if panel.rows_title.is_empty() {
             return Ok(());
         }
-        let turned = style::anchored(SMALL, INK, HPos::Center).transform(FontTransform::Rotate270);
-        area.draw_text(&panel.rows_title, &turned, (px(LINE / 2.0), (top + bottom) / 2)).map_err(drawing)
+        Writing::new(SMALL).upright().write(area, &panel.rows_title, (px(LINE / 2.0), (top + bottom) / 2))
     }
 
     /// The scale of colours, from the lightest below to the darkest above.
@@ -132,10 +130,9 @@ impl HeatMap {
         area.draw(&Rectangle::new([(0, top), (px(BAR), bottom)], style::stroke(style::GREY, 0.5))).map_err(drawing)?;
         let [low, high] = self.range;
         let digits = if high - low >= 5.0 { 0 } else { 2 };
-        let beside = |text: &str, y: i32| area.draw_text(text, &style::text(SMALL, INK), (px(BAR + 5.0), y)).map_err(drawing);
+        let beside = |text: &str, y: i32| Writing::new(SMALL).write(area, text, (px(BAR + 5.0), y));
         beside(&number(high, digits), top + px(4.0))?;
         beside(&number(low, digits), bottom - px(4.0))?;
-        let turned = style::anchored(SMALL, INK, HPos::Center).transform(FontTransform::Rotate270);
-        area.draw_text(&self.unit, &turned, (px(BAR + 14.0), (top + bottom) / 2)).map_err(drawing)
+        Writing::new(SMALL).upright().write(area, &self.unit, (px(BAR + 14.0), (top + bottom) / 2))
     }
 }

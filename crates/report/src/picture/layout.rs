@@ -4,7 +4,7 @@ use plotters::prelude::{Circle, Color, DrawingArea, DrawingBackend, PathElement,
 
 use super::chart::Shape;
 use super::draw_chart::shape;
-use super::style::{self, Colour, GREY, INK, TEXT, TITLE, WIDTH, px};
+use super::style::{self, Colour, GREY, TEXT, TITLE, WIDTH, Writing, px};
 use super::{PictureError, drawing};
 
 /// The margin around a picture, in pixels.
@@ -101,10 +101,10 @@ impl Head {
     pub fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Result<DrawingArea<B, Shift>, PictureError> {
         area.fill(&WHITE).map_err(drawing)?;
         let mut y = MARGIN + TITLE_LINE / 2.0 - 3.0;
-        area.draw_text(&self.title, &style::text(TITLE, INK), (px(MARGIN), px(y))).map_err(drawing)?;
+        Writing::new(TITLE).write(area, &self.title, (px(MARGIN), px(y)))?;
         y += TITLE_LINE / 2.0 + 3.0 + TEXT_LINE / 2.0;
         for line in self.subtitle_lines() {
-            area.draw_text(&line, &style::text(TEXT, GREY), (px(MARGIN), px(y))).map_err(drawing)?;
+            Writing::new(TEXT).colour(GREY).write(area, &line, (px(MARGIN), px(y)))?;
             y += TEXT_LINE;
         }
         y += 6.0;
@@ -112,7 +112,7 @@ impl Head {
             let mut x = MARGIN;
             for entry in line {
                 swatch(area, entry, x, y)?;
-                area.draw_text(&entry.name, &style::text(TEXT, INK), (px(x + SWATCH + 6.0), px(y))).map_err(drawing)?;
+                Writing::new(TEXT).write(area, &entry.name, (px(x + SWATCH + 6.0), px(y)))?;
                 x += entry.width();
             }
             y += KEY_LINE;
@@ -141,10 +141,8 @@ fn swatch<B: DrawingBackend>(area: &DrawingArea<B, Shift>, entry: &KeyEntry, x: 
     }
 }
 
-/// The panels of a grid, row by row. `heights` are those of the rows, in pixels.
-pub fn grid<B: DrawingBackend>(area: &DrawingArea<B, Shift>, columns: usize, height: f64) -> Vec<DrawingArea<B, Shift>> {
-    let area = area.margin(0, 0, px(MARGIN / 2.0), px(MARGIN / 2.0));
-    let (_, total) = area.dim_in_pixel();
-    let rows = (f64::from(total) / f64::from(px(height))).round().max(1.0) as usize;
-    area.split_evenly((rows, columns.max(1)))
+/// The areas of this many panels, row by row.
+pub fn grid<B: DrawingBackend>(area: &DrawingArea<B, Shift>, panels: usize, columns: usize) -> Vec<DrawingArea<B, Shift>> {
+    let columns = columns.max(1);
+    area.margin(0, 0, px(MARGIN / 2.0), px(MARGIN / 2.0)).split_evenly((panels.div_ceil(columns).max(1), columns))
 }

@@ -17,9 +17,8 @@ mod heat_map;
 mod layout;
 pub mod style;
 
-use std::io::Cursor;
-
-use image::{ImageFormat, RgbImage, imageops};
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use image::{RgbImage, imageops};
 use plotters::coord::Shift;
 use plotters::prelude::{BitMapBackend, DrawingArea, DrawingBackend, IntoDrawingArea, SVGBackend};
 
@@ -58,7 +57,6 @@ pub trait Picture {
     /// # Errors
     /// [`PictureError::Drawing`].
     fn svg(&self) -> Result<String, PictureError> {
-        style::register_font()?;
         let [width, height] = self.size();
         let canvas = (width * SCALE, height * SCALE);
         let mut svg = String::new();
@@ -76,7 +74,6 @@ pub trait Picture {
     /// # Errors
     /// [`PictureError`].
     fn png(&self) -> Result<Vec<u8>, PictureError> {
-        style::register_font()?;
         let [width, height] = self.size();
         let canvas = (width * SCALE, height * SCALE);
         let mut pixels = vec![0; 3 * canvas.0 as usize * canvas.1 as usize];
@@ -88,9 +85,9 @@ pub trait Picture {
         let canvas = RgbImage::from_raw(canvas.0, canvas.1, pixels)
             .ok_or_else(|| PictureError::Drawing("the canvas has not the size that was asked for".to_owned()))?;
         let small = imageops::thumbnail(&canvas, width * PNG_PIXELS, height * PNG_PIXELS);
-        let mut bytes = Cursor::new(Vec::new());
-        small.write_to(&mut bytes, ImageFormat::Png)?;
-        Ok(bytes.into_inner())
+        let mut bytes = Vec::new();
+        small.write_with_encoder(PngEncoder::new_with_quality(&mut bytes, CompressionType::Best, FilterType::Adaptive))?;
+        Ok(bytes)
     }
 }
 

@@ -1,9 +1,12 @@
 //! Font, colours and sizes of all pictures.
-use plotters::prelude::{Color, FontStyle, IntoFont, RGBColor, ShapeStyle, TextStyle};
+use std::sync::Once;
+
+use plotters::coord::Shift;
+use plotters::prelude::{Color, DrawingArea, DrawingBackend, FontStyle, FontTransform, IntoFont, RGBColor, ShapeStyle, TextStyle};
 use plotters::style;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::PictureError;
+use super::{PictureError, drawing};
 
 /// Pixels of the canvas for each pixel of the picture.
 pub const SCALE: u32 = 4;
@@ -42,6 +45,9 @@ pub const SERIES: [Colour; 10] = [
     RGBColor(0x66, 0x66, 0x66),
 ];
 
+/// Bars, light enough that lines and points on them stand out.
+pub const BARS: Colour = SERIES[3];
+
 /// Sizes of texts, in pixels of the picture.
 pub const TITLE: f64 = 19.0;
 /// See [`TITLE`].
@@ -64,31 +70,69 @@ pub fn stroke(colour: Colour, width: f64) -> ShapeStyle {
     colour.stroke_width(px(width).max(1) as u32)
 }
 
-/// A text style, anchored at the left and in the middle of the line's height.
-pub fn text(size: f64, colour: Colour) -> TextStyle<'static> {
-    anchored(size, colour, HPos::Left)
+/// How a text is written.
+#[derive(Clone, Copy)]
+pub struct Writing {
+    /// In pixels of the picture.
+    pub size: f64,
+    /// Its colour.
+    pub colour: Colour,
+    /// Which part of the text stands at the given place.
+    pub anchor: HPos,
+    /// Whether it reads from below to above.
+    pub upright: bool,
 }
 
-/// A text style, anchored as given and in the middle of the line's height.
-pub fn anchored(size: f64, colour: Colour, anchor: HPos) -> TextStyle<'static> {
-    let font = (FAMILY, size * f64::from(SCALE)).into_font();
-    TextStyle { color: colour.to_backend_color(), ..TextStyle::from(font) }.pos(Pos::new(anchor, VPos::Center))
+impl Writing {
+    /// A text in [`INK`] that begins at its place.
+    pub fn new(size: f64) -> Self {
+        Self { size, colour: INK, anchor: HPos::Left, upright: false }
+    }
+
+    /// The same in another colour.
+    pub fn colour(self, colour: Colour) -> Self {
+        Self { colour, ..self }
+    }
+
+    /// The same with another part at its place.
+    pub fn anchor(self, anchor: HPos) -> Self {
+        Self { anchor, ..self }
+    }
+
+    /// The same, centred, from below to above.
+    pub fn upright(self) -> Self {
+        Self { anchor: HPos::Center, upright: true, ..self }
+    }
+
+    /// Writes a text, the middle of its line at a place of the canvas.
+    ///
+    /// # Errors
+    /// [`PictureError::Drawing`].
+    pub fn write<B: DrawingBackend>(self, area: &DrawingArea<B, Shift>, text: &str, (x, y): (i32, i32)) -> Result<(), PictureError> {
+        // `plotters` places the middle of a line above the middle of its letters, by 0.07 of the size as SVG and 0.21 as
+        // PNG.
+        let drop = px(0.14 * self.size);
+        let (transform, at) = if self.upright { (FontTransform::Rotate270, (x + drop, y)) } else { (FontTransform::None, (x, y + drop)) };
+        let font = (family(), self.size * f64::from(SCALE)).into_font();
+        let style = TextStyle { color: self.colour.to_backend_color(), ..TextStyle::from(font) };
+        let style = style.pos(Pos::new(self.anchor, VPos::Center)).transform(transform);
+        area.draw_text(text, &style, at).map_err(drawing)
+    }
 }
 
-/// The width of a text in pixels of the picture. The font must be registered.
+/// The width of a text in pixels of the picture.
 pub fn width(text: &str, size: f64) -> f64 {
-    let font = (FAMILY, size * f64::from(SCALE)).into_font();
+    let font = (family(), size * f64::from(SCALE)).into_font();
     // Without the font nothing can be drawn at all; half an em a character is near enough for a layout.
     font.box_size(text).map_or(0.5 * size * text.chars().count() as f64, |(width, _)| f64::from(width) / f64::from(SCALE))
 }
 
-/// Gives the font in the program to `plotters`: no font of the system is needed.
-///
-/// # Errors
-/// The font is damaged.
-pub fn register_font() -> Result<(), PictureError> {
-    style::register_font(FAMILY, FontStyle::Normal, FONT)
-        .map_err(|_| PictureError::Drawing("the font in the program is damaged".to_owned()))
+/// The name of the font, once `plotters` knows it: no font of the system is needed.
+fn family() -> &'static str {
+    static REGISTERED: Once = Once::new();
+    // A damaged font would make every text an error of the drawing.
+    REGISTERED.call_once(|| drop(style::register_font(FAMILY, FontStyle::Normal, FONT)));
+    FAMILY
 }
 
 /// The colour of a value from 0 to 1: white to dark blue, light to dark also without colours. Values outside take
@@ -121,7 +165,6 @@ mod tests {
 
     #[test]
     fn the_font_has_the_letters_of_our_texts() {
-        register_font().unwrap();
         let missing = width("\u{10ffff}", 100.0);
         for letter in "aZ09ηλατ×−–≥≤äß".chars() {
             let mut buffer = [0; 4];
