@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use delo_train::training::StepRecord;
 
-/// Points of a curve, at most: each is the mean over as many steps as are needed.
-const POINTS: usize = 60;
+/// Points of the longest curve, at most: each is the mean over as many steps as are needed for that, the same number in
+/// all curves.
+const POINTS: usize = 40;
 
 /// The losses of one session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,15 +64,15 @@ pub fn read_logs(dir: &Path) -> Result<Vec<LossCurve>, LossError> {
     let mut paths = entries.map_err(unreadable(dir))?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
     paths.sort();
-    let mut curves = Vec::new();
+    let mut logs = Vec::new();
     for path in paths {
         let task = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let records = read(&path).map_err(unreadable(&path))?;
-        if !records.is_empty() {
-            curves.push(LossCurve::of(task, &records));
-        }
+        logs.push((task, read(&path).map_err(unreadable(&path))?));
     }
-    Ok(curves)
+    logs.retain(|(_, records)| !records.is_empty());
+    let longest = logs.iter().map(|(_, records)| records.len()).max().unwrap_or(0);
+    let window = longest.div_ceil(POINTS).max(1);
+    Ok(logs.into_iter().map(|(task, records)| LossCurve::of(task, &records, window)).collect())
 }
 
 /// The steps of a log. A line that is none is left out: an interrupted run may have cut the last one.
@@ -84,10 +85,9 @@ fn read(path: &Path) -> std::io::Result<Vec<StepRecord>> {
 }
 
 impl LossCurve {
-    /// The curve of some steps, by rising step.
-    pub fn of(task: String, records: &[StepRecord]) -> Self {
-        let window = records.len().div_ceil(POINTS).max(1);
-        Self { task, steps: records.len(), points: records.chunks(window).map(LossPoint::of).collect() }
+    /// The curve of some steps, by rising step. Each point is the mean over `window` of them, at least one.
+    pub fn of(task: String, records: &[StepRecord], window: usize) -> Self {
+        Self { task, steps: records.len(), points: records.chunks(window.max(1)).map(LossPoint::of).collect() }
     }
 }
 
@@ -119,8 +119,8 @@ mod tests {
 
     #[test]
     fn a_point_is_the_mean_over_steps_in_a_row_and_of_the_terms_that_were_computed() {
-        let curve = LossCurve::of("soups".to_owned(), &(0..120).map(record).collect::<Vec<_>>());
-        assert_eq!((curve.steps, curve.points.len()), (120, 60));
+        let curve = LossCurve::of("soups".to_owned(), &(0..119).map(record).collect::<Vec<_>>(), 2);
+        assert_eq!((curve.steps, curve.points.len()), (119, 60));
         let expected = LossPoint { step: 2.5, loss: 2.5, classification: 1.0, alignment: Some(0.5), consistency: None };
         assert_eq!(curve.points[1], expected);
     }

@@ -28,7 +28,7 @@ pub fn losses(data: &str, tasks: &[&str], curves: &[LossCurve]) -> Option<Figure
             title: format!("{name} loss"),
             x: Axis::new("training step", 0.0, steps.max(1) as f64),
             y: Axis::new("", 0.0, if most > 0.0 { 1.05 * most } else { 1.0 }),
-            marks: lines.map(|(index, points)| Mark::line(points, series(index))).collect(),
+            marks: lines.map(|(index, points)| Mark::Line { points, colour: series(index), dashed: false, width: 1.5 }).collect(),
         })
     };
     let panels: Vec<Panel> = TERMS.iter().filter_map(panel).collect();
