@@ -33,7 +33,8 @@ pub struct ReportArgs {
     /// A Hugging Face ViLT checkpoint directory; the one in the program if left out
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     backbone: Option<PathBuf>,
-    /// A folder of training logs (*.jsonl), as `delo train` writes them beside its partitions; without it, no losses
+    /// A folder of training logs (*.jsonl), as `delo train` writes them beside its partitions; without it, no
+    /// losses
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     logs: Option<PathBuf>,
     /// The items to evaluate

@@ -18,10 +18,10 @@ use delo_model::input::Sample;
 pub type Queries = Vec<PerModality<Vec<f32>>>;
 
 impl Engine {
-    /// The queries of the state that enters each layer, `[layers]`; the proxy's query where a modality is missing. With
-    /// `residents`, one for each sample, their adapters are added to the layers; with `None`, the layers are the
-    /// frozen ones. `dummy_image` is the height and width in pixels of the image that stands in for a missing one.
-    /// Blocking.
+    /// The queries of the state that enters each layer, `[layers]`; the proxy's query where a modality is
+    /// missing. With `residents`, one for each sample, their adapters are added to the layers; with `None`,
+    /// the layers are the frozen ones. `dummy_image` is the height and width in pixels of the image that
+    /// stands in for a missing one. Blocking.
     ///
     /// # Errors
     /// A failed forward pass.

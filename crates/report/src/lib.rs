@@ -7,8 +7,8 @@
 //! | [`figures`] | which pictures there are: of diagnostics, and of reports of several methods |
 //! | [`page`] | a folder with the numbers, the pictures, and a page in Markdown that explains them |
 //!
-//! Invariant: the same partitions, data and seed give the same numbers and the same bytes of every picture. No font of
-//! the system is needed.
+//! Invariant: the same partitions, data and seed give the same numbers and the same bytes of every picture.
+//! No font of the system is needed.
 #![warn(missing_docs)]
 
 pub mod diagnostics;

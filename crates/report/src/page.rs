@@ -114,8 +114,8 @@ impl Page {
     }
 }
 
-/// Refuses a folder that holds a report, unless `force` says that it may be replaced: to be called before the numbers are
-/// computed.
+/// Refuses a folder that holds a report, unless `force` says that it may be replaced: to be called before the
+/// numbers are computed.
 ///
 /// # Errors
 /// [`PageError::Exists`].
@@ -123,8 +123,8 @@ pub fn check_folder(out: &Path, force: bool) -> Result<(), PageError> {
     if out.join(NUMBERS).exists() && !force { Err(PageError::Exists(out.to_owned())) } else { Ok(()) }
 }
 
-/// Writes a report to the folder `out`, which is made where it does not exist, and gives the path of the page. Files of
-/// other names stay as they are. With `force`, a report that the folder holds is replaced.
+/// Writes a report to the folder `out`, which is made where it does not exist, and gives the path of the
+/// page. Files of other names stay as they are. With `force`, a report that the folder holds is replaced.
 ///
 /// # Errors
 /// [`PageError`].

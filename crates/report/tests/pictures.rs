@@ -11,8 +11,8 @@ use delo_report::picture::style::{BARS, Colour, GREY, SCALE, SERIES, WIDTH};
 use delo_train::data::{ByPattern, MissingKind, Split};
 use delo_train::eval::{Column, Report, TaskRow};
 
-/// The SVG, after the checks that hold for every picture: it is drawn alike twice, has no number that is none, and the
-/// PNG shows the same in another size.
+/// The SVG, after the checks that hold for every picture: it is drawn alike twice, has no number that is
+/// none, and the PNG shows the same in another size.
 fn svg(figure: &Figure) -> String {
     let svg = figure.svg().unwrap();
     assert_eq!(svg, figure.svg().unwrap(), "the same numbers give the same bytes");
@@ -153,7 +153,8 @@ fn similarities_have_a_panel_for_each_layer_with_both_means() {
     let similarity = Similarity { samples: 3, layers: vec![layer(0.1), layer(-0.2)] };
     let svg = svg(&queries::similarities("TINY", "test", &similarity));
     assert!(shown(&svg, "layer 0: mean 0.10 frozen, 0.50 adapted") && shown(&svg, "layer 1: mean −0.20 frozen, 0.50 adapted"));
-    // A block for each filled bin of the frozen backbone, and its square in the key; an outline each of the adapted one.
+    // A block for each filled bin of the frozen backbone, and its square in the key; an outline each of the
+    // adapted one.
     assert_eq!((count(&svg, "rect", GREY), count(&svg, "polyline", SERIES[1])), (2 * 3 + 1, 2 + 1));
 }
 
@@ -198,7 +199,8 @@ fn ap_against_eta_has_a_panel_for_each_pattern_and_a_band_where_there_are_seeds(
     let svg = svg(&performance_by_missing_ratio(&runs).unwrap());
     assert!(shown(&svg, "missing: half the image, half the text") && shown(&svg, "missing: the text"));
     assert!(!shown(&svg, "missing: the image"));
-    // A line for each method and panel that has it, and one in the key; a point for each η; a band for several seeds.
+    // A line for each method and panel that has it, and one in the key; a point for each η; a band for
+    // several seeds.
     assert_eq!((count(&svg, "polyline", SERIES[0]), count(&svg, "polyline", SERIES[1])), (3, 2));
     assert_eq!((count(&svg, "circle", SERIES[0]), count(&svg, "circle", SERIES[1])), (4, 2));
     assert_eq!((count(&svg, "polygon", SERIES[0]), count(&svg, "polygon", SERIES[1])), (1, 1));

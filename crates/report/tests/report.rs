@@ -1,4 +1,5 @@
-//! The diagnostics of small random partitions hold what their definitions say, and a report is a folder of files.
+//! The diagnostics of small random partitions hold what their definitions say, and a report is a folder of
+//! files.
 use std::sync::Arc;
 
 use delo_catalogue::{Resident, RoutingRule};

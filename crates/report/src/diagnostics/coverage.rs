@@ -38,7 +38,8 @@ pub struct Decided {
 }
 
 impl Coverage {
-    /// The curve of some decisions; `None` without any. Samples of equal confidence are kept or rejected together.
+    /// The curve of some decisions; `None` without any. Samples of equal confidence are kept or rejected
+    /// together.
     pub fn of(confidence: &str, decisions: &[Decided]) -> Option<Self> {
         let mut sorted = decisions.to_vec();
         sorted.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));

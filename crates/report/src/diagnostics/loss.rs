@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use delo_train::training::StepRecord;
 
-/// Points of the longest curve, at most: each is the mean over as many steps as are needed for that, the same number in
-/// all curves.
+/// Points of the longest curve, at most: each is the mean over as many steps as are needed for that, the same
+/// number in all curves.
 const POINTS: usize = 40;
 
 /// The losses of one session.
@@ -50,8 +50,8 @@ pub enum LossError {
     },
 }
 
-/// The curves of all logs in a folder (`*.jsonl`), by name. A file without a step is left out: JSON lines of another
-/// kind may stand beside the logs.
+/// The curves of all logs in a folder (`*.jsonl`), by name. A file without a step is left out: JSON lines of
+/// another kind may stand beside the logs.
 ///
 /// # Errors
 /// [`LossError`] names the file that cannot be read.

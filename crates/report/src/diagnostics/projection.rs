@@ -19,10 +19,10 @@ pub struct Components {
     pub explained: Vec<f64>,
 }
 
-/// At most `most` principal components of `vectors`. They are found by the eigenvectors of the matrix of dot products of
-/// the centred vectors, `[n, n]`, so that the cost does not depend on their width beyond one product. The sign of a
-/// component is such that its largest coordinate is positive. `None` where the vectors are all equal, or fewer than
-/// two.
+/// At most `most` principal components of `vectors`. They are found by the eigenvectors of the matrix of dot
+/// products of the centred vectors, `[n, n]`, so that the cost does not depend on their width beyond one
+/// product. The sign of a component is such that its largest coordinate is positive. `None` where the vectors
+/// are all equal, or fewer than two.
 pub fn principal_components(vectors: &[Vec<f32>], most: usize) -> Option<Components> {
     let (n, width) = (vectors.len(), vectors.first().map_or(0, Vec::len));
     if n < 2 {
@@ -47,9 +47,9 @@ pub fn principal_components(vectors: &[Vec<f32>], most: usize) -> Option<Compone
     Some(Components { scores, explained: kept.iter().map(|&k| values[k] / total).collect() })
 }
 
-/// t-SNE of the points of `components` in two dimensions (van der Maaten and Hinton, 2008), from their first two
-/// principal components on: nothing is random, and the same points give the same coordinates. `None` with fewer than
-/// ten points, or fewer than two components.
+/// t-SNE of the points of `components` in two dimensions (van der Maaten and Hinton, 2008), from their first
+/// two principal components on: nothing is random, and the same points give the same coordinates. `None` with
+/// fewer than ten points, or fewer than two components.
 pub fn t_sne(components: &Components) -> Option<Vec<[f64; 2]>> {
     let n = components.scores.len();
     if n < 10 || components.explained.len() < 2 {

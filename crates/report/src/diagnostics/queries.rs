@@ -1,14 +1,16 @@
-//! The frozen signals by which tasks are decided, and the task keys, in two dimensions (figure 4a of the paper).
+//! The frozen signals by which tasks are decided, and the task keys, in two dimensions (figure 4a of the
+//! paper).
 //!
-//! What a sample lacks shows far more in its signal than its task does. Therefore the mean of the samples with the same
-//! modalities is taken from each sample, and the mean of all samples from each key: a sample lies where its task moves it.
+//! What a sample lacks shows far more in its signal than its task does. Therefore the mean of the samples
+//! with the same modalities is taken from each sample, and the mean of all samples from each key: a sample
+//! lies where its task moves it.
 use serde::{Deserialize, Serialize};
 
 use super::projection::{principal_components, t_sne};
 use delo_model::input::Presence;
 
-/// Samples that are projected, at most: every k-th of them where there are more. The cost of t-SNE grows with their
-/// square.
+/// Samples that are projected, at most: every k-th of them where there are more. The cost of t-SNE grows with
+/// their square.
 pub const MOST: usize = 1000;
 /// Principal components that are computed.
 const COMPONENTS: usize = 50;
@@ -20,7 +22,8 @@ const PATTERNS: [Option<Presence>; 4] = [Some(Presence::Complete), Some(Presence
 pub struct QueryMap {
     /// The signal that decides the task.
     pub signal: String,
-    /// The shares of the variance that the two principal components explain; 0 for a component that does not exist.
+    /// The shares of the variance that the two principal components explain; 0 for a component that does not
+    /// exist.
     pub explained: [f64; 2],
     /// The samples.
     pub samples: Vec<QueryPoint>,

@@ -28,8 +28,9 @@ struct Collected {
     after: Vec<(f64, bool)>,
 }
 
-/// The diagnostics of partitions, all of them resident. The first of the evaluation's rules decides tasks; without one,
-/// what the partitions propose. `progress` is called with the number of samples that are done, and the number of all.
+/// The diagnostics of partitions, all of them resident. The first of the evaluation's rules decides tasks;
+/// without one, what the partitions propose. `progress` is called with the number of samples that are done,
+/// and the number of all.
 ///
 /// # Errors
 /// [`EvalError`].

@@ -7,7 +7,8 @@ use crate::picture::{Axis, Chart, Head, KeyEntry, Mark, Panel, Shape};
 use delo_train::MissingKind;
 use delo_train::eval::{Column, Report};
 
-/// The report of one run of a method. Runs of a method that differ in nothing but the seed are drawn together.
+/// The report of one run of a method. Runs of a method that differ in nothing but the seed are drawn
+/// together.
 #[derive(Clone, Copy, Debug)]
 pub struct Run<'a> {
     /// The method's name, as the picture shows it.
@@ -52,8 +53,8 @@ fn methods<'a>(runs: &[Run<'a>]) -> Vec<&'a str> {
     methods
 }
 
-/// AP against the missing ratio η by method, one panel for each kind of missing modality. A line is the mean over seeds,
-/// its band goes from the lowest seed to the highest. `None` without a task-agnostic AP.
+/// AP against the missing ratio η by method, one panel for each kind of missing modality. A line is the mean
+/// over seeds, its band goes from the lowest seed to the highest. `None` without a task-agnostic AP.
 pub fn performance_by_missing_ratio(runs: &[Run<'_>]) -> Option<Figure> {
     let methods = methods(runs);
     let report = runs.iter().find(|run| run.agnostic().is_some())?.report;
@@ -106,10 +107,10 @@ pub fn performance_by_missing_ratio(runs: &[Run<'_>]) -> Option<Figure> {
     })
 }
 
-/// AP by method: a bar for each, task-agnostic, with its interval, and a diamond for AP with the task given. The
-/// interval of several seeds goes from the lowest to the highest; that of one is its 95 % bootstrap interval. `None`
-/// without a task-agnostic AP. Runs of several data sets or missing tables should not be mixed: they are drawn as if they
-/// were seeds.
+/// AP by method: a bar for each, task-agnostic, with its interval, and a diamond for AP with the task given.
+/// The interval of several seeds goes from the lowest to the highest; that of one is its 95 % bootstrap
+/// interval. `None` without a task-agnostic AP. Runs of several data sets or missing tables should not be
+/// mixed: they are drawn as if they were seeds.
 pub fn performance_by_method(runs: &[Run<'_>]) -> Option<Figure> {
     let report = runs.iter().find(|run| run.agnostic().is_some())?.report;
     let (mut names, mut marks, mut lines, mut diamonds) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());

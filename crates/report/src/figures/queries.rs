@@ -1,5 +1,5 @@
-//! Samples and task keys in two dimensions (figure 4a of the paper), and how similar the two queries of a sample are
-//! (figure 4b).
+//! Samples and task keys in two dimensions (figure 4a of the paper), and how similar the two queries of a
+//! sample are (figure 4b).
 use super::{Drawing, Figure, extent};
 use crate::diagnostics::queries::QueryPoint;
 use crate::diagnostics::similarity::{BINS, Distribution, LayerSimilarity};
@@ -77,8 +77,8 @@ fn task_index(map: &QueryMap, point: &QueryPoint) -> Option<usize> {
     map.keys.iter().position(|key| key.task == point.task)
 }
 
-/// A stride near the golden section of `n` that shares no divisor with it: steps of it visit all of 0 to n − 1 in an
-/// order without runs.
+/// A stride near the golden section of `n` that shares no divisor with it: steps of it visit all of 0 to n −
+/// 1 in an order without runs.
 fn golden_stride(n: usize) -> usize {
     fn divisor(a: usize, b: usize) -> usize {
         if b == 0 { a } else { divisor(b, a % b) }

@@ -6,8 +6,8 @@ use delo_train::eval::Report;
 /// Tasks up to which scores are written into the cells.
 const WRITTEN: usize = 16;
 
-/// The scores of the first task-agnostic column, and beside them those with the task given; `None` where no rule
-/// decides tasks, or without a task.
+/// The scores of the first task-agnostic column, and beside them those with the task given; `None` where no
+/// rule decides tasks, or without a task.
 pub fn score_matrix(report: &Report) -> Option<Figure> {
     let column = report.agnostic.first()?;
     let tasks = column.tasks.len();
@@ -48,8 +48,9 @@ pub fn score_matrix(report: &Report) -> Option<Figure> {
     Some(Figure {
         name: "scores",
         caption:
-            "a_{i,j}: the score of task i (row) once sessions 1 to j (columns) are learnt. Partitions are frozen once learnt, so that a \
-                  row can only fall because more tasks compete for its samples. The last column gives the true task."
+            "a_{i,j}: the score of task i (row) once sessions 1 to j (columns) are learnt. Partitions do not change once learnt, so that a \
+             row changes only where the decision among more tasks does: it mostly falls, as later tasks attract its samples. The last \
+             column gives the true task."
                 .to_owned(),
         drawing: Drawing::HeatMap(HeatMap {
             head,

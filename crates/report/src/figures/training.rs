@@ -14,8 +14,9 @@ const TERMS: [Term; 3] = [
     ("consistency", |point| point.consistency),
 ];
 
-/// The terms of the loss by session; `None` without a curve. A term that no session computed has no panel. A curve has the
-/// colour of its task in the other pictures, by its place in `tasks`; curves of no task come after them.
+/// The terms of the loss by session; `None` without a curve. A term that no session computed has no panel. A
+/// curve has the colour of its task in the other pictures, by its place in `tasks`; curves of no task come
+/// after them.
 pub fn losses(data: &str, tasks: &[&str], curves: &[LossCurve]) -> Option<Figure> {
     let curves = ordered(tasks, curves);
     let panel = |(name, value): &Term| {

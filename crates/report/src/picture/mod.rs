@@ -8,9 +8,9 @@
 //! | `layout` | the title, the key and the grid of panels that all pictures share |
 //! | `style` | font, colours and sizes |
 //!
-//! Both formats come from one drawing. It is made on a canvas [`style::SCALE`] times as large as the picture, because
-//! `plotters` rounds to whole pixels: the SVG is shown smaller by its view box, and the PNG is the canvas averaged
-//! down to twice the picture's size, which also smooths edges.
+//! Both formats come from one drawing. It is made on a canvas [`style::SCALE`] times as large as the picture,
+//! because `plotters` rounds to whole pixels: the SVG is shown smaller by its view box, and the PNG is the
+//! canvas averaged down to twice the picture's size, which also smooths edges.
 mod chart;
 mod draw_chart;
 mod heat_map;

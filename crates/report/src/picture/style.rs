@@ -16,8 +16,8 @@ pub const WIDTH: u32 = 840;
 
 /// Roboto, Apache License 2.0; `assets/README.md` says how the file was made.
 const FONT: &[u8] = include_bytes!("../../assets/Roboto-Regular.ttf");
-/// The name under which `plotters` knows the font, and by which an SVG asks for a font of the reader's that is about as
-/// wide.
+/// The name under which `plotters` knows the font, and by which an SVG asks for a font of the reader's that
+/// is about as wide.
 const FAMILY: &str = "Roboto, Helvetica, Arial, sans-serif";
 
 /// A colour.
@@ -109,8 +109,8 @@ impl Writing {
     /// # Errors
     /// [`PictureError::Drawing`].
     pub fn write<B: DrawingBackend>(self, area: &DrawingArea<B, Shift>, text: &str, (x, y): (i32, i32)) -> Result<(), PictureError> {
-        // `plotters` places the middle of a line above the middle of its letters, by 0.07 of the size as SVG and 0.21 as
-        // PNG.
+        // `plotters` places the middle of a line above the middle of its letters, by 0.07 of the size as SVG
+        // and 0.21 as PNG.
         let drop = px(0.14 * self.size);
         let (transform, at) = if self.upright { (FontTransform::Rotate270, (x + drop, y)) } else { (FontTransform::None, (x, y + drop)) };
         let font = (family(), self.size * f64::from(SCALE)).into_font();
@@ -135,8 +135,8 @@ fn family() -> &'static str {
     FAMILY
 }
 
-/// The colour of a value from 0 to 1: white to dark blue, light to dark also without colours. Values outside take
-/// the nearest end.
+/// The colour of a value from 0 to 1: white to dark blue, light to dark also without colours. Values outside
+/// take the nearest end.
 pub fn shade(value: f64) -> Colour {
     const STOPS: [[f64; 3]; 4] = [[255.0, 255.0, 255.0], [158.0, 202.0, 225.0], [33.0, 113.0, 181.0], [8.0, 29.0, 70.0]];
     let place = value.clamp(0.0, 1.0) * (STOPS.len() - 1) as f64;
