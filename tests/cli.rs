@@ -700,6 +700,14 @@ fn trains_every_session_into_a_folder_and_leaves_what_is_there() {
     let samples = dir.path().join("samples.jsonl");
     let report = json(&["eval", "--data", data, "--partitions", out.to_str().unwrap(), "--samples", samples.to_str().unwrap(), "--json"]);
     assert_eq!(report["samples"], std::fs::read_to_string(samples).unwrap().lines().count());
+
+    let (folder, partitions) = (dir.path().join("report"), out.to_str().unwrap());
+    let drawn = ["report", "--data", data, "--partitions", partitions, "--logs", partitions, "--out", folder.to_str().unwrap()];
+    assert!(delo(&drawn).status.success());
+    let page: Value = serde_json::from_slice(&std::fs::read(folder.join("report.json")).unwrap()).unwrap();
+    assert_eq!((&page["evaluation"]["oracle"], page["losses"].as_array().unwrap().len()), (&report["oracle"], 2));
+    assert!(folder.join("loss.svg").exists() && folder.join("report.md").exists());
+    assert!(failure(&drawn, 1).contains("--force"));
     for wrong in [&["train", "--data", data, "--out", "x"][..], &["train", "--data", data, "--task", "warm", "--all", "--out", "x"]] {
         failure(wrong, 2);
     }

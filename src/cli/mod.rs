@@ -16,6 +16,7 @@ mod health;
 mod output;
 mod partition;
 mod registry;
+mod report;
 mod serve;
 mod settings;
 mod train;
@@ -44,6 +45,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Train(Box<train::TrainArgs>),
     Eval(eval::EvalArgs),
+    Report(report::ReportArgs),
     Health(health::HealthArgs),
     Classify(classify::ClassifyArgs),
     Admin(admin::AdminArgs),
@@ -67,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
+        Command::Report(args) => report::run(args),
         Command::Health(args) => health::run(args),
         Command::Classify(args) => classify::run(args),
         Command::Admin(args) => admin::run(args),

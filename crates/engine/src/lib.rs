@@ -9,6 +9,7 @@
 //! | `policy` | when a sample is answered without an adapted pass, or by two: [`Policy`] |
 //! | `forward` | the frozen layers alone, for training and evaluation |
 //! | `signals` | the frozen backbone's signals, from which the task is decided |
+//! | `queries` | the queries of each layer, with and without adapters, for diagnostics |
 //! | [`packed`] | the matrix of all samples' tokens, and each sample's rows in it: [`Packed`], [`Span`] |
 //! | `learn` | layers forward and backward while a method learns: [`Engine::run_task`], [`Engine::run_adapted`] |
 //! | `backend` | what the engine requires of a processor, and one module for each kind of processor |
@@ -30,6 +31,7 @@ mod forward;
 mod learn;
 pub mod packed;
 mod policy;
+mod queries;
 mod signals;
 mod tensors;
 
@@ -47,6 +49,7 @@ pub use learn::TaskOutput;
 pub use learn::additions::{Additions, Prompts, SampleRows};
 pub use packed::{Packed, Span};
 pub use policy::{Policy, Scored};
+pub use queries::Queries;
 
 /// The packed forward over one frozen backbone. It may be shared between threads. Its calls block: call it
 /// from a blocking thread, not from an asynchronous task.

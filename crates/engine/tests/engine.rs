@@ -433,3 +433,36 @@ fn a_share_is_above_zero_and_at_most_one() {
     assert!([0.0, -0.1, 1.1, f64::NAN, f64::INFINITY].into_iter().all(|share| Share::try_from(share).is_err()));
     assert!([1e-6, 0.5, 1.0].into_iter().all(|share| Share::try_from(share).is_ok()));
 }
+
+#[test]
+fn the_queries_of_each_layer_are_those_that_decide_and_those_that_learn() {
+    let samples: Vec<Sample> = (0..6).map(random_sample).collect();
+    let dummy = engine().default_dummy_image();
+    let layers = engine().backbone().config.num_hidden_layers;
+    let first = 2;
+    let model = random_model(spec(Layout::RankOne, first), 3, 1);
+    let resident = resident("task", &model, key_rule(Metric::Plain, KeySignal::Pooled), 1);
+    let frozen = engine().layer_queries(&samples, dummy, None).unwrap();
+    let adapted = engine().layer_queries(&samples, dummy, Some(&vec![resident; samples.len()])).unwrap();
+    assert_eq!((frozen.len(), adapted.len()), (layers, layers));
+
+    let close = |found: &[f32], expected: &[f32]| found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4);
+    let packed = engine().embed(&samples, dummy).unwrap();
+    let wanted: Vec<KeySignal> = (0..layers).map(|layer| KeySignal::MeanQuery { layer }).collect();
+    let signals = engine().signals(&packed, &wanted).unwrap();
+    for (layer, signal) in wanted.iter().enumerate() {
+        for (query, expected) in frozen[layer].iter().zip(signals[signal].to_vec2::<f32>().unwrap()) {
+            let mean: Vec<f32> = query.image.iter().zip(&query.text).map(|(v, t)| (v + t) / 2.0).collect();
+            assert!(close(&mean, &expected), "layer {layer}");
+        }
+    }
+
+    let output = engine().run_task(&engine().run_frozen(&packed, 0..first).unwrap(), &model).unwrap();
+    for (layer, expected) in (first..layers).zip(&output.queries) {
+        let [image, text] = [&expected.image, &expected.text].map(|of| of.to_vec2::<f32>().unwrap());
+        for (i, query) in adapted[layer].iter().enumerate() {
+            assert!(close(&query.image, &image[i]) && close(&query.text, &text[i]), "layer {layer}");
+        }
+    }
+    assert!(adapted[..=first] == frozen[..=first] && adapted[first + 1] != frozen[first + 1]);
+}

@@ -157,7 +157,10 @@ pub struct Evaluated {
 impl Evaluation<'_> {
     /// The tasks of the data set that have a partition, in the data set's order, as (index in the data set,
     /// partition).
-    pub(super) fn tasks(&self) -> Result<Vec<(usize, Arc<Resident>)>, EvalError> {
+    ///
+    /// # Errors
+    /// [`EvalError::NoTask`], [`EvalError::Twice`], [`EvalError::Labels`].
+    pub fn tasks(&self) -> Result<Vec<(usize, Arc<Resident>)>, EvalError> {
         let mut tasks = Vec::new();
         for (index, task) in self.data.tasks.iter().enumerate() {
             let mut mine = self.partitions.iter().filter(|r| r.task() == task.name);
