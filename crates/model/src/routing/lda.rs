@@ -1,8 +1,10 @@
 //! The metric of class statistics: the probability of a task is the sum of its classes' probabilities under linear
 //! discriminant analysis over the classes of all resident sessions (ROUTING.md 7).
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::plain::PlainRule;
+use super::typicality::OwnFits;
 use super::{KeyAverage, KeyChoice, NotPositiveDefinite, SessionKeys, TaskMetric, TaskRule, TaskScore};
 use crate::discriminant::{Discriminant, Linear, Statistics};
 use crate::method::selection::softmax;
@@ -11,6 +13,10 @@ use delo_kernels::elementwise::dot;
 
 /// λ of the ridge of [`Discriminant`], chosen on the val splits of Emoji-CMML.
 const RIDGE: f64 = 2.0;
+
+/// The most products of numbers that finding the calibration samples of all tasks may take, some tenths of a
+/// second: all of them up to about 70 tasks of 10 classes.
+const CALIBRATION_PRODUCTS: usize = 1 << 32;
 
 /// The metric of class statistics.
 pub(super) struct Lda;
@@ -39,8 +45,8 @@ struct LdaRule {
     classes: Vec<usize>,
     /// The weight `[width]` and the bias of z / τ of the mean signal of all sessions.
     mean: (Vec<f32>, f32),
-    /// The fits of each task's calibration samples to their task, rising; see [`Self::fits`].
-    calibration: Vec<Vec<f32>>,
+    /// How the fits of each task's own samples are distributed.
+    own_fits: Vec<Option<OwnFits>>,
     /// The cosines with the task keys, which stand beside the probabilities.
     cosines: PlainRule,
 }
@@ -106,55 +112,84 @@ impl LdaRule {
                 mean.weights.into_iter().map(|x| (x / temperature) as f32).collect(),
                 (mean.biases.iter().sum::<f64>() / temperature) as f32,
             ),
-            calibration: Vec::new(),
+            own_fits: Vec::new(),
             cosines: PlainRule::new(&keys),
         };
-        let fits = |(task, session): (usize, &Session<'_>)| {
-            let samples = session.calibration.chunks_exact(width.max(1));
-            let mut fits: Vec<f32> = samples.map(|signal| rule.fits(&rule.logits(signal), signal)[task]).collect();
-            fits.sort_unstable_by(f32::total_cmp);
-            fits
-        };
-        rule.calibration = sessions.iter().enumerate().map(fits).collect();
+        rule.own_fits = sessions.iter().enumerate().map(|(task, session)| rule.own_fits(task, session.calibration)).collect();
         Ok(rule)
+    }
+
+    /// The distribution of the fits of a task's own samples, from its calibration samples `[samples, width]`: of
+    /// those that the rule gives to the task, as it does with the samples whose typicality is asked for. Where
+    /// these are few, or too many products would find them, of all calibration samples: among these are some that
+    /// the rule gives to other tasks, whose fit is low, so that less is rejected than asked for.
+    fn own_fits(&self, task: usize, calibration: &[f32]) -> Option<OwnFits> {
+        let signals = || calibration.chunks_exact(self.width.max(1));
+        let products = self.classes.len() * self.weights.len();
+        let affordable = CALIBRATION_PRODUCTS / products.max(1);
+        let own = signals().take(affordable).filter_map(|signal| {
+            let logits = self.logits(0..self.biases.len(), signal);
+            let probabilities = self.probabilities(logits.clone());
+            let given = probabilities.iter().all(|&other| other <= probabilities[task]);
+            given.then(|| self.fits(&logits, signal)[task])
+        });
+        OwnFits::of(&own.collect::<Vec<_>>()).or_else(|| {
+            let first: usize = self.classes[..task].iter().sum();
+            let classes = first..first + self.classes[task];
+            let fit = |signal: &[f32]| best(&self.logits(classes.clone(), signal)) - self.logit_of_mean(signal);
+            OwnFits::of(&signals().map(fit).collect::<Vec<_>>())
+        })
+    }
+
+    /// The probability of each task from the logits of all classes.
+    fn probabilities(&self, mut logits: Vec<f32>) -> Vec<f32> {
+        softmax(&mut logits);
+        self.by_task(&logits).map(|classes| classes.iter().sum()).collect()
+    }
+
+    /// The part of each task of some numbers of all classes.
+    fn by_task<'a>(&'a self, mut rest: &'a [f32]) -> impl Iterator<Item = &'a [f32]> {
+        self.classes.iter().map(move |&n| {
+            let (task, others) = rest.split_at(n);
+            rest = others;
+            task
+        })
     }
 
     /// How well a sample fits each task: the logarithm of the ratio of two densities, at the best class of the
     /// task and at the mean of all sessions, up to a constant of the task.
     fn fits(&self, logits: &[f32], signal: &[f32]) -> Vec<f32> {
+        let mean = self.logit_of_mean(signal);
+        self.by_task(logits).map(|classes| best(classes) - mean).collect()
+    }
+
+    /// z / τ of a class whose mean is that of all sessions.
+    fn logit_of_mean(&self, signal: &[f32]) -> f32 {
         let (weight, bias) = &self.mean;
-        let mean = self.isa.run(
+        self.isa.run(
             #[inline(always)]
             || bias + dot(weight, signal),
-        );
-        let mut rest = logits;
-        let best = |&n: &usize| {
-            let (task, others) = rest.split_at(n);
-            rest = others;
-            task.iter().copied().fold(f32::NEG_INFINITY, f32::max) - mean
-        };
-        self.classes.iter().map(best).collect()
+        )
     }
 
-    /// See [`TaskScore::typicality`].
-    fn typicality(calibration: &[f32], fit: f32) -> Option<f32> {
-        let no_better = calibration.partition_point(|&of_task| of_task <= fit);
-        (!calibration.is_empty()).then(|| (1 + no_better) as f32 / (1 + calibration.len()) as f32)
-    }
-
-    /// The logits z / τ of all classes for a signal `[width]`.
-    fn logits(&self, signal: &[f32]) -> Vec<f32> {
-        let mut logits = self.biases.clone();
+    /// The logits z / τ of some classes for a signal `[width]`.
+    fn logits(&self, classes: Range<usize>, signal: &[f32]) -> Vec<f32> {
+        let mut logits = self.biases[classes.clone()].to_vec();
+        let weights = &self.weights[classes.start * self.width..classes.end * self.width];
         self.isa.run(
             #[inline(always)]
             || {
-                for (logit, weight) in logits.iter_mut().zip(self.weights.chunks_exact(self.width.max(1))) {
+                for (logit, weight) in logits.iter_mut().zip(weights.chunks_exact(self.width.max(1))) {
                     *logit += dot(weight, signal);
                 }
             },
         );
         logits
     }
+}
+
+fn best(logits: &[f32]) -> f32 {
+    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// The mean signal of the samples of all sessions, `[width]`.
@@ -181,18 +216,10 @@ fn temperature(sessions: &[Session<'_>]) -> f64 {
 
 impl TaskRule for LdaRule {
     fn scores(&self, signal: &[f32]) -> Vec<TaskScore> {
-        let mut classes = self.logits(signal);
-        let fits = self.fits(&classes, signal);
-        softmax(&mut classes);
-        let mut rest = classes.as_slice();
-        let mut probability = |&n: &usize| {
-            let (task, others) = rest.split_at(n);
-            rest = others;
-            task.iter().sum::<f32>()
-        };
-        let cosines = self.cosines.scores(signal);
-        let typicalities = fits.into_iter().zip(&self.calibration).map(|(fit, calibration)| Self::typicality(calibration, fit));
-        let scores = self.classes.iter().map(&mut probability).zip(cosines).zip(typicalities);
+        let logits = self.logits(0..self.biases.len(), signal);
+        let typicalities = self.fits(&logits, signal).into_iter().zip(&self.own_fits);
+        let typicalities: Vec<Option<f32>> = typicalities.map(|(fit, own)| own.map(|own| own.share_below(fit))).collect();
+        let scores = self.probabilities(logits).into_iter().zip(self.cosines.scores(signal)).zip(typicalities);
         let score = |((p, TaskScore { cosine, .. }), typicality)| TaskScore { score: p, cosine, probability: Some(p), typicality };
         scores.map(score).collect()
     }
@@ -236,17 +263,23 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_is_as_typical_of_a_task_as_the_share_of_calibration_samples_that_fit_it_no_better() {
-        // M = 3 I and the mean of both sessions is 0: the fit to the class at (1, 0) rises with the first value.
+    fn typicality_is_the_share_of_the_own_samples_that_fit_less_well_of_those_that_come_to_the_task() {
+        // M = 3 I and the mean of both sessions is 0: the fit to the class at (1, 0) is a third of the first value,
+        // and a constant. The samples at -9 go to the other task and do not count.
         let (mut one, two) = (session(&[[1.0, 0.0]], 1.0), session(&[[-1.0, 0.0]], 1.0));
-        one.calibration.insert(KeySignal::Pooled, vec![0.9, 5.0, 0.1, -5.0, 0.5, 0.0]);
+        let values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, -9.0, -9.0, -9.0f32];
+        one.calibration.insert(KeySignal::Pooled, values.iter().flat_map(|&x| [x, 0.5]).collect());
         let rule = Lda.rule(&[&one, &two], CHOICE).unwrap();
         let typicality = |x: f32| {
             let scores = rule.scores(&[x, 1.0]);
             assert_eq!(scores[1].typicality, None, "a session without calibration samples");
             scores[0].typicality.unwrap()
         };
-        assert_eq!([-1.0, 0.1, 0.3, 0.6, 2.0].map(typicality), [0.25, 0.5, 0.5, 0.75, 1.0]);
+        // The own samples have mean 5 and variance 7.5.
+        for (standard, share) in [(0.0, 0.5), (-1.644_854, 0.05), (1.0, 0.841_345)] {
+            let found = typicality(5.0 + standard * 7.5f32.sqrt());
+            assert!((found - share).abs() < 1e-4, "{standard}: {found}");
+        }
     }
 
     #[test]

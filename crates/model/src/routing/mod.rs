@@ -8,6 +8,7 @@ pub mod keys;
 mod lda;
 mod plain;
 pub mod projection;
+mod typicality;
 mod whitened;
 
 use std::fmt::Debug;
@@ -29,10 +30,9 @@ pub struct TaskScore {
     /// The probability of the task; the probabilities of all tasks sum to 1. `None` for a rule without
     /// probabilities.
     pub probability: Option<f32>,
-    /// How typical of the task the sample is: (1 + m) / (n + 1), where m of the task's n calibration samples
-    /// fit it no better than this sample. A sample of the task has a typicality of at most p in p of all cases,
-    /// up to the calibration's own chance (a conformal p-value: Vovk et al. 2005). `None` for a rule without
-    /// classes, and for a session without calibration samples.
+    /// How typical of the task the sample is, 0 to 1: the share of the task's own samples, among those that come
+    /// to the task, that fit it less well. `None` for a rule without classes, and for a session with less than 8
+    /// calibration samples.
     pub typicality: Option<f32>,
 }
 
