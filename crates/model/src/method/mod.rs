@@ -34,6 +34,7 @@ pub use delo::{Layout, PoolSpec};
 use factors::FactorBank;
 pub use linear::LinearSpec;
 pub use lora::LoraSpec;
+pub use normal::normals;
 pub use pool::{PoolId, Target};
 pub use task_model::TaskModel;
 

@@ -5,8 +5,16 @@
 //! One file each. They are for tables: an artifact, which a server loads, is made by [`crate::training`].
 
 mod features;
+pub mod joint_head;
+pub mod lda;
+mod least_squares;
+pub mod linear_head;
+mod logistic;
 pub mod named;
 pub mod nearest_mean;
+pub mod ranpac;
+pub mod ridge;
+mod val;
 
 use serde_json::Value;
 

@@ -3,13 +3,25 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::ContinualLearner;
+use super::joint_head::JointHead;
+use super::lda::Lda;
+use super::linear_head::LinearHead;
 use super::nearest_mean::NearestMean;
+use super::ranpac::RanPac;
+use super::ridge::Ridge;
 
 /// Makes a peer with settings of its own; those that are left out have their defaults.
 type Make = fn(Map<String, Value>) -> Result<Box<dyn ContinualLearner>, serde_json::Error>;
 
 /// Each peer with its name.
-const PEERS: &[(&str, Make)] = &[("nearest_mean", |settings| Ok(Box::new(NearestMean::new(read(settings)?))))];
+const PEERS: &[(&str, Make)] = &[
+    ("nearest_mean", |settings| Ok(Box::new(NearestMean::new(read(settings)?)))),
+    ("ridge", |settings| Ok(Box::new(Ridge::new(&read(settings)?)))),
+    ("ranpac", |settings| Ok(Box::new(RanPac::new(read(settings)?)))),
+    ("lda", |settings| Ok(Box::new(Lda::new(read(settings)?)))),
+    ("linear_head", |settings| Ok(Box::new(LinearHead::new(read(settings)?)))),
+    ("joint_head", |settings| Ok(Box::new(JointHead::new(read(settings)?)))),
+];
 
 /// Why there is no such peer.
 #[derive(Debug, thiserror::Error)]
