@@ -104,7 +104,7 @@ fn same_files(a: &Path, b: &Path) {
 
 #[test]
 fn a_run_that_was_killed_goes_on_to_the_result_of_one_that_was_not() {
-    let f = Fixture::new(60);
+    let f = Fixture::new(12);
     let name = "delo,seed=0";
     f.succeed("whole", &["--only", name]);
     let cell = f.cell("parts", name);

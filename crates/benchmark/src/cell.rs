@@ -97,7 +97,14 @@ impl Cell {
         let missing = read.take("missing")?.unwrap_or(MissingKind::Both);
         let splits = read.take("splits")?.unwrap_or_else(|| vec![Split::Val, Split::Test]);
         let mut settings: Settings = read.part(
-            &json!(Settings { method: MethodKind::Lora, head_weight: 0.5, residual: true, ..Settings::default() }),
+            &json!(Settings {
+                method: MethodKind::Lora,
+                head_weight: 0.5,
+                residual: true,
+                cross_modal_guide: false,
+                modality_pools: false,
+                ..Settings::default()
+            }),
             &json!(Settings::default()),
         )?;
         settings.seed = seed;

@@ -1,8 +1,6 @@
 //! A cell of joint training: an upper bound, not a continual learner. The classes of all tasks are one session, on
 //! which the method's adapters and one head are trained once, on all items. After each session it is asked for the
 //! classes seen until then; it does not change meanwhile.
-use candle_core::Result as ComputeResult;
-
 use super::partitions::read_artifact;
 use super::{Outcome, Run, RunError, timed};
 use delo_model::TaskModel;
@@ -47,12 +45,9 @@ impl ContinualLearner for Joint {
     }
 
     fn logits(&self, session: &Session<'_>, samples: &[Sample]) -> Result<Vec<Vec<f32>>, TrainError> {
-        let logits = || -> ComputeResult<Vec<Vec<f32>>> {
-            let embedded = session.engine.embed(samples, self.dummy_image)?;
-            let prefix = session.engine.run_frozen(&embedded, 0..self.model.method().first_adapted_layer())?;
-            session.engine.run_task(&prefix, &self.model)?.logits.narrow(1, 0, self.seen)?.to_vec2()
-        };
-        Ok(logits()?)
+        let embedded = session.engine.embed(samples, self.dummy_image)?;
+        let prefix = session.engine.run_frozen(&embedded, 0..self.model.method().first_adapted_layer())?;
+        Ok(session.engine.run_task(&prefix, &self.model)?.logits.narrow(1, 0, self.seen)?.to_vec2()?)
     }
 
     fn parameters(&self) -> usize {

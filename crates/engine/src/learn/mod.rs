@@ -58,7 +58,7 @@ impl Engine {
         let mut hidden = packed.hidden.clone();
         let mut of_layers = Vec::new();
         for layer in first_layer..layers {
-            let queries = queries(&hidden, &spans)?;
+            let queries = queries(&hidden, &spans, task.method().cross_modal_guide())?;
             let FactorPairs { a, b, pairs } = task.pairs(layer, queries.as_ref())?;
             let rows = samples * Target::COUNT * pairs;
             let (a, b) = (a.reshape((rows, d))?, b.reshape((rows, d))?);
@@ -86,14 +86,17 @@ impl Engine {
     }
 }
 
-/// The queries of each sample, `[samples, d]` for each modality; the proxy's query where the modality is
-/// missing (METHOD.md 3).
-fn queries(hidden: &Tensor, spans: &Arc<[Span]>) -> Result<PerModality<Tensor>> {
+/// The queries of each sample, `[samples, d]` for each modality. Where the modality is missing: the proxy's query
+/// (METHOD.md 3) or, not `guided`, that of its dummy.
+fn queries(hidden: &Tensor, spans: &Arc<[Span]>, guided: bool) -> Result<PerModality<Tensor>> {
     let means = hidden.apply_op1(SegmentMean(spans.clone()))?;
     let samples = spans.len();
     let chosen = |first: usize, instead: usize, lost: Presence| {
-        let index: Vec<u32> =
-            spans.iter().enumerate().map(|(i, span)| (i + if span.presence == lost { instead } else { first } * samples) as u32).collect();
+        let index: Vec<u32> = spans
+            .iter()
+            .enumerate()
+            .map(|(i, span)| (i + if guided && span.presence == lost { instead } else { first } * samples) as u32)
+            .collect();
         means.index_select(&Tensor::from_vec(index, samples, &Device::Cpu)?, 0)
     };
     Ok(PerModality { image: chosen(0, 1, Presence::TextOnly)?, text: chosen(1, 0, Presence::ImageOnly)? })
