@@ -30,6 +30,14 @@ const PLAN: &str = r#"
     key_signal = "parts@3+pooled"
     head_weight = [0.5, 0]
     [[cell]]
+    name = "joint"
+    joint = true
+    seed = 0
+    [[cell]]
+    name = "no-guide"
+    cross_modal_guide = false
+    seed = 0
+    [[cell]]
     method = "nearest_mean"
 "#;
 
@@ -137,9 +145,9 @@ fn a_cell_that_is_run_again_gives_the_same_table_and_finished_cells_are_not_run(
     let told = f.succeed("out", &["--only", "nearest_mean*"]);
     assert!(told.contains("| delo ") && told.contains("| not run "), "{told}");
     let printed = f.succeed("out", &["--jobs", "2"]);
-    assert!(printed.contains("2 of 8 cells are finished already") && !printed.contains("not run"), "{printed}");
+    assert!(printed.contains("2 of 10 cells are finished already") && !printed.contains("not run"), "{printed}");
     let table = f.table("out");
-    for row in ["delo ", "mixed,head_weight=0.5 ", "mixed,head_weight=0 ", "nearest_mean "] {
+    for row in ["delo ", "mixed,head_weight=0.5 ", "mixed,head_weight=0 ", "joint ", "no-guide ", "nearest_mean "] {
         assert!(table.contains(&format!("| {row}")), "{row}: {table}");
     }
     let result = |cell: &str| f.cell("out", cell).result().unwrap().unwrap();
@@ -152,7 +160,7 @@ fn a_cell_that_is_run_again_gives_the_same_table_and_finished_cells_are_not_run(
         std::fs::remove_dir_all(f.cell("out", cell).path()).unwrap();
     }
     let printed = f.succeed("out", &[]);
-    assert!(printed.contains("6 of 8 cells are finished already"), "{printed}");
+    assert!(printed.contains("8 of 10 cells are finished already"), "{printed}");
     assert_eq!(f.table("out"), table);
     let listed = f.succeed("out", &["--list", "--only", "mixed*"]);
     assert!(listed.contains("mixed,head_weight=0,seed=1") && listed.contains("delo,seed=1") && listed.contains("finished"), "{listed}");
@@ -188,7 +196,7 @@ fn a_cell_that_fails_is_told_and_the_others_go_on() {
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("delo,seed=0: FAILED:") && told.contains("red-0.png"), "{told}");
     assert!(told.contains("mixed,head_weight=0,seed=0: FAILED: it needs delo,seed=0"), "{told}");
-    assert!(told.contains("nearest_mean,seed=0: finished") && told.contains("3 of 4 cells have no result"), "{told}");
+    assert!(told.contains("nearest_mean,seed=0: finished") && told.contains("5 of 6 cells have no result"), "{told}");
     let table = f.table("out");
     assert!(table.contains("| delo ") && table.contains("not run"), "{table}");
 }

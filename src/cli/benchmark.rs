@@ -26,8 +26,8 @@ const BUILT_IN: &str = "cmml";
 
 /// Trains and evaluates the cells of a plan side by side, and writes their table.
 ///
-/// A plan is a TOML file of cells: methods with their settings, data, missing modalities and seeds. Each cell runs
-/// in a process of its own and keeps its configuration, log, partitions, samples and figures in
+/// A plan is a TOML file of cells: methods with their settings, data, missing modalities and seeds. Each cell
+/// runs in a process of its own and keeps its configuration, log, partitions, samples and figures in
 /// DIR/cells/NAME. The same command goes on where it was interrupted. The table is DIR/table.md and
 /// DIR/table.json; docs/BENCHMARK.md tells how to read it.
 #[derive(Debug, clap::Args)]
@@ -59,7 +59,8 @@ pub struct BenchmarkArgs {
     /// Print the built-in plan
     #[arg(long)]
     print_plan: bool,
-    /// A setting of every cell that does not set it itself, as lr=1e-3 or seed=[0,1]; over the plan's defaults
+    /// A setting of every cell that does not set it itself, as lr=1e-3 or seed=[0,1]; over the plan's
+    /// defaults
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     settings: Vec<(String, serde_json::Value)>,
     /// A data set, in place of the plan's

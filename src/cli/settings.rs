@@ -35,10 +35,12 @@ pub struct SettingsArgs {
     /// pooled output
     #[arg(long, value_name = "LAYER", default_value_t = defaults().first_adapted_layer)]
     first_adapted_layer: usize,
-    /// An ablation: a missing modality's query is that of its own dummy, not its proxy's. Servers refuse the partition
+    /// An ablation: a missing modality's query is that of its own dummy, not its proxy's. Servers refuse the
+    /// partition
     #[arg(long)]
     without_cross_modal_guide: bool,
-    /// An ablation: a target has one pool, whose query is the mean of both modalities'. Servers refuse the partition
+    /// An ablation: a target has one pool, whose query is the mean of both modalities'. Servers refuse the
+    /// partition
     #[arg(long)]
     without_modality_pools: bool,
     /// λ1: weight of the alignment loss; 0 switches it off

@@ -36,8 +36,8 @@ pub struct Cell {
     pub seed: u64,
     /// The splits to evaluate.
     pub splits: Vec<Split>,
-    /// The name of the cell whose adapters and heads are taken over: only keys, class statistics and the share
-    /// of the head are this cell's own.
+    /// The name of the cell whose adapters and heads are taken over: only keys, class statistics and the
+    /// share of the head are this cell's own.
     pub adapters_of: Option<String>,
     /// One session over the classes of all tasks, on all items: an upper bound.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

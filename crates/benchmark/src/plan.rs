@@ -196,8 +196,8 @@ impl Plan {
         Ok(rows)
     }
 
-    /// The plan with the cells alone whose names, or the names of whose rows, fit a pattern such as `delo,*`, and
-    /// those whose adapters they take over.
+    /// The plan with the cells alone whose names, or the names of whose rows, fit a pattern such as `delo,*`,
+    /// and those whose adapters they take over.
     ///
     /// # Errors
     /// [`PlanError::Only`].

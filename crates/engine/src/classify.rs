@@ -200,8 +200,8 @@ fn answer(routed: Routed, pooled: &[f32], choices: &[(usize, Vec<Choice>)], expl
     Answer { scores, candidates: routed.candidates, factors_selected, factors, resident: routed.resident }
 }
 
-/// The choices of a layer's routers, pool by pool; nothing where the method has no routers, or no pool for each
-/// modality.
+/// The choices of a layer's routers, pool by pool; nothing where the method has no routers, or no pool for
+/// each modality.
 fn routed_choices<'a>(
     bank: Option<&FactorBank>,
     layer: usize,

@@ -58,8 +58,8 @@ impl Span {
         }
     }
 
-    /// For each modality, its own rows, also where it is missing: those of its dummy. An empty text has CLS and SEP
-    /// alone, which then count.
+    /// For each modality, its own rows, also where it is missing: those of its dummy. An empty text has CLS
+    /// and SEP alone, which then count.
     pub fn own_rows(&self) -> PerModality<Range<usize>> {
         let words = self.words();
         let text = if words.is_empty() { self.start..self.start + self.text } else { words };

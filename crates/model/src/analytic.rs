@@ -94,9 +94,9 @@ impl Analytic {
     }
 }
 
-/// The logarithm of the odds of each label of a multi-label session, each told from its absence. `samples` and
-/// `mean` `[width]` are of the session; `positive` holds, for each label, the samples that have it and their mean
-/// signal `[width]`.
+/// The logarithm of the odds of each label of a multi-label session, each told from its absence. `samples`
+/// and `mean` `[width]` are of the session; `positive` holds, for each label, the samples that have it and
+/// their mean signal `[width]`.
 pub fn label_odds(metric: &Discriminant, samples: f64, mean: &[f32], positive: &[(f32, Vec<f32>)]) -> Linear {
     let (with, without) = positive.iter().map(|(count, of_label)| pair(samples, mean, *count, of_label)).unzip();
     difference(metric, with, without, positive, samples)

@@ -1,6 +1,6 @@
-//! A cell of joint training: an upper bound, not a continual learner. The classes of all tasks are one session, on
-//! which the method's adapters and one head are trained once, on all items. After each session it is asked for the
-//! classes seen until then; it does not change meanwhile.
+//! A cell of joint training: an upper bound, not a continual learner. The classes of all tasks are one
+//! session, on which the method's adapters and one head are trained once, on all items. After each session it
+//! is asked for the classes seen until then; it does not change meanwhile.
 use super::partitions::read_artifact;
 use super::{Outcome, Run, RunError, timed};
 use delo_model::TaskModel;
@@ -14,8 +14,8 @@ use serde_json::Value;
 /// The artifact of the one session.
 const ARTIFACT: &str = "joint.safetensors";
 
-/// The data set as one task with the classes of all: `TASK/LABEL`. Its items keep their order, so that a missing
-/// table of the data set fits.
+/// The data set as one task with the classes of all: `TASK/LABEL`. Its items keep their order, so that a
+/// missing table of the data set fits.
 fn joined(data: &Dataset) -> Dataset {
     let labels: Vec<String> =
         data.tasks.iter().flat_map(|task| task.labels.iter().map(move |label| format!("{}/{label}", task.name))).collect();

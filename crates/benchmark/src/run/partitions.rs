@@ -1,6 +1,6 @@
-//! A cell of a method that makes partitions: one session after another is trained, or takes over the adapters of
-//! another cell, and all are evaluated as they would be served. An interrupted cell goes on from its artifacts
-//! and from the checkpoint of the session that it was in.
+//! A cell of a method that makes partitions: one session after another is trained, or takes over the adapters
+//! of another cell, and all are evaluated as they would be served. An interrupted cell goes on from its
+//! artifacts and from the checkpoint of the session that it was in.
 use std::io::{BufRead, BufReader};
 use std::ops::ControlFlow;
 use std::path::Path;

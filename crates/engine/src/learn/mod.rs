@@ -86,8 +86,8 @@ impl Engine {
     }
 }
 
-/// The queries of each sample, `[samples, d]` for each modality. Where the modality is missing: the proxy's query
-/// (METHOD.md 3) or, not `guided`, that of its dummy.
+/// The queries of each sample, `[samples, d]` for each modality. Where the modality is missing: the proxy's
+/// query (METHOD.md 3) or, not `guided`, that of its dummy.
 fn queries(hidden: &Tensor, spans: &Arc<[Span]>, guided: bool) -> Result<PerModality<Tensor>> {
     let means = hidden.apply_op1(SegmentMean(spans.clone()))?;
     let samples = spans.len();

@@ -75,12 +75,12 @@ pub struct PoolSpec {
     pub layers: usize,
     /// d: the backbone's width.
     pub hidden: usize,
-    /// A missing modality's query is its proxy's (METHOD.md 3). Without it, an ablation: the query is that of the
-    /// modality's own dummy.
+    /// A missing modality's query is its proxy's (METHOD.md 3). Without it, an ablation: the query is that of
+    /// the modality's own dummy.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub cross_modal_guide: bool,
-    /// A target has a pool for each modality. Without them, an ablation: it has one pool, whose query is the mean
-    /// of both.
+    /// A target has a pool for each modality. Without them, an ablation: it has one pool, whose query is the
+    /// mean of both.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub modality_pools: bool,
 }
@@ -104,8 +104,8 @@ impl PoolSpec {
         Target::COUNT * self.groups()
     }
 
-    /// The beginnings of the names of each pool's tensors, in the order of the stack: `layers.0.query.visual`, or
-    /// `layers.0.query.joint` where a target has one pool.
+    /// The beginnings of the names of each pool's tensors, in the order of the stack:
+    /// `layers.0.query.visual`, or `layers.0.query.joint` where a target has one pool.
     fn prefixes(&self, layer: usize) -> Vec<String> {
         if self.modality_pools {
             return PoolId::all().map(|pool| pool.prefix(layer)).collect();
@@ -187,7 +187,8 @@ impl MethodSpec for PoolSpec {
     }
 
     fn terms(&self) -> &'static [LossTerm] {
-        // Without the guide no query is replaced by its proxy: a proxied copy predicts what its original does.
+        // Without the guide no query is replaced by its proxy: a proxied copy predicts what its original
+        // does.
         if self.cross_modal_guide { &[LossTerm::Alignment, LossTerm::Consistency] } else { &[LossTerm::Alignment] }
     }
 

@@ -87,8 +87,8 @@ impl FactorBank {
         Self { shape, alpha, a: Numbers::F32(a), b: Numbers::F32(b), routers, guided: true, copies: BackendCopies::default() }
     }
 
-    /// The same factors and routers, without the cross-modal guide: the query of a missing modality is that of its
-    /// own dummy.
+    /// The same factors and routers, without the cross-modal guide: the query of a missing modality is that
+    /// of its own dummy.
     #[must_use]
     pub fn without_guide(self) -> Self {
         Self { guided: false, ..self }
@@ -99,8 +99,8 @@ impl FactorBank {
         self.guided
     }
 
-    /// Whether a CPU alone computes it: a bank without the guide, or with routers whose one query is the mean of
-    /// both modalities'.
+    /// Whether a CPU alone computes it: a bank without the guide, or with routers whose one query is the mean
+    /// of both modalities'.
     pub fn needs_cpu(&self) -> bool {
         !self.guided || (self.shape.groups == 1 && self.routers.is_some())
     }
@@ -149,8 +149,8 @@ impl FactorBank {
         Modality::ALL[group % self.shape.groups]
     }
 
-    /// The choice in every group (METHOD.md 2), `[g]`, given the query of each modality, `[d]`. A target's only
-    /// group is chosen by the mean of both.
+    /// The choice in every group (METHOD.md 2), `[g]`, given the query of each modality, `[d]`. A target's
+    /// only group is chosen by the mean of both.
     pub fn choose(&self, isa: Isa, queries: &PerModality<Vec<f32>>) -> Vec<Choice> {
         let Some(routers) = &self.routers else { return self.unrouted() };
         let mean: Vec<f32> = queries.image.iter().zip(&queries.text).map(|(v, t)| (v + t) * 0.5).collect();

@@ -156,8 +156,8 @@ pub trait MethodSpec: Debug {
         true
     }
 
-    /// The part that was left out to measure what it is worth; `None` for a method that is whole. What lacks a part
-    /// is evaluated on CPUs, and refused by servers.
+    /// The part that was left out to measure what it is worth; `None` for a method that is whole. What lacks
+    /// a part is evaluated on CPUs, and refused by servers.
     fn ablation(&self) -> Option<&'static str> {
         None
     }

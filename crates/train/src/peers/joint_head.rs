@@ -1,6 +1,6 @@
-//! Joint linear head: an upper bound, not a continual learner. It keeps the frozen signals of every session and,
-//! after each of them, trains one head over all classes seen to convergence on all of them at once, with an L2
-//! chosen on the val items of all these sessions.
+//! Joint linear head: an upper bound, not a continual learner. It keeps the frozen signals of every session
+//! and, after each of them, trains one head over all classes seen to convergence on all of them at once, with
+//! an L2 chosen on the val items of all these sessions.
 use serde_json::{Value, json};
 
 use super::ContinualLearner;

@@ -1,5 +1,5 @@
-//! LDA alone: linear discriminant analysis over the classes of all sessions, on a signal of the frozen backbone
-//! (ROUTING.md 7). Each session leaves its class statistics. The ridge is chosen on val items.
+//! LDA alone: linear discriminant analysis over the classes of all sessions, on a signal of the frozen
+//! backbone (ROUTING.md 7). Each session leaves its class statistics. The ridge is chosen on val items.
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -40,7 +40,8 @@ struct OneSession {
     classes: usize,
 }
 
-/// See the [module](self). For multi-label, each label is told from its absence among the samples of its session.
+/// See the [module](self). For multi-label, each label is told from its absence among the samples of its
+/// session.
 #[derive(Debug)]
 pub struct Lda {
     settings: LdaSettings,

@@ -1,7 +1,7 @@
-//! A linear head for each task on a frozen signal, trained to convergence on its own session alone (softmax, or
-//! sigmoids for multi-label, with an L2 chosen on the session's val items), and the logits of all heads side by
-//! side. Heads of different sessions never saw each other's classes: nothing makes their logits comparable, which
-//! is what this row shows.
+//! A linear head for each task on a frozen signal, trained to convergence on its own session alone (softmax,
+//! or sigmoids for multi-label, with an L2 chosen on the session's val items), and the logits of all heads
+//! side by side. Heads of different sessions never saw each other's classes: nothing makes their logits
+//! comparable, which is what this row shows.
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -20,8 +20,8 @@ use delo_model::routing::keys::KeySignal;
 pub struct LinearHeadSettings {
     /// The signal of the frozen backbone.
     pub signal: KeySignal,
-    /// The weights of ‖W‖² / 2 that are tried on val items, over features of variance 1. The strongest is tried
-    /// first, and where none is better, it is chosen.
+    /// The weights of ‖W‖² / 2 that are tried on val items, over features of variance 1. The strongest is
+    /// tried first, and where none is better, it is chosen.
     pub l2: Vec<f64>,
 }
 
@@ -47,8 +47,8 @@ impl LinearHead {
     }
 }
 
-/// The classifier with the L2 that is best on val, and the record of the choice. `score`: of the val items from
-/// their logits.
+/// The classifier with the L2 that is best on val, and the record of the choice. `score`: of the val items
+/// from their logits.
 pub(super) fn best(problem: &Problem, l2: &[f64], val: &Rows, score: impl Fn(&Rows) -> Option<f64>) -> (Classifier, Value) {
     let (mut chosen, mut best) = (None, f64::NEG_INFINITY);
     let (mut scores, mut iterations, mut start) = (Vec::new(), Vec::new(), Vec::new());

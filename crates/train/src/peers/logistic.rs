@@ -1,5 +1,5 @@
-//! Logistic regression trained to convergence: softmax for one class a sample, a sigmoid for each of several, by
-//! L-BFGS (Liu and Nocedal, 1989) on all samples at once.
+//! Logistic regression trained to convergence: softmax for one class a sample, a sigmoid for each of several,
+//! by L-BFGS (Liu and Nocedal, 1989) on all samples at once.
 use faer::Mat;
 
 use super::features::Rows;
@@ -77,8 +77,8 @@ impl Problem {
         }
     }
 
-    /// The minimum of the mean cross-entropy + l2 / 2 · ‖W‖², the biases left out of the norm. `start`: where the
-    /// search begins; zeros if it has another length.
+    /// The minimum of the mean cross-entropy + l2 / 2 · ‖W‖², the biases left out of the norm. `start`: where
+    /// the search begins; zeros if it has another length.
     pub(super) fn minimise(&self, l2: f64, start: &[f64]) -> Optimum {
         let size = self.features.ncols() * self.targets.ncols();
         let start = if start.len() == size { start.to_vec() } else { vec![0.0; size] };
@@ -134,7 +134,8 @@ impl Problem {
     }
 }
 
-/// The point at which a convex function has its minimum, and the iterations that it took. `f`: value and gradient.
+/// The point at which a convex function has its minimum, and the iterations that it took. `f`: value and
+/// gradient.
 fn lbfgs(mut point: Vec<f64>, f: impl Fn(&[f64]) -> (f64, Vec<f64>)) -> (Vec<f64>, usize) {
     let (mut value, mut gradient) = f(&point);
     // Steps s and differences of gradients y, the latest last.

@@ -1,5 +1,6 @@
-//! RanPAC (McDonnell et al., 2023): ridge regression on random features, ReLU(P φ) with a fixed Gaussian P, of a
-//! signal φ of the frozen backbone. The paper's first stage, adapters trained on the first session, is left out.
+//! RanPAC (McDonnell et al., 2023): ridge regression on random features, ReLU(P φ) with a fixed Gaussian P,
+//! of a signal φ of the frozen backbone. The paper's first stage, adapters trained on the first session, is
+//! left out.
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

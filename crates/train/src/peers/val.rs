@@ -22,8 +22,8 @@ impl<C: Copy + Into<Value>> Candidates<C> {
         self.candidates.iter().copied()
     }
 
-    /// Adds the scores of a session's val items: `logits` has, for each candidate, the logits of each item over
-    /// all classes seen.
+    /// Adds the scores of a session's val items: `logits` has, for each candidate, the logits of each item
+    /// over all classes seen.
     pub(super) fn add(&mut self, session: &Session<'_>, logits: &[Vec<Vec<f32>>]) {
         let items = session.data.rows(session.task, Split::Val).len();
         for (sum, logits) in self.sums.iter_mut().zip(logits) {

@@ -23,12 +23,12 @@ pub struct Settings {
     /// Adapters stand from this layer on; the backbone's number of layers means none: a linear head on the
     /// frozen pooled output.
     pub first_adapted_layer: usize,
-    /// A missing modality's query is its proxy's (METHOD.md 3); without it, an ablation, that of its own dummy, and no
-    /// consistency loss. Not stored where it is true.
+    /// A missing modality's query is its proxy's (METHOD.md 3); without it, an ablation, that of its own
+    /// dummy, and no consistency loss. Not stored where it is true.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub cross_modal_guide: bool,
-    /// A target has a pool for each modality; without them, an ablation, one pool whose query is the mean of both.
-    /// Not stored where it is true.
+    /// A target has a pool for each modality; without them, an ablation, one pool whose query is the mean of
+    /// both. Not stored where it is true.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub modality_pools: bool,
     /// λ1: weight of the alignment loss; 0 switches it off.
