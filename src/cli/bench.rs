@@ -236,6 +236,8 @@ fn workload(args: &EngineArgs, config: &ViltConfig) -> Result<Workload, Failure>
         first_adapted_layer: args.first_adapted_layer,
         layers: config.num_hidden_layers,
         hidden: config.hidden_size,
+        cross_modal_guide: true,
+        modality_pools: true,
     };
     MethodSpec::validate(&pools).map_err(Failure::usage)?;
     let route = args.route.map(|signal| signal.unwrap_or(KeySignal::MeanQuery { layer: args.first_adapted_layer }));

@@ -12,6 +12,7 @@ use crate::logging::say;
 use delo_benchmark::cell::Sources;
 use delo_benchmark::folder::CellRecord;
 use delo_benchmark::jobs::{self, Job, JobEvent};
+use delo_benchmark::plan::{self, CMML};
 use delo_benchmark::rows::Rows;
 use delo_benchmark::run::{self, RunOptions};
 use delo_benchmark::{Cell, CellFolder, Plan, State, table::markdown};
@@ -20,23 +21,28 @@ use delo_kernels::Precision;
 use delo_process::durable::replace;
 use delo_train::Dataset;
 
+/// The name of the built-in plan.
+const BUILT_IN: &str = "cmml";
+
 /// Trains and evaluates the cells of a plan side by side, and writes their table.
 ///
-/// A plan is a TOML file of cells: methods with their settings, data, missing modalities and seeds. Each cell runs
-/// in a process of its own and keeps its configuration, log, partitions, samples and figures in
+/// A plan is a TOML file of cells: methods with their settings, data, missing modalities and seeds. Each cell
+/// runs in a process of its own and keeps its configuration, log, partitions, samples and figures in
 /// DIR/cells/NAME. The same command goes on where it was interrupted. The table is DIR/table.md and
 /// DIR/table.json; docs/BENCHMARK.md tells how to read it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     delo benchmark plan.toml --out runs/benchmark\n  \
     delo benchmark plan.toml --out runs/benchmark --jobs 2 --only 'delo,*seed=0'\n  \
-    delo benchmark plan.toml --out runs/benchmark --list")]
+    delo benchmark plan.toml --out runs/benchmark --list\n  \
+    delo benchmark cmml --data UPMC-Food101-CMML --backbone vilt-b32-mlm --out runs/paper --paper\n  \
+    delo benchmark cmml --print-plan > plan.toml")]
 pub struct BenchmarkArgs {
-    /// The plan
+    /// The plan, or cmml: the built-in plan of the paper's tables on the data of --data
     #[arg(value_name = "PLAN.toml", required_unless_present = "run_cell")]
     plan: Option<PathBuf>,
     /// The folder of everything that is written
-    #[arg(long, value_name = "DIR", required_unless_present = "run_cell")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["run_cell", "print_plan"])]
     out: Option<PathBuf>,
     /// Cells that run at a time, each in a process; they share the threads
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
@@ -47,6 +53,16 @@ pub struct BenchmarkArgs {
     /// Print the cells and how far each is, and run none
     #[arg(long)]
     list: bool,
+    /// Print the rows of each table and figure of the paper and how far they are, and run none
+    #[arg(long, conflicts_with = "list")]
+    paper: bool,
+    /// Print the built-in plan
+    #[arg(long)]
+    print_plan: bool,
+    /// A setting of every cell that does not set it itself, as lr=1e-3 or seed=[0,1]; over the plan's
+    /// defaults
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    settings: Vec<(String, serde_json::Value)>,
     /// A data set, in place of the plan's
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     data: Option<PathBuf>,
@@ -70,10 +86,21 @@ pub fn run(args: BenchmarkArgs) -> Result<(), Failure> {
     if let Some(folder) = &args.run_cell {
         return run_cell(&args, folder);
     }
+    let built_in = args.plan.as_deref() == Some(Path::new(BUILT_IN));
+    if args.print_plan {
+        if !built_in {
+            return Err(Failure::usage(format!("--print-plan goes with the built-in plan: delo benchmark {BUILT_IN} --print-plan")));
+        }
+        return print(CMML.trim_end());
+    }
     // Both are required where no cell is named.
     let (Some(path), Some(out)) = (&args.plan, &args.out) else { return Err(Failure::usage("give a plan and --out")) };
-    let sources = Sources { data: args.data.clone(), backbone: args.backbone.clone(), relative_to: PathBuf::new() };
-    let plan = Plan::open(path, sources).map_err(Failure::usage)?;
+    let defaults = args.settings.iter().cloned().collect();
+    let sources = Sources { data: args.data.clone(), backbone: args.backbone.clone(), defaults, ..Sources::default() };
+    let plan = if built_in { Plan::cmml(sources) } else { Plan::open(path, sources) }.map_err(Failure::usage)?;
+    if args.paper {
+        return paper(&plan, out);
+    }
     let chosen = match &args.only {
         Some(pattern) => plan.only(pattern).map_err(Failure::usage)?,
         None => plan.cells.iter().map(|cell| cell.name.clone()).collect(),
@@ -91,16 +118,15 @@ pub fn run(args: BenchmarkArgs) -> Result<(), Failure> {
         JobEvent::Finished(job) => say(&format!("{}: finished", job.cell)),
         JobEvent::Failed(job, problem) => say(&format!("{}: FAILED: {problem}", job.cell)),
     });
-    let text = write_tables(&plan, out)?;
-    print(&text)?;
+    print(&finish(&plan, out)?)?;
     if failed > 0 {
         return Err(format!("{failed} of {} cells have no result; the same command tries them again", chosen.len()).into());
     }
     Ok(())
 }
 
-/// Writes DIR/table.md and DIR/table.json, and returns the former.
-fn write_tables(plan: &Plan, out: &Path) -> Result<String, Failure> {
+/// All that is made of the finished cells: DIR/table.md and DIR/table.json. Returns the former.
+fn finish(plan: &Plan, out: &Path) -> Result<String, Failure> {
     let rows = Rows::read(plan, out)?;
     let text = markdown(&rows);
     let mut json = serde_json::to_vec_pretty(&rows)?;
@@ -148,6 +174,36 @@ fn list(plan: &Plan, chosen: &BTreeSet<String>, out: &Path) -> Result<(), Failur
         rows.push(vec![cell.name.clone(), cell.method.clone(), state(cell).to_owned(), cell.adapters_of.clone().unwrap_or_default()]);
     }
     print(&table(&rows))
+}
+
+/// Of each table and figure of the paper: its rows, and how many of their cells are finished.
+fn paper(plan: &Plan, out: &Path) -> Result<(), Failure> {
+    if plan.paper.is_empty() {
+        return Err(Failure::usage(format!(
+            "the plan has no [paper]: --paper goes with {BUILT_IN}, or a plan that says what its rows show"
+        )));
+    }
+    let mut rows = vec![["of the paper", "row", "state"].map(str::to_owned).to_vec()];
+    for (artefact, patterns) in &plan.paper {
+        for row in plan.rows_of_paper(patterns)? {
+            let cells: Vec<&Cell> = plan.cells.iter().filter(|cell| cell.row == row).collect();
+            let finished = cells.iter().filter(|cell| CellFolder::of(out, &cell.name).state() == State::Finished).count();
+            let state = match (finished, cells.len()) {
+                (_, 0) => "not in this program".to_owned(),
+                (0, _) => "not run".to_owned(),
+                (finished, all) if finished == all => "run".to_owned(),
+                (finished, all) => format!("{finished} of {all} seeds run"),
+            };
+            rows.push(vec![artefact.clone(), row, state]);
+        }
+    }
+    print(&table(&rows))
+}
+
+/// `KEY=VALUE` with a value in TOML; a word that is none is a text.
+fn setting(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (key, value) = text.split_once('=').ok_or("give KEY=VALUE, as lr=1e-3")?;
+    Ok((key.trim().to_owned(), plan::value(value.trim())))
 }
 
 /// The process of one cell: this program, with its share of the threads and the memory.

@@ -35,6 +35,14 @@ pub struct SettingsArgs {
     /// pooled output
     #[arg(long, value_name = "LAYER", default_value_t = defaults().first_adapted_layer)]
     first_adapted_layer: usize,
+    /// An ablation: a missing modality's query is that of its own dummy, not its proxy's. Servers refuse the
+    /// partition
+    #[arg(long)]
+    without_cross_modal_guide: bool,
+    /// An ablation: a target has one pool, whose query is the mean of both modalities'. Servers refuse the
+    /// partition
+    #[arg(long)]
+    without_modality_pools: bool,
     /// λ1: weight of the alignment loss; 0 switches it off
     #[arg(long, value_name = "λ1", default_value_t = defaults().lambda_align)]
     lambda_align: f64,
@@ -105,6 +113,8 @@ impl SettingsArgs {
             rank: self.rank,
             alpha: self.alpha,
             first_adapted_layer: self.first_adapted_layer,
+            cross_modal_guide: !self.without_cross_modal_guide,
+            modality_pools: !self.without_modality_pools,
             lambda_align: self.lambda_align,
             lambda_con: self.lambda_con,
             aligned_layers: self.aligned_layers,
@@ -171,7 +181,7 @@ mod tests {
             ("--epsilon", "0.5"),
         ];
         let mut line: Vec<&str> = flags.iter().flat_map(|&(flag, value)| [flag, value]).collect();
-        line.extend(["--hidden-copies", "--dummy-image", "16", "24"]);
+        line.extend(["--hidden-copies", "--dummy-image", "16", "24", "--without-cross-modal-guide", "--without-modality-pools"]);
         let expected = Settings {
             method: MethodKind::Lora,
             layout: Layout::Slotted,
@@ -179,6 +189,8 @@ mod tests {
             rank: 5,
             alpha: 3.5,
             first_adapted_layer: 2,
+            cross_modal_guide: false,
+            modality_pools: false,
             lambda_align: 0.25,
             lambda_con: 0.75,
             aligned_layers: AlignedLayers::All,

@@ -159,7 +159,19 @@ pub fn artifacts() -> Seeds {
     let spec = |layout, experts, rank, first_adapted_layer| {
         let config = &backbone().config;
         let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
-        Method::Delo { pools: PoolSpec { layout, experts, rank, alpha: 2.0, first_adapted_layer, layers, hidden } }
+        Method::Delo {
+            pools: PoolSpec {
+                layout,
+                experts,
+                rank,
+                alpha: 2.0,
+                first_adapted_layer,
+                layers,
+                hidden,
+                cross_modal_guide: true,
+                modality_pools: true,
+            },
+        }
     };
     let (layers, hidden) = (backbone().config.num_hidden_layers, backbone().config.hidden_size);
     let lora = Method::Lora { lora: LoraSpec { rank: 2, alpha: 1.0, first_adapted_layer: 1, layers, hidden } };

@@ -85,6 +85,7 @@ async fn refuses_hostile_and_damaged_artifacts() {
             Code::FailedPrecondition,
             "upgrade",
         ),
+        ("an ablation", with_meta(&good, |m| m["pools"]["cross_modal_guide"] = false.into()), Code::InvalidArgument, "servers refuse it"),
         ("equal labels", with_meta(&good, |m| m["labels"][5] = m["labels"][1].clone()), Code::InvalidArgument, "\"food-1\""),
         ("an empty label", with_meta(&good, |m| m["labels"][5] = "".into()), Code::InvalidArgument, "labels[5]"),
         ("label of 1 MB", with_meta(&good, |m| m["labels"][2] = long.clone().into()), Code::InvalidArgument, "labels[2]"),

@@ -40,9 +40,12 @@ pub struct Cell {
     pub seed: u64,
     /// The splits to evaluate.
     pub splits: Vec<Split>,
-    /// The name of the cell whose adapters and heads are taken over: only keys, class statistics and the share
-    /// of the head are this cell's own.
+    /// The name of the cell whose adapters and heads are taken over: only keys, class statistics and the
+    /// share of the head are this cell's own.
     pub adapters_of: Option<String>,
+    /// One session over the classes of all tasks, on all items: an upper bound.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joint: bool,
     /// The hyper-parameters of training.
     pub settings: Settings,
     /// How partitions decide the task.
@@ -63,6 +66,15 @@ pub struct Sources {
     pub backbone: Option<PathBuf>,
     /// The folder that the paths of the plan are relative to.
     pub relative_to: PathBuf,
+    /// Settings over the plan's defaults.
+    pub defaults: Map<String, Value>,
+    /// Rows of methods that this program does not have are listed, not refused.
+    pub list_absent: bool,
+}
+
+/// Whether this program has the method.
+pub(crate) fn is_known(method: &str) -> bool {
+    method.parse::<MethodKind>().is_ok() || names().any(|name| name == method)
 }
 
 impl Cell {
@@ -85,11 +97,20 @@ impl Cell {
         let seed = read.take("seed")?.unwrap_or(0);
         let special_tokens = read.take("special_tokens")?.unwrap_or(false);
         let text_positions = read.take("text_positions")?;
+        let joint = read.take("joint")?.unwrap_or(false);
         let eta = read.take("eta")?.unwrap_or(0.7);
         let missing = read.take("missing")?.unwrap_or(MissingKind::Both);
         let splits = read.take("splits")?.unwrap_or_else(|| vec![Split::Val, Split::Test]);
         let mut settings: Settings = read.part(
-            &json!(Settings { method: MethodKind::Lora, head_weight: 0.5, residual: true, hidden_copies: true, ..Settings::default() }),
+            &json!(Settings {
+                method: MethodKind::Lora,
+                head_weight: 0.5,
+                residual: true,
+                hidden_copies: true,
+                cross_modal_guide: false,
+                modality_pools: false,
+                ..Settings::default()
+            }),
             &json!(Settings::default()),
         )?;
         settings.seed = seed;
@@ -98,13 +119,21 @@ impl Cell {
         match method.parse::<MethodKind>() {
             Ok(kind) => {
                 settings.method = kind;
+                if joint && (adapters_of.is_some() || settings.residual || settings.head_weight < 1.0) {
+                    return Err(problem(
+                        "joint: one session with a head alone: leave out adapters_of, residual and head_weight".to_owned(),
+                    ));
+                }
                 if let Some(key) = values.keys().next() {
                     return Err(problem(format!("{key:?} is no setting of {method}")));
                 }
             }
-            Err(_) if names().all(|name| name != method) => {
+            Err(_) if !is_known(&method) => {
                 let known = MethodKind::ALL.map(|kind| kind.to_string()).into_iter().chain(names().map(str::to_owned));
                 return Err(problem(format!("{method:?} is no method: give one of {}", known.collect::<Vec<_>>().join(", "))));
+            }
+            Err(_) if joint => {
+                return Err(problem(format!("joint goes with delo, lora and linear; {method} learns one session after another")));
             }
             Err(_) if adapters_of.is_some() => {
                 return Err(problem(format!("{method} makes no partitions: adapters_of goes with delo, lora and linear")));
@@ -132,6 +161,7 @@ impl Cell {
             seed,
             splits,
             adapters_of,
+            joint,
             settings,
             key,
             peer: values,

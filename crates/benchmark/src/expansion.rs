@@ -2,7 +2,7 @@
 use serde_json::{Map, Value};
 
 /// Settings whose value is itself a list: a list of lists gives one cell for each inner list.
-const LISTS: [&str; 3] = ["dummy_image", "splits", "shows"];
+const LISTS: [&str; 4] = ["dummy_image", "l2", "ridges", "splits"];
 
 /// One combination of the entries of a table's lists.
 #[derive(Clone, Debug, PartialEq)]

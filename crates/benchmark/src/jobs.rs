@@ -38,8 +38,8 @@ struct Queue<'a> {
 
 /// Runs all jobs, at most `processes` at a time, in their order as far as they need not wait for each other.
 /// `command` is the process of a cell; it must end when its standard input does, so that it does not outlive
-/// this process. A cell that fails does not stop the others, except those that wait for it. Returns the number
-/// of cells without a result.
+/// this process. A cell that fails does not stop the others, except those that wait for it. Returns the
+/// number of cells without a result.
 pub fn run(jobs: &[Job], processes: usize, command: &(dyn Fn(&Job) -> Command + Sync), tell: &(dyn Fn(JobEvent<'_>) + Sync)) -> usize {
     let unfinished = jobs.iter().map(|job| job.cell.as_str()).collect();
     let queue = Mutex::new(Queue { waiting: jobs.iter().collect(), unfinished, failed: BTreeSet::new() });

@@ -1,6 +1,6 @@
-//! Tables of methods side by side (METHOD.md 6, 8): a plan in TOML names cells, each a method with its settings,
-//! data, missing table and seed; every cell is trained and evaluated in a process of its own, and what it leaves
-//! becomes the rows of a table.
+//! Tables of methods side by side (METHOD.md 6, 8): a plan in TOML names cells, each a method with its
+//! settings, data, missing table and seed; every cell is trained and evaluated in a process of its own, and
+//! what it leaves becomes the rows of a table.
 //!
 //! | module | holds |
 //! | --- | --- |

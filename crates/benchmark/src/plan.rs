@@ -25,7 +25,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::cell::{Cell, RENEWED, Sources};
+use super::cell::{Cell, RENEWED, Sources, is_known};
 use super::expansion::combinations;
 
 /// Why a plan cannot be used.
@@ -77,9 +77,14 @@ pub struct Plan {
     pub reference: Option<String>,
     /// In the order of the plan.
     pub cells: Vec<Cell>,
-    /// By name of a row: the tables and figures of the paper that it belongs to.
-    pub shows: BTreeMap<String, Vec<String>>,
+    /// By a table or figure of the paper: patterns of its rows' names.
+    pub paper: BTreeMap<String, Vec<String>>,
+    /// The rows of a built-in plan whose methods this program does not have, with these.
+    pub absent: Vec<(String, String)>,
 }
+
+/// The built-in plan: the paper's tables.
+pub const CMML: &str = include_str!("plans/cmml.toml");
 
 /// The file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -93,6 +98,8 @@ struct File {
     defaults: Map<String, Value>,
     #[serde(default)]
     cell: Vec<Map<String, Value>>,
+    #[serde(default)]
+    paper: BTreeMap<String, Vec<String>>,
 }
 
 impl Plan {
@@ -113,7 +120,8 @@ impl Plan {
     /// [`PlanError`].
     pub fn parse(name: &str, text: &str, sources: &Sources) -> Result<Self, PlanError> {
         let format = |problem: String| PlanError::Format { name: name.to_owned(), problem };
-        let file: File = toml::from_str(text).map_err(|e| format(e.to_string()))?;
+        let mut file: File = toml::from_str(text).map_err(|e| format(e.to_string()))?;
+        file.defaults.extend(sources.defaults.clone());
         if file.cell.is_empty() {
             return Err(format("no [[cell]]: a plan names at least one".to_owned()));
         }
@@ -121,7 +129,8 @@ impl Plan {
             title: file.title.unwrap_or_else(|| name.to_owned()),
             reference: file.reference,
             cells: Vec::new(),
-            shows: BTreeMap::new(),
+            paper: file.paper,
+            absent: Vec::new(),
         };
         let mut tables = BTreeMap::new();
         for table in file.cell {
@@ -143,12 +152,13 @@ impl Plan {
 
     /// The cells of a table.
     fn add(&mut self, table: &Table, sources: &Sources) -> Result<(), PlanError> {
-        for mut combination in combinations(&table.values) {
+        for combination in combinations(&table.values) {
             let row = combination.row(&table.name);
-            if let Some(shows) = combination.values.remove("shows") {
-                let shows =
-                    serde_json::from_value(shows).map_err(|e| PlanError::Cell { cell: row.clone(), problem: format!("shows: {e}") })?;
-                self.shows.insert(row.clone(), shows);
+            if let Some(method) = combination.values.get("method").and_then(Value::as_str).filter(|m| sources.list_absent && !is_known(m)) {
+                if self.absent.iter().all(|(known, _)| *known != row) {
+                    self.absent.push((row, method.to_owned()));
+                }
+                continue;
             }
             let trained = table.adapters_of.as_ref().map(|parent| {
                 let mut of_parent = combination.clone();
@@ -161,8 +171,33 @@ impl Plan {
         Ok(())
     }
 
-    /// The plan with the cells alone whose names, or the names of whose rows, fit a pattern such as `delo,*`, and
-    /// those whose adapters they take over.
+    /// The built-in plan of the paper's tables. Rows whose methods this program does not have are
+    /// [`Self::absent`].
+    ///
+    /// # Errors
+    /// [`PlanError`]: without [`Sources::data`], or with defaults that it cannot have.
+    pub fn cmml(sources: Sources) -> Result<Self, PlanError> {
+        Self::parse("cmml", CMML, &Sources { list_absent: true, ..sources })
+    }
+
+    /// The rows of a table or figure of the paper, in the order of the plan.
+    ///
+    /// # Errors
+    /// [`PlanError::Format`] for a pattern that is none.
+    pub fn rows_of_paper(&self, patterns: &[String]) -> Result<Vec<String>, PlanError> {
+        let format = |e: glob::PatternError| PlanError::Format { name: "[paper]".to_owned(), problem: e.to_string() };
+        let globs = patterns.iter().map(|pattern| glob::Pattern::new(pattern)).collect::<Result<Vec<_>, _>>().map_err(format)?;
+        let mut rows: Vec<String> = Vec::new();
+        for row in self.cells.iter().map(|cell| &cell.row).chain(self.absent.iter().map(|(row, _)| row)) {
+            if globs.iter().any(|glob| glob.matches(row)) && !rows.contains(row) {
+                rows.push(row.clone());
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The plan with the cells alone whose names, or the names of whose rows, fit a pattern such as `delo,*`,
+    /// and those whose adapters they take over.
     ///
     /// # Errors
     /// [`PlanError::Only`].
@@ -202,7 +237,7 @@ impl Table {
         if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
             return Err(format!("name {name:?}: it names a folder; use letters, digits and .+-_@, no dot first"));
         }
-        let own: BTreeSet<String> = table.keys().filter(|key| *key != "shows").cloned().collect();
+        let own: BTreeSet<String> = table.keys().cloned().collect();
         let mut values = defaults.clone();
         if let Some(parent) = &adapters_of {
             let parent =
@@ -221,11 +256,16 @@ impl Table {
                 return Err(format!("cell {name:?}: {:?} has a list of {key}: give each its own cell", parent.name));
             }
             values = parent.values.clone();
-            values.remove("shows");
         }
         values.extend(table);
         Ok(Self { name, values, adapters_of, own })
     }
+}
+
+/// A value in TOML: `1e-3`, `[0, 1]`, `"both"`; what is none is a text.
+pub fn value(text: &str) -> Value {
+    let table = toml::from_str::<Map<String, Value>>(&format!("value = {text}"));
+    table.ok().and_then(|mut table| table.remove("value")).unwrap_or_else(|| text.into())
 }
 
 #[cfg(test)]
@@ -297,6 +337,24 @@ mod tests {
     }
 
     #[test]
+    fn the_built_in_plan_has_a_row_for_everything_in_the_paper() {
+        let sources = Sources { data: Some("x".into()), ..Sources::default() };
+        let plan = Plan::cmml(sources.clone()).unwrap();
+        let rows = |name: &str| {
+            let patterns = plan.paper.iter().find(|(artefact, _)| artefact.starts_with(name)).unwrap().1;
+            plan.rows_of_paper(patterns).unwrap().len()
+        };
+        let counts = ["Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Figure 4a", "Figure 4b", "Figure 5"].map(rows);
+        assert_eq!(counts, [15 * 6, 15 * 6, 4, 6, 4, 1, 2, 1]);
+        assert!(plan.cells.iter().all(|cell| cell.settings.lr == 1e-4));
+        // What it leaves to its user.
+        let set = Map::from_iter([("lr".to_owned(), 1e-3.into()), ("seed".to_owned(), 7.into())]);
+        let plan = Plan::cmml(Sources { defaults: set, ..sources }).unwrap();
+        assert!(plan.cells.iter().all(|cell| cell.settings.lr == 1e-3 && cell.seed == 7));
+        assert!(Plan::cmml(Sources::default()).unwrap_err().to_string().contains("--data"));
+    }
+
+    #[test]
     fn a_refusal_names_the_cell_and_the_setting() {
         let refused = |cell: &str| plan(&format!("[defaults]\ndata = \"x\"\n[[cell]]\nname = \"a\"\n{cell}")).unwrap_err().to_string();
         for (cell, words) in [
@@ -305,6 +363,8 @@ mod tests {
             ("method = \"l3p\"", "\"l3p\" is no method: give one of delo, lora, linear, nearest_mean"),
             ("method = \"nearest_mean\"\nsize = 3", "unknown field `size`"),
             ("eta = 1.5", "eta 1.5"),
+            ("joint = true\nhead_weight = 0.5", "joint: one session with a head alone"),
+            ("joint = true\nmethod = \"ridge\"", "joint goes with delo, lora and linear"),
             ("missing = \"none\"", "missing: unknown variant"),
             ("adapters_of = \"b\"", "no earlier cell"),
             ("[[cell]]\nname = \"a\"", "two cells are named \"a,seed=0\""),

@@ -29,7 +29,8 @@ pub struct Ap {
     /// Mean and spread.
     #[serde(flatten)]
     pub figure: Figure,
-    /// A 95 % interval of the mean: percentiles over bootstrap draws of groups of items, the same in all seeds.
+    /// A 95 % interval of the mean: percentiles over bootstrap draws of groups of items, the same in all
+    /// seeds.
     pub interval: Option<[f64; 2]>,
 }
 
@@ -169,8 +170,8 @@ impl Rows {
 }
 
 impl Plan {
-    /// The row that `row` is compared with: the reference, or the one of its table, under the same conditions.
-    /// `None` for the reference itself, and where there are several such rows or none.
+    /// The row that `row` is compared with: the reference, or the one of its table, under the same
+    /// conditions. `None` for the reference itself, and where there are several such rows or none.
     fn reference_of<'a>(&self, row: &Cell, rows: &[&'a Cell]) -> Option<&'a Cell> {
         let reference = self.reference.as_ref()?;
         let same = |cell: &&&Cell| Conditions::of(cell) == Conditions::of(row);

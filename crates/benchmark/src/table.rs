@@ -4,8 +4,8 @@ use std::fmt::Write;
 use super::rows::{Ap, Conditions, Difference, Figure, Row, RowCost, Rows};
 use delo_train::Split;
 
-/// The whole table: for each split and all conditions its rows, then what the cells cost. Nothing but the part
-/// after `## Cost` differs between two runs of one plan.
+/// The whole table: for each split and all conditions its rows, then what the cells cost. Nothing but the
+/// part after `## Cost` differs between two runs of one plan.
 pub fn markdown(rows: &Rows) -> String {
     let mut out = format!("# {}\n", rows.title);
     // The split of published figures comes first.

@@ -275,13 +275,14 @@ fn likelier(first: Answer, second: Answer) -> Answer {
     if probability(&second) > probability(&first) { second } else { first }
 }
 
-/// The choices of a layer's routers, pool by pool; nothing where the method has no routers.
+/// The choices of a layer's routers, pool by pool; nothing where the method has no routers, or no pool for
+/// each modality.
 fn routed_choices<'a>(
     bank: Option<&FactorBank>,
     layer: usize,
     choices: &'a [Choice],
 ) -> impl Iterator<Item = (usize, PoolId, &'a Choice)> + use<'a> {
-    let routed = bank.is_some_and(|bank| bank.routers().is_some());
+    let routed = bank.is_some_and(|bank| bank.routers().is_some() && bank.shape().all_groups() == PoolId::COUNT);
     let choices = if routed { choices } else { &[] };
     PoolId::all().zip(choices).map(move |(pool, choice)| (layer, pool, choice))
 }

@@ -64,6 +64,14 @@ impl Span {
             Presence::TextOnly => PerModality { image: text.clone(), text },
         }
     }
+
+    /// For each modality, its own rows, also where it is missing: those of its dummy. An empty text has CLS
+    /// and SEP alone, which then count.
+    pub fn own_rows(&self) -> PerModality<Range<usize>> {
+        let words = self.words();
+        let text = if words.is_empty() { self.start..self.start + self.text } else { words };
+        PerModality { image: self.patches(), text }
+    }
 }
 
 /// Hidden states of several samples in one packed matrix.
@@ -154,6 +162,9 @@ mod tests {
         assert_eq!(rows(Presence::Complete), PerModality { image: 10..12, text: 6..8 });
         assert_eq!(rows(Presence::ImageOnly), PerModality { image: 10..12, text: 10..12 });
         assert_eq!(rows(Presence::TextOnly), PerModality { image: 6..8, text: 6..8 });
+        let own = |text| Span { text, presence: Presence::ImageOnly, ..SPAN }.own_rows();
+        assert_eq!(own(4), PerModality { image: 10..12, text: 6..8 });
+        assert_eq!(own(2), PerModality { image: 8..10, text: 5..7 }, "CLS and SEP of an empty text");
     }
 
     /// Samples of these numbers of text and image tokens. Each row holds its number in this matrix.

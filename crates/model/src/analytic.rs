@@ -55,12 +55,8 @@ impl Analytic {
     ) -> std::result::Result<Self, NotPositiveDefinite> {
         let width = mean.len();
         let metric = Discriminant::of(&[statistics], width, RIDGE)?;
-        let linear = if positive.is_empty() {
-            metric.classes(statistics.means)
-        } else {
-            let (with, without) = positive.iter().map(|(count, of_label)| pair(statistics.samples(), mean, *count, of_label)).unzip();
-            difference(&metric, with, without, positive, statistics.samples())
-        };
+        let linear =
+            if positive.is_empty() { metric.classes(statistics.means) } else { label_odds(&metric, statistics.samples(), mean, positive) };
         let narrow = |values: &[f64], length: usize| values[..length].iter().map(|&x| x as f32).collect();
         let (weights, biases) = (narrow(&linear.weights, labels * width), narrow(&linear.biases, labels));
         Ok(Self { record, width, weights, biases })
@@ -96,6 +92,14 @@ impl Analytic {
         let AnalyticRecord { weight, head_weight, .. } = self.record;
         logits.iter_mut().zip(self.logits(signal)).for_each(|(logit, z)| *logit = weight * z + head_weight * *logit);
     }
+}
+
+/// The logarithm of the odds of each label of a multi-label session, each told from its absence. `samples`
+/// and `mean` `[width]` are of the session; `positive` holds, for each label, the samples that have it and
+/// their mean signal `[width]`.
+pub fn label_odds(metric: &Discriminant, samples: f64, mean: &[f32], positive: &[(f32, Vec<f32>)]) -> Linear {
+    let (with, without) = positive.iter().map(|(count, of_label)| pair(samples, mean, *count, of_label)).unzip();
+    difference(metric, with, without, positive, samples)
 }
 
 /// The mean signal of the samples with a label, and of the others.

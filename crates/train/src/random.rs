@@ -16,6 +16,8 @@ pub enum Purpose {
     Start = 4,
     /// Which groups a bootstrap draws; place = (draw, stratum).
     Bootstrap = 5,
+    /// The random projection of a peer; place = (0, 0).
+    Projection = 6,
 }
 
 /// The stream for one purpose, seed and place. Every place has a stream of its own, which does not depend on

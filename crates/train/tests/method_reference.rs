@@ -68,7 +68,17 @@ fn cases() -> Vec<Case> {
         .map(|((name, layout), first_adapted_layer)| {
             let name = format!("{name}-{first_adapted_layer}");
             let tensors = tensors(&format!("{name}.safetensors"));
-            let spec = PoolSpec { layout, experts: 5, rank: 2, alpha: 2.0, first_adapted_layer, layers: 3, hidden: 24 };
+            let spec = PoolSpec {
+                layout,
+                experts: 5,
+                rank: 2,
+                alpha: 2.0,
+                first_adapted_layer,
+                layers: 3,
+                hidden: 24,
+                cross_modal_guide: true,
+                modality_pools: true,
+            };
             let task = TaskModel::from_tensors(Method::Delo { pools: spec.clone() }, 3, &tensors).unwrap();
             Case { losses: losses[&name].clone(), name, tensors, spec, task }
         })

@@ -1,4 +1,5 @@
 //! One cell, trained and evaluated in this process.
+mod joint;
 mod learner;
 mod partitions;
 
@@ -95,6 +96,7 @@ struct Run<'a> {
 }
 
 /// What a method leaves.
+#[derive(Default)]
 struct Outcome {
     evaluated: BTreeMap<Split, Evaluated>,
     choices: Value,
@@ -144,7 +146,13 @@ pub fn run(folder: &CellFolder, options: &RunOptions, say: &mut dyn FnMut(&str))
     let run =
         Run { folder, cell, options, engine: &engine, processor: &processor, backbone: dir.display(), data: &data, missing: &missing, key };
     say(&format!("{}: {} on {}, {} threads", cell.name, data.name, run.backbone, engine.threads()));
-    let outcome = if cell.makes_partitions() { run.partitions(say)? } else { run.learner(say)? };
+    let outcome = if cell.joint {
+        run.joint(say)?
+    } else if cell.makes_partitions() {
+        run.partitions(say)?
+    } else {
+        run.learner(say)?
+    };
     run.finish(outcome)?;
     say(&format!("{}: finished", cell.name));
     Ok(())

@@ -1,13 +1,11 @@
-//! A cell of a method that makes partitions: one session after another is trained, or takes over the adapters of
-//! another cell, and all are evaluated as they would be served. An interrupted cell goes on from its artifacts
-//! and from the checkpoint of the session that it was in.
-use std::collections::BTreeMap;
+//! A cell of a method that makes partitions: one session after another is trained, or takes over the adapters
+//! of another cell, and all are evaluated as they would be served. An interrupted cell goes on from its
+//! artifacts and from the checkpoint of the session that it was in.
 use std::io::{BufRead, BufReader};
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::{Outcome, Run, RunError, timed};
 use crate::folder::{io, read_json, write_json};
@@ -36,15 +34,7 @@ impl Run<'_> {
                 self.one_session(task, &artifact, say)?;
             }
         }
-        let mut outcome = Outcome {
-            evaluated: BTreeMap::new(),
-            choices: Value::Null,
-            training_seconds: 0.0,
-            evaluation_seconds: 0.0,
-            parameters: 0,
-            head_parameters: 0,
-            steps: 0,
-        };
+        let mut outcome = Outcome::default();
         for name in &names {
             self.add_cost(&self.folder.partitions().join(name), &mut outcome)?;
         }
@@ -72,7 +62,7 @@ impl Run<'_> {
     }
 
     /// Trains a session, or takes over what another cell's session has learnt.
-    fn one_session(&self, task: usize, artifact: &Path, say: &mut dyn FnMut(&str)) -> Result<(), RunError> {
+    pub(super) fn one_session(&self, task: usize, artifact: &Path, say: &mut dyn FnMut(&str)) -> Result<(), RunError> {
         let outputs = Outputs {
             artifact: artifact.to_owned(),
             log: artifact.with_extension("jsonl"),
@@ -119,7 +109,7 @@ impl Run<'_> {
     }
 
     /// Adds what a session took, and what it learnt.
-    fn add_cost(&self, artifact: &Path, outcome: &mut Outcome) -> Result<(), RunError> {
+    pub(super) fn add_cost(&self, artifact: &Path, outcome: &mut Outcome) -> Result<(), RunError> {
         let steps = steps(&artifact.with_extension("jsonl"))?;
         // A process that ended between the artifact and this file leaves the times of the steps.
         let whole = artifact.with_extension("session.json");
@@ -136,7 +126,7 @@ impl Run<'_> {
     }
 }
 
-fn read_artifact(path: &Path) -> Result<Artifact, RunError> {
+pub(super) fn read_artifact(path: &Path) -> Result<Artifact, RunError> {
     let bytes = std::fs::read(path).map_err(io(path))?;
     Artifact::parse(&bytes).map_err(|e| RunError::Artifact { path: path.display().to_string(), problem: e.to_string() })
 }

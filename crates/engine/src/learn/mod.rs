@@ -62,7 +62,7 @@ impl Engine {
         }
         let mut of_layers = Vec::new();
         let pooled = self.run_adapted_to_pooled(packed, task.method().first_adapted_layer(), |layer, state| {
-            let queries = queries(state)?;
+            let queries = queries(state, task.method().cross_modal_guide())?;
             let pairs = task.pairs(layer, queries.as_ref())?;
             of_layers.push(queries);
             Ok(Additions { pairs: Some(pairs), ..Additions::default() })
@@ -178,14 +178,14 @@ fn select_rows(hidden: &Tensor, rows: impl Iterator<Item = usize>) -> Result<Ten
     hidden.index_select(&Tensor::from_vec(rows, count, &Device::Cpu)?, 0)
 }
 
-/// The queries of each sample, `[samples, d]` for each modality; the proxy's query where the modality is
-/// missing (METHOD.md 3).
-fn queries(state: &Packed) -> Result<PerModality<Tensor>> {
+/// The queries of each sample, `[samples, d]` for each modality. Where the modality is missing: the proxy's
+/// query (METHOD.md 3) or, not `guided`, that of its dummy.
+fn queries(state: &Packed, guided: bool) -> Result<PerModality<Tensor>> {
     let Packed { hidden, spans } = state;
     let means = hidden.apply_op1(SegmentMean(spans.clone()))?;
     let samples = spans.len();
     let chosen = |first: usize, instead: usize, lost: Presence| {
-        let row = |(i, span): (usize, &Span)| i + if span.presence == lost { instead } else { first } * samples;
+        let row = |(i, span): (usize, &Span)| i + if guided && span.presence == lost { instead } else { first } * samples;
         select_rows(&means, spans.iter().enumerate().map(row))
     };
     Ok(PerModality { image: chosen(0, 1, Presence::TextOnly)?, text: chosen(1, 0, Presence::ImageOnly)? })

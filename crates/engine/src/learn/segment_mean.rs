@@ -8,14 +8,14 @@ use crate::packed::Span;
 use crate::tensors::{values, with_values};
 
 /// `[tokens, d]` → `[2 · samples, d]`: the mean over each sample's patches, then the mean over each sample's
-/// text tokens, both without CLS and SEP. The mean of an empty range is zero.
+/// text tokens, both without CLS and SEP; of an empty text over these two.
 #[derive(Debug)]
 pub struct SegmentMean(pub Arc<[Span]>);
 
 impl SegmentMean {
     /// The rows averaged into each row of the output.
     fn segments(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        self.0.iter().map(Span::patches).chain(self.0.iter().map(Span::words))
+        self.0.iter().map(Span::patches).chain(self.0.iter().map(|span| span.own_rows().text))
     }
 }
 

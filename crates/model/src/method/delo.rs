@@ -18,8 +18,6 @@ use super::{
 };
 use crate::modality::{Modality, PerModality};
 
-/// The number of pools in a layer, p.
-const POOLS: usize = PoolId::COUNT;
 /// The largest number of experts in a pool.
 const MAX_EXPERTS: usize = 4096;
 
@@ -77,9 +75,44 @@ pub struct PoolSpec {
     pub layers: usize,
     /// d: the backbone's width.
     pub hidden: usize,
+    /// A missing modality's query is its proxy's (METHOD.md 3). Without it, an ablation: the query is that of
+    /// the modality's own dummy.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub cross_modal_guide: bool,
+    /// A target has a pool for each modality. Without them, an ablation: it has one pool, whose query is the
+    /// mean of both.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub modality_pools: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 impl PoolSpec {
+    /// The pools of a target, G.
+    fn groups(&self) -> usize {
+        if self.modality_pools { Modality::ALL.len() } else { 1 }
+    }
+
+    /// The pools of a layer, p.
+    fn pools(&self) -> usize {
+        Target::COUNT * self.groups()
+    }
+
+    /// The beginnings of the names of each pool's tensors, in the order of the stack:
+    /// `layers.0.query.visual`, or `layers.0.query.joint` where a target has one pool.
+    fn prefixes(&self, layer: usize) -> Vec<String> {
+        if self.modality_pools {
+            return PoolId::all().map(|pool| pool.prefix(layer)).collect();
+        }
+        Target::ALL.map(|target| format!("layers.{layer}.{}.joint", target.name())).to_vec()
+    }
+
     /// Slots of an expert, s: r in the layout `slotted`, else 1.
     pub fn slots(&self) -> usize {
         match self.layout {
@@ -106,8 +139,8 @@ impl PoolSpec {
         let (e, d, r) = (self.experts, self.hidden, self.rank);
         let [a, b] = self.factor_shapes();
         let stack = |name: &str, shape: &[usize]| {
-            let of_pool = |pool: PoolId| in_stack(name, tensor_of(tensors, &format!("{}.{name}", pool.prefix(layer)), shape)?, self.layout);
-            Tensor::stack(&PoolId::all().map(of_pool).collect::<Result<Vec<_>>>()?, 0)
+            let of_pool = |pool: &String| in_stack(name, tensor_of(tensors, &format!("{pool}.{name}"), shape)?, self.layout);
+            Tensor::stack(&self.prefixes(layer).iter().map(of_pool).collect::<Result<Vec<_>>>()?, 0)
         };
         Ok(Stacked {
             a: stack("a", &a)?,
@@ -154,12 +187,27 @@ impl MethodSpec for PoolSpec {
     }
 
     fn terms(&self) -> &'static [LossTerm] {
-        &[LossTerm::Alignment, LossTerm::Consistency]
+        // Without the guide no query is replaced by its proxy: a proxied copy predicts what its original
+        // does.
+        if self.cross_modal_guide { &[LossTerm::Alignment, LossTerm::Consistency] } else { &[LossTerm::Alignment] }
+    }
+
+    fn cross_modal_guide(&self) -> bool {
+        self.cross_modal_guide
+    }
+
+    fn ablation(&self) -> Option<&'static str> {
+        match (self.cross_modal_guide, self.modality_pools) {
+            (true, true) => None,
+            (false, _) => Some("the cross-modal guide"),
+            (true, false) => Some("a pool for each modality"),
+        }
     }
 
     fn summary(&self) -> String {
         let Self { experts, rank, alpha, first_adapted_layer, layers, .. } = self;
-        format!("{experts} experts, rank {rank}, alpha {alpha}, from layer {first_adapted_layer} of {layers}")
+        let without = self.ablation().map_or(String::new(), |part| format!(", without {part}"));
+        format!("{experts} experts, rank {rank}, alpha {alpha}, from layer {first_adapted_layer} of {layers}{without}")
     }
 
     /// A and the routers are Gaussian (σ = 0.02); B and the biases are zero (METHOD.md 2).
@@ -180,7 +228,7 @@ impl MethodSpec for PoolSpec {
     }
 }
 
-/// One layer's factor pools and routers. Each tensor stacks those of all pools: p = [`PoolId::COUNT`],
+/// One layer's factor pools and routers. Each tensor stacks those of all pools: p = [`PoolSpec::pools`],
 /// s = [`PoolSpec::slots`].
 #[derive(Debug)]
 struct Stacked<T> {
@@ -234,8 +282,8 @@ impl Stacked<Tensor> {
     /// The same numbers, ready to serve: the table of W_AB[i]ᵀ a_e replaces W_AB (METHOD.md 7).
     fn bank(&self, spec: &PoolSpec) -> Result<FactorBank> {
         let (experts, slots, hidden, rank) = (spec.experts, spec.slots(), spec.hidden, spec.rank);
-        let mut table = Vec::with_capacity(POOLS * rank * experts * experts);
-        for pool in 0..POOLS {
+        let mut table = Vec::with_capacity(spec.pools() * rank * experts * experts);
+        for pool in 0..spec.pools() {
             let (a, router) = (self.a.get(pool)?, self.router_ab.get(pool)?);
             for place in 0..rank {
                 let factors = a.narrow(1, place.min(slots - 1), 1)?.squeeze(1)?.contiguous()?;
@@ -249,8 +297,9 @@ impl Stacked<Tensor> {
             bias_b: flat(&self.bias_b)?,
             table,
         };
-        let shape = BankShape { groups: Modality::ALL.len(), experts, rank, slots, hidden };
-        Ok(FactorBank::new(shape, spec.alpha as f32, flat(&self.a)?, flat(&self.b)?, Some(routers)))
+        let shape = BankShape { groups: spec.groups(), experts, rank, slots, hidden };
+        let bank = FactorBank::new(shape, spec.alpha as f32, flat(&self.a)?, flat(&self.b)?, Some(routers));
+        Ok(if spec.cross_modal_guide { bank } else { bank.without_guide() })
     }
 }
 
@@ -277,9 +326,9 @@ impl Learner for Experts {
         let mut out = Tensors::new();
         for (layer, pools) in self.spec.adapted_layers().zip(&self.layers) {
             for (name, var) in pools.named() {
-                for pool in PoolId::all() {
-                    let tensor = in_artifact(name, var.as_tensor().get(pool.index())?, self.spec.layout)?;
-                    out.insert(format!("{}.{name}", pool.prefix(layer)), tensor.copy()?);
+                for (index, pool) in self.spec.prefixes(layer).iter().enumerate() {
+                    let tensor = in_artifact(name, var.as_tensor().get(index)?, self.spec.layout)?;
+                    out.insert(format!("{pool}.{name}"), tensor.copy()?);
                 }
             }
         }
@@ -293,20 +342,12 @@ impl Learner for Experts {
 
 impl LayerPools {
     fn init(spec: &PoolSpec, rng: &mut ChaCha8Rng) -> Result<Self> {
-        let (e, s, d, r) = (spec.experts, spec.slots(), spec.hidden, spec.rank);
+        let (e, s, d, r, p) = (spec.experts, spec.slots(), spec.hidden, spec.rank, spec.pools());
         let mut gaussian = |shape: &[usize]| Var::from_tensor(&gaussian(rng, shape)?);
         let (a, router_a, router_b, router_ab) =
-            (gaussian(&[POOLS, e, s, d])?, gaussian(&[POOLS, e, d])?, gaussian(&[POOLS, e, d])?, gaussian(&[POOLS, r, d, e])?);
+            (gaussian(&[p, e, s, d])?, gaussian(&[p, e, d])?, gaussian(&[p, e, d])?, gaussian(&[p, r, d, e])?);
         let zeros = |shape: &[usize]| Var::zeros(shape, DType::F32, &Device::Cpu);
-        Ok(Self {
-            a,
-            b: zeros(&[POOLS, e, s, d])?,
-            router_a,
-            bias_a: zeros(&[POOLS, e])?,
-            router_b,
-            bias_b: zeros(&[POOLS, e])?,
-            router_ab,
-        })
+        Ok(Self { a, b: zeros(&[p, e, s, d])?, router_a, bias_a: zeros(&[p, e])?, router_b, bias_b: zeros(&[p, e])?, router_ab })
     }
 
     /// Selects the experts by the queries `[samples, d]` and gathers their factors (METHOD.md 2).
@@ -314,11 +355,15 @@ impl LayerPools {
     /// straight through to the scores.
     fn pairs(&self, spec: &PoolSpec, queries: PerModality<&Tensor>) -> Result<FactorPairs> {
         let (samples, d) = queries.image.dims2()?;
-        let (e, r) = (spec.experts, spec.rank);
+        let (e, r, pools) = (spec.experts, spec.rank, spec.pools());
         // [p, samples, d]: pools alternate between the modalities.
-        let modalities = queries.iter().map(|(_, query)| *query).collect::<Vec<_>>();
-        let q = Tensor::stack(&modalities, 0)?.unsqueeze(0)?.expand((Target::COUNT, modalities.len(), samples, d))?;
-        let q = q.reshape((POOLS, samples, d))?;
+        let of_groups = if spec.modality_pools {
+            queries.iter().map(|(_, query)| (*query).clone()).collect::<Vec<Tensor>>()
+        } else {
+            vec![((queries.image + queries.text)? * 0.5)?]
+        };
+        let q = Tensor::stack(&of_groups, 0)?.unsqueeze(0)?.expand((Target::COUNT, of_groups.len(), samples, d))?;
+        let q = q.reshape((pools, samples, d))?;
         let scores = |weight: &Var, bias: &Var| -> Result<Tensor> {
             let logits = q.matmul(&weight.as_tensor().transpose(1, 2)?)?.broadcast_add(&bias.as_tensor().unsqueeze(1)?)?;
             softmax(&logits, D::Minus1)
@@ -327,15 +372,15 @@ impl LayerPools {
         let top_a = top_of_each_row(&score_a, r)?;
         let a = gather(&self.a, spec, &top_a, samples)?;
         // Σ_i W_AB[i]ᵀ a_i: the sums over the places i and over d are one product.
-        let selected = a.detach().reshape((POOLS, samples, r * d))?;
-        let paired = selected.matmul(&self.router_ab.as_tensor().reshape((POOLS, r * d, e))?)?;
+        let selected = a.detach().reshape((pools, samples, r * d))?;
+        let paired = selected.matmul(&self.router_ab.as_tensor().reshape((pools, r * d, e))?)?;
         let score_b = (scores(&self.router_b, &self.bias_b)? + softmax(&paired, D::Minus1)?)?;
         let top_b = top_of_each_row(&score_b, r)?;
         let b = gather(&self.b, spec, &top_b, samples)?;
         let coefficient = (straight_through(&score_a, &top_a)? * straight_through(&score_b, &top_b)?)?;
         let b = b.broadcast_mul(&(coefficient * spec.alpha)?.unsqueeze(3)?)?;
-        let by_sample = |t: Tensor| t.transpose(0, 1)?.contiguous()?.reshape((samples, POOLS * r, d));
-        Ok(FactorPairs { a: by_sample(a)?, b: by_sample(b)?, pairs: Modality::ALL.len() * r })
+        let by_sample = |t: Tensor| t.transpose(0, 1)?.contiguous()?.reshape((samples, pools * r, d));
+        Ok(FactorPairs { a: by_sample(a)?, b: by_sample(b)?, pairs: spec.groups() * r })
     }
 }
 
@@ -351,7 +396,7 @@ fn top_of_each_row(scores: &Tensor, r: usize) -> Result<Tensor> {
 /// The factors `[p, samples, r, d]` of the chosen experts `[p, samples, r]` of the pools `[p, E, s, d]`: slot
 /// i of the i-th chosen expert.
 fn gather(pool: &Var, spec: &PoolSpec, chosen: &Tensor, samples: usize) -> Result<Tensor> {
-    let (e, s, d, r) = (spec.experts, spec.slots(), spec.hidden, spec.rank);
+    let (e, s, d, r, pools) = (spec.experts, spec.slots(), spec.hidden, spec.rank, spec.pools());
     let rows: Vec<u32> = chosen
         .flatten_all()?
         .to_vec1::<u32>()?
@@ -362,8 +407,8 @@ fn gather(pool: &Var, spec: &PoolSpec, chosen: &Tensor, samples: usize) -> Resul
             ((pool * e + expert as usize) * s + place.min(s - 1)) as u32
         })
         .collect();
-    let rows = Tensor::from_vec(rows, POOLS * samples * r, pool.device())?;
-    pool.as_tensor().reshape((POOLS * e * s, d))?.index_select(&rows, 0)?.reshape((POOLS, samples, r, d))
+    let rows = Tensor::from_vec(rows, pools * samples * r, pool.device())?;
+    pool.as_tensor().reshape((pools * e * s, d))?.index_select(&rows, 0)?.reshape((pools, samples, r, d))
 }
 
 /// 1 + s − stop_gradient(s) of the chosen scores, `[p, samples, r]`.
@@ -400,7 +445,17 @@ mod tests {
     use crate::method::{Method, TaskModel};
 
     fn vilt_b32(layout: Layout, experts: usize, rank: usize) -> PoolSpec {
-        PoolSpec { layout, experts, rank, alpha: 2.0, first_adapted_layer: 0, layers: 12, hidden: 768 }
+        PoolSpec {
+            layout,
+            experts,
+            rank,
+            alpha: 2.0,
+            first_adapted_layer: 0,
+            layers: 12,
+            hidden: 768,
+            cross_modal_guide: true,
+            modality_pools: true,
+        }
     }
 
     fn parameters(experts: usize, rank: usize) -> usize {
@@ -421,7 +476,17 @@ mod tests {
     #[test]
     fn artifact_tensors_give_the_same_parameters_back() {
         for layout in [Layout::RankOne, Layout::Slotted] {
-            let spec = PoolSpec { layout, experts: 5, rank: 2, alpha: 2.0, first_adapted_layer: 1, layers: 3, hidden: 8 };
+            let spec = PoolSpec {
+                layout,
+                experts: 5,
+                rank: 2,
+                alpha: 2.0,
+                first_adapted_layer: 1,
+                layers: 3,
+                hidden: 8,
+                cross_modal_guide: true,
+                modality_pools: true,
+            };
             let method = Method::Delo { pools: spec };
             let model = TaskModel::init(method.clone(), 3, 7).unwrap();
             let b = &model.vars()["layers.2.b"];
@@ -439,7 +504,17 @@ mod tests {
 
     #[test]
     fn b_and_the_biases_begin_at_zero_and_all_else_does_not() {
-        let spec = PoolSpec { layout: Layout::Slotted, experts: 5, rank: 2, alpha: 2.0, first_adapted_layer: 1, layers: 3, hidden: 8 };
+        let spec = PoolSpec {
+            layout: Layout::Slotted,
+            experts: 5,
+            rank: 2,
+            alpha: 2.0,
+            first_adapted_layer: 1,
+            layers: 3,
+            hidden: 8,
+            cross_modal_guide: true,
+            modality_pools: true,
+        };
         let vars = TaskModel::init(Method::Delo { pools: spec }, 3, 7).unwrap().vars();
         let names = ["a", "b", "router_a.weight", "router_a.bias", "router_b.weight", "router_b.bias", "router_ab"];
         assert_eq!(vars.len(), 2 * names.len() + 2, "two layers and the head");
@@ -456,15 +531,25 @@ mod tests {
     fn the_served_factors_are_those_that_the_learning_model_chooses() {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let mut random = |shape: &[usize]| (gaussian(&mut rng, shape).unwrap() * 50.0).unwrap();
-        for layout in [Layout::RankOne, Layout::Slotted] {
-            let spec = PoolSpec { layout, experts: 5, rank: 2, alpha: 1.5, first_adapted_layer: 1, layers: 3, hidden: 8 };
+        for (layout, modality_pools) in [(Layout::RankOne, true), (Layout::Slotted, true), (Layout::RankOne, false)] {
+            let spec = PoolSpec {
+                layout,
+                experts: 5,
+                rank: 2,
+                alpha: 1.5,
+                first_adapted_layer: 1,
+                layers: 3,
+                hidden: 8,
+                cross_modal_guide: true,
+                modality_pools,
+            };
             let model = TaskModel::init(Method::Delo { pools: spec.clone() }, 3, 7).unwrap();
             model.vars().values().for_each(|var| var.set(&random(var.dims())).unwrap());
             let adapter = spec.adapter(&model.to_tensors().unwrap()).unwrap();
             let queries = PerModality { image: random(&[3, 8]), text: random(&[3, 8]) };
             for layer in adapter.layers() {
                 let learnt = model.pairs(layer, PerModality { image: &queries.image, text: &queries.text }).unwrap();
-                assert_eq!(learnt.pairs, 4, "two of each modality");
+                assert_eq!(learnt.pairs, if modality_pools { 4 } else { 2 }, "two of each pool");
                 let bank = adapter.bank(layer).unwrap();
                 for sample in 0..3 {
                     let of_sample = |query: &Tensor| flat(&query.get(sample).unwrap()).unwrap();

@@ -21,8 +21,13 @@ pub struct FactorBank {
     b: Numbers,
     /// What chooses the factors of a sample; `None`: every sample uses the first r experts of each group.
     routers: Option<Routers>,
+    /// The query of a missing modality is its proxy's (METHOD.md 3).
+    guided: bool,
     copies: BackendCopies,
 }
+
+/// Why a backend other than the CPU's refuses a bank.
+pub const CPU_ALONE: &str = "this method lacks a part (an ablation), and runs on CPUs alone: compute with --device cpu";
 
 /// The dimensions of a [`FactorBank`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +84,25 @@ impl FactorBank {
     pub fn new(shape: BankShape, alpha: f32, a: Vec<f32>, b: Vec<f32>, routers: Option<Routers>) -> Self {
         let numbers = shape.all_groups() * shape.experts * shape.slots * shape.hidden;
         assert!(a.len() == numbers && b.len() == numbers, "factors do not fill {shape:?}");
-        Self { shape, alpha, a: Numbers::F32(a), b: Numbers::F32(b), routers, copies: BackendCopies::default() }
+        Self { shape, alpha, a: Numbers::F32(a), b: Numbers::F32(b), routers, guided: true, copies: BackendCopies::default() }
+    }
+
+    /// The same factors and routers, without the cross-modal guide: the query of a missing modality is that
+    /// of its own dummy.
+    #[must_use]
+    pub fn without_guide(self) -> Self {
+        Self { guided: false, ..self }
+    }
+
+    /// Whether the query of a missing modality is its proxy's (METHOD.md 3).
+    pub fn guided(&self) -> bool {
+        self.guided
+    }
+
+    /// Whether a CPU alone computes it: a bank without the guide, or with routers whose one query is the mean
+    /// of both modalities'.
+    pub fn needs_cpu(&self) -> bool {
+        !self.guided || (self.shape.groups == 1 && self.routers.is_some())
     }
 
     /// The same factors and routers in another number format.
@@ -126,11 +149,13 @@ impl FactorBank {
         Modality::ALL[group % self.shape.groups]
     }
 
-    /// The choice in every group (METHOD.md 2), `[g]`, given the query of each modality, `[d]`.
+    /// The choice in every group (METHOD.md 2), `[g]`, given the query of each modality, `[d]`. A target's
+    /// only group is chosen by the mean of both.
     pub fn choose(&self, isa: Isa, queries: &PerModality<Vec<f32>>) -> Vec<Choice> {
         let Some(routers) = &self.routers else { return self.unrouted() };
+        let mean: Vec<f32> = queries.image.iter().zip(&queries.text).map(|(v, t)| (v + t) * 0.5).collect();
         let of_group = |group: usize| {
-            let query = &queries[self.modality(group)];
+            let query = if self.shape.groups == 1 { &mean } else { &queries[self.modality(group)] };
             self.choose_in(group, routers, self.products(isa, &routers.a, group, query), self.products(isa, &routers.b, group, query))
         };
         (0..self.shape.all_groups()).map(of_group).collect()

@@ -34,6 +34,7 @@ pub use delo::{Layout, PoolSpec};
 use factors::FactorBank;
 pub use linear::LinearSpec;
 pub use lora::LoraSpec;
+pub use normal::normals;
 pub use pool::{PoolId, Target};
 pub use task_model::TaskModel;
 
@@ -149,6 +150,17 @@ pub trait MethodSpec: Debug {
     /// # Errors
     /// A sentence that names the wrong number and what it must be.
     fn validate(&self) -> std::result::Result<(), String>;
+
+    /// Whether a missing modality's query is its proxy's (METHOD.md 3).
+    fn cross_modal_guide(&self) -> bool {
+        true
+    }
+
+    /// The part that was left out to measure what it is worth; `None` for a method that is whole. What lacks
+    /// a part is evaluated on CPUs, and refused by servers.
+    fn ablation(&self) -> Option<&'static str> {
+        None
+    }
 
     /// The terms of the loss in addition to the classification loss (METHOD.md 5).
     fn terms(&self) -> &'static [LossTerm];
@@ -290,7 +302,17 @@ mod tests {
     use super::*;
 
     fn delo(experts: usize, rank: usize, first_adapted_layer: usize) -> PoolSpec {
-        PoolSpec { layout: Layout::RankOne, experts, rank, alpha: 2.0, first_adapted_layer, layers: 6, hidden: 8 }
+        PoolSpec {
+            layout: Layout::RankOne,
+            experts,
+            rank,
+            alpha: 2.0,
+            first_adapted_layer,
+            layers: 6,
+            hidden: 8,
+            cross_modal_guide: true,
+            modality_pools: true,
+        }
     }
 
     fn lora(rank: usize, alpha: f64, first_adapted_layer: usize) -> LoraSpec {

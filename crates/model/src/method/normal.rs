@@ -17,7 +17,7 @@ pub fn gaussian(rng: &mut ChaCha8Rng, shape: impl Into<Shape>) -> Result<Tensor>
 }
 
 /// `n` draws of the standard normal distribution (Box and Muller, in f64).
-fn normals(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
+pub fn normals(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(n + 1);
     while out.len() < n {
         // 1 − u lies in (0, 1], so the logarithm is finite.

@@ -28,6 +28,16 @@ impl Candidate {
     /// [`ChangeError::Partition`]: an artifact that is damaged, or of another backbone.
     pub fn check(artifact: ReadArtifact, engine: &Engine) -> Result<Self, ChangeError> {
         let parsed = Artifact::parse_hashed(artifact.bytes(), artifact.digest())?;
+        if let Some(part) = parsed.meta.method.ablation() {
+            let (field, reason) = (
+                parsed.meta.method.field().to_owned(),
+                format!(
+                    "it was trained without {part}, to measure what that is worth; servers refuse it: evaluate it with `delo eval` \
+                 or `delo benchmark`, and load a partition that was trained with it"
+                ),
+            );
+            return Err(delo_model::partition::PartitionError::Field { field, reason }.into());
+        }
         let partition = parsed.bind(engine.backbone())?.in_precision(engine.precision());
         Ok(Self { partition, artifact })
     }

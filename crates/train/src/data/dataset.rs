@@ -273,8 +273,8 @@ impl Dataset {
         })
     }
 
-    /// A hash of the list, of `labels.json` and of the sizes of the images, in hexadecimal: equal for copies of
-    /// the same data set.
+    /// A hash of the list, of `labels.json` and of the sizes of the images, in hexadecimal: equal for copies
+    /// of the same data set.
     ///
     /// # Errors
     /// [`DatasetError::Unreadable`].

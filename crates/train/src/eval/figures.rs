@@ -26,8 +26,8 @@ pub(super) struct Scored {
     pub(super) unrouted: bool,
 }
 
-/// By position of a task: what is predicted over the classes of that task. The true task is among them and, for
-/// multi-label, every task whose labels count.
+/// By position of a task: what is predicted over the classes of that task. The true task is among them and,
+/// for multi-label, every task whose labels count.
 pub(super) enum Predictions {
     /// Partitions do not change with later sessions.
     Fixed(BTreeMap<usize, Label>),
@@ -87,8 +87,8 @@ impl Decision {
         }
     }
 
-    /// The sample's labels among the classes of a task once tasks 0..=stage are learnt; `None` where they do not
-    /// count, because another task is chosen.
+    /// The sample's labels among the classes of a task once tasks 0..=stage are learnt; `None` where they do
+    /// not count, because another task is chosen.
     fn labels(self, sample: &Scored, task: usize, stage: usize) -> Option<&Label> {
         let counts = self.route(sample, stage) == Some(task) || (sample.unrouted && matches!(self, Self::Key(_)));
         sample.predicted(task, stage).filter(|_| counts)

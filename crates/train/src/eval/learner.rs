@@ -18,10 +18,10 @@ const RULE: &str = "all seen classes";
 /// The predictions of one split, as the sessions come in the data set's order.
 ///
 /// Task-oracle: the best class among those of the true task. Task-agnostic: the best of all classes seen; the
-/// sample goes to the task of that class. For multi-label, the classes whose logit is above 0: the task-oracle
-/// column counts those of the true task alone, the task-agnostic one those of all tasks seen. The figures over a
-/// task's own classes are therefore equal in both columns; labels of other tasks' classes show in F1-macro over
-/// all seen classes.
+/// sample goes to the task of that class. For multi-label, the classes whose logit is above 0: the
+/// task-oracle column counts those of the true task alone, the task-agnostic one those of all tasks seen. The
+/// figures over a task's own classes are therefore equal in both columns; labels of other tasks' classes show
+/// in F1-macro over all seen classes.
 pub struct LearnerEvaluation<'a> {
     data: &'a Dataset,
     missing: &'a MissingTable,

@@ -21,8 +21,8 @@ pub enum Reading {
     Agnostic(usize),
 }
 
-/// AP of one evaluation, in percent, and AP under each draw of the bootstrap. The n-th draws of two evaluations
-/// of the same items are of the same items.
+/// AP of one evaluation, in percent, and AP under each draw of the bootstrap. The n-th draws of two
+/// evaluations of the same items are of the same items.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DrawnAp {
     /// AP over all samples.
@@ -87,8 +87,8 @@ impl Reading {
     }
 }
 
-/// A hash of the items of an evaluation, with their groups, tasks and modalities, in hexadecimal: two evaluations
-/// can be compared draw by draw where it is the same.
+/// A hash of the items of an evaluation, with their groups, tasks and modalities, in hexadecimal: two
+/// evaluations can be compared draw by draw where it is the same.
 pub fn items_digest(samples: &[SampleRecord]) -> String {
     let mut hash = Sha256::new();
     for SampleRecord { item, image, group, task, pattern, .. } in samples {

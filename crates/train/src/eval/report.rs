@@ -71,7 +71,8 @@ pub struct SampleRecord {
     pub pattern: Presence,
     /// True labels.
     pub truth: Vec<String>,
-    /// Labels that are predicted among those of the true task: by its partition, or by a learner of all tasks.
+    /// Labels that are predicted among those of the true task: by its partition, or by a learner of all
+    /// tasks.
     pub prediction: Vec<String>,
     /// The task that each routing rule chooses, in the order of the report's task-agnostic columns.
     pub routed: Vec<Option<String>>,

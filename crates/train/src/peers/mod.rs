@@ -10,15 +10,23 @@ mod fit;
 mod heads;
 mod hidden_side;
 pub mod inflora;
+pub mod joint_head;
 pub mod l2p;
+pub mod lda;
+mod least_squares;
+pub mod linear_head;
+mod logistic;
 pub mod map;
 pub mod msp;
 pub mod named;
 pub mod nearest_mean;
+pub mod ranpac;
 pub mod rebq;
+pub mod ridge;
 mod subspace;
 #[cfg(test)]
 mod testing;
+mod val;
 mod weighted_pool;
 
 use serde_json::Value;

@@ -3,13 +3,37 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::ContinualLearner;
+use super::dualprompt::DualPrompt;
+use super::inflora::InfLora;
+use super::joint_head::JointHead;
+use super::l2p::L2p;
+use super::lda::Lda;
+use super::linear_head::LinearHead;
+use super::map::Map as MissingAwarePrompts;
+use super::msp::Msp;
 use super::nearest_mean::NearestMean;
+use super::ranpac::RanPac;
+use super::rebq::Rebq;
+use super::ridge::Ridge;
 
 /// Makes a peer with settings of its own; those that are left out have their defaults.
 type Make = fn(Map<String, Value>) -> Result<Box<dyn ContinualLearner>, serde_json::Error>;
 
 /// Each peer with its name.
-const PEERS: &[(&str, Make)] = &[("nearest_mean", |settings| Ok(Box::new(NearestMean::new(read(settings)?))))];
+const PEERS: &[(&str, Make)] = &[
+    ("nearest_mean", |settings| Ok(Box::new(NearestMean::new(read(settings)?)))),
+    ("ridge", |settings| Ok(Box::new(Ridge::new(&read(settings)?)))),
+    ("ranpac", |settings| Ok(Box::new(RanPac::new(read(settings)?)))),
+    ("lda", |settings| Ok(Box::new(Lda::new(read(settings)?)))),
+    ("linear_head", |settings| Ok(Box::new(LinearHead::new(read(settings)?)))),
+    ("joint_head", |settings| Ok(Box::new(JointHead::new(read(settings)?)))),
+    ("map", |settings| Ok(Box::new(MissingAwarePrompts::new(read(settings)?)))),
+    ("msp", |settings| Ok(Box::new(Msp::new(read(settings)?)))),
+    ("l2p", |settings| Ok(Box::new(L2p::new(read(settings)?)))),
+    ("dualprompt", |settings| Ok(Box::new(DualPrompt::new(read(settings)?)))),
+    ("rebq", |settings| Ok(Box::new(Rebq::new(read(settings)?)))),
+    ("inflora", |settings| Ok(Box::new(InfLora::new(read(settings)?)))),
+];
 
 /// Why there is no such peer.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,5 @@
-//! Nearest class mean: the class whose mean signal is nearest to the sample's, by their cosine. No gradient and
-//! no hyper-parameter.
+//! Nearest class mean: the class whose mean signal is nearest to the sample's, by their cosine. No gradient
+//! and no hyper-parameter.
 use serde::{Deserialize, Serialize};
 
 use super::ContinualLearner;
@@ -23,8 +23,8 @@ impl Default for NearestMeanSettings {
     }
 }
 
-/// The means of the classes seen so far. For multi-label, a class has a mean of the samples that have it and one
-/// of those that do not, and its logit is the difference of the two cosines.
+/// The means of the classes seen so far. For multi-label, a class has a mean of the samples that have it and
+/// one of those that do not, and its logit is the difference of the two cosines.
 #[derive(Debug)]
 pub struct NearestMean {
     settings: NearestMeanSettings,

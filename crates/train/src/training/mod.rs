@@ -10,7 +10,7 @@ pub mod schedule;
 pub mod sequence;
 pub mod session;
 pub mod settings;
-mod statistics;
+pub(crate) mod statistics;
 mod step_log;
 mod steps;
 pub mod trainer;

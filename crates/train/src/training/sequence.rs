@@ -1,5 +1,5 @@
-//! The sessions of a data set one after another, as `delo train --all` and a benchmark train them: the names of
-//! their artifacts, their key rule, and the settings of a session that learns nothing itself.
+//! The sessions of a data set one after another, as `delo train --all` and a benchmark train them: the names
+//! of their artifacts, their key rule, and the settings of a session that learns nothing itself.
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
@@ -69,8 +69,8 @@ impl KeyChoices {
     }
 }
 
-/// The settings of a session that takes over what `learnt` has learnt ([`super::renew`]): those of `learnt`, the
-/// share of the head apart.
+/// The settings of a session that takes over what `learnt` has learnt ([`super::renew`]): those of `learnt`,
+/// the share of the head apart.
 ///
 /// # Errors
 /// The artifact records no settings that this program knows.

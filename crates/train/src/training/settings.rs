@@ -23,6 +23,14 @@ pub struct Settings {
     /// Adapters stand from this layer on; the backbone's number of layers means none: a linear head on the
     /// frozen pooled output.
     pub first_adapted_layer: usize,
+    /// A missing modality's query is its proxy's (METHOD.md 3); without it, an ablation, that of its own
+    /// dummy, and no consistency loss. Not stored where it is true.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub cross_modal_guide: bool,
+    /// A target has a pool for each modality; without them, an ablation, one pool whose query is the mean of
+    /// both. Not stored where it is true.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub modality_pools: bool,
     /// λ1: weight of the alignment loss; 0 switches it off.
     pub lambda_align: f64,
     /// λ2: weight of the consistency loss; 0 switches it off and saves its pass.
@@ -76,6 +84,8 @@ impl Default for Settings {
             rank: 4,
             alpha: 2.0,
             first_adapted_layer: 0,
+            cross_modal_guide: true,
+            modality_pools: true,
             lambda_align: 0.1,
             lambda_con: 0.1,
             aligned_layers: AlignedLayers::Last,
@@ -107,6 +117,14 @@ pub struct SettingsError {
     pub found: String,
     /// The values that it takes.
     pub expected: String,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 fn head_alone() -> f64 {
@@ -167,9 +185,11 @@ impl Settings {
 
     /// What learns on a backbone of `layers` layers, `hidden` wide.
     pub fn method(&self, layers: usize, hidden: usize) -> Method {
-        let Self { layout, experts, rank, alpha, first_adapted_layer, .. } = *self;
+        let Self { layout, experts, rank, alpha, first_adapted_layer, cross_modal_guide, modality_pools, .. } = *self;
         match self.method {
-            MethodKind::Delo => Method::Delo { pools: PoolSpec { layout, experts, rank, alpha, first_adapted_layer, layers, hidden } },
+            MethodKind::Delo => Method::Delo {
+                pools: PoolSpec { layout, experts, rank, alpha, first_adapted_layer, layers, hidden, cross_modal_guide, modality_pools },
+            },
             MethodKind::Lora => Method::Lora { lora: LoraSpec { rank, alpha, first_adapted_layer, layers, hidden } },
             MethodKind::Linear => Method::Linear { linear: LinearSpec { layers, hidden } },
         }

@@ -202,7 +202,7 @@ fn degenerate(error: NotPositiveDefinite) -> TrainError {
 
 /// The share of each sample in each class, `[samples, classes]`: a sample with n labels has 1/n of each. Where
 /// some sample has no label, these samples are one more class.
-fn shares(labels: &[&Label], classes: usize) -> Vec<Vec<f32>> {
+pub(crate) fn shares(labels: &[&Label], classes: usize) -> Vec<Vec<f32>> {
     let unlabelled = |label: &&Label| matches!(label, Label::Classes(flags) if flags.iter().all(|flag| !flag));
     let columns = classes + usize::from(labels.iter().any(unlabelled));
     let share = |label: &&Label| {
@@ -219,12 +219,12 @@ fn shares(labels: &[&Label], classes: usize) -> Vec<Vec<f32>> {
     labels.iter().map(share).collect()
 }
 
-fn matrix(rows: &[Vec<f32>]) -> candle_core::Result<Tensor> {
+pub(crate) fn matrix(rows: &[Vec<f32>]) -> candle_core::Result<Tensor> {
     Tensor::from_vec(rows.concat(), (rows.len(), rows.first().map_or(0, Vec::len)), &Device::Cpu)
 }
 
 /// 1 for each label that a sample has, else 0, `[labels]`.
-fn flags(label: &Label, classes: usize) -> Vec<f32> {
+pub(crate) fn flags(label: &Label, classes: usize) -> Vec<f32> {
     match label {
         Label::Class(class) => (0..classes).map(|c| f32::from(u8::from(c == *class))).collect(),
         Label::Classes(flags) => flags.iter().map(|flag| f32::from(u8::from(*flag))).collect(),
@@ -232,7 +232,7 @@ fn flags(label: &Label, classes: usize) -> Vec<f32> {
 }
 
 /// For each label, the number of samples that have it and their mean signal.
-fn positive(values: &Tensor, labels: &[&Label], classes: usize) -> candle_core::Result<Vec<(f32, Vec<f32>)>> {
+pub(crate) fn positive(values: &Tensor, labels: &[&Label], classes: usize) -> candle_core::Result<Vec<(f32, Vec<f32>)>> {
     let flags = matrix(&labels.iter().map(|label| flags(label, classes)).collect::<Vec<_>>())?;
     let counts: Vec<f32> = flags.sum(0)?.to_vec1()?;
     let sums = flags.t()?.matmul(values)?.to_vec2::<f32>()?;

@@ -12,6 +12,7 @@ use super::{CandleBackend, Layer, cls};
 use crate::backend::Backend;
 use crate::learn::TaskOutput;
 use crate::packed::{Packed, Span};
+use delo_model::method::factors::CPU_ALONE;
 use delo_model::method::{FactorPairs, Target, TaskModel};
 use delo_model::vilt::LayerNorm;
 use delo_model::{Modality, PerModality};
@@ -34,6 +35,9 @@ impl CandleBackend {
     pub fn run_task(&self, packed: &Packed, task: &TaskModel) -> Result<TaskOutput> {
         if self.dtype != DType::F32 {
             candle_core::bail!("training computes in f32: load the backbone with that precision");
+        }
+        if !task.method().cross_modal_guide() {
+            candle_core::bail!("{CPU_ALONE}");
         }
         let batch = LearningBatch::of(self, &packed.spans)?;
         let mut hidden = self.load_tensor(&packed.hidden)?;

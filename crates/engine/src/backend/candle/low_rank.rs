@@ -10,7 +10,7 @@ use super::groups::Group;
 use crate::packed::Span;
 use delo_model::Modality;
 use delo_model::method::Target;
-use delo_model::method::factors::{Choice, FactorBank, Routers};
+use delo_model::method::factors::{CPU_ALONE, Choice, FactorBank, Routers};
 
 /// Weights `[samples, modalities, rows]` that average the rows of each sample of a group into its queries.
 #[derive(Debug)]
@@ -73,6 +73,9 @@ impl LayerUpdate {
     ) -> Result<Option<Self>> {
         if banks.iter().all(Option::is_none) {
             return Ok(None);
+        }
+        if banks.iter().flatten().any(|bank| bank.needs_cpu()) {
+            candle_core::bail!("{CPU_ALONE}");
         }
         let runs = groups.iter().map(|group| runs(group, banks, hidden.device(), dtype)).collect::<Result<Vec<_>>>()?;
         let mut products = products(&runs, groups, averages, hidden)?.into_iter();

@@ -44,10 +44,11 @@ impl<'a, E: Float> LayerUpdate<'a, E> {
         parallel(spans.len(), |sample| {
             let Some(bank) = banks[sample] else { return };
             let mut queries = PerModality { image: vec![0.0; d], text: vec![0.0; d] };
+            let rows = if bank.guided() { spans[sample].query_rows() } else { spans[sample].own_rows() };
             isa.run(
                 #[inline(always)]
                 || {
-                    for (modality, rows) in spans[sample].query_rows().iter() {
+                    for (modality, rows) in rows.iter() {
                         mean(hidden, rows.clone(), &mut queries[modality]);
                     }
                 },

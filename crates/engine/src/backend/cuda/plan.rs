@@ -10,7 +10,7 @@ use crate::backend::Adapters;
 use crate::backend::candle::DeviceFactors;
 use crate::packed::Span;
 use delo_model::method::PoolId;
-use delo_model::method::factors::{BankShape, Choice, FactorBank};
+use delo_model::method::factors::{BankShape, CPU_ALONE, Choice, FactorBank};
 
 /// Samples whose numbers of tokens round up to the same multiple of this are one group: their attention runs
 /// as one batched operation, padded to the longest of them.
@@ -207,6 +207,9 @@ pub(super) fn range_words(ranges: impl IntoIterator<Item = Range<usize>>) -> imp
 fn bank_words(gpu: &Gpu, bank: Option<&FactorBank>, dtype: DType, kept: &mut Vec<Arc<DeviceFactors>>) -> Result<[u32; POOLS_WORDS]> {
     let mut words = [0; POOLS_WORDS];
     let Some(bank) = bank else { return Ok(words) };
+    if bank.needs_cpu() {
+        candle_core::bail!("{CPU_ALONE}");
+    }
     let on_device = DeviceFactors::of(bank, &gpu.device(), dtype)?;
     let routers = on_device.routers().map(|routers| [&routers.weights, &routers.biases, &routers.table]);
     let tensors = [on_device.all()].into_iter().chain(routers.into_iter().flatten());
