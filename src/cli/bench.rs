@@ -32,7 +32,7 @@ pub struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum BenchCommand {
-    Engine(EngineArgs),
+    Engine(Box<EngineArgs>),
     Kernels(KernelArgs),
 }
 

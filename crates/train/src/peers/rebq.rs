@@ -137,7 +137,7 @@ impl Rebq {
     /// The [CLS] of both modalities after a pass with memory prompts.
     fn reconstruct(&self, session: &Session<'_>, state: &Packed, queries: &Queries) -> Result<PerModality<Tensor>> {
         let layers = session.engine.backbone().config.num_hidden_layers;
-        let has = |keeps| Ok::<_, candle_core::Error>((1.0 - queries.lost(keeps)?)?.unsqueeze(2)?);
+        let has = |keeps| (1.0 - queries.lost(keeps)?)?.unsqueeze(2);
         let (has_image, has_text) = (has(Presence::TextOnly)?, has(Presence::ImageOnly)?);
         let after = session.engine.run_adapted(state, 0..layers, |layer, _| {
             let Some(LayerPools { memory, .. }) = self.layers.get(layer) else { return Ok(Additions::default()) };

@@ -28,7 +28,7 @@ impl Toy {
         let config = &engine().backbone().config;
         let (patch, positions) = (config.patch_size, config.max_position_embeddings);
         let processor = InputProcessor::load(&ModelDir::Embedded, patch, positions, Limits::default()).unwrap();
-        let settings = Settings { lr: 1e-2, batch: 3, epochs: 8, ..Settings::default() };
+        let settings = Settings { lr: 5e-3, batch: 4, epochs: 10, ..Settings::default() };
         Self { _dir: dir, data, missing, processor, settings }
     }
 

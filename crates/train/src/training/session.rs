@@ -1,4 +1,5 @@
 //! What one session learns, on what and how, and what its artifact says of it (METHOD.md 4, 5).
+use candle_core::DeviceLocation;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -77,9 +78,9 @@ impl Session<'_> {
         if meta.backbone.fingerprint != self.engine.backbone().fingerprint {
             return unfit(format!("it was trained on the backbone {}: give that one with --backbone", meta.backbone.name));
         }
-        let positions = |own: Option<usize>| own.unwrap_or(self.engine.backbone().checkpoint_positions);
-        if positions(meta.text_positions) != self.engine.backbone().config.max_position_embeddings {
-            let trained = positions(meta.text_positions);
+        let backbone = self.engine.backbone();
+        let trained = meta.text_positions.unwrap_or(backbone.checkpoint_positions);
+        if trained != backbone.config.max_position_embeddings {
             return unfit(format!("it was trained with {trained} text positions: give --text-positions {trained}"));
         }
         if meta.data != self.data_record() {
@@ -115,9 +116,13 @@ impl Session<'_> {
             identity.insert("--special-tokens".to_owned(), json!(true));
         }
         // A checkpoint without this one was begun on the CPU, whose rounding is another than a GPU's.
-        let device = self.engine.learning_device();
-        if !device.is_cpu() {
-            identity.insert("--device".to_owned(), json!(format!("{:?}", device.location())));
+        let gpu = match self.engine.learning_device().location() {
+            DeviceLocation::Cpu => None,
+            DeviceLocation::Cuda { .. } => Some("cuda"),
+            DeviceLocation::Metal { .. } => Some("metal"),
+        };
+        if let Some(gpu) = gpu {
+            identity.insert("--device".to_owned(), json!(gpu));
         }
         // And a checkpoint without this one is of the backbone's own number of text positions.
         if let Some(positions) = self.engine.backbone().text_positions() {
