@@ -112,7 +112,7 @@ mod tests {
             pattern: Presence::Complete,
             truth: vec!["red".into()],
             prediction: vec![if i < right { "red" } else { "green" }.into()],
-            routed: vec![Some(if i % 2 == 0 { "soups" } else { "pies" }.into())],
+            routed: vec![Some(if i.is_multiple_of(2) { "soups" } else { "pies" }.into())],
             unrouted: false,
         };
         (0..n).map(sample).collect()
