@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use super::Failure;
-use super::backbone::Backbone;
+use super::backbone::{Backbone, BackboneArgs};
 use super::choice::choice;
 use super::compute::InferenceArgs;
 use super::data::DataArgs;
@@ -30,9 +30,8 @@ pub struct ReportArgs {
     /// A folder of partitions (*.safetensors); those in the program if left out
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     partitions: Option<PathBuf>,
-    /// A Hugging Face ViLT checkpoint directory; the one in the program if left out
-    #[arg(long, value_name = "DIR", help_heading = "Data")]
-    backbone: Option<PathBuf>,
+    #[command(flatten)]
+    backbone: BackboneArgs,
     /// A folder of training logs (*.jsonl), as `delo train` writes them beside its partitions; without it, no
     /// losses
     #[arg(long, value_name = "DIR", help_heading = "Data")]
@@ -54,7 +53,7 @@ pub fn run(args: ReportArgs) -> Result<(), Failure> {
     check_folder(&args.out, args.force)?;
     let (data, missing) = args.data.open()?;
     let losses = args.logs.as_deref().map_or(Ok(Vec::new()), read_logs)?;
-    let Backbone { engine, processor, name } = Backbone::load(args.backbone.as_deref(), args.data.special_tokens, args.compute.start()?)?;
+    let Backbone { engine, processor, name } = args.backbone.load(args.data.special_tokens, args.compute.start()?)?;
     let partitions = match &args.partitions {
         Some(dir) => read_directory(dir, engine.backbone())?,
         None => read_embedded(engine.backbone())?,
