@@ -12,6 +12,7 @@ use crate::logging::say;
 use delo_benchmark::cell::Sources;
 use delo_benchmark::folder::CellRecord;
 use delo_benchmark::jobs::{self, Job, JobEvent};
+use delo_benchmark::pictures::{NamedFigure, pictures};
 use delo_benchmark::plan::{self, CMML};
 use delo_benchmark::rows::Rows;
 use delo_benchmark::run::{self, RunOptions};
@@ -125,10 +126,17 @@ pub fn run(args: BenchmarkArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// All that is made of the finished cells: DIR/table.md and DIR/table.json. Returns the former.
+/// All that is made of the finished cells: DIR/table.md, DIR/table.json and the pictures. Returns the table.
 fn finish(plan: &Plan, out: &Path) -> Result<String, Failure> {
     let rows = Rows::read(plan, out)?;
-    let text = markdown(&rows);
+    let mut text = markdown(&rows);
+    for NamedFigure { name, figure } in pictures(plan, out)? {
+        for (extension, bytes) in [("svg", figure.svg()?.into_bytes()), ("png", figure.png()?)] {
+            let path = out.join(format!("{name}.{extension}"));
+            replace(&path, &bytes).map_err(|e| format!("can't write {}: {e}", path.display()))?;
+        }
+        text += &format!("\n![{}]({name}.svg)\n\n{}\n", figure.title(), figure.caption);
+    }
     let mut json = serde_json::to_vec_pretty(&rows)?;
     json.push(b'\n');
     for (name, bytes) in [("table.md", text.as_bytes()), ("table.json", json.as_slice())] {

@@ -12,6 +12,7 @@
 //! | [`result`] | what a finished cell says |
 //! | [`rows`] | the cells of a row over their seeds: means, spread, intervals, differences |
 //! | [`table`] | the rows as Markdown and JSON |
+//! | [`pictures`] | AP of the rows as bars, and against the missing ratio |
 //!
 //! Invariant: what a cell computes is a function of its configuration, data and backbone. The number of
 //! processes and threads, and interruptions, change how long it takes.
@@ -20,6 +21,7 @@
 pub mod cell;
 pub mod folder;
 pub mod jobs;
+pub mod pictures;
 pub mod plan;
 pub mod result;
 pub mod rows;

@@ -183,7 +183,7 @@ impl Plan {
 }
 
 impl Conditions {
-    fn of(cell: &Cell) -> Self {
+    pub(crate) fn of(cell: &Cell) -> Self {
         Self { data: cell.data.clone(), backbone: cell.backbone.clone(), eta: cell.eta, missing: cell.missing }
     }
 }

@@ -70,9 +70,9 @@ fn checksum<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], 
 
 /// The oldest format version in which all of this description has a meaning. Version 1 names no method,
 /// version 2 does. A program that reads version 2 alone would cut texts at the checkpoint's own number of
-/// positions: a partition of another number is of version 3.
+/// positions, and take a method that lacks a part for the whole one: such partitions are of version 3.
 fn format_version(meta: &PartitionMeta) -> u32 {
-    if meta.text_positions.is_some() { 3 } else { 2 }
+    if meta.text_positions.is_some() || meta.method.ablation().is_some() { 3 } else { 2 }
 }
 
 /// The bytes of an artifact.
