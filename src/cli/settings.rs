@@ -66,9 +66,6 @@ pub struct SettingsArgs {
     /// training and serving
     #[arg(long, conflicts_with = "head_weight")]
     residual: bool,
-    /// Also train on two copies of each complete sample: one with its image hidden, one with its text hidden
-    #[arg(long, conflicts_with = "residual")]
-    hidden_copies: bool,
     /// Height and width in pixels of the white image that stands in for a missing one [default: one patch;
     /// the paper's is the backbone's own image size]
     #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"])]
@@ -121,7 +118,6 @@ impl SettingsArgs {
             key_beta: self.key_beta,
             head_weight: self.head_weight,
             residual: self.residual,
-            hidden_copies: self.hidden_copies,
             // The flag takes two values.
             dummy_image: self.dummy_image.as_deref().and_then(|size| size.try_into().ok()),
             epochs: self.epochs,
@@ -181,7 +177,7 @@ mod tests {
             ("--epsilon", "0.5"),
         ];
         let mut line: Vec<&str> = flags.iter().flat_map(|&(flag, value)| [flag, value]).collect();
-        line.extend(["--hidden-copies", "--dummy-image", "16", "24", "--without-cross-modal-guide", "--without-modality-pools"]);
+        line.extend(["--dummy-image", "16", "24", "--without-cross-modal-guide", "--without-modality-pools"]);
         let expected = Settings {
             method: MethodKind::Lora,
             layout: Layout::Slotted,
@@ -197,7 +193,6 @@ mod tests {
             key_beta: 0.625,
             head_weight: 0.375,
             residual: false,
-            hidden_copies: true,
             dummy_image: Some([16, 24]),
             epochs: 11,
             batch: 6,

@@ -106,7 +106,6 @@ impl Cell {
                 method: MethodKind::Lora,
                 head_weight: 0.5,
                 residual: true,
-                hidden_copies: true,
                 cross_modal_guide: false,
                 modality_pools: false,
                 ..Settings::default()

@@ -254,23 +254,6 @@ fn the_loss_falls_and_every_term_is_logged() {
 }
 
 #[test]
-fn copies_of_complete_samples_are_trained_too_and_change_no_statistic() {
-    let f = Fixture::new(false);
-    let key = || key_rule(Metric::Lda, KeySignal::Parts { layer: 2 });
-    let copies = Settings { hidden_copies: true, ..f.settings.clone() };
-    let plain = f.train_with_key(0, &f.settings, &f.outputs("plain"), None, key()).unwrap();
-    let more = f.train_with_key(0, &copies, &f.outputs("copies"), None, key()).unwrap();
-    let rows = f.data.rows(0, Split::Train);
-    let complete = rows.iter().filter(|&&row| f.missing.presence(&f.data, row) == Presence::Complete).count();
-    assert!(complete > 0);
-    assert_eq!(plain.steps, 3 * rows.len().div_ceil(3));
-    assert_eq!((more.steps, more.samples), (3 * (rows.len() + 2 * complete).div_ceil(3), rows.len()));
-    let [plain, copies] = ["plain", "copies"].map(|name| f.partition(name));
-    assert_eq!(plain.keys, copies.keys, "keys, class statistics and calibration are of the items alone");
-    assert_ne!(plain.head_weight, copies.head_weight);
-}
-
-#[test]
 fn a_linear_head_trains_without_adapters() {
     let f = Fixture::new(false);
     let trained = f.train(0, &Settings { first_adapted_layer: 6, ..f.settings.clone() }, &f.outputs("p"), None).unwrap();

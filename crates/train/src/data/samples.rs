@@ -17,25 +17,12 @@ pub struct Samples<'a> {
     rows: &'a [usize],
     missing: &'a MissingTable,
     processor: &'a InputProcessor,
-    /// What each sample keeps, in place of what `missing` leaves it.
-    kept: Option<&'a [Presence]>,
 }
 
 impl<'a> Samples<'a> {
     /// The samples of the items at `rows`, in that order, each with what `missing` leaves it.
     pub fn new(data: &'a Dataset, rows: &'a [usize], missing: &'a MissingTable, processor: &'a InputProcessor) -> Self {
-        Self { data, rows, missing, processor, kept: None }
-    }
-
-    /// The same samples, each with the modalities of `kept`, one for each of them, in place of what the missing
-    /// table leaves it.
-    ///
-    /// # Panics
-    /// If there are more samples than numbers.
-    #[must_use]
-    pub fn keeping(self, kept: &'a [Presence]) -> Self {
-        assert!(self.rows.len() <= kept.len(), "a pattern for each sample");
-        Self { kept: Some(kept), ..self }
+        Self { data, rows, missing, processor }
     }
 
     /// Number of samples.
@@ -53,7 +40,7 @@ impl<'a> Samples<'a> {
     /// # Errors
     /// [`DatasetError::Sample`] names the item whose image or text cannot be read.
     pub fn read(&self, positions: &[usize]) -> Result<Vec<Sample>, DatasetError> {
-        positions.par_iter().map(|&position| self.sample(position)).collect()
+        positions.par_iter().map(|&position| self.sample(self.rows[position])).collect()
     }
 
     /// Calls `work` with the samples of each chunk of at most `size` positions, in order; the next chunk is
@@ -71,11 +58,10 @@ impl<'a> Samples<'a> {
         read_ahead(chunks, read, |chunk, samples| work(chunk, &samples))
     }
 
-    fn sample(&self, position: usize) -> Result<Sample, DatasetError> {
-        let row = self.rows[position];
+    fn sample(&self, row: usize) -> Result<Sample, DatasetError> {
         let item = &self.data.items[row];
         let image = || std::fs::read(self.data.image_path(item)).map_err(|e| self.data.sample_error(row, &e));
-        let made = match self.kept.map_or_else(|| self.missing.presence(self.data, row), |kept| kept[position]) {
+        let made = match self.missing.presence(self.data, row) {
             Presence::Complete => self.processor.sample(Some(&image()?), Some(&item.text)),
             Presence::ImageOnly => self.processor.sample(Some(&image()?), None),
             Presence::TextOnly => match self.processor.sample(None, Some(&item.text)) {

@@ -48,10 +48,6 @@ pub struct Settings {
     /// training as in serving. Not stored where it is false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub residual: bool,
-    /// Each complete sample is trained also with its image hidden, and with its text hidden. Not stored where it is
-    /// false.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub hidden_copies: bool,
     /// Height and width, in pixels, of the white image that stands in for a missing one; one patch if `None`.
     pub dummy_image: Option<[usize; 2]>,
     /// Passes over the session's samples.
@@ -92,7 +88,6 @@ impl Default for Settings {
             key_beta: 0.99,
             head_weight: 1.0,
             residual: false,
-            hidden_copies: false,
             dummy_image: None,
             epochs: 10,
             batch: 4,

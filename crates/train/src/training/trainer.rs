@@ -14,7 +14,6 @@ use crate::data::samples::read_ahead;
 use crate::data::{ByPattern, Samples, Split};
 use crate::random::{Purpose, choose, stream};
 use delo_model::TaskModel;
-use delo_model::input::Presence;
 use delo_model::partition::Artifact;
 use delo_process::durable::replace;
 
@@ -109,24 +108,22 @@ pub fn train(
     let first_step = checkpoint.as_ref().map_or(0, |c| c.step);
 
     let samples = Samples::new(data, rows, session.missing, session.processor);
-    let (trained_rows, kept) = trained(session, rows);
     let mut stopped = false;
     let mut report = |event: Event<'_>| stopped |= observe(event).is_break();
     let mut progress = |done, total| report(Event::Prefix { done, total });
     let method = settings.method(layers, hidden);
     let (first, dummy_image) = (method.first_adapted_layer(), session.dummy_image());
-    let learnt_from = Samples::new(data, &trained_rows, session.missing, session.processor).keeping(&kept);
-    let prefix = FrozenPrefix::new(engine, learnt_from, first, dummy_image, outputs.cache_bytes, &mut progress)?;
+    let prefix = FrozenPrefix::new(engine, samples, first, dummy_image, outputs.cache_bytes, &mut progress)?;
     let residual = session.residual(samples)?;
-    let mut steps = Steps::start(session, &trained_rows, method, residual.as_ref())?;
+    let mut steps = Steps::start(session, rows, method, residual.as_ref())?;
     if let Some(checkpoint) = &checkpoint {
         steps.optimiser.restore(&checkpoint.tensors, checkpoint.step)?;
         report(Event::Resumed { step: first_step });
     }
     let mut log = StepLog::open(&outputs.log, first_step).map_err(write_error(&outputs.log))?;
 
-    let batches = batches(trained_rows.len(), settings, task.id);
-    let per_epoch = trained_rows.len().div_ceil(settings.batch);
+    let batches = batches(rows.len(), settings, task.id);
+    let per_epoch = rows.len().div_ceil(settings.batch);
     let remaining = batches.iter().enumerate().skip(first_step);
     read_ahead(
         remaining,
@@ -148,8 +145,7 @@ pub fn train(
     // The kept states make room for the signals of all samples.
     drop(prefix);
 
-    let (artifact, validation) =
-        session.artifact(&steps.model, samples, &of_items(&batches, rows.len()), residual.as_ref(), &outputs.created)?;
+    let (artifact, validation) = session.artifact(&steps.model, samples, &batches, residual.as_ref(), &outputs.created)?;
     replace(&outputs.artifact, &artifact).map_err(write_error(&outputs.artifact))?;
     // The artifact is complete. Where the checkpoint cannot be removed, the next run asks for --resume or
     // --force.
@@ -181,7 +177,7 @@ pub fn renew(session: &Session<'_>, learnt: &Artifact, outputs: &Outputs) -> Res
     let rows = data.rows(session.task, Split::Train);
     let model = TaskModel::from_tensors(learnt.meta.method.clone(), task.labels.len(), &learnt.tensors)?;
     let model = model.onto(&engine.learning_device())?;
-    let batches = of_items(&batches(trained(session, rows).0.len(), settings, task.id), rows.len());
+    let batches = batches(rows.len(), settings, task.id);
     let samples = Samples::new(data, rows, session.missing, session.processor);
     let (artifact, validation) = session.artifact(&model, samples, &batches, session.residual(samples)?.as_ref(), &outputs.created)?;
     replace(&outputs.artifact, &artifact).map_err(write_error(&outputs.artifact))?;
@@ -215,21 +211,6 @@ fn prepare_outputs(outputs: &Outputs) -> Result<PathBuf, TrainError> {
 fn write_error(path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
     let path = path.to_owned();
     move |source| TrainError::Write { path, source }
-}
-
-/// The samples that the session learns from: the rows of the data set and what each keeps. All items come first,
-/// then the copies with a side hidden, where the settings ask for them.
-fn trained(session: &Session<'_>, rows: &[usize]) -> (Vec<usize>, Vec<Presence>) {
-    let kept = rows.iter().map(|&row| (row, session.missing.presence(session.data, row)));
-    let copies =
-        rows.iter().filter(|&&row| session.settings.hidden_copies && session.missing.presence(session.data, row) == Presence::Complete);
-    kept.chain(copies.flat_map(|&row| [(row, Presence::ImageOnly), (row, Presence::TextOnly)])).unzip()
-}
-
-/// Each batch without the copies, which come after the `items` first samples.
-fn of_items(batches: &[Vec<usize>], items: usize) -> Vec<Vec<usize>> {
-    let kept = batches.iter().map(|batch| batch.iter().copied().filter(|&position| position < items).collect::<Vec<_>>());
-    kept.filter(|batch| !batch.is_empty()).collect()
 }
 
 /// The samples of every step of the session, in training order. Each epoch has an order of its own, which
