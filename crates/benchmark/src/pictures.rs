@@ -37,8 +37,7 @@ pub fn pictures(plan: &Plan, out: &Path) -> Result<Vec<NamedFigure>, FolderError
     for (number, (data, backbone)) in settings.iter().enumerate() {
         // Several data sets or checkpoints are numbered in the order of the plan.
         let suffix = if settings.len() > 1 { format!("-{}", number + 1) } else { String::new() };
-        let here: Vec<&(&Cell, Report)> =
-            finished.iter().filter(|(cell, _)| cell.data == *data && cell.backbone == *backbone).collect();
+        let here: Vec<&(&Cell, Report)> = finished.iter().filter(|(cell, _)| cell.data == *data && cell.backbone == *backbone).collect();
         let conditions = distinct(here.iter().map(|(cell, _)| Conditions::of(cell)));
         for condition in &conditions {
             let same = here.iter().filter(|(cell, _)| Conditions::of(cell) == *condition);
