@@ -182,7 +182,7 @@ fn select_rows(hidden: &Tensor, rows: impl Iterator<Item = usize>) -> Result<Ten
 /// query (METHOD.md 3) or, not `guided`, that of its dummy.
 fn queries(state: &Packed, guided: bool) -> Result<PerModality<Tensor>> {
     let Packed { hidden, spans } = state;
-    let means = hidden.apply_op1(SegmentMean(spans.clone()))?;
+    let means = hidden.apply_op1(SegmentMean { spans: spans.clone(), dummies: !guided })?;
     let samples = spans.len();
     let chosen = |first: usize, instead: usize, lost: Presence| {
         let row = |(i, span): (usize, &Span)| i + if guided && span.presence == lost { instead } else { first } * samples;

@@ -8,14 +8,20 @@ use crate::packed::Span;
 use crate::tensors::{values, with_values};
 
 /// `[tokens, d]` → `[2 · samples, d]`: the mean over each sample's patches, then the mean over each sample's
-/// text tokens, both without CLS and SEP; of an empty text over these two.
+/// text tokens, both without CLS and SEP. The mean of an empty text is zero or, of its own dummy, that of these
+/// two.
 #[derive(Debug)]
-pub struct SegmentMean(pub Arc<[Span]>);
+pub struct SegmentMean {
+    pub spans: Arc<[Span]>,
+    /// Whether an empty text is a dummy, whose CLS and SEP count.
+    pub dummies: bool,
+}
 
 impl SegmentMean {
     /// The rows averaged into each row of the output.
     fn segments(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        self.0.iter().map(Span::patches).chain(self.0.iter().map(|span| span.own_rows().text))
+        let text = |span: &Span| if self.dummies { span.own_rows().text } else { span.words() };
+        self.spans.iter().map(Span::patches).chain(self.spans.iter().map(text))
     }
 }
 
@@ -27,7 +33,7 @@ impl CustomOp1 for SegmentMean {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(storage, layout)?;
         let d = layout.shape().dims2()?.1;
-        let mut out = vec![0.0; 2 * self.0.len() * d];
+        let mut out = vec![0.0; 2 * self.spans.len() * d];
         for (out, rows) in out.chunks_exact_mut(d).zip(self.segments()) {
             let scale = 1.0 / rows.len().max(1) as f32;
             for row in x[rows.start * d..rows.end * d].chunks_exact(d) {
@@ -35,7 +41,7 @@ impl CustomOp1 for SegmentMean {
             }
             out.iter_mut().for_each(|o| *o *= scale);
         }
-        Ok((CpuStorage::F32(out), Shape::from((2 * self.0.len(), d))))
+        Ok((CpuStorage::F32(out), Shape::from((2 * self.spans.len(), d))))
     }
 
     fn bwd(&self, arg: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
