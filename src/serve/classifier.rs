@@ -268,15 +268,15 @@ fn modalities(presence: Presence, text: Option<TextReading>) -> pb::Modalities {
 }
 
 fn routing(answer: &Answer, candidates: usize) -> Option<pb::Routing> {
-    let best = answer.candidates.first()?;
+    let chosen = answer.chosen()?;
     let candidate = |c: &Candidate| pb::Candidate { task: c.task.to_string(), cosine: c.cosine(), probability: c.score.probability };
     Some(pb::Routing {
-        task: best.task.to_string(),
-        cosine: best.cosine(),
+        task: chosen.task.to_string(),
+        cosine: chosen.cosine(),
         margin: answer.margin(),
         candidates: answer.candidates.iter().take(candidates).map(candidate).collect(),
-        probability: best.score.probability,
-        typicality: best.score.typicality,
+        probability: chosen.score.probability,
+        typicality: chosen.score.typicality,
         rejected: answer.scored == Scored::Rejected,
         early: answer.scored == Scored::Early,
     })

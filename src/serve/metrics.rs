@@ -125,8 +125,8 @@ pub fn render(recorder: &PrometheusHandle, model: &LoadedModel) -> String {
 /// Records one sample's routing and factors.
 pub fn record_answer(series: &TaskSeries, answer: &Answer, presence: Presence) {
     answer.resident.counts.answered();
-    if let Some(best) = answer.candidates.first() {
-        series.routed(answer.resident.task(), presence, &best.score, answer.margin());
+    if let Some(chosen) = answer.chosen() {
+        series.routed(&chosen.task, presence, &chosen.score, answer.margin());
     }
     let scored = match answer.scored {
         Scored::Adapted => "adapted",

@@ -63,11 +63,18 @@ impl Answer {
         top(&self.scores, most).map(|i| (labels[i as usize].as_str(), self.scores[i as usize]))
     }
 
-    /// How far the first candidate's score is ahead of the second's: a probability or a cosine, whichever decides.
-    /// `None` where there is no second one.
+    /// The candidate whose task answers: the first one, or the second where it was the likelier of two
+    /// ([`Policy::second_task`]). `None` where [`Query::given`] names the partition.
+    pub fn chosen(&self) -> Option<&Candidate> {
+        self.candidates.iter().find(|candidate| *candidate.task == *self.resident.task())
+    }
+
+    /// How far the score of the task that answers is ahead of the best one of the others: a probability or a
+    /// cosine, whichever decides; below 0 where the second candidate answers. `None` where there is no other.
     pub fn margin(&self) -> Option<f32> {
-        let [best, second, ..] = self.candidates.as_slice() else { return None };
-        Some(best.score.score - second.score.score)
+        let chosen = self.chosen()?;
+        let other = self.candidates.iter().find(|candidate| candidate.task != chosen.task)?;
+        Some(chosen.score.score - other.score.score)
     }
 
     /// The label of the highest score; `None` where the partition has no label.

@@ -117,19 +117,21 @@ impl Engine {
         }
         let mut adapters = Adapters::new(passes.iter().map(|(_, resident)| &resident.partition.adapter).collect());
         let pooled = if passes.is_empty() { Vec::new() } else { backbone.run_to_pooled(hidden, &spans, start, Some(&mut adapters))? };
-        let mut computed = pooled.iter().zip(&adapters.chosen).map(|(pooled, choices)| Pass { pooled, choices });
+        let chosen = std::mem::take(&mut adapters.chosen);
+        let mut computed = pooled.iter().zip(&chosen).map(|(pooled, choices)| Pass { pooled, choices });
         let mut answers = Vec::with_capacity(accepted.len());
-        for ((routed, plan), query) in routed.iter().zip(plans).zip(accepted) {
+        for ((routed, plan), query) in routed.into_iter().zip(plans).zip(accepted) {
             let mut pass = || computed.next().ok_or_else(|| candle_core::Error::Msg("a sample has no adapted pass".to_owned()));
-            answers.push(match plan {
+            let answer = match plan {
                 Plan::Pass => routed.answer(&routed.resident, pass()?, query.explain),
                 Plan::Two(second) => {
                     let first = routed.answer(&routed.resident, pass()?, query.explain);
-                    likelier(first, routed.answer(&second, pass()?, query.explain))
+                    likelier(&routed.candidates, first, routed.answer(&second, pass()?, query.explain))
                 }
                 Plan::Early(scores) => routed.unadapted(scores, Scored::Early, query.explain),
                 Plan::Reject => routed.unadapted(Vec::new(), Scored::Rejected, query.explain),
-            });
+            };
+            answers.push(Answer { candidates: routed.candidates, ..answer });
         }
         Ok(answers)
     }
@@ -232,7 +234,7 @@ impl Routed {
         self.signals.get(&analytic.record.signal).map(Vec::as_slice)
     }
 
-    /// The answer of a partition after its adapted pass.
+    /// The answer of a partition after its adapted pass, without the candidates.
     fn answer(&self, resident: &Arc<Resident>, Pass { pooled, choices }: Pass<'_>, explain: bool) -> Answer {
         let partition = &resident.partition;
         let logit = |(row, bias): (&[f32], &f32)| bias + row.iter().zip(pooled).map(|(w, x)| w * x).sum::<f32>();
@@ -253,22 +255,20 @@ impl Routed {
         let selected =
             |(layer, pool, Choice { a, b }): (usize, PoolId, &Choice)| SelectedFactors { layer, pool, a: a.clone(), b: b.clone() };
         let factors = explain.then(|| routed_choices().map(selected).collect());
-        let (resident, candidates) = (resident.clone(), self.candidates.clone());
-        Answer { scores, scored: Scored::Adapted, candidates, factors_selected, factors, resident }
+        Answer { scores, scored: Scored::Adapted, candidates: Vec::new(), factors_selected, factors, resident: resident.clone() }
     }
 
-    /// The answer of a sample without an adapted pass.
+    /// The answer of a sample without an adapted pass, without the candidates.
     fn unadapted(&self, scores: Vec<f32>, scored: Scored, explain: bool) -> Answer {
-        let factors = explain.then(Vec::new);
-        let (resident, candidates) = (self.resident.clone(), self.candidates.clone());
-        Answer { scores, scored, candidates, factors_selected: PerModality::default(), factors, resident }
+        let (resident, factors) = (self.resident.clone(), explain.then(Vec::new));
+        Answer { scores, scored, candidates: Vec::new(), factors_selected: PerModality::default(), factors, resident }
     }
 }
 
 /// The answer whose best class is the likelier one: P(task) · P(class given the task). The first of two equal ones.
-fn likelier(first: Answer, second: Answer) -> Answer {
+fn likelier(candidates: &[Candidate], first: Answer, second: Answer) -> Answer {
     let probability = |answer: &Answer| {
-        let of_task = answer.candidates.iter().find(|candidate| *candidate.task == *answer.resident.task());
+        let of_task = candidates.iter().find(|candidate| *candidate.task == *answer.resident.task());
         let task = of_task.and_then(|candidate| candidate.score.probability).unwrap_or_default();
         task * answer.scores.iter().copied().fold(0.0, f32::max)
     };

@@ -282,6 +282,11 @@ fn a_policy_answers_some_samples_otherwise_and_leaves_the_bits_of_the_others() {
         for (i, answer) in answers.iter().enumerate() {
             let plain = engine().classify(&catalogue, &[Query::open(random_sample(i as u64))]).remove(0).unwrap();
             assert_eq!(answer.candidates, plain.candidates, "the decision does not depend on the policy");
+            let chosen = answer.chosen().unwrap();
+            assert_eq!(&*chosen.task, answer.resident.task());
+            let others = answer.candidates.iter().filter(|candidate| candidate.task != chosen.task);
+            let best = others.map(|candidate| candidate.score.score).fold(f32::MIN, f32::max);
+            assert_eq!(answer.margin(), Some(chosen.score.score - best));
             match i % 4 {
                 0 => assert_eq!((answer.scored, &answer.scores), (Scored::Adapted, &plain.scores)),
                 1 => assert_eq!((answer.scored, answer.scores.len()), (Scored::Rejected, 0)),

@@ -126,8 +126,10 @@ impl LdaRule {
     fn own_fits(&self, task: usize, calibration: &[f32]) -> Option<OwnFits> {
         let signals = || calibration.chunks_exact(self.width.max(1));
         let products = self.classes.len() * self.weights.len();
+        // At even distances: neighbours in a data set may be of one class.
         let affordable = CALIBRATION_PRODUCTS / products.max(1);
-        let own = signals().take(affordable).filter_map(|signal| {
+        let step = signals().count().div_ceil(affordable.max(1)).max(1);
+        let own = signals().step_by(step).take(affordable).filter_map(|signal| {
             let logits = self.logits(0..self.biases.len(), signal);
             let probabilities = self.probabilities(logits.clone());
             let given = probabilities.iter().all(|&other| other <= probabilities[task]);

@@ -1,6 +1,7 @@
 //! What a server's policies cost and bring ([`Policy`]): accuracy against coverage where samples are rejected,
 //! against the share of early answers, and against the share of samples with two adapted passes; and how well
 //! samples of a session that is not resident are told from the others.
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use crate::data::{Label, Samples};
 use delo_catalogue::{Catalogue, Resident};
 use delo_engine::{Answer, Policy, Query};
 use delo_model::input::Sample;
+use delo_model::routing::keys::KeySignal;
 
 /// Samples that go through the backbone together.
 const BATCH: usize = 32;
@@ -103,6 +105,8 @@ pub fn curves(evaluation: &Evaluation<'_>) -> Result<Curves, EvalError> {
         empty.with_all(kept)
     });
     let without = without.collect::<Result<Vec<_>, _>>()?;
+    let signals: BTreeSet<KeySignal> = without.iter().filter(|catalogue| !catalogue.is_empty()).map(Catalogue::signal).collect();
+    let signals: Vec<KeySignal> = signals.into_iter().collect();
     let mut judged: Vec<Judged> = Vec::new();
     // For each task that is not resident, each sample's task, typicality and probability.
     let mut foreign: Vec<Vec<(usize, f32, f32)>> = vec![Vec::new(); tasks.len()];
@@ -128,10 +132,9 @@ pub fn curves(evaluation: &Evaluation<'_>) -> Result<Curves, EvalError> {
                     two: right(&two[i], truth),
                 });
             }
-            let packed = engine.embed(samples, everything.dummy_image())?;
+            let frozen = engine.signals(&engine.embed(samples, everything.dummy_image())?, &signals)?;
             for (catalogue, foreign) in without.iter().zip(&mut foreign).filter(|(catalogue, _)| !catalogue.is_empty()) {
-                let signals = engine.signals(&packed, &[catalogue.signal()])?;
-                for signal in signals[&catalogue.signal()].to_vec2::<f32>()? {
+                for signal in frozen[&catalogue.signal()].to_vec2::<f32>()? {
                     let best = catalogue.candidates(&signal).into_iter().next().map(|best| best.score);
                     let best = best.ok_or(EvalError::NoProbabilities)?;
                     foreign.push((position, best.typicality.unwrap_or(1.0), best.probability.unwrap_or(1.0)));
