@@ -15,6 +15,7 @@ COPY crates/model/Cargo.toml crates/model/
 COPY crates/process/Cargo.toml crates/process/
 COPY crates/proto/Cargo.toml crates/proto/
 COPY crates/registry/Cargo.toml crates/registry/
+COPY crates/report/Cargo.toml crates/report/
 COPY crates/train/Cargo.toml crates/train/
 COPY load-tests/Cargo.toml load-tests/
 RUN for crate in . crates/* load-tests; do mkdir -p "$crate/src" && touch "$crate/src/lib.rs"; done \
