@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use delo_catalogue::{Resident, RoutingRule};
 use delo_fixtures::colours::write_data;
-use delo_fixtures::{artifact, engine, key_rule, random_model, spec};
-use delo_model::input::{InputProcessor, Limits};
-use delo_model::model_dir::ModelDir;
+use delo_fixtures::{artifact, engine, key_rule, processor, random_model, spec};
 use delo_model::partition::KeyRule;
 use delo_model::{KeySignal, Layout, Metric, Partition};
 use delo_report::diagnostics::Diagnostics;
@@ -35,9 +33,7 @@ fn examined(rule: &KeyRule) -> (Report, Diagnostics) {
     write_data(dir.path(), false);
     let data = Dataset::open(dir.path()).unwrap();
     let missing = MissingTable::draw(&data, 0.5, MissingKind::Both, 0).unwrap();
-    let config = &engine().backbone().config;
-    let processor =
-        InputProcessor::load(&ModelDir::Embedded, config.patch_size, config.max_position_embeddings, Limits::default()).unwrap();
+    let processor = processor();
     let evaluation = Evaluation {
         engine: engine(),
         processor: &processor,

@@ -1,9 +1,8 @@
 //! What holds of every peer: it learns sessions one after another, predicts each sample by itself, and its
 //! figures have the readings of METHOD.md 6.
 use delo_fixtures::colours::write_data;
-use delo_fixtures::{engine, key_rule};
-use delo_model::input::{InputProcessor, Limits};
-use delo_model::model_dir::ModelDir;
+use delo_fixtures::{engine, key_rule, processor};
+use delo_model::input::InputProcessor;
 use delo_model::{KeySignal, Metric};
 use delo_train::data::Samples;
 use delo_train::eval::LearnerEvaluation;
@@ -27,11 +26,8 @@ impl Fixture {
         write_data(dir.path(), multi_label);
         let data = Dataset::open(dir.path()).unwrap();
         let missing = MissingTable::draw(&data, 0.5, MissingKind::Both, 0).unwrap();
-        let config = &engine().backbone().config;
-        let processor =
-            InputProcessor::load(&ModelDir::Embedded, config.patch_size, config.max_position_embeddings, Limits::default()).unwrap();
         let settings = Settings { lr: 1e-2, batch: 3, epochs: 2, ..Settings::default() };
-        Self { _dir: dir, data, missing, processor, settings }
+        Self { _dir: dir, data, missing, processor: processor(), settings }
     }
 
     fn session(&self, task: usize) -> Session<'_> {

@@ -5,8 +5,7 @@ use std::path::Path;
 use delo_catalogue::{Catalogue, RoutingRule};
 use delo_engine::{Answer, Options, Query};
 use delo_kernels::Precision;
-use delo_model::input::{InputProcessor, Limits, Sample};
-use delo_model::model_dir::ModelDir;
+use delo_model::input::Sample;
 use delo_train::data::{Label, Samples};
 use delo_train::eval::read_embedded;
 use delo_train::{Dataset, MissingKind, MissingTable, Split};
@@ -28,9 +27,7 @@ fn items(tasks: &[&str]) -> Vec<Item> {
     let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("data/emoji-cmml");
     let data = Dataset::open(&dir).unwrap();
     let missing = MissingTable::draw(&data, 0.7, MissingKind::Both, 0).unwrap();
-    let config = &delo_fixtures::engine().backbone().config;
-    let processor =
-        InputProcessor::load(&ModelDir::Embedded, config.patch_size, config.max_position_embeddings, Limits::default()).unwrap();
+    let processor = delo_fixtures::processor();
     let mut items = Vec::new();
     for (index, task) in data.tasks.iter().enumerate().filter(|(_, task)| tasks.contains(&task.name.as_str())) {
         let rows = data.rows(index, Split::Test);

@@ -6,7 +6,7 @@ use delo_catalogue::{Catalogue, Resident, RoutingRule};
 use delo_engine::checkpoint::{Checkpoint, TextOptions};
 use delo_engine::{DeviceChoice, Engine, Options, Query};
 use delo_fixtures::colours::write_data;
-use delo_fixtures::{engine, key_rule};
+use delo_fixtures::{engine, key_rule, processor};
 use delo_kernels::Precision;
 use delo_model::analytic::AnalyticRecord;
 use delo_model::input::{InputProcessor, Limits, Presence, Sample};
@@ -32,11 +32,8 @@ impl Fixture {
         write_data(dir.path(), multi_label);
         let data = Dataset::open(dir.path()).unwrap();
         let missing = MissingTable::draw(&data, 0.5, MissingKind::Both, 0).unwrap();
-        let config = &engine().backbone().config;
-        let processor =
-            InputProcessor::load(&ModelDir::Embedded, config.patch_size, config.max_position_embeddings, Limits::default()).unwrap();
         let settings = Settings { experts: 4, rank: 2, first_adapted_layer: 4, lr: 2e-3, batch: 3, epochs: 3, ..Settings::default() };
-        Self { dir, data, missing, processor, settings }
+        Self { dir, data, missing, processor: processor(), settings }
     }
 
     /// With scores of head and analytic classifier together.

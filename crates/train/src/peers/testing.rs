@@ -5,9 +5,8 @@ use super::ContinualLearner;
 use crate::data::{Label, Samples};
 use crate::{Dataset, MissingKind, MissingTable, Session, Settings, Split};
 use delo_fixtures::colours::write_data;
-use delo_fixtures::{engine, key_rule};
-use delo_model::input::{InputProcessor, Limits, Sample};
-use delo_model::model_dir::ModelDir;
+use delo_fixtures::{engine, key_rule, processor};
+use delo_model::input::{InputProcessor, Sample};
 use delo_model::routing::keys::{KeySignal, Metric};
 
 /// Two sessions of two colours each; half of the items have lost a modality.
@@ -25,11 +24,8 @@ impl Toy {
         write_data(dir.path(), multi_label);
         let data = Dataset::open(dir.path()).unwrap();
         let missing = MissingTable::draw(&data, 0.5, MissingKind::Both, 0).unwrap();
-        let config = &engine().backbone().config;
-        let (patch, positions) = (config.patch_size, config.max_position_embeddings);
-        let processor = InputProcessor::load(&ModelDir::Embedded, patch, positions, Limits::default()).unwrap();
         let settings = Settings { lr: 5e-3, batch: 4, epochs: 10, ..Settings::default() };
-        Self { _dir: dir, data, missing, processor, settings }
+        Self { _dir: dir, data, missing, processor: processor(), settings }
     }
 
     pub fn session(&self, task: usize) -> Session<'_> {
