@@ -167,6 +167,38 @@ fn a_cell_that_is_run_again_gives_the_same_table_and_finished_cells_are_not_run(
 }
 
 #[test]
+fn methods_learn_from_a_share_of_the_training_items_and_are_asked_about_the_same_samples() {
+    let f = Fixture::new(1);
+    f.write_plan(
+        r#"
+        [defaults]
+        data = "data"
+        lr = 2e-3
+        batch = 1
+        epochs = 1
+        [[cell]]
+        name = "delo"
+        train_share = [0.2, 1.0]
+        [[cell]]
+        name = "joint"
+        joint = true
+        train_share = [0.2, 1.0]
+        "#,
+    );
+    let printed = f.succeed("out", &[]);
+    assert!(printed.contains("missing both 70 %, 20 % of the training items"), "{printed}");
+    for method in ["delo", "joint"] {
+        let of = |share: &str| f.cell("out", &format!("{method},train_share={share},seed=0"));
+        let [small, whole] = ["0.2", "1.0"].map(|share| of(share).result().unwrap().unwrap());
+        assert!(small.cost.steps > 0 && 2 * small.cost.steps < whole.cost.steps, "{}, {}", small.cost.steps, whole.cost.steps);
+        assert_eq!(small.reports[&Split::Test].samples, whole.reports[&Split::Test].samples);
+        let missing = ["0.2", "1.0"].map(|share| std::fs::read(of(share).missing()).unwrap());
+        assert_eq!(missing[0], missing[1]);
+    }
+    assert!(f.path("out").join("train-share.svg").exists());
+}
+
+#[test]
 fn a_folder_of_another_configuration_is_refused_by_the_setting() {
     let f = Fixture::new(1);
     f.succeed("out", &["--only", "delo,seed=0"]);

@@ -36,6 +36,9 @@ pub struct Cell {
     pub eta: f64,
     /// The modality that they lose.
     pub missing: MissingKind,
+    /// The share of each class's groups of training items that the method learns from; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_share: Option<f64>,
     /// Decides the missing table and all that is random in training.
     pub seed: u64,
     /// The splits to evaluate.
@@ -100,6 +103,7 @@ impl Cell {
         let joint = read.take("joint")?.unwrap_or(false);
         let eta = read.take("eta")?.unwrap_or(0.7);
         let missing = read.take("missing")?.unwrap_or(MissingKind::Both);
+        let train_share: Option<f64> = read.take("train_share")?;
         let splits = read.take("splits")?.unwrap_or_else(|| vec![Split::Val, Split::Test]);
         let mut settings: Settings = read.part(
             &json!(Settings {
@@ -142,6 +146,9 @@ impl Cell {
         if !(0.0..=1.0).contains(&eta) {
             return Err(problem(format!("eta {eta}: give a share from 0 to 1")));
         }
+        if let Some(share) = train_share.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+            return Err(problem(format!("train_share {share}: give a share above 0, at most 1")));
+        }
         Ok(Self {
             name: format!("{row},seed={seed}"),
             row: row.to_owned(),
@@ -157,6 +164,7 @@ impl Cell {
             text_positions,
             eta,
             missing,
+            train_share,
             seed,
             splits,
             adapters_of,

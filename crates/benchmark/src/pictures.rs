@@ -7,7 +7,7 @@ use super::folder::{CellFolder, FolderError};
 use super::plan::Plan;
 use super::rows::Conditions;
 use delo_report::figures::Figure;
-use delo_report::figures::comparison::{Run, performance_by_method, performance_by_missing_ratio};
+use delo_report::figures::comparison::{Run, performance_by_method, performance_by_missing_ratio, performance_by_train_share};
 use delo_train::Split;
 use delo_train::eval::Report;
 
@@ -43,16 +43,23 @@ pub fn pictures(plan: &Plan, out: &Path) -> Result<Vec<NamedFigure>, FolderError
             let same = here.iter().filter(|(cell, _)| Conditions::of(cell) == *condition);
             let runs: Vec<Run<'_>> = same.map(|(cell, report)| Run { method: &cell.row, report }).collect();
             if distinct(runs.iter().map(|run| run.method)).len() > 1 {
-                let name = format!("methods-{}-{}{suffix}", condition.missing, condition.eta);
+                let share = condition.train_share.map_or_else(String::new, |share| format!("-share-{share}"));
+                let name = format!("methods-{}-{}{share}{suffix}", condition.missing, condition.eta);
                 figures.extend(performance_by_method(&runs).map(|figure| NamedFigure { name, figure }));
             }
         }
-        if conditions.len() > 1 {
-            let varied = distinct(here.iter().filter(|(cell, _)| cell.row != cell.base).map(|(cell, _)| &cell.base));
-            let of_varied = here.iter().filter(|(cell, _)| varied.contains(&&cell.base));
-            let runs: Vec<Run<'_>> = of_varied.map(|(cell, report)| Run { method: &cell.base, report }).collect();
+        let varied = distinct(here.iter().filter(|(cell, _)| cell.row != cell.base).map(|(cell, _)| &cell.base));
+        let of_varied = here.iter().filter(|(cell, _)| varied.contains(&&cell.base));
+        let runs: Vec<(f64, Run<'_>)> =
+            of_varied.map(|(cell, report)| (cell.train_share.unwrap_or(1.0), Run { method: &cell.base, report })).collect();
+        if distinct(conditions.iter().map(|c| (c.eta, c.missing))).len() > 1 {
+            let runs: Vec<Run<'_>> = runs.iter().map(|(_, run)| *run).collect();
             let name = format!("missing-ratio{suffix}");
             figures.extend(performance_by_missing_ratio(&runs).map(|figure| NamedFigure { name, figure }));
+        }
+        if distinct(conditions.iter().map(|c| c.train_share)).len() > 1 {
+            let name = format!("train-share{suffix}");
+            figures.extend(performance_by_train_share(&runs).map(|figure| NamedFigure { name, figure }));
         }
     }
     Ok(figures)

@@ -363,6 +363,7 @@ mod tests {
             ("method = \"l3p\"", "\"l3p\" is no method: give one of delo, lora, linear, nearest_mean"),
             ("method = \"nearest_mean\"\nsize = 3", "unknown field `size`"),
             ("eta = 1.5", "eta 1.5"),
+            ("train_share = 0", "train_share 0: give a share above 0"),
             ("joint = true\nhead_weight = 0.5", "joint: one session with a head alone"),
             ("joint = true\nmethod = \"ridge\"", "joint goes with delo, lora and linear"),
             ("missing = \"none\"", "missing: unknown variant"),

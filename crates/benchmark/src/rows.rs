@@ -60,6 +60,9 @@ pub struct Conditions {
     pub eta: f64,
     /// The modality that they lose.
     pub missing: MissingKind,
+    /// The share of the training items that methods learn from; null: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_share: Option<f64>,
 }
 
 /// One row on one split; figures are `None` where no cell of the row is finished.
@@ -184,7 +187,8 @@ impl Plan {
 
 impl Conditions {
     pub(crate) fn of(cell: &Cell) -> Self {
-        Self { data: cell.data.clone(), backbone: cell.backbone.clone(), eta: cell.eta, missing: cell.missing }
+        let Cell { data, backbone, eta, missing, train_share, .. } = cell;
+        Self { data: data.clone(), backbone: backbone.clone(), eta: *eta, missing: *missing, train_share: *train_share }
     }
 }
 

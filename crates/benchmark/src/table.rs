@@ -26,9 +26,10 @@ pub fn markdown(rows: &Rows) -> String {
 }
 
 fn section(out: &mut String, split: Split, conditions: &Conditions, rows: &[&Row], reference: Option<&str>) {
-    let Conditions { data, backbone, eta, missing } = conditions;
+    let Conditions { data, backbone, eta, missing, train_share } = conditions;
     let backbone = backbone.as_ref().map_or("the program's backbone".to_owned(), |dir| dir.display().to_string());
-    line(out, &format!("\n## {split}: {}, {backbone}, missing {missing} {:.0} %\n", data.display(), 100.0 * eta));
+    let share = train_share.map_or_else(String::new, |share| format!(", {:.0} % of the training items", 100.0 * share));
+    line(out, &format!("\n## {split}: {}, {backbone}, missing {missing} {:.0} %{share}\n", data.display(), 100.0 * eta));
     let multi_label = rows.iter().any(|row| row.figures.contains_key("f1_macro_all_seen"));
     let mut head = vec!["row", "seeds", "AP agnostic [95 %]", "AP oracle [95 %]", "FG", "FG since learnt"];
     if multi_label {
@@ -136,7 +137,8 @@ mod tests {
 
     #[test]
     fn a_row_shows_mean_spread_interval_and_difference_and_one_that_was_not_run_says_so() {
-        let conditions = Conditions { data: "emoji".into(), backbone: None, eta: 0.7, missing: delo_train::MissingKind::Both };
+        let conditions =
+            Conditions { data: "emoji".into(), backbone: None, eta: 0.7, missing: delo_train::MissingKind::Both, train_share: None };
         let figure = |mean, spread| Figure { mean, spread: Some(spread) };
         let ap = |mean| Some(Ap { figure: figure(mean, 0.55), interval: Some([mean - 2.0, mean + 2.0]) });
         let run = Row {

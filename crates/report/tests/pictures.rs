@@ -5,7 +5,7 @@ use delo_report::diagnostics::queries::QueryPoint;
 use delo_report::diagnostics::selection::PoolSelection;
 use delo_report::diagnostics::similarity::{BINS, Distribution, LayerSimilarity};
 use delo_report::diagnostics::{Coverage, LossCurve, QueryMap, Reliability, Similarity, TaskSelection, calibration, coverage};
-use delo_report::figures::comparison::{Run, performance_by_method, performance_by_missing_ratio};
+use delo_report::figures::comparison::{Run, performance_by_method, performance_by_missing_ratio, performance_by_train_share};
 use delo_report::figures::{Figure, confidence, queries, scores, selection, training};
 use delo_report::picture::style::{BARS, Colour, GREY, SCALE, SERIES, WIDTH};
 use delo_train::data::{ByPattern, MissingKind, Split};
@@ -205,6 +205,17 @@ fn ap_against_eta_has_a_panel_for_each_pattern_and_a_band_where_there_are_seeds(
     assert_eq!((count(&svg, "circle", SERIES[0]), count(&svg, "circle", SERIES[1])), (4, 2));
     assert_eq!((count(&svg, "polygon", SERIES[0]), count(&svg, "polygon", SERIES[1])), (1, 1));
     assert_eq!(performance_by_missing_ratio(&[]), None);
+}
+
+#[test]
+fn ap_against_the_share_of_training_items_has_a_point_for_each_share_in_one_panel() {
+    let of = |share: f64, seed| (share, report(0.7, MissingKind::Both, seed, &[&[90.0]], &[&[20.0 + 40.0 * share]]));
+    let reports = [of(0.1, 0), of(0.1, 1), of(1.0, 0)];
+    let runs: Vec<(f64, Run<'_>)> = reports.iter().map(|(share, report)| (*share, Run { method: "DeLo", report })).collect();
+    let svg = svg(&performance_by_train_share(&runs).unwrap());
+    assert!(shown(&svg, "training items, %"));
+    assert_eq!((count(&svg, "circle", SERIES[0]), count(&svg, "polyline", SERIES[0])), (2, 2));
+    assert_eq!(performance_by_train_share(&[]), None);
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub enum Purpose {
     Bootstrap = 5,
     /// The random projection of a peer; place = (0, 0).
     Projection = 6,
+    /// Which groups of training items are kept; place = (task id, class).
+    Share = 7,
 }
 
 /// The stream for one purpose, seed and place. Every place has a stream of its own, which does not depend on

@@ -1,6 +1,8 @@
 //! A cell of joint training: an upper bound, not a continual learner. The classes of all tasks are one
 //! session, on which the method's adapters and one head are trained once, on all items. After each session it
 //! is asked for the classes seen until then; it does not change meanwhile.
+use std::collections::BTreeSet;
+
 use super::partitions::read_artifact;
 use super::{Outcome, Run, RunError, timed};
 use delo_model::TaskModel;
@@ -8,7 +10,7 @@ use delo_model::input::Sample;
 use delo_train::data::{Item, Label, Task};
 use delo_train::eval::LearnerEvaluation;
 use delo_train::peers::ContinualLearner;
-use delo_train::{Dataset, Session, TrainError};
+use delo_train::{Dataset, Session, Split, TrainError};
 use serde_json::Value;
 
 /// The artifact of the one session.
@@ -27,7 +29,11 @@ fn joined(data: &Dataset) -> Dataset {
         Item { task: 0, label, ..item.clone() }
     };
     let items = data.items.iter().map(item).collect();
-    Dataset::new(data.dir.clone(), data.name.clone(), data.multi_label, vec![Task { id: 0, name: "joint".to_owned(), labels }], items)
+    let tasks = vec![Task { id: 0, name: "joint".to_owned(), labels }];
+    let mut joined = Dataset::new(data.dir.clone(), data.name.clone(), data.multi_label, tasks, items);
+    let kept: BTreeSet<usize> = (0..data.tasks.len()).flat_map(|task| data.rows(task, Split::Train)).copied().collect();
+    joined.keep_train_rows(|row| kept.contains(&row));
+    joined
 }
 
 /// The trained session, asked for the classes of the tasks that have come.

@@ -131,7 +131,7 @@ pub fn run(folder: &CellFolder, options: &RunOptions, say: &mut dyn FnMut(&str))
     let cell = &record.cell;
     let dir = ModelDir::from(cell.backbone.as_deref());
     let Checkpoint { engine, processor } = Checkpoint::load(&dir, Limits::default(), cell.texts(), options.engine)?;
-    let data = Dataset::open(&cell.data)?;
+    let mut data = Dataset::open(&cell.data)?;
     if engine.backbone().fingerprint != record.backbone_fingerprint {
         return Err(RunError::Changed("backbone"));
     }
@@ -140,6 +140,9 @@ pub fn run(folder: &CellFolder, options: &RunOptions, say: &mut dyn FnMut(&str))
     }
     let missing = MissingTable::draw(&data, cell.eta, cell.missing, cell.seed)?;
     missing.write(&folder.missing())?;
+    if let Some(share) = cell.train_share {
+        data.keep_train_share(share, cell.seed);
+    }
     let config = &engine.backbone().config;
     cell.settings.check(config.num_hidden_layers, config.patch_size)?;
     let key = cell.key.rule(config.num_hidden_layers, config.hidden_size)?;

@@ -53,57 +53,86 @@ fn methods<'a>(runs: &[Run<'a>]) -> Vec<&'a str> {
     methods
 }
 
-/// AP against the missing ratio η by method, one panel for each kind of missing modality. A line is the mean
-/// over seeds, its band goes from the lowest seed to the highest. `None` without a task-agnostic AP.
-pub fn performance_by_missing_ratio(runs: &[Run<'_>]) -> Option<Figure> {
-    let methods = methods(runs);
-    let report = runs.iter().find(|run| run.agnostic().is_some())?.report;
-    let aps = || runs.iter().filter_map(|run| run.agnostic().map(|(_, ap)| ap));
-    let y = Axis::spanning(format!("AP ({}), %", report.measure), aps());
-    let x = Axis::spanning("η: samples that miss a modality, %", runs.iter().map(|run| 100.0 * run.report.eta));
-    let mut panels = Vec::new();
-    for kind in MissingKind::ALL {
-        let mut marks = Vec::new();
-        for (index, method) in methods.iter().enumerate() {
-            let mut by_eta: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
-            for run in runs.iter().filter(|run| run.method == *method && run.report.missing == kind) {
-                // The bits of a number that is not negative grow as it does.
-                by_eta.entry(run.report.eta.abs().to_bits()).or_default().extend(run.agnostic().map(|(_, ap)| ap));
-            }
-            let points: Vec<(f64, Spread)> =
-                by_eta.iter().filter_map(|(eta, aps)| Some((100.0 * f64::from_bits(*eta), Spread::of(aps)?))).collect();
-            if points.is_empty() {
-                continue;
-            }
-            if points.iter().any(|(_, spread)| spread.count > 1) {
-                marks.insert(0, Mark::Band { points: points.iter().map(|(x, s)| [*x, s.low, s.high]).collect(), colour: series(index) });
-            }
-            let line: Vec<[f64; 2]> = points.iter().map(|(x, spread)| [*x, spread.mean]).collect();
-            marks.push(Mark::Points { points: line.clone(), colour: series(index), shape: Shape::Circle, radius: 3.0 });
-            marks.push(Mark::line(line, series(index)));
+/// A run, with where it stands on the x axis.
+type Placed<'a> = (f64, Run<'a>);
+
+/// One line a method through its mean AP at each x, with a band from the lowest seed to the highest.
+fn lines(methods: &[&str], runs: &[Placed<'_>]) -> Vec<Mark> {
+    let mut marks = Vec::new();
+    for (index, method) in methods.iter().enumerate() {
+        let mut by_x: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+        for (x, run) in runs.iter().filter(|(_, run)| run.method == *method) {
+            // The bits of a number that is not negative grow as it does.
+            by_x.entry(x.abs().to_bits()).or_default().extend(run.agnostic().map(|(_, ap)| ap));
         }
-        if !marks.is_empty() {
-            let lost = match kind {
-                MissingKind::Text => "the text",
-                MissingKind::Image => "the image",
-                MissingKind::Both => "half the image, half the text",
-            };
-            panels.push(Panel { title: format!("missing: {lost}"), x: x.clone(), y: y.clone(), marks });
+        let points: Vec<(f64, Spread)> = by_x.iter().filter_map(|(x, aps)| Some((f64::from_bits(*x), Spread::of(aps)?))).collect();
+        if points.is_empty() {
+            continue;
         }
+        if points.iter().any(|(_, spread)| spread.count > 1) {
+            marks.insert(0, Mark::Band { points: points.iter().map(|(x, s)| [*x, s.low, s.high]).collect(), colour: series(index) });
+        }
+        let line: Vec<[f64; 2]> = points.iter().map(|(x, spread)| [*x, spread.mean]).collect();
+        marks.push(Mark::Points { points: line.clone(), colour: series(index), shape: Shape::Circle, radius: 3.0 });
+        marks.push(Mark::line(line, series(index)));
     }
+    marks
+}
+
+/// AP against x, a panel of [`lines`] for each title; `None` without a task-agnostic AP.
+fn chart(title: &str, x_label: &str, panels: &[(String, Vec<Placed<'_>>)]) -> Option<Chart> {
+    let all: Vec<Placed<'_>> = panels.iter().flat_map(|(_, runs)| runs).copied().collect();
+    let methods = methods(&all.iter().map(|(_, run)| *run).collect::<Vec<_>>());
+    let report = all.iter().find(|(_, run)| run.agnostic().is_some())?.1.report;
+    let y = Axis::spanning(format!("AP ({}), %", report.measure), all.iter().filter_map(|(_, run)| run.agnostic().map(|(_, ap)| ap)));
+    let x = Axis::spanning(x_label, all.iter().map(|(x, _)| *x));
+    let panel = |(title, runs): &(String, Vec<Placed<'_>>)| {
+        let marks = lines(&methods, runs);
+        (!marks.is_empty()).then(|| Panel { title: title.clone(), x: x.clone(), y: y.clone(), marks })
+    };
+    let panels: Vec<Panel> = panels.iter().filter_map(panel).collect();
     let head = Head {
-        title: "Average performance against the share of samples that miss a modality".to_owned(),
+        title: title.to_owned(),
         subtitle: format!(
             "{}, {} split, task-agnostic: nobody says which task a sample is of. Lines: mean over seeds; bands: lowest to highest seed.",
             report.data, report.split
         ),
         key: methods.iter().enumerate().map(|(index, method)| KeyEntry::line(*method, series(index))).collect(),
     };
+    Some(Chart { head, columns: panels.len().min(3), panels, panel_height: 300.0 })
+}
+
+/// AP against the missing ratio η by method, one panel for each kind of missing modality. A line is the mean
+/// over seeds, its band goes from the lowest seed to the highest. `None` without a task-agnostic AP.
+pub fn performance_by_missing_ratio(runs: &[Run<'_>]) -> Option<Figure> {
+    let panels = MissingKind::ALL.map(|kind| {
+        let lost = match kind {
+            MissingKind::Text => "the text",
+            MissingKind::Image => "the image",
+            MissingKind::Both => "half the image, half the text",
+        };
+        let runs = runs.iter().filter(|run| run.report.missing == kind).map(|run| (100.0 * run.report.eta, *run));
+        (format!("missing: {lost}"), runs.collect())
+    });
+    let title = "Average performance against the share of samples that miss a modality";
     Some(Figure {
         name: "missing-ratio",
         caption: "AP, the mean score over all tasks once every session is learnt, as more samples lose a modality in training and test."
             .to_owned(),
-        drawing: Drawing::Chart(Chart { head, columns: panels.len().min(3), panels, panel_height: 300.0 }),
+        drawing: Drawing::Chart(chart(title, "η: samples that miss a modality, %", &panels)?),
+    })
+}
+
+/// AP against the share of the training items that a method learns from, given with each run: lines and bands as
+/// in [`performance_by_missing_ratio`], in one panel.
+pub fn performance_by_train_share(runs: &[(f64, Run<'_>)]) -> Option<Figure> {
+    let runs = runs.iter().map(|(share, run)| (100.0 * share, *run)).collect();
+    let title = "Average performance against the share of the training items";
+    Some(Figure {
+        name: "train-share",
+        caption: "AP, the mean score over all tasks once every session is learnt, as methods learn from more of the training items."
+            .to_owned(),
+        drawing: Drawing::Chart(chart(title, "training items, %", &[(String::new(), runs)])?),
     })
 }
 

@@ -259,6 +259,11 @@ impl Dataset {
         &self.rows[task][split as usize]
     }
 
+    /// Leaves out all other training items; the numbers of the items stay.
+    pub fn keep_train_rows(&mut self, keep: impl Fn(usize) -> bool) {
+        self.rows.iter_mut().for_each(|rows| rows[Split::Train as usize].retain(|&row| keep(row)));
+    }
+
     /// Index of the task with this name or, where no task has it, this id.
     ///
     /// # Errors

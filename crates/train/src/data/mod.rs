@@ -9,6 +9,7 @@ pub mod score;
 
 mod list;
 mod names;
+mod share;
 
 pub use classes::ClassSet;
 pub use dataset::{Dataset, DatasetError, Item, Label, Split, Task};
