@@ -3,7 +3,7 @@
 use super::choice::choice;
 use delo_model::{Layout, MethodKind};
 use delo_train::Settings;
-use delo_train::training::AlignedLayers;
+use delo_train::training::{AlignedLayers, MIXED_HEAD};
 
 /// Flags of [`Settings`], with its defaults.
 #[derive(Clone, Debug, clap::Args)]
@@ -60,7 +60,7 @@ pub struct SettingsArgs {
     key_beta: f64,
     /// w: the share of the head in the scores; the rest is that of an analytic classifier (LDA) on the key signal,
     /// which takes a frozen pass also where the task is given. 1: the head alone, as the paper has it
-    #[arg(long, value_name = "w", default_value_t = defaults().head_weight)]
+    #[arg(long, value_name = "w", default_value_t = MIXED_HEAD)]
     head_weight: f64,
     /// Head and adapters learn what the analytic classifier lacks: its logits, scaled, are added to the head's in
     /// training and serving

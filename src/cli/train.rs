@@ -56,8 +56,8 @@ pub struct TrainArgs {
     key_metric: Metric,
     /// Signal of the metrics lda and whitened, and of the analytic classifier: parts@LAYER+pooled, summary,
     /// pooled, or parts@LAYER, mean@LAYER, cls@LAYER; partitions that serve together need the same [default:
-    /// summary; for lda parts@LAYER+pooled of half the layers, projected to 1024 values on a backbone wider
-    /// than 307]
+    /// parts@LAYER+pooled of half the layers, projected to 1024 values on a backbone wider than 307; for
+    /// whitened summary]
     #[arg(long, value_name = "SIGNAL", help_heading = "Task key")]
     key_signal: Option<KeySignal>,
     /// Signal of the plain metric; the partition holds the keys of these two signals alone, so that no other

@@ -9,7 +9,7 @@ use super::plan::PlanError;
 use delo_engine::checkpoint::TextOptions;
 use delo_model::MethodKind;
 use delo_train::peers::named::{named, names};
-use delo_train::training::KeyChoices;
+use delo_train::training::{KeyChoices, MIXED_HEAD};
 use delo_train::{MissingKind, Settings, Split};
 
 /// A method with its settings, data, missing table and seed.
@@ -105,6 +105,7 @@ impl Cell {
         let missing = read.take("missing")?.unwrap_or(MissingKind::Both);
         let train_share: Option<f64> = read.take("train_share")?;
         let splits = read.take("splits")?.unwrap_or_else(|| vec![Split::Val, Split::Test]);
+        let head_is_set = read.values.contains_key("head_weight");
         let mut settings: Settings = read.part(
             &json!(Settings {
                 method: MethodKind::Lora,
@@ -122,6 +123,9 @@ impl Cell {
         match method.parse::<MethodKind>() {
             Ok(kind) => {
                 settings.method = kind;
+                if !head_is_set && !joint {
+                    settings.head_weight = MIXED_HEAD;
+                }
                 if joint && (adapters_of.is_some() || settings.residual || settings.head_weight < 1.0) {
                     return Err(problem(
                         "joint: one session with a head alone: leave out adapters_of, residual and head_weight".to_owned(),

@@ -187,9 +187,9 @@ pub enum Metric {
     /// The cosine.
     Plain,
     /// The cosine in the metric of the resident sessions' second moments.
-    #[default]
     Whitened,
     /// The probability of the task: linear discriminant analysis over the classes of the resident sessions.
+    #[default]
     Lda,
 }
 

@@ -19,6 +19,6 @@ pub use error::TrainError;
 pub use objective::AlignedLayers;
 pub use sequence::{KeyChoices, artifact_names, settings_to_renew};
 pub use session::{Session, settings_of};
-pub use settings::{Settings, SettingsError};
+pub use settings::{MIXED_HEAD, Settings, SettingsError};
 pub use step_log::StepRecord;
 pub use trainer::{Event, Outputs, Trained, renew, train};

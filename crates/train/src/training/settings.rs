@@ -70,6 +70,10 @@ pub struct Settings {
     pub seed: u64,
 }
 
+/// w of a partition for production: chosen on the val splits of Emoji-CMML (`docs/ROUTING.md` 8). The paper has the head
+/// alone, as [`Settings::default`].
+pub const MIXED_HEAD: f64 = 0.65;
+
 impl Default for Settings {
     /// The values of METHOD.md 2 and 5, seed 0.
     fn default() -> Self {
