@@ -21,7 +21,7 @@ impl ComputeArgs {
     /// Makes the compute pool of this process, and says what the engine computes with.
     pub fn start(&self, precision: Option<Precision>, device: DeviceChoice) -> Result<Options, Failure> {
         make_pool(self.threads).map_err(|e| format!("the compute threads do not start: {e}"))?;
-        Ok(Options { precision, isa: self.isa, device, training: false })
+        Ok(Options { precision, isa: self.isa, device, training: None })
     }
 }
 

@@ -98,7 +98,7 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let (data, missing) = args.data.open()?;
     let runs = runs(&args, &data)?;
-    let options = Options { training: true, ..args.compute.start(Some(Precision::F32), args.device)? };
+    let options = Options { training: Some(args.settings.precision()), ..args.compute.start(Some(Precision::F32), args.device)? };
     let backbone = args.backbone.load(args.data.special_tokens, options)?;
     let config = &backbone.engine.backbone().config;
     let key = KeyChoices {

@@ -162,7 +162,7 @@ pub struct Model {
 impl Model {
     /// What the engine computes with.
     pub fn options(&self) -> Options {
-        Options { precision: self.precision, isa: self.isa, device: self.device, training: false }
+        Options { precision: self.precision, isa: self.isa, device: self.device, training: None }
     }
 }
 

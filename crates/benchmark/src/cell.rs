@@ -113,6 +113,7 @@ impl Cell {
                 residual: true,
                 cross_modal_guide: false,
                 modality_pools: false,
+                bf16: true,
                 ..Settings::default()
             }),
             &json!(Settings::default()),

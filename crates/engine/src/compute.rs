@@ -19,9 +19,11 @@ pub struct Options {
     pub isa: Option<Isa>,
     /// The processor.
     pub device: DeviceChoice,
-    /// Whether tasks are trained. A GPU then computes with candle's operations, which have a backward pass,
-    /// and not with our own kernels; the CPU needs nothing else.
-    pub training: bool,
+    /// `Some` where tasks are trained: the number format of the products by frozen weights in
+    /// [`Engine::run_task`] and [`Engine::run_adapted`], forward and backward. Everything else of a step is
+    /// computed in f32, as are frozen passes. A GPU computes training with candle's operations, which have a
+    /// backward pass, in f32.
+    pub training: Option<Precision>,
 }
 
 /// The backbone in one number format on one processor.
@@ -68,7 +70,7 @@ impl Engine {
         if let Some(open) = options.device.open()? {
             let precision = options.precision.unwrap_or(open.fastest());
             #[cfg(feature = "cuda")]
-            if open.device.is_cuda() && !options.training && CudaBackend::fits(loader.config()) {
+            if open.device.is_cuda() && options.training.is_none() && CudaBackend::fits(loader.config()) {
                 let (cuda, backbone) = CudaBackend::load(loader, open, precision)?;
                 return Ok(Self { compute: Compute::Cuda(cuda), backbone, dummy_text });
             }
@@ -79,7 +81,7 @@ impl Engine {
         let (compute, backbone) = match options.precision.unwrap_or(Precision::fastest(isa)) {
             Precision::F32 => {
                 let (cpu, backbone) = CpuBackend::load(loader, isa, Precision::F32)?;
-                (Compute::F32(cpu), backbone)
+                (Compute::F32(cpu.learning_in(options.training.unwrap_or(Precision::F32))), backbone)
             }
             Precision::Bf16 => {
                 let (cpu, backbone) = CpuBackend::load(loader, isa, Precision::Bf16)?;

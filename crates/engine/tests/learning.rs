@@ -79,6 +79,33 @@ fn both_implementations_give_the_same_outputs_and_gradients() {
     }
 }
 
+/// The largest difference of an output whose frozen products are in bf16.
+const HALF_OUTPUT_ERROR: f32 = 0.03;
+/// The norm of the difference of a gradient whose frozen products are in bf16, as a part of the gradient's norm.
+const HALF_GRADIENT_ERROR: f32 = 0.1;
+
+#[test]
+fn products_in_bf16_change_outputs_and_gradients_little() {
+    let half = engine_with(Options { precision: Some(Precision::F32), training: Some(Precision::Bf16), ..Options::default() });
+    // A method without a choice between experts: one of nearly the same score may be taken instead.
+    for method in other_methods(0) {
+        let name = format!("{} from layer {}", method.kind(), method.first_adapted_layer());
+        let packed = batch(method.first_adapted_layer());
+        let model = random_model_of(method, 5, 7);
+        let [whole, half] = [engine(), &half].map(|engine| engine.run_task(&packed, &model).unwrap());
+        let error = difference(&whole.logits, &half.logits);
+        let adapted = model.method().first_adapted_layer() < engine().backbone().config.num_hidden_layers;
+        assert!(error < HALF_OUTPUT_ERROR && (error > 0.0) == adapted, "{name}: logits differ by {error}");
+        let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        let [whole, half] = [whole, half].map(|output| loss(&output).backward().unwrap());
+        for (parameter, var) in model.vars() {
+            let (Some(of_whole), Some(of_half)) = (whole.get(&var), half.get(&var)) else { continue };
+            let error = norm(&(of_whole - of_half).unwrap());
+            assert!(error <= HALF_GRADIENT_ERROR * norm(of_whole) + 1e-9, "{name}: {parameter} differs by {error} of {}", norm(of_whole));
+        }
+    }
+}
+
 #[test]
 fn training_in_another_format_than_f32_is_refused() {
     let half = engine_with(Options { precision: Some(Precision::Bf16), ..Options::default() });

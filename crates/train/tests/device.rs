@@ -26,7 +26,7 @@ const ERRORS_WITH_CHOICE: (f64, f32) = (1e-3, 0.03);
 const FROZEN_ERROR: f32 = 1e-3;
 
 fn checkpoint(device: DeviceChoice) -> Checkpoint {
-    let options = Options { precision: Some(Precision::F32), device, training: true, ..Options::default() };
+    let options = Options { precision: Some(Precision::F32), device, training: Some(Precision::F32), ..Options::default() };
     Checkpoint::load(&ModelDir::Embedded, Limits::default(), TextOptions::default(), options).unwrap()
 }
 

@@ -130,7 +130,8 @@ pub fn run(folder: &CellFolder, options: &RunOptions, say: &mut dyn FnMut(&str))
     let record = folder.record()?;
     let cell = &record.cell;
     let dir = ModelDir::from(cell.backbone.as_deref());
-    let Checkpoint { engine, processor } = Checkpoint::load(&dir, Limits::default(), cell.texts(), options.engine)?;
+    let training = Options { training: Some(cell.settings.precision()), ..options.engine };
+    let Checkpoint { engine, processor } = Checkpoint::load(&dir, Limits::default(), cell.texts(), training)?;
     let mut data = Dataset::open(&cell.data)?;
     if engine.backbone().fingerprint != record.backbone_fingerprint {
         return Err(RunError::Changed("backbone"));

@@ -8,23 +8,23 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use super::additions::SampleRows;
 use super::attention;
 use super::low_rank::SampleOperands;
-use super::products::{SlopeSink, affine, each_row, linear, pieces};
+use super::products::{LayerMap, LayerProducts, SlopeSink, each_row, pieces};
 use super::small_product::Strided;
-use crate::backend::cpu::{CpuBackend, Layer, TransposedLayer};
+use crate::backend::cpu::{CpuBackend, Layer};
 use crate::packed::Packed;
 use crate::tensors::{values, with_values};
 use delo_kernels::attention::{Attended, attention as attend};
 use delo_kernels::elementwise::gelu;
-use delo_kernels::{Kernel, Matrix, RowsMut, RowsRef, parallel, product};
+use delo_kernels::{Kernel, Matrix, RowsMut, RowsRef, parallel};
 use delo_model::method::{FactorPairs, Target};
 
-/// One frozen layer and the transposed weights of its backward pass.
+/// One frozen layer.
 #[derive(Clone)]
 struct FrozenLayer {
     kernel: Kernel<f32>,
     heads: usize,
     layer: Arc<Layer<f32>>,
-    back: Arc<TransposedLayer>,
+    products: LayerProducts,
 }
 
 /// One pre-norm encoder layer: `(h, learnt)` → the state after it. `h` is `[tokens, d]`. `learnt` is
@@ -103,7 +103,7 @@ impl LearningLayer {
                 kernel: *backbone.multiplier(),
                 heads: backbone.heads(),
                 layer: backbone.layer_at(index),
-                back: backbone.transposes().layers[index].clone(),
+                products: LayerProducts::of(backbone, index),
             },
             pairs: pairs.map_or(0, |pairs| pairs.pairs),
             input_learns: state.hidden.track_op(),
@@ -183,12 +183,12 @@ impl LearningLayer {
     }
 
     fn forward(&self, h: RowsRef<'_, f32>, learnt: &[f32]) -> (Vec<f32>, Kept) {
-        let FrozenLayer { kernel, heads, layer, .. } = &self.frozen;
+        let FrozenLayer { kernel, heads, layer, products } = &self.frozen;
         let (tokens, d, isa) = (h.rows(), h.width(), kernel.isa);
         let [a, b, prefixes] = self.parts(learnt, d);
         let mut x = Matrix::zeros(tokens, d);
         layer.norm_before.rows(isa, h, &x.view_mut());
-        let mut qkv = affine(kernel, x.view(), &layer.qkv, |x| x);
+        let mut qkv = products.forward(LayerMap::Qkv, x.view());
         if self.pairs > 0 {
             let (stride, rows) = (qkv.view().stride(), qkv.view_mut());
             parallel(self.samples.len(), |sample| {
@@ -204,16 +204,16 @@ impl LearningLayer {
         let part = |part: usize| qkv.view().columns(part * d..(part + 1) * d);
         let mut context = Matrix::zeros(rows.len(), d);
         attend(kernel, [queries.view().columns(0..d), part(1), part(2)], &attended, *heads, &context.view_mut());
-        let mut middle = affine(kernel, context.view(), &layer.attention_output, |x| x);
+        let mut middle = products.forward(LayerMap::AttentionOutput, context.view());
         for (row, &token) in rows.iter().enumerate() {
             middle.row_mut(row).iter_mut().zip(h.row(token)).for_each(|(m, h)| *m += h);
         }
         let mut normalised = Matrix::zeros(rows.len(), d);
         layer.norm_after.rows(isa, middle.view(), &normalised.view_mut());
-        let inner = affine(kernel, normalised.view(), &layer.intermediate, |x| x);
+        let inner = products.forward(LayerMap::Intermediate, normalised.view());
         let mut activated = Matrix::zeros(rows.len(), inner.width());
         each_row(kernel, inner.view(), &activated.view_mut(), |x, out| out.iter_mut().zip(x).for_each(|(o, &x)| *o = gelu(x)));
-        let out = affine(kernel, activated.view(), &layer.output, |x| x);
+        let out = products.forward(LayerMap::Output, activated.view());
         let mut flat = Vec::with_capacity(rows.len() * d);
         for row in 0..rows.len() {
             flat.extend(out.row(row).iter().zip(middle.row(row)).map(|(o, m)| o + m));
@@ -223,12 +223,12 @@ impl LearningLayer {
 
     /// Gradients of h (`None` where it needs none) and of what is learnt.
     fn backward(&self, kept: &Kept, h: RowsRef<'_, f32>, learnt: &[f32], grad: RowsRef<'_, f32>) -> (Option<Vec<f32>>, Vec<f32>) {
-        let FrozenLayer { kernel, heads, layer, back } = &self.frozen;
+        let FrozenLayer { kernel, heads, layer, products } = &self.frozen;
         let (tokens, d) = (h.rows(), h.width());
         let rows = self.rows();
         let mut inner = Matrix::zeros(rows.len(), kept.inner.width());
-        product(kernel, grad, &back.output, None, &SlopeSink { x: kept.inner.view(), out: inner.view_mut() });
-        let normalised = linear(kernel, inner.view(), &back.intermediate);
+        products.backward_into(LayerMap::Output, grad, &SlopeSink { x: kept.inner.view(), out: inner.view_mut() });
+        let normalised = products.backward(LayerMap::Intermediate, inner.view());
         let mut middle = Matrix::zeros(rows.len(), d);
         {
             let middle = middle.view_mut();
@@ -239,7 +239,7 @@ impl LearningLayer {
                 layer.norm_after.add_gradient(kept.middle.row(row), normalised.row(row), out);
             });
         }
-        let context = linear(kernel, middle.view(), &back.attention_output);
+        let context = products.backward(LayerMap::AttentionOutput, middle.view());
         let mut qkv = Matrix::zeros(kept.qkv.rows(), Target::COUNT * d);
         attention::backward(kernel, kept.qkv.view(), &self.attended(), *heads, context.view(), &qkv.view_mut());
         let mut dlearnt = vec![0.0; learnt.len()];
@@ -249,7 +249,7 @@ impl LearningLayer {
             self.prefix_rows().zip(prefixes).for_each(|(row, prefix)| prefix.copy_from_slice(&qkv.row(row)[d..]));
             qkv = Matrix::of_rows(qkv.view(), self.rows_among_keys().into_iter());
         }
-        let mut x = if self.input_learns { linear(kernel, qkv.view(), &back.qkv) } else { Matrix::default() };
+        let mut x = if self.input_learns { products.backward(LayerMap::Qkv, qkv.view()) } else { Matrix::default() };
         if self.pairs > 0 {
             self.low_rank_backward(kept, learnt, &qkv, &mut x, &mut dlearnt[..factors]);
         }

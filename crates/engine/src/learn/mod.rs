@@ -121,7 +121,7 @@ impl Engine {
             norm: norm.clone(),
             kernel: *backbone.multiplier(),
             pooler: pooler.clone(),
-            back: backbone.transposes().pooler.clone(),
+            back: backbone.transposed_pooler(),
         })
     }
 

@@ -3,6 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use super::objective::{AlignedLayers, Objective};
 use super::optimiser::AdamWConfig;
+use delo_kernels::Precision;
 use delo_model::method::{Layout, LinearSpec, LoraSpec, LossTerm, Method, MethodKind, PoolSpec};
 
 /// All that decides what a session learns, its data and backbone apart. Stored in the artifact under these
@@ -66,6 +67,10 @@ pub struct Settings {
     pub beta2: f64,
     /// AdamW's ε.
     pub epsilon: f64,
+    /// In the steps, products by frozen weights are computed in bf16, everything else in f32. Not stored where
+    /// it is false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bf16: bool,
     /// Decides the parameters at the start, the order of the samples and the modality hidden in each step.
     pub seed: u64,
 }
@@ -101,6 +106,7 @@ impl Default for Settings {
             beta1: 0.9,
             beta2: 0.98,
             epsilon: 1e-8,
+            bf16: false,
             seed: 0,
         }
     }
@@ -139,6 +145,11 @@ fn is_delo(method: &MethodKind) -> bool {
 }
 
 impl Settings {
+    /// The number format of the products by frozen weights in the steps.
+    pub fn precision(&self) -> Precision {
+        if self.bf16 { Precision::Bf16 } else { Precision::F32 }
+    }
+
     /// Refuses values outside their range, for a backbone of `layers` layers and patches of `patch` × `patch`
     /// pixels.
     ///

@@ -7,7 +7,7 @@ use super::checkpoint::Checkpoint;
 use super::error::TrainError;
 use super::prefix::FrozenPrefix;
 use super::session::Session;
-use super::settings::Settings;
+use super::settings::{Settings, SettingsError};
 use super::step_log::{StepLog, StepRecord};
 use super::steps::Steps;
 use crate::data::samples::read_ahead;
@@ -98,6 +98,10 @@ pub fn train(
     let vilt = engine.backbone();
     let (layers, hidden) = (vilt.config.num_hidden_layers, vilt.config.hidden_size);
     settings.check(layers, vilt.config.patch_size)?;
+    if settings.bf16 && !engine.learning_device().is_cpu() {
+        let expected = "a GPU trains in f32: leave it out, or give --device cpu".to_owned();
+        return Err(SettingsError { flag: "--bf16", found: "on a GPU".to_owned(), expected }.into());
+    }
     let rows = data.rows(session.task, Split::Train);
     if rows.is_empty() {
         return Err(TrainError::NoSamples(task.name.clone()));

@@ -1,9 +1,10 @@
 //! The backbone on a CPU: weights are packed once, and the tokens of all samples are in one matrix.
 mod embed;
+pub(crate) mod learning;
 pub(super) mod low_rank;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Device, Result, Tensor};
 
@@ -21,6 +22,7 @@ use delo_model::input::Sample;
 use delo_model::method::Target;
 use delo_model::vilt::{Description, LayerNorm, Linear, Loader, ViltError};
 use embed::Embeddings;
+use learning::LearningMatrices;
 use low_rank::LayerUpdate;
 
 /// Rows of one sample in one piece of work that normalises and projects.
@@ -42,8 +44,7 @@ pub(crate) struct CpuBackend<F: Format> {
     layers: Vec<Arc<Layer<F>>>,
     norm: Norm,
     pooler: Arc<Map<F>>,
-    /// The transposed weights, for training; packed at first use.
-    transposes: OnceLock<Transposes>,
+    learning: LearningMatrices,
     workspaces: Mutex<Vec<Workspace<F::Float>>>,
 }
 
@@ -64,40 +65,6 @@ pub(crate) struct Layer<F: Format> {
     pub norm_after: Norm,
     pub intermediate: Map<F>,
     pub output: Map<F>,
-}
-
-/// The transposed weights, by which a backward pass multiplies.
-#[derive(Debug)]
-pub(crate) struct Transposes {
-    pub layers: Vec<Arc<TransposedLayer>>,
-    pub pooler: Arc<PackedMatrix<f32>>,
-}
-
-/// The transposed weights of one layer.
-#[derive(Debug)]
-pub(crate) struct TransposedLayer {
-    pub qkv: PackedMatrix<f32>,
-    pub attention_output: PackedMatrix<f32>,
-    pub intermediate: PackedMatrix<f32>,
-    pub output: PackedMatrix<f32>,
-}
-
-impl CpuBackend<f32> {
-    /// The transposed weights, packed at the first call.
-    pub fn transposes(&self) -> &Transposes {
-        let of_layer = |layer: &Arc<Layer<f32>>| {
-            Arc::new(TransposedLayer {
-                qkv: layer.qkv.weight.transposed(),
-                attention_output: layer.attention_output.weight.transposed(),
-                intermediate: layer.intermediate.weight.transposed(),
-                output: layer.output.weight.transposed(),
-            })
-        };
-        self.transposes.get_or_init(|| Transposes {
-            layers: self.layers.iter().map(of_layer).collect(),
-            pooler: Arc::new(self.pooler.weight.transposed()),
-        })
-    }
 }
 
 /// The matrices that a forward writes in each layer. They are kept between forwards, to save allocations.
@@ -161,7 +128,7 @@ impl<F: Format> CpuBackend<F> {
             layers,
             norm: norm(&pooler.layernorm)?,
             pooler: Arc::new(Map::pack(&[&pooler.dense])?),
-            transposes: OnceLock::new(),
+            learning: LearningMatrices::default(),
             workspaces: Mutex::default(),
         };
         Ok((backbone, loader.finish()))
