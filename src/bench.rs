@@ -283,7 +283,7 @@ pub fn measure_kernel<E: Float>(isa: Isa, hidden: usize, intermediate: usize, he
         }
         let (qkv, mut to) = (Matrix::<E>::zeros(rows, 3 * hidden), Matrix::<E>::zeros(rows, hidden));
         let parts = [0, 1, 2].map(|part| qkv.view().columns(part * hidden..(part + 1) * hidden));
-        let one = [Attended { tokens: 0..rows, queries: 0..rows }];
+        let one = [Attended::to_itself(0..rows)];
         let work = 4.0 * (rows * rows * hidden) as f64;
         out.push(row("attention", [rows, rows, hidden], best(work, || attention(&kernel, parts, &one, heads, &to.view_mut()))));
     }

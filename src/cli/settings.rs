@@ -14,6 +14,7 @@ pub struct SettingsArgs {
         ("delo", "Low-rank experts, chosen for each sample by routers"),
         ("lora", "One static low-rank update of --rank for all samples of the task"),
         ("linear", "A linear head on the frozen pooled output, nothing else"),
+        ("dualprompt", "Prefixes of keys and values in the first five layers, a task's own, the same for all of its samples"),
     ]))]
     method: MethodKind,
     /// Layout of the factor pools

@@ -24,6 +24,7 @@ use delo_kernels::Precision;
 use delo_model::input::Sample;
 use delo_model::method::Adapter;
 use delo_model::method::factors::{Choice, FactorBank};
+use delo_model::method::prefix::Prefix;
 
 /// The frozen backbone on one processor. A pass adds each sample's own adapter to the layers.
 pub(crate) trait Backend: Debug + Send + Sync {
@@ -166,7 +167,20 @@ impl<'a> Adapters<'a> {
         Self { chosen: vec![Vec::new(); of_samples.len()], of_samples }
     }
 
-    /// For each sample, its factors in a layer; `None` where its task adds nothing to the layer.
+    /// Refuses adapters that a CPU alone computes.
+    pub fn need_no_cpu(&self) -> Result<()> {
+        match self.of_samples.iter().find_map(|adapter| adapter.needs_cpu()) {
+            Some(reason) => candle_core::bail!("{reason}"),
+            None => Ok(()),
+        }
+    }
+
+    /// For each sample, its prefix in a layer; `None` where its task adds none to the layer.
+    pub fn prefixes(&self, layer: usize) -> Vec<Option<&'a Prefix>> {
+        self.of_samples.iter().map(|adapter| adapter.prefix(layer)).collect()
+    }
+
+    /// For each sample, its factors in a layer; `None` where its task adds no low-rank update to the layer.
     pub fn layer(&self, layer: usize) -> Vec<Option<&'a FactorBank>> {
         self.of_samples.iter().map(|adapter| adapter.bank(layer)).collect()
     }

@@ -5,8 +5,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{FactorPairs, Learner, Method, Tensors, tensor_of};
-use crate::modality::PerModality;
+use super::{Additions, LayerInput, Learner, Method, Tensors, tensor_of};
 
 /// The parameters of one task, as variables that can learn.
 #[derive(Debug)]
@@ -89,12 +88,12 @@ impl TaskModel {
         Ok(out)
     }
 
-    /// The low-rank update of each sample in an adapted layer, see [`Learner::pairs`].
+    /// What each sample gets in a layer, see [`Learner::additions`].
     ///
     /// # Errors
     /// A tensor operation fails.
-    pub fn pairs(&self, layer: usize, queries: PerModality<&Tensor>) -> Result<FactorPairs> {
-        self.learner.pairs(layer, queries)
+    pub fn additions(&self, layer: usize, input: LayerInput<'_>) -> Result<Additions> {
+        self.learner.additions(layer, input)
     }
 
     /// The logits `[samples, classes]` of the pooled output `[samples, d]`.

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use super::objective::{AlignedLayers, Objective};
 use super::optimiser::AdamWConfig;
-use delo_model::method::{Layout, LinearSpec, LoraSpec, LossTerm, Method, MethodKind, PoolSpec};
+use delo_model::method::{DualPromptSpec, Layout, LinearSpec, LoraSpec, LossTerm, Method, MethodKind, PoolSpec};
 
 /// All that decides what a session learns, its data and backbone apart. Stored in the artifact under these
 /// names.
@@ -155,7 +155,7 @@ impl Settings {
                 demand((1..=self.experts).contains(&self.rank), "--rank", &self.rank, &expected)?;
             }
             MethodKind::Lora => demand(self.rank > 0, "--rank", &self.rank, "give 1 or more")?,
-            MethodKind::Linear => {}
+            MethodKind::Linear | MethodKind::DualPrompt => {}
         }
         demand(self.alpha.is_finite(), "--alpha", &self.alpha, "give a finite number")?;
         let expected = format!("the backbone has layers 0 to {}; {layers} means no adapter", layers.saturating_sub(1));
@@ -187,6 +187,7 @@ impl Settings {
             },
             MethodKind::Lora => Method::Lora { lora: LoraSpec { rank, alpha, first_adapted_layer, layers, hidden } },
             MethodKind::Linear => Method::Linear { linear: LinearSpec { layers, hidden } },
+            MethodKind::DualPrompt => Method::DualPrompt { dualprompt: DualPromptSpec::of(layers, hidden) },
         }
     }
 
@@ -237,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_method_without_routers_has_one_loss() {
-        for method in [MethodKind::Lora, MethodKind::Linear] {
+        for method in [MethodKind::Lora, MethodKind::Linear, MethodKind::DualPrompt] {
             let settings = Settings { method, ..Settings::default() };
             let objective = settings.objective(false, &settings.method(6, 8));
             assert_eq!((objective.alignment, objective.consistency), (0.0, 0.0), "{method}");

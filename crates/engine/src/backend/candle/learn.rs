@@ -12,8 +12,9 @@ use super::{CandleBackend, Layer, cls};
 use crate::backend::Backend;
 use crate::learn::TaskOutput;
 use crate::packed::{Packed, Span};
+use delo_model::method::adapter::PROMPTS_ON_CPUS;
 use delo_model::method::factors::CPU_ALONE;
-use delo_model::method::{FactorPairs, Target, TaskModel};
+use delo_model::method::{Additions, FactorPairs, LayerInput, Target, TaskModel};
 use delo_model::vilt::LayerNorm;
 use delo_model::{Modality, PerModality};
 
@@ -44,7 +45,9 @@ impl CandleBackend {
         let mut of_layers = Vec::new();
         for (index, layer) in self.layers.iter().enumerate().skip(task.method().first_adapted_layer()) {
             let queries = batch.queries(&hidden)?;
-            let factors = batch.factors(task.pairs(index, queries.as_ref())?)?;
+            let additions = task.additions(index, LayerInput { queries: queries.as_ref(), frozen_cls: None })?;
+            let Additions { pairs: Some(pairs), prompts: None, prefix: None } = additions else { candle_core::bail!("{PROMPTS_ON_CPUS}") };
+            let factors = batch.factors(pairs)?;
             // The pooler reads only the text CLS of the last layer.
             hidden = if index + 1 == self.layers.len() {
                 self.learn_cls_layer(layer, &hidden, &batch, &factors)?
