@@ -51,6 +51,7 @@ fn read(bytes: &[u8]) {
     let (first, layers) = (partition.meta.method.first_adapted_layer(), backbone().config.num_hidden_layers);
     let adapter = &partition.adapter;
     let adapted = |layer: usize| adapter.bank(layer).is_some() || adapter.prefix(layer).is_some();
-    assert!((0..first).all(|layer| !adapted(layer)) && (first == layers || adapted(first)), "adapted from layer {first} on");
+    let adapts = adapted(first) || (first == 0 && adapter.prompt_tokens() > 0);
+    assert!((0..first).all(|layer| !adapted(layer)) && adapts == (first < layers), "adapted from layer {first} on");
     assert!(partition.head_weight.iter().chain(&partition.head_bias).all(|x| x.is_finite()));
 }

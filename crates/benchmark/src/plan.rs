@@ -357,11 +357,11 @@ mod tests {
 
     #[test]
     fn a_name_that_a_peer_and_a_method_have_is_the_peer_s() {
-        let cells = plan("[defaults]\ndata = \"x\"\n[[cell]]\nmethod = \"dualprompt\"\n[[cell]]\nmethod = \"dualprompt_partitions\"")
-            .unwrap()
-            .cells;
-        let found: Vec<_> = cells.iter().map(|cell| (cell.makes_partitions(), cell.settings.method)).collect();
-        assert_eq!(found, [(false, MethodKind::Delo), (true, MethodKind::DualPrompt)]);
+        let names = ["dualprompt", "dualprompt_partitions", "l2p", "l2p_partitions"];
+        let cells: String = names.map(|name| format!("[[cell]]\nmethod = \"{name}\"\n")).concat();
+        let cells = plan(&format!("[defaults]\ndata = \"x\"\n{cells}")).unwrap().cells;
+        let found: Vec<_> = cells.iter().map(|cell| cell.makes_partitions().then_some(cell.settings.method)).collect();
+        assert_eq!(found, [None, Some(MethodKind::DualPrompt), None, Some(MethodKind::L2p)]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::packed::Span;
 use delo_kernels::Precision;
 use delo_model::input::Sample;
 use delo_model::method::Adapter;
+use delo_model::method::adapter::PROMPTS_ON_CPUS;
 use delo_model::method::factors::{Choice, FactorBank};
 use delo_model::method::prefix::Prefix;
 
@@ -82,6 +83,17 @@ pub(crate) trait Backend: Debug + Send + Sync {
     /// The rows of the samples' text CLS, `[samples, d]`.
     fn cls(&self, hidden: &Self::Hidden, spans: &[Span]) -> Result<Self::Hidden>;
 
+    /// layernorm(h) of each row, `[samples, d]`, where layernorm is the final one. By it samples choose prompts,
+    /// which a CPU alone computes.
+    fn normalised(&self, _cls: &Self::Hidden) -> Result<Vec<Vec<f32>>> {
+        candle_core::bail!("{PROMPTS_ON_CPUS}")
+    }
+
+    /// The state with more rows behind those of each sample, `[d]` each: prompts, which a CPU alone computes.
+    fn append(&self, _hidden: &Self::Hidden, _spans: &[Span], _rows: &[Vec<&[f32]>]) -> Result<Self::Hidden> {
+        candle_core::bail!("{PROMPTS_ON_CPUS}")
+    }
+
     /// tanh(pooler · layernorm(h)) of each row, `[samples, d]`.
     fn pool(&self, cls: &Self::Hidden) -> Result<Vec<Vec<f32>>>;
 
@@ -130,6 +142,22 @@ pub(crate) trait Backend: Debug + Send + Sync {
         let pooled = self.pool(&cls)?;
         self.finish(pass, adapters)?;
         Ok(pooled)
+    }
+
+    /// From the state that enters layer `first` of the frozen layers to the text CLS of each sample after the
+    /// last one, `[samples, d]`: of the last layer, nothing else is computed.
+    fn run_to_cls(&self, mut hidden: Self::Hidden, spans: &[Span], first: usize) -> Result<Self::Hidden> {
+        let last = self.layers() - 1;
+        if first > last {
+            return self.cls(&hidden, spans);
+        }
+        let mut pass = self.start(spans, first..last + 1, None)?;
+        for index in first..last {
+            self.layer(&mut pass, index, &mut hidden, None)?;
+        }
+        let cls = self.layer_of_cls(&mut pass, last, &hidden, None)?;
+        self.finish(pass, None)?;
+        Ok(cls)
     }
 
     /// The pooled output of the state after the last layer, `[samples, d]`.

@@ -33,7 +33,7 @@ use crate::tensors::with_values;
 use delo_kernels::{Matrix, RowsRef};
 use delo_model::PerModality;
 use delo_model::input::Presence;
-use delo_model::method::{Additions, LayerInput, TaskModel};
+use delo_model::method::{Additions, ChosenKeys, LayerInput, TaskModel};
 use layer::LearningLayer;
 use pooler::{FinalNorm, Pool};
 use segment_mean::SegmentMean;
@@ -46,11 +46,14 @@ pub struct TaskOutput {
     /// For each layer from the first adapted one on, the queries of the state that enters it, `[samples, d]` for each modality; the
     /// proxy's query where the modality is missing (METHOD.md 3).
     pub queries: Vec<PerModality<Tensor>>,
+    /// The keys by which the samples chose prompts; `None` where the method has none.
+    pub chosen_keys: Option<ChosenKeys>,
 }
 
 impl Engine {
     /// Runs one task's adapted layers and its head. `packed` is the state that enters the task's first
-    /// adapted layer. The output is differentiable in the task's variables. Blocking.
+    /// adapted layer. The output is differentiable in the task's variables. A method that reads the frozen
+    /// text CLS takes a pass through the frozen layers first. Blocking.
     ///
     /// # Errors
     /// An engine that was not loaded for training ([`crate::Options::training`]) or computes in another
@@ -59,14 +62,21 @@ impl Engine {
         if let Compute::Candle(backbone) = &self.compute {
             return backbone.run_task(packed, task);
         }
+        let frozen_cls = if task.method().reads_frozen_cls() {
+            let layers = task.method().first_adapted_layer()..self.backbone.config.num_hidden_layers;
+            Some(self.cls(&self.run_frozen(packed, layers)?)?.text)
+        } else {
+            None
+        };
         let mut of_layers = Vec::new();
         let pooled = self.run_adapted_to_pooled(packed, task.method().first_adapted_layer(), |layer, state| {
             let queries = queries(state, task.method().cross_modal_guide())?;
-            let additions = task.additions(layer, LayerInput { queries: queries.as_ref(), frozen_cls: None })?;
+            let additions = task.additions(layer, LayerInput { queries: queries.as_ref(), frozen_cls: frozen_cls.as_ref() })?;
             of_layers.push(queries);
             Ok(additions)
         })?;
-        Ok(TaskOutput { logits: task.head(&pooled)?, queries: of_layers })
+        let chosen_keys = frozen_cls.map(|cls| task.chosen_keys(&cls)).transpose()?.flatten();
+        Ok(TaskOutput { logits: task.head(&pooled)?, queries: of_layers, chosen_keys })
     }
 
     /// Runs layers with what `adapt` adds to each, given the layer's number and the state that enters it:

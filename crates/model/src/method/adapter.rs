@@ -5,12 +5,14 @@ use delo_kernels::Precision;
 
 use super::factors::FactorBank;
 use super::prefix::Prefix;
+use super::prompts::PromptPool;
 
 /// What a partition adds to the backbone's layers, ready to serve. The engine knows nothing else of a method.
 #[derive(Clone, Debug, Default)]
 pub struct Adapter {
     banks: Layers<FactorBank>,
     prefixes: Layers<Prefix>,
+    prompts: Option<PromptPool>,
 }
 
 /// Something of consecutive layers.
@@ -48,6 +50,11 @@ impl Adapter {
         Self { prefixes: Layers { first: first_layer, of: prefixes }, ..Self::default() }
     }
 
+    /// Prompts that go through all layers behind a sample's tokens.
+    pub fn prompts(pool: PromptPool) -> Self {
+        Self { prompts: Some(pool), ..Self::default() }
+    }
+
     /// The layers with low-rank updates.
     pub fn layers(&self) -> Range<usize> {
         self.banks.first..self.banks.first + self.banks.of.len()
@@ -63,11 +70,21 @@ impl Adapter {
         self.prefixes.get(layer)
     }
 
+    /// The pool of prompts; `None` where it adds no prompts.
+    pub fn prompt_pool(&self) -> Option<&PromptPool> {
+        self.prompts.as_ref()
+    }
+
+    /// How many tokens it adds to a sample.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompts.as_ref().map_or(0, PromptPool::sample_tokens)
+    }
+
     /// Why a backend other than the CPU's refuses what it adds, for a user to read; `None` where all backends
     /// compute it.
     pub fn needs_cpu(&self) -> Option<&'static str> {
-        let has_prefixes = !self.prefixes.of.is_empty();
-        has_prefixes.then_some(PROMPTS_ON_CPUS)
+        let added = self.prompts.is_some() || !self.prefixes.of.is_empty();
+        added.then_some(PROMPTS_ON_CPUS)
     }
 
     /// The same adapter with its numbers in another format.
@@ -76,9 +93,10 @@ impl Adapter {
         Self {
             banks: self.banks.map(|bank| bank.in_precision(precision)),
             prefixes: self.prefixes.map(|prefix| prefix.in_precision(precision)),
+            prompts: self.prompts,
         }
     }
 }
 
 /// Why a backend other than the CPU's refuses prompts and prefixes.
-pub const PROMPTS_ON_CPUS: &str = "this method adds prefixes of keys and values, which CPUs alone compute: give --device cpu";
+pub const PROMPTS_ON_CPUS: &str = "this method adds prompts, which CPUs alone compute: give --device cpu";

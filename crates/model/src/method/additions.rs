@@ -46,6 +46,18 @@ pub enum Prompts {
     Replace(SampleRows),
 }
 
+/// The keys of the prompts that some samples take, each beside the sample that takes it. The loss draws them to
+/// one another: METHOD.md 8.
+#[derive(Debug)]
+pub struct ChosenKeys {
+    /// `[samples · chosen, d]`; gradients reach them.
+    pub keys: Tensor,
+    /// The frozen text CLS of the sample, `[samples · chosen, d]`.
+    pub queries: Tensor,
+    /// Keys of one sample.
+    pub chosen: usize,
+}
+
 /// Rows of several samples, one sample after another. The numbers of rows may differ.
 #[derive(Clone, Debug)]
 pub struct SampleRows {

@@ -9,18 +9,21 @@
 //! - [`lora`]: one static low-rank update for all samples of a task.
 //! - [`linear`]: a head on the frozen pooled output, nothing else.
 //! - [`dualprompt`]: prefixes of keys and values in the first layers, the same for all samples of a task.
+//! - [`l2p`]: prompts at the input, chosen for each sample from the task's pool.
 pub mod adapter;
 pub mod additions;
 pub mod backend_copies;
 pub mod delo;
 pub mod dualprompt;
 pub mod factors;
+pub mod l2p;
 pub mod linear;
 pub mod lora;
 pub mod normal;
 pub mod numbers;
 pub mod pool;
 pub mod prefix;
+pub mod prompts;
 pub mod selection;
 mod task_model;
 
@@ -34,9 +37,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 pub use adapter::Adapter;
-pub use additions::{Additions, FactorPairs, LayerInput, Prompts, SampleRows};
+pub use additions::{Additions, ChosenKeys, FactorPairs, LayerInput, Prompts, SampleRows};
 pub use delo::{Layout, PoolSpec};
 pub use dualprompt::DualPromptSpec;
+pub use l2p::L2pSpec;
 pub use linear::LinearSpec;
 pub use lora::LoraSpec;
 pub use normal::normals;
@@ -60,11 +64,13 @@ pub enum MethodKind {
     /// Prefixes of keys and values in the first layers.
     #[serde(rename = "dualprompt")]
     DualPrompt,
+    /// Prompts at the input, chosen for each sample from the task's pool.
+    L2p,
 }
 
 impl MethodKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Delo, Self::Lora, Self::Linear, Self::DualPrompt];
+    pub const ALL: [Self; 5] = [Self::Delo, Self::Lora, Self::Linear, Self::DualPrompt, Self::L2p];
 }
 
 impl fmt::Display for MethodKind {
@@ -74,6 +80,7 @@ impl fmt::Display for MethodKind {
             Self::Lora => "lora",
             Self::Linear => "linear",
             Self::DualPrompt => "dualprompt",
+            Self::L2p => "l2p",
         })
     }
 }
@@ -116,6 +123,11 @@ pub enum Method {
         /// The lengths of the prefixes.
         dualprompt: DualPromptSpec,
     },
+    /// Prompts at the input, chosen for each sample from the task's pool.
+    L2p {
+        /// The shape of the pool.
+        l2p: L2pSpec,
+    },
 }
 
 impl Deref for Method {
@@ -127,6 +139,7 @@ impl Deref for Method {
             Self::Lora { lora } => lora,
             Self::Linear { linear } => linear,
             Self::DualPrompt { dualprompt } => dualprompt,
+            Self::L2p { l2p } => l2p,
         }
     }
 }
@@ -181,6 +194,12 @@ pub trait MethodSpec: Debug {
         None
     }
 
+    /// Whether it chooses what a sample gets by the text CLS of the frozen backbone after its final norm. Such
+    /// a sample takes a frozen pass of its own, also where its task is given.
+    fn reads_frozen_cls(&self) -> bool {
+        false
+    }
+
     /// The terms of the loss in addition to the classification loss (METHOD.md 5).
     fn terms(&self) -> &'static [LossTerm];
 
@@ -206,7 +225,8 @@ pub trait MethodSpec: Debug {
     fn adapter(&self, tensors: &Tensors) -> Result<Adapter>;
 }
 
-/// A term of the loss for complete samples, which have a query of each modality (METHOD.md 5).
+/// A term of the loss in addition to the classification loss. The first two are of complete samples, which
+/// have a query of each modality (METHOD.md 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossTerm {
     /// L_align = 1 − cos(q^v, q^t).
@@ -214,6 +234,8 @@ pub enum LossTerm {
     /// L_con = KL(p_true ‖ p_proxy): the divergence between the predictions from the true query and from its
     /// proxy.
     Consistency,
+    /// Σ (1 − cos(frozen text CLS, key)) over the keys that a sample chose (METHOD.md 8).
+    KeyPull,
 }
 
 /// A method's parameters while they learn.
@@ -232,6 +254,15 @@ pub trait Learner: Debug + Send + Sync {
     /// # Errors
     /// A tensor operation fails.
     fn additions(&self, layer: usize, input: LayerInput<'_>) -> Result<Additions>;
+
+    /// The keys that the samples choose prompts by, given their frozen text CLS `[samples, d]`; `None` where the
+    /// method has no keys.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    fn chosen_keys(&self, _frozen_cls: &Tensor) -> Result<Option<ChosenKeys>> {
+        Ok(None)
+    }
 
     /// The number of learning parameters.
     fn parameters(&self) -> usize {
@@ -294,14 +325,14 @@ mod tests {
 
     #[test]
     fn every_method_and_layout_is_read_by_the_name_that_it_is_written_by() {
-        for (kind, name) in MethodKind::ALL.into_iter().zip(["delo", "lora", "linear", "dualprompt"]) {
+        for (kind, name) in MethodKind::ALL.into_iter().zip(["delo", "lora", "linear", "dualprompt", "l2p"]) {
             assert_eq!((kind.to_string().as_str(), name.parse()), (name, Ok(kind)));
             assert_eq!(serde_json::to_value(kind).unwrap(), name);
         }
         for (layout, name) in [(Layout::RankOne, "rank_one"), (Layout::Slotted, "slotted")] {
             assert_eq!((layout.to_string().as_str(), name.parse()), (name, Ok(layout)));
         }
-        assert_eq!("full".parse::<MethodKind>().unwrap_err(), "\"full\" is no method: give one of delo, lora, linear, dualprompt");
+        assert_eq!("full".parse::<MethodKind>().unwrap_err(), "\"full\" is no method: give one of delo, lora, linear, dualprompt, l2p");
         assert_eq!("dense".parse::<Layout>().unwrap_err(), "\"dense\" is no layout: give rank_one or slotted");
     }
 
@@ -312,6 +343,7 @@ mod tests {
             (Method::Lora { lora: lora(4, 1.0, 2) }, MethodKind::Lora, 2, 3, 0),
             (Method::Linear { linear: LinearSpec { layers: 6, hidden: 8 } }, MethodKind::Linear, 6, 0, 0),
             (Method::DualPrompt { dualprompt: DualPromptSpec::of(6, 8) }, MethodKind::DualPrompt, 0, 0, 0),
+            (Method::L2p { l2p: L2pSpec::of(6, 8) }, MethodKind::L2p, 0, 0, 1),
         ];
         for (method, kind, first, targets, terms) in methods {
             let header = serde_json::to_value(&method).unwrap();
@@ -326,6 +358,7 @@ mod tests {
         assert_eq!(delo(4, 2, 3).summary(), "4 experts, rank 2, alpha 2, from layer 3 of 6");
         assert_eq!(lora(4, 1.5, 2).summary(), "rank 4, alpha 1.5, from layer 2 of 6");
         let prefixes = DualPromptSpec::of(6, 8).summary();
+        assert_eq!(L2pSpec::of(6, 8).summary(), "5 of 10 prompts of 5 tokens at the input");
         assert_eq!(prefixes, "prefixes of 5, 5, 20, 20, 20 keys and values in the first 5 of 6 layers");
     }
 

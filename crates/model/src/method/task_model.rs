@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Additions, LayerInput, Learner, Method, Tensors, tensor_of};
+use super::{Additions, ChosenKeys, LayerInput, Learner, Method, Tensors, tensor_of};
 
 /// The parameters of one task, as variables that can learn.
 #[derive(Debug)]
@@ -94,6 +94,14 @@ impl TaskModel {
     /// A tensor operation fails.
     pub fn additions(&self, layer: usize, input: LayerInput<'_>) -> Result<Additions> {
         self.learner.additions(layer, input)
+    }
+
+    /// The keys that the samples choose prompts by, see [`Learner::chosen_keys`].
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    pub fn chosen_keys(&self, frozen_cls: &Tensor) -> Result<Option<ChosenKeys>> {
+        self.learner.chosen_keys(frozen_cls)
     }
 
     /// The logits `[samples, classes]` of the pooled output `[samples, d]`.

@@ -74,7 +74,7 @@ fn checksum<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], 
 /// program that reads version 3 alone does not know the methods with prefixes or prompts: they are of version 4.
 fn format_version(meta: &PartitionMeta) -> u32 {
     match meta.method.kind() {
-        MethodKind::DualPrompt => 4,
+        MethodKind::DualPrompt | MethodKind::L2p => 4,
         MethodKind::Delo | MethodKind::Lora | MethodKind::Linear => {
             if meta.text_positions.is_some() || meta.method.ablation().is_some() {
                 3

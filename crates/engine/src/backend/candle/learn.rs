@@ -40,6 +40,9 @@ impl CandleBackend {
         if !task.method().cross_modal_guide() {
             candle_core::bail!("{CPU_ALONE}");
         }
+        if task.method().reads_frozen_cls() {
+            candle_core::bail!("{PROMPTS_ON_CPUS}");
+        }
         let batch = LearningBatch::of(self, &packed.spans)?;
         let mut hidden = self.load_tensor(&packed.hidden)?;
         let mut of_layers = Vec::new();
@@ -60,7 +63,7 @@ impl CandleBackend {
             hidden = cls(&hidden, batch.spans)?;
         }
         let pooled = frozen(&self.pooler.dense, &normalise(&self.pooler.layernorm, &hidden)?)?.tanh()?;
-        Ok(TaskOutput { logits: task.head(&pooled)?, queries: of_layers })
+        Ok(TaskOutput { logits: task.head(&pooled)?, queries: of_layers, chosen_keys: None })
     }
 
     /// One pre-norm encoder layer with each sample's factors: `[tokens, d]` → `[tokens, d]`.

@@ -423,6 +423,25 @@ impl<F: Format> Backend for CpuBackend<F> {
         Ok(Matrix::of_rows(hidden.view(), spans.iter().map(|span| span.start)))
     }
 
+    fn normalised(&self, cls: &Matrix<f32>) -> Result<Vec<Vec<f32>>> {
+        let mut out = Matrix::<f32>::zeros(cls.rows(), cls.width());
+        self.norm.rows(self.kernel.isa, cls.view(), &out.view_mut());
+        Ok((0..out.rows()).map(|row| out.row(row).to_vec()).collect())
+    }
+
+    fn append(&self, hidden: &Matrix<f32>, spans: &[Span], rows: &[Vec<&[f32]>]) -> Result<Matrix<f32>> {
+        let more: usize = rows.iter().map(Vec::len).sum();
+        let mut out = Matrix::zeros(hidden.rows() + more, hidden.width());
+        let mut next = 0;
+        for (span, rows) in spans.iter().zip(rows) {
+            for values in (span.start..span.end()).map(|row| hidden.row(row)).chain(rows.iter().copied()) {
+                out.row_mut(next).copy_from_slice(values);
+                next += 1;
+            }
+        }
+        Ok(out)
+    }
+
     fn pool(&self, cls: &Matrix<f32>) -> Result<Vec<Vec<f32>>> {
         Ok(self.with_workspace(|w| self.pool_rows(cls, w)))
     }
