@@ -195,8 +195,8 @@ impl<'a> Adapters<'a> {
         Self { chosen: vec![Vec::new(); of_samples.len()], of_samples }
     }
 
-    /// Refuses adapters that a CPU alone computes.
-    pub fn need_no_cpu(&self) -> Result<()> {
+    /// Refuses adapters that a CPU alone computes, for all other backends.
+    pub fn check_for_gpu(&self) -> Result<()> {
         match self.of_samples.iter().find_map(|adapter| adapter.needs_cpu()) {
             Some(reason) => candle_core::bail!("{reason}"),
             None => Ok(()),
