@@ -1,5 +1,5 @@
 //! Measures the speed of the engine and its kernels: whole forwards of random samples with random partitions
-//! of one shape, and single products.
+//! of some methods, and single products.
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use delo_kernels::{Float, Format, Isa, Kernel, MapSink, Matrix, PANEL, PackedMat
 use delo_model::input::{Pixels, Sample};
 use delo_model::partition::{BackboneRecord, KeyRule, PartitionMeta, to_bytes};
 use delo_model::routing::keys::{KeyAverage, KeySignal, Metric, SessionKeys};
-use delo_model::{Method, Partition, PoolSpec, TaskModel};
+use delo_model::{Method, MethodKind, Partition, TaskModel};
 
 /// Forwards of each case before the first one that is timed.
 const WARM_UP: usize = 2;
@@ -37,8 +37,8 @@ pub enum Kind {
     Mixed,
 }
 
-/// What is measured: each combination of batch size, number of tasks, kind, and whether the task is given or
-/// decided. The combinations take turns run by run, so that a busy machine slows all of them.
+/// What is measured: each combination of method, batch size, number of tasks, kind, and whether the task is given
+/// or decided. The combinations take turns run by run, so that a busy machine slows all of them.
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// Height and width of every image, in pixels, multiples of the patch size.
@@ -58,8 +58,8 @@ pub struct Workload {
     pub route: Option<KeySignal>,
     /// The metric that decides tasks.
     pub metric: Metric,
-    /// The shape of the random partitions.
-    pub pools: PoolSpec,
+    /// The methods of the random partitions, one for each combination.
+    pub methods: Vec<Method>,
     /// Timed forwards of each combination.
     pub runs: usize,
 }
@@ -69,6 +69,8 @@ pub struct Workload {
 pub struct Row {
     /// Number format of the engine's products.
     pub precision: String,
+    /// The method of the partitions; `None`: the frozen backbone alone.
+    pub method: Option<MethodKind>,
     /// Samples of the batch.
     pub batch: usize,
     /// Resident tasks; 0: the frozen backbone alone.
@@ -77,7 +79,7 @@ pub struct Row {
     pub kind: Kind,
     /// Whether the engine decided the task.
     pub routed: bool,
-    /// Tokens of the batch, including dummies.
+    /// Tokens of the batch, including dummies and prompts.
     pub tokens: usize,
     /// Median time of a forward, in seconds.
     pub seconds: f64,
@@ -101,13 +103,15 @@ struct Case<'a> {
 /// A workload that does not fit the backbone.
 pub fn measure(engine: &Engine, workload: &Workload) -> Result<Vec<Row>> {
     let most = workload.tasks.iter().copied().max().unwrap_or(0);
-    let residents = residents(engine, workload, most)?;
-    let catalogue = |tasks: usize| {
-        Catalogue::empty(engine.backbone(), RoutingRule::default())
-            .with_all(residents[..tasks].iter().cloned())
-            .map_err(|e| candle_core::Error::Msg(e.to_string()))
-    };
-    let catalogues = workload.tasks.iter().map(|&tasks| catalogue(tasks)).collect::<Result<Vec<_>>>()?;
+    let mut catalogues = Vec::new();
+    for (number, method) in workload.methods.iter().enumerate() {
+        let residents = residents(engine, workload, method, most)?;
+        // The frozen backbone alone is the same beside all methods.
+        for &tasks in workload.tasks.iter().filter(|&&tasks| number == 0 || tasks > 0) {
+            let catalogue = Catalogue::empty(engine.backbone(), RoutingRule::default()).with_all(residents[..tasks].iter().cloned());
+            catalogues.push(catalogue.map_err(|e| candle_core::Error::Msg(e.to_string()))?);
+        }
+    }
     let mut cases = Vec::new();
     for &batch in &workload.batches {
         for catalogue in &catalogues {
@@ -146,9 +150,21 @@ fn case<'a>(engine: &Engine, workload: &Workload, catalogue: &'a Catalogue, batc
         Some(task) => Query::given(s.clone(), task),
         None => Query::open(s.clone()),
     };
-    let queries = samples.iter().enumerate().map(query).collect();
-    let tokens = samples.iter().map(|sample| engine.tokens(workload.dummy_image, sample)).sum();
-    let row = Row { precision: engine.precision().to_string(), batch, tasks, kind, routed, tokens, seconds: 0.0, requests_per_second: 0.0 };
+    let queries: Vec<Query> = samples.iter().enumerate().map(query).collect();
+    let tokens = |query: &Query| {
+        if tasks == 0 { engine.tokens(workload.dummy_image, &query.sample) } else { engine.query_tokens(catalogue, query) }
+    };
+    let row = Row {
+        precision: engine.precision().to_string(),
+        method: catalogue.residents().next().map(|resident| resident.partition.meta.method.kind()),
+        batch,
+        tasks,
+        kind,
+        routed,
+        tokens: queries.iter().map(tokens).sum(),
+        seconds: 0.0,
+        requests_per_second: 0.0,
+    };
     Case { row, samples, queries, catalogue, seconds: Vec::with_capacity(workload.runs) }
 }
 
@@ -185,20 +201,20 @@ fn name(task: usize) -> String {
     format!("task-{task:04}")
 }
 
-/// `tasks` residents with random factors, each with a copy of its own in memory.
-fn residents(engine: &Engine, workload: &Workload, tasks: usize) -> Result<Vec<Arc<Resident>>> {
+/// `tasks` residents of a method with random factors, each with a copy of its own in memory.
+fn residents(engine: &Engine, workload: &Workload, method: &Method, tasks: usize) -> Result<Vec<Arc<Resident>>> {
     if tasks == 0 {
         return Ok(Vec::new());
     }
     let signal = workload.route.unwrap_or(KeySignal::MeanQuery { layer: 0 });
-    let model = TaskModel::init(Method::Delo { pools: workload.pools.clone() }, CLASSES, 0)?;
+    let model = TaskModel::init(method.clone(), CLASSES, 0)?;
     let vars = model.vars();
     for (name, b) in &vars {
         if let Some(layer) = name.strip_suffix(".b") {
             b.set(&vars[&format!("{layer}.a")])?;
         }
     }
-    let width = signal.width(workload.pools.hidden);
+    let width = signal.width(method.backbone().hidden);
     let mut keys = SessionKeys::default();
     keys.mean.insert(signal, vec![1.0; width]);
     if workload.route.is_some() {
@@ -283,7 +299,7 @@ pub fn measure_kernel<E: Float>(isa: Isa, hidden: usize, intermediate: usize, he
         }
         let (qkv, mut to) = (Matrix::<E>::zeros(rows, 3 * hidden), Matrix::<E>::zeros(rows, hidden));
         let parts = [0, 1, 2].map(|part| qkv.view().columns(part * hidden..(part + 1) * hidden));
-        let one = [Attended { tokens: 0..rows, queries: 0..rows }];
+        let one = [Attended::to_itself(0..rows)];
         let work = 4.0 * (rows * rows * hidden) as f64;
         out.push(row("attention", [rows, rows, hidden], best(work, || attention(&kernel, parts, &one, heads, &to.view_mut()))));
     }

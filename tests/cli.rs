@@ -716,6 +716,36 @@ fn trains_every_session_into_a_folder_and_leaves_what_is_there() {
 }
 
 #[test]
+fn partitions_with_prompts_are_trained_evaluated_served_and_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    delo_fixtures::colours::write_data(dir.path(), false);
+    let (data, out) = (dir.path().to_str().unwrap(), dir.path().join("out"));
+    let server = Serving::start();
+    for (number, task, method) in [("0", "warm", "dualprompt"), ("1", "cool", "l2p")] {
+        let file = out.join(task).with_extension("safetensors");
+        let file = file.to_str().unwrap();
+        let trained = delo(&["train", "--data", data, "--task", number, "--out", file, "--method", method, "--epochs", "1"]);
+        assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+        assert_eq!(json(&["partition", "inspect", "--json", file])["partition"]["method"], method);
+        let shown = String::from_utf8(delo(&["partition", "inspect", file]).stdout).unwrap();
+        assert!(shown.contains(if method == "l2p" { "5 of 10 prompts of 5 tokens" } else { "prefixes of 5, 5, 20, 20, 20" }), "{shown}");
+        assert!(delo(&["admin", "load", file, "--server", &server.admin]).status.success());
+        let answer = json(&["classify", "--text", "a", "--task", task, "--server", &server.classifier, "--json"]);
+        assert_eq!(answer["task"], task);
+    }
+    let report = json(&["eval", "--data", data, "--partitions", out.to_str().unwrap(), "--json"]);
+    assert!(report["oracle"].is_object() && report["agnostic"].as_array().is_some_and(|columns| !columns.is_empty()), "{report}");
+
+    let methods = ["linear", "dualprompt", "l2p"];
+    let bench = ["bench", "engine", "--tasks", "0", "1", "--batch", "1", "--runs", "1", "--json", "--method"];
+    let rows = json(&[&bench[..], &methods].concat());
+    let rows: Vec<(Option<&str>, u64)> =
+        rows["rows"].as_array().unwrap().iter().map(|row| (row["method"].as_str(), row["tokens"].as_u64().unwrap())).collect();
+    let plain = rows[0].1;
+    assert_eq!(rows, [(None, plain), (Some("linear"), plain), (Some("dualprompt"), plain), (Some("l2p"), plain + 25)]);
+}
+
+#[test]
 fn prints_features_of_a_sample() {
     let features = json(&["features", "--text", "a cat", "--json"]);
     let config = &delo_fixtures::engine().backbone().config;

@@ -48,6 +48,10 @@ fn read(bytes: &[u8]) {
     let d = backbone().config.hidden_size;
     assert!(tensors >= 2, "a head has a weight and a bias");
     assert_eq!((partition.head_weight.len(), partition.head_bias.len()), (classes * d, classes));
-    assert_eq!(partition.adapter.layers(), partition.meta.method.first_adapted_layer()..backbone().config.num_hidden_layers);
+    let (first, layers) = (partition.meta.method.first_adapted_layer(), backbone().config.num_hidden_layers);
+    let adapter = &partition.adapter;
+    let adapted = |layer: usize| adapter.bank(layer).is_some() || adapter.prefix(layer).is_some();
+    let adapts = adapted(first) || (first == 0 && adapter.prompt_tokens() > 0);
+    assert!((0..first).all(|layer| !adapted(layer)) && adapts == (first < layers), "adapted from layer {first} on");
     assert!(partition.head_weight.iter().chain(&partition.head_bias).all(|x| x.is_finite()));
 }

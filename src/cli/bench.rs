@@ -12,10 +12,10 @@ use super::output::{print, print_json, table};
 use crate::bench::{Kind, Workload, measure, measure_kernel};
 use delo_engine::{DeviceChoice, Engine, Options};
 use delo_kernels::{Isa, Precision, bf16, threads};
-use delo_model::method::MethodSpec;
 use delo_model::model_dir::ModelDir;
 use delo_model::vilt::{Loader, ViltConfig};
-use delo_model::{KeySignal, Layout, Metric, PoolSpec};
+use delo_model::{KeySignal, MethodKind, Metric};
+use delo_train::Settings;
 
 /// The backbone of random weights, in the shape of ViLT-B/32.
 const RANDOM_VILT_B32: &str = "random:vilt-b32";
@@ -39,8 +39,8 @@ enum BenchCommand {
 /// Measures whole forwards of batches whose samples are each of another task: the median of several, in
 /// requests per second.
 ///
-/// Several --tasks, --samples and --batch give a row for each combination, measured in turn, so that rows can
-/// be compared on a busy machine. Prints `{"rows": [{"precision", "batch", "tasks", "kind", "routed",
+/// Several --method, --tasks, --samples and --batch give a row for each combination, measured in turn, so that rows
+/// can be compared on a busy machine. Prints `{"rows": [{"precision", "method", "batch", "tasks", "kind", "routed",
 /// "tokens", "seconds", "requests_per_second"}…], "kernel", "threads"}` with --json.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -76,6 +76,9 @@ struct EngineArgs {
     /// Number formats of the backbone's products: f32, bf16 [default: the fastest on this processor]
     #[arg(long, value_name = "FORMAT", num_args = 1..)]
     precision: Vec<Precision>,
+    /// What the random partitions add to the backbone: delo, lora, linear, dualprompt, l2p
+    #[arg(long, num_args = 1.., default_values_t = [MethodKind::default()])]
+    method: Vec<MethodKind>,
     /// E: factors in a pool
     #[arg(long, value_name = "E", default_value_t = 16)]
     experts: usize,
@@ -157,12 +160,13 @@ fn engine(args: &EngineArgs) -> Result<(), Failure> {
     if args.json {
         return print_json(&json!({ "rows": rows, "kernel": names.join(", "), "threads": threads() }));
     }
-    let header = ["precision", "batch", "tasks", "samples", "task", "tokens", "seconds", "requests/s"];
+    let header = ["precision", "method", "batch", "tasks", "samples", "task", "tokens", "seconds", "requests/s"];
     let mut cells = vec![header.map(str::to_owned).to_vec()];
     cells.extend(rows.iter().map(|r| {
         let kind = r.kind.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         vec![
             r.precision.clone(),
+            r.method.map_or("–".to_owned(), |method| method.to_string()),
             r.batch.to_string(),
             r.tasks.to_string(),
             kind,
@@ -228,18 +232,13 @@ fn workload(args: &EngineArgs, config: &ViltConfig) -> Result<Workload, Failure>
     if !(2..=config.max_position_embeddings).contains(&text) {
         return Err(Failure::usage(format!("--text {text}: give 2 to {}", config.max_position_embeddings)));
     }
-    let pools = PoolSpec {
-        layout: Layout::RankOne,
-        experts: args.experts,
-        rank: args.rank,
-        alpha: 2.0,
-        first_adapted_layer: args.first_adapted_layer,
-        layers: config.num_hidden_layers,
-        hidden: config.hidden_size,
-        cross_modal_guide: true,
-        modality_pools: true,
+    let of_kind = |&method: &MethodKind| {
+        let EngineArgs { experts, rank, first_adapted_layer, .. } = *args;
+        let settings = Settings { method, experts, rank, first_adapted_layer, ..Settings::default() };
+        let method = settings.method(config.num_hidden_layers, config.hidden_size);
+        method.validate().map(|()| method).map_err(Failure::usage)
     };
-    MethodSpec::validate(&pools).map_err(Failure::usage)?;
+    let methods = args.method.iter().map(of_kind).collect::<Result<Vec<_>, _>>()?;
     let route = args.route.map(|signal| signal.unwrap_or(KeySignal::MeanQuery { layer: args.first_adapted_layer }));
     if route.and_then(KeySignal::layer).is_some_and(|layer| layer > config.num_hidden_layers) {
         return Err(Failure::usage(format!("--route: the backbone has layers 0 to {}", config.num_hidden_layers)));
@@ -253,7 +252,7 @@ fn workload(args: &EngineArgs, config: &ViltConfig) -> Result<Workload, Failure>
         batches: args.batch.clone(),
         route,
         metric: args.metric,
-        pools,
+        methods,
         runs: args.runs,
     })
 }

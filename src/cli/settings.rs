@@ -15,6 +15,8 @@ pub struct SettingsArgs {
         ("delo", "Low-rank experts, chosen for each sample by routers"),
         ("lora", "One static low-rank update of --rank for all samples of the task"),
         ("linear", "A linear head on the frozen pooled output, nothing else"),
+        ("dualprompt", "Prefixes of keys and values in the first five layers, the same for all samples of the task"),
+        ("l2p", "Prompts at the input, for each sample five of the task's pool of ten"),
     ]))]
     method: MethodKind,
     /// Layout of the factor pools

@@ -17,7 +17,7 @@ impl BatchRunner for Inference {
     type Outcome = Result<Answer, EngineError>;
 
     fn tokens(&self, job: &Query) -> usize {
-        self.engine.tokens(self.registry.catalogue().dummy_image(), &job.sample)
+        self.engine.query_tokens(&self.registry.catalogue(), job)
     }
 
     /// One snapshot of the catalogue for the whole batch: a sample is served by the catalogue that it was

@@ -156,7 +156,7 @@ impl LoadedModel {
         let text = text.map(|ids| lengthened(ids, positions));
         let full = Query::open(Sample { text, image: Some(Pixels::dummy(side, side)) });
         let (catalogue, engine, limits) = (self.registry.catalogue(), self.engine.clone(), self.batcher.limits());
-        let tokens = engine.tokens(catalogue.dummy_image(), &full.sample);
+        let tokens = engine.query_tokens(&catalogue, &full);
         let batch_of = |batch_tokens: usize| {
             let samples = (batch_tokens / tokens).clamp(1, limits.batch_samples.min(limits.queue_samples));
             vec![full.clone(); samples]

@@ -3,7 +3,9 @@ use std::io::Cursor;
 use std::path::Path;
 
 use delo_model::partition::{BackboneRecord, KeyRule, PartitionMeta, to_bytes};
-use delo_model::{KeyAverage, KeySignal, Layout, LinearSpec, LoraSpec, Method, Metric, PoolSpec, SessionKeys, TaskModel};
+use delo_model::{
+    DualPromptSpec, KeyAverage, KeySignal, L2pSpec, Layout, LinearSpec, LoraSpec, Method, Metric, PoolSpec, SessionKeys, TaskModel,
+};
 use delo_proto::load_partition_request::Source;
 use delo_proto::{ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest};
 use image::codecs::gif::GifEncoder;
@@ -176,6 +178,8 @@ pub fn artifacts() -> Seeds {
     let (layers, hidden) = (backbone().config.num_hidden_layers, backbone().config.hidden_size);
     let lora = Method::Lora { lora: LoraSpec { rank: 2, alpha: 1.0, first_adapted_layer: 1, layers, hidden } };
     let linear = Method::Linear { linear: LinearSpec { layers, hidden } };
+    let l2p = Method::L2p { l2p: L2pSpec { pool: 3, length: 2, chosen: 2, layers, hidden } };
+    let dualprompt = Method::DualPrompt { dualprompt: DualPromptSpec { lengths: vec![2, 1], layers, hidden } };
     let one = artifact(spec(Layout::RankOne, 2, 1, 1), Metric::Whitened, false);
     let (mut flipped, cut) = (one.clone(), one[..one.len() / 2].to_vec());
     *flipped.last_mut().unwrap() ^= 1;
@@ -187,6 +191,8 @@ pub fn artifacts() -> Seeds {
         ("every-layer", artifact(spec(Layout::RankOne, 1, 1, 0), Metric::Plain, true)),
         ("lora", artifact(lora, Metric::Whitened, false)),
         ("linear", artifact(linear, Metric::Plain, true)),
+        ("dualprompt", artifact(dualprompt, Metric::Plain, false)),
+        ("l2p", artifact(l2p, Metric::Plain, false)),
         ("damaged-flipped", flipped),
         ("damaged-cut", cut),
         ("damaged-length", huge),

@@ -8,6 +8,7 @@ mod artifacts;
 mod classifying;
 mod lifecycle;
 mod long_texts;
+mod methods;
 mod network;
 mod operations;
 mod overload;

@@ -21,7 +21,7 @@ pub struct Cell {
     pub row: String,
     /// The name of the plan's table that it comes from.
     pub base: String,
-    /// A method that makes partitions (`delo`, `lora`, `linear`) or a peer.
+    /// A method that makes partitions (`delo`, `lora`, …) or a peer.
     pub method: String,
     /// The folder of the data set.
     pub data: PathBuf,
@@ -75,9 +75,25 @@ pub struct Sources {
     pub list_absent: bool,
 }
 
+/// The name in a plan of a method that makes partitions: `NAME_partitions` where a peer has its name.
+fn plan_name(method: MethodKind) -> String {
+    let name = method.to_string();
+    if names().any(|peer| peer == name) { format!("{name}_partitions") } else { name }
+}
+
+/// The method that makes partitions under this name in a plan; `None` for peers and names that nothing has.
+fn partition_method(name: &str) -> Option<MethodKind> {
+    MethodKind::ALL.into_iter().find(|&method| plan_name(method) == name)
+}
+
+/// The names in a plan of all methods that make partitions.
+fn partition_names() -> String {
+    MethodKind::ALL.map(plan_name).join(", ")
+}
+
 /// Whether this program has the method.
 pub(crate) fn is_known(method: &str) -> bool {
-    method.parse::<MethodKind>().is_ok() || names().any(|name| name == method)
+    partition_method(method).is_some() || names().any(|name| name == method)
 }
 
 impl Cell {
@@ -121,8 +137,8 @@ impl Cell {
         settings.seed = seed;
         let key: KeyChoices = read.part(&json!(KeyChoices::default()), &json!(KeyChoices::default()))?;
         let problem = |problem: String| PlanError::Cell { cell: row.to_owned(), problem };
-        match method.parse::<MethodKind>() {
-            Ok(kind) => {
+        match partition_method(&method) {
+            Some(kind) => {
                 settings.method = kind;
                 if !head_is_set && !joint {
                     settings.head_weight = MIXED_HEAD;
@@ -136,17 +152,17 @@ impl Cell {
                     return Err(problem(format!("{key:?} is no setting of {method}")));
                 }
             }
-            Err(_) if !is_known(&method) => {
-                let known = MethodKind::ALL.map(|kind| kind.to_string()).into_iter().chain(names().map(str::to_owned));
-                return Err(problem(format!("{method:?} is no method: give one of {}", known.collect::<Vec<_>>().join(", "))));
+            None if !is_known(&method) => {
+                let known = format!("{}, {}", partition_names(), names().collect::<Vec<_>>().join(", "));
+                return Err(problem(format!("{method:?} is no method: give one of {known}")));
             }
-            Err(_) if joint => {
-                return Err(problem(format!("joint goes with delo, lora and linear; {method} learns one session after another")));
+            None if joint => {
+                return Err(problem(format!("{method} learns one session after another: joint goes with {}", partition_names())));
             }
-            Err(_) if adapters_of.is_some() => {
-                return Err(problem(format!("{method} makes no partitions: adapters_of goes with delo, lora and linear")));
+            None if adapters_of.is_some() => {
+                return Err(problem(format!("{method} makes no partitions: adapters_of goes with {}", partition_names())));
             }
-            Err(_) => drop(named(&method, values.clone()).map_err(|e| problem(e.to_string()))?),
+            None => drop(named(&method, values.clone()).map_err(|e| problem(e.to_string()))?),
         }
         if !(0.0..=1.0).contains(&eta) {
             return Err(problem(format!("eta {eta}: give a share from 0 to 1")));
@@ -187,7 +203,7 @@ impl Cell {
 
     /// Whether the method makes partitions, which a server can load.
     pub fn makes_partitions(&self) -> bool {
-        self.method.parse::<MethodKind>().is_ok()
+        partition_method(&self.method).is_some()
     }
 }
 

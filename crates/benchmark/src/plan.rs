@@ -271,6 +271,7 @@ pub fn value(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use delo_model::MethodKind;
 
     fn plan(text: &str) -> Result<Plan, PlanError> {
         let sources = Sources { relative_to: "folder".into(), ..Sources::default() };
@@ -355,17 +356,26 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_a_peer_and_a_method_have_is_the_peer_s() {
+        let names = ["dualprompt", "dualprompt_partitions", "l2p", "l2p_partitions"];
+        let cells: String = names.map(|name| format!("[[cell]]\nmethod = \"{name}\"\n")).concat();
+        let cells = plan(&format!("[defaults]\ndata = \"x\"\n{cells}")).unwrap().cells;
+        let found: Vec<_> = cells.iter().map(|cell| cell.makes_partitions().then_some(cell.settings.method)).collect();
+        assert_eq!(found, [None, Some(MethodKind::DualPrompt), None, Some(MethodKind::L2p)]);
+    }
+
+    #[test]
     fn a_refusal_names_the_cell_and_the_setting() {
         let refused = |cell: &str| plan(&format!("[defaults]\ndata = \"x\"\n[[cell]]\nname = \"a\"\n{cell}")).unwrap_err().to_string();
         for (cell, words) in [
             ("rnak = 2", "cell \"a\": \"rnak\" is no setting of delo"),
             ("rank = \"two\"", "cell \"a\": rank: invalid type"),
-            ("method = \"l3p\"", "\"l3p\" is no method: give one of delo, lora, linear, nearest_mean"),
+            ("method = \"l3p\"", "\"l3p\" is no method: give one of delo, lora, linear, dualprompt_partitions"),
             ("method = \"nearest_mean\"\nsize = 3", "unknown field `size`"),
             ("eta = 1.5", "eta 1.5"),
             ("train_share = 0", "train_share 0: give a share above 0"),
             ("joint = true\nhead_weight = 0.5", "joint: one session with a head alone"),
-            ("joint = true\nmethod = \"ridge\"", "joint goes with delo, lora and linear"),
+            ("joint = true\nmethod = \"ridge\"", "joint goes with delo, lora, linear"),
             ("missing = \"none\"", "missing: unknown variant"),
             ("adapters_of = \"b\"", "no earlier cell"),
             ("[[cell]]\nname = \"a\"", "two cells are named \"a,seed=0\""),

@@ -343,8 +343,17 @@ impl Catalogue {
     /// The first layer that a version, live or on trial, adapts. All layers before it are frozen and shared
     /// by all tasks. `layers`, the number of the backbone's layers, in an empty catalogue.
     pub fn first_adapted_layer(&self, layers: usize) -> usize {
-        let trials = self.trials.values().map(|t| &t.resident);
-        self.residents.values().chain(trials).map(|r| r.first_adapted_layer()).min().unwrap_or(layers)
+        self.all_versions().map(|r| r.first_adapted_layer()).min().unwrap_or(layers)
+    }
+
+    /// The versions, live and on trial.
+    fn all_versions(&self) -> impl Iterator<Item = &Arc<Resident>> {
+        self.residents.values().chain(self.trials.values().map(|trial| &trial.resident))
+    }
+
+    /// The most prompt tokens that a version, live or on trial, adds to a sample.
+    pub fn prompt_tokens(&self) -> usize {
+        self.all_versions().map(|resident| resident.partition.adapter.prompt_tokens()).max().unwrap_or(0)
     }
 
     /// Every live task with its score, given a sample's signal `[width]`: the highest score first, equal

@@ -10,6 +10,7 @@ use super::backend::{Adapters, Backend};
 use super::forward::in_pool;
 use super::packed::Span;
 use super::policy::{Plan, Scored};
+use super::prompted::{repacked, with_prompts};
 use super::signals::{self, Reader};
 use super::{Answer, Engine, EngineError, Query, SelectedFactors};
 use crate::compute::with_backend;
@@ -27,6 +28,9 @@ struct Routed {
     candidates: Vec<Candidate>,
     /// The signals that were read for it.
     signals: Signals,
+    /// The text CLS of its frozen pass after the final norm, `[d]`; `None` where no partition that may serve it
+    /// chooses prompts by it.
+    frozen_cls: Option<Vec<f32>>,
 }
 
 /// The signals of one sample, `[width]` each.
@@ -115,6 +119,8 @@ impl Engine {
             hidden = backbone.select(&hidden, &chosen)?;
             spans = repacked(&chosen);
         }
+        let prompted = passes.iter().map(|&(i, resident)| (&resident.partition.adapter, routed[i].frozen_cls.as_deref()));
+        (hidden, spans) = with_prompts(backbone, hidden, spans, prompted)?;
         let mut adapters = Adapters::new(passes.iter().map(|(_, resident)| &resident.partition.adapter).collect());
         let pooled = if passes.is_empty() { Vec::new() } else { backbone.run_to_pooled(hidden, &spans, start, Some(&mut adapters))? };
         let chosen = std::mem::take(&mut adapters.chosen);
@@ -139,7 +145,7 @@ impl Engine {
     /// Decides each sample's partition, and advances `hidden` from layer 0 to layer `start`, the first layer
     /// that any possible partition adapts. Signals at or before that layer are read on the way. For signals of
     /// later layers, the samples that need them get a frozen pass of their own: those whose partition is not
-    /// given, and those whose partition has an analytic classifier.
+    /// given, and those whose partition has an analytic classifier or chooses prompts.
     fn decide<B: Backend>(
         &self,
         backbone: &B,
@@ -152,7 +158,11 @@ impl Engine {
         let layers = self.backbone.config.num_hidden_layers;
         let wanted = wanted(catalogue, accepted);
         let mut reader = Reader::new(&wanted, layers);
-        let asks = |query: &&Query| query.given.as_ref().is_none_or(|resident| resident.partition.analytic.is_some());
+        if wants_frozen_cls(catalogue, accepted) {
+            reader = reader.with_frozen_cls();
+        }
+        let asks =
+            |query: &&Query| query.given.as_ref().is_none_or(|resident| resident.partition.analytic.is_some() || chooses_prompts(resident));
         let asking: Vec<usize> = (0..accepted.len()).filter(|&i| asks(&accepted[i])).collect();
         let chosen: Vec<Span> = asking.iter().map(|&i| spans[i]).collect();
         reader.run(backbone, hidden, spans, 0..start)?;
@@ -165,15 +175,17 @@ impl Engine {
         for signal in wanted {
             asking.iter().zip(reader.signal(signal, &chosen)).for_each(|(&i, row)| drop(signals[i].insert(signal, row)));
         }
-        let route = |(query, signals): (&&Query, Signals)| {
+        let mut frozen_cls: Vec<Option<Vec<f32>>> = vec![None; accepted.len()];
+        asking.iter().zip(reader.frozen_cls()).for_each(|(&i, cls)| frozen_cls[i] = Some(cls));
+        let route = |((query, signals), frozen_cls): ((&&Query, Signals), Option<Vec<f32>>)| {
             let undecided = signals.get(&catalogue.signal()).filter(|_| query.given.is_none());
             let candidates = undecided.map(|signal| catalogue.candidates(signal)).unwrap_or_default();
             let decided = || candidates.first().and_then(|best| catalogue.pick(&best.task, query.ticket)).cloned();
             let resident = query.given.clone().or_else(decided);
             let resident = resident.ok_or_else(|| candle_core::Error::Msg("a sample has no task".to_owned()))?;
-            Ok(Routed { resident, candidates, signals })
+            Ok(Routed { resident, candidates, signals, frozen_cls })
         };
-        accepted.par_iter().zip(signals).map(route).collect()
+        accepted.par_iter().zip(signals).zip(frozen_cls).map(route).collect()
     }
 }
 
@@ -189,15 +201,15 @@ fn wanted(catalogue: &Catalogue, accepted: &[&Query]) -> Vec<KeySignal> {
     wanted.into_iter().collect()
 }
 
-/// The same samples, one after another from row 0: their spans in a packed matrix of these samples alone.
-fn repacked(spans: &[Span]) -> Vec<Span> {
-    let mut start = 0;
-    let placed = spans.iter().map(|span| {
-        let placed = Span { start, ..*span };
-        start = placed.end();
-        placed
-    });
-    placed.collect()
+/// Whether some sample of a batch may be served by a partition that chooses prompts.
+fn wants_frozen_cls(catalogue: &Catalogue, accepted: &[&Query]) -> bool {
+    let given = || accepted.iter().filter_map(|query| query.given.as_deref());
+    let open = || accepted.iter().any(|query| query.given.is_none());
+    given().any(chooses_prompts) || (open() && catalogue.prompt_tokens() > 0)
+}
+
+fn chooses_prompts(resident: &Resident) -> bool {
+    resident.partition.adapter.prompt_pool().is_some()
 }
 
 /// The adapted passes of a batch: the number of the sample, and the partition whose adapter the pass applies.

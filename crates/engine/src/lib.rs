@@ -9,6 +9,7 @@
 //! | `policy` | when a sample is answered without an adapted pass, or by two: [`Policy`] |
 //! | `forward` | the frozen layers alone, for training and evaluation |
 //! | `signals` | the frozen backbone's signals, from which the task is decided |
+//! | `prompted` | prompts behind the tokens of the samples that take them |
 //! | `queries` | the queries of each layer, with and without adapters, for diagnostics |
 //! | [`packed`] | the matrix of all samples' tokens, and each sample's rows in it: [`Packed`], [`Span`] |
 //! | `learn` | layers forward and backward while a method learns: [`Engine::run_task`], [`Engine::run_adapted`] |
@@ -31,12 +32,14 @@ mod forward;
 mod learn;
 pub mod packed;
 mod policy;
+mod prompted;
 mod queries;
 mod signals;
 mod tensors;
 
 use backend::Backend;
 use compute::{Compute, with_backend};
+use delo_catalogue::Catalogue;
 use delo_kernels::{Precision, threads};
 use delo_model::input::Sample;
 use delo_model::vilt::Description;
@@ -44,9 +47,9 @@ use delo_model::vilt::Description;
 pub use answer::{Answer, EngineError, Query, SelectedFactors};
 pub use backend::candle::DeviceChoice;
 pub use compute::Options;
+pub use delo_model::method::{Additions, Prompts, SampleRows};
 pub use forward::in_pool;
 pub use learn::TaskOutput;
-pub use learn::additions::{Additions, Prompts, SampleRows};
 pub use packed::{Packed, Span};
 pub use policy::{Policy, Scored};
 pub use queries::Queries;
@@ -109,8 +112,14 @@ impl Engine {
         [self.backbone.config.patch_size; 2]
     }
 
-    /// Tokens that this sample adds to a batch, including the dummy of a missing modality: the unit of the
-    /// batcher's budget. `dummy_image`: height and width in pixels of the image that stands in for a missing
+    /// Tokens that a query adds to a batch: the unit of the batcher's budget. Those of its sample, and the prompts
+    /// of its partition; where the task is open, those of the partition that has the most.
+    pub fn query_tokens(&self, catalogue: &Catalogue, query: &Query) -> usize {
+        let prompts = query.given.as_ref().map_or_else(|| catalogue.prompt_tokens(), |resident| resident.partition.adapter.prompt_tokens());
+        self.tokens(catalogue.dummy_image(), &query.sample) + prompts
+    }
+
+    /// Tokens of this sample, including the dummy of a missing modality, without prompts. `dummy_image`: height and width in pixels of the image that stands in for a missing
     /// one.
     pub fn tokens(&self, dummy_image: [usize; 2], sample: &Sample) -> usize {
         let [height, width] = sample.image.as_ref().map_or(dummy_image, |p| [p.height, p.width]);

@@ -9,6 +9,7 @@ use super::Engine;
 use super::backend::{Adapters, Backend};
 use super::forward::in_pool;
 use super::packed::Span;
+use super::prompted::with_prompts;
 use crate::compute::with_backend;
 use delo_catalogue::Resident;
 use delo_model::PerModality;
@@ -38,9 +39,15 @@ impl Engine {
         assert!(residents.is_none_or(|residents| residents.len() == samples.len()), "a sample has one partition");
         let layers = self.backbone.config.num_hidden_layers;
         with_backend!(&self.compute, backbone => in_pool(|| {
-            let (mut hidden, spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
+            let (mut hidden, mut spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
             let adapters = residents.map(|residents| residents.iter().map(|resident| &resident.partition.adapter).collect());
             let mut adapters = adapters.map(Adapters::new);
+            if let Some(residents) = residents.filter(|residents| residents.iter().any(|r| r.partition.adapter.prompt_pool().is_some())) {
+                let copy = backbone.select(&hidden, &spans)?;
+                let cls = backbone.normalised(&backbone.run_to_cls(copy, &spans, 0)?)?;
+                let prompted = residents.iter().zip(&cls).map(|(resident, cls)| (&resident.partition.adapter, Some(cls.as_slice())));
+                (hidden, spans) = with_prompts(backbone, hidden, spans, prompted)?;
+            }
             let mut of_layers = vec![queries(backbone, &hidden, &spans)?];
             for layer in 1..layers {
                 backbone.run(&mut hidden, &spans, layer - 1..layer, adapters.as_mut())?;

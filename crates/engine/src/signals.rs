@@ -37,6 +37,15 @@ enum Part {
     Two,
     /// The pooler's output. `[d]`
     Pooled,
+    /// The text CLS after the final norm, by which samples choose prompts. `[d]`
+    NormalisedCls,
+}
+
+impl Part {
+    /// Whether it needs nothing but the text CLS after the last layer.
+    fn is_of_last_cls(self) -> bool {
+        matches!(self, Self::Pooled | Self::NormalisedCls)
+    }
 }
 
 /// The parts of a signal on a backbone of this many layers, in order, each with the layer that the state enters.
@@ -56,6 +65,17 @@ impl Reader {
     pub(super) fn new(signals: &[KeySignal], layers: usize) -> Self {
         let ahead: BTreeSet<(usize, Part)> = signals.iter().flat_map(|&signal| parts(signal, layers)).collect();
         Self { ahead: ahead.into_iter().rev().collect(), read: BTreeMap::new(), layers }
+    }
+
+    /// The same reader, which also reads the text CLS after the last layer and the final norm
+    /// ([`Self::frozen_cls`]).
+    pub(super) fn with_frozen_cls(mut self) -> Self {
+        self.ahead.insert(0, self.frozen_cls_part());
+        self
+    }
+
+    fn frozen_cls_part(&self) -> (usize, Part) {
+        (self.layers, Part::NormalisedCls)
     }
 
     /// Whether everything is read.
@@ -87,14 +107,16 @@ impl Reader {
     }
 
     /// Runs the frozen layers that are needed to read what is left, from the state that enters `first`. Where
-    /// only the pooled output is left, the last layer computes nothing else.
+    /// only parts of the text CLS after the last layer are left, that layer computes nothing else.
     pub(super) fn run_to_end<B: Backend>(&mut self, backbone: &B, mut hidden: B::Hidden, spans: &[Span], first: usize) -> Result<()> {
         let mut at = first;
         self.read(backbone, &hidden, spans, at)?;
         while let Some(&(next, _)) = self.ahead.last() {
-            if let [last @ (_, Part::Pooled)] = self.ahead[..] {
-                self.read.insert(last, backbone.run_to_pooled(hidden, spans, at, None)?);
-                self.ahead.clear();
+            if self.ahead.iter().all(|(_, part)| part.is_of_last_cls()) {
+                let cls = backbone.run_to_cls(hidden, spans, at)?;
+                for part in self.ahead.drain(..) {
+                    self.read.insert(part, if part.1 == Part::Pooled { backbone.pool(&cls)? } else { backbone.normalised(&cls)? });
+                }
                 return Ok(());
             }
             backbone.run(&mut hidden, spans, at..next, None)?;
@@ -109,6 +131,12 @@ impl Reader {
         for rows in self.read.values_mut() {
             *rows = samples.iter().map(|&i| std::mem::take(&mut rows[i])).collect();
         }
+    }
+
+    /// The text CLS of each sample after the last layer and the final norm, `[samples, d]`, once everything is
+    /// read; empty where it was not to be read.
+    pub(super) fn frozen_cls(&self) -> Rows {
+        self.read.get(&self.frozen_cls_part()).cloned().unwrap_or_default()
     }
 
     /// A signal of each sample, `[samples, width]`, once everything is read.
@@ -167,6 +195,7 @@ fn rows<B: Backend>(backbone: &B, hidden: &B::Hidden, spans: &[Span], part: Part
         }
         Part::TextCls => means(text_cls),
         Part::Pooled => backbone.pooled(hidden, spans),
+        Part::NormalisedCls => backbone.normalised(&backbone.cls(hidden, spans)?),
         Part::Two => Ok(joined(spans, &sides()?)),
         Part::Four => {
             let [words, patches] = sides()?;

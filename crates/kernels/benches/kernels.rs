@@ -40,7 +40,7 @@ fn intermediate<E: Float>(bencher: Bencher<'_, '_>, samples: usize) {
 fn self_attention<E: Float>(bencher: Bencher<'_, '_>) {
     let (qkv, mut out) = (Matrix::<E>::zeros(TOKENS, 3 * WIDTH), Matrix::<E>::zeros(TOKENS, WIDTH));
     let parts = [0, 1, 2].map(|part| qkv.view().columns(part * WIDTH..(part + 1) * WIDTH));
-    let sample = [Attended { tokens: 0..TOKENS, queries: 0..TOKENS }];
+    let sample = [Attended::to_itself(0..TOKENS)];
     let work = ItemsCount::new(4 * TOKENS * TOKENS * WIDTH);
     bencher.counter(work).bench_local(|| attention(&E::kernel(Isa::detect()), parts, &sample, HEADS, &out.view_mut()));
 }

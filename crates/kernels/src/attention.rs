@@ -23,24 +23,42 @@ pub struct Attended {
     pub tokens: Range<usize>,
     /// Rows of queries, and of outputs.
     pub queries: Range<usize>,
+    /// Rows of its prefix in the matrices of prefixes; empty where it has none.
+    pub prefix: Range<usize>,
+}
+
+impl Attended {
+    /// A sample whose queries, keys and values are in the same rows, without a prefix.
+    pub fn to_itself(rows: Range<usize>) -> Self {
+        Self { tokens: rows.clone(), queries: rows, prefix: 0..0 }
+    }
 }
 
 /// `softmax(Q Kᵀ / √width) V` of each head of each sample: from queries `[rows, d]`, keys and values
 /// `[tokens, d]` to the heads' outputs side by side, `[rows, d]`. A row attends to the tokens of its own
-/// sample alone.
-pub fn attention<E: Float>(
+/// sample alone. No sample has a prefix.
+pub fn attention<E: Float>(kernel: &Kernel<E>, parts: [RowsRef<'_, E>; 3], samples: &[Attended], heads: usize, out: &RowsMut<'_, E>) {
+    let none = RowsRef::new(&[], 0, parts[0].width(), parts[0].width());
+    attention_with_prefixes(kernel, parts, [none; 2], samples, heads, out);
+}
+
+/// As [`attention`], where a row also attends to the keys and values of its sample's prefix. `prefixes`: the
+/// keys and the values of all prefixes, `[rows, d]` each.
+pub fn attention_with_prefixes<E: Float>(
     kernel: &Kernel<E>,
     [query, key, value]: [RowsRef<'_, E>; 3],
+    prefixes: [RowsRef<'_, E>; 2],
     samples: &[Attended],
     heads: usize,
     out: &RowsMut<'_, E>,
 ) {
     let width = query.width() / heads;
     parallel(samples.len() * heads, |task| {
-        let (Attended { tokens, queries }, head) = (&samples[task / heads], task % heads);
+        let (sample, head) = (&samples[task / heads], task % heads);
+        let queries = &sample.queries;
         let columns = head * width..(head + 1) * width;
-        let keys = Keys::pack(key.range(tokens.clone()).columns(columns.clone()));
-        let values = Values::pack(value.range(tokens.clone()).columns(columns.clone()));
+        let keys = Keys::pack(Joined::of([key, prefixes[0]], sample, columns.clone()));
+        let values = Values::pack(Joined::of([value, prefixes[1]], sample, columns.clone()));
         let padded;
         let query = if width.is_multiple_of(E::K_STEP) {
             query.range(queries.clone()).columns(columns.clone())
@@ -52,7 +70,7 @@ pub fn attention<E: Float>(
         kernel.isa.run(
             #[inline(always)]
             || {
-                let mut strip = Strip::new(kernel.rows.min(queries.len()), tokens.len());
+                let mut strip = Strip::new(kernel.rows.min(queries.len()), sample.tokens.len() + sample.prefix.len());
                 for first in (0..queries.len()).step_by(kernel.rows) {
                     let rows = first..queries.len().min(first + kernel.rows);
                     strip.compute_weights(kernel, query.range(rows.clone()), &keys);
@@ -68,6 +86,38 @@ pub fn attention<E: Float>(
     });
 }
 
+/// One sample's keys or values of one head: those of its tokens, then those of its prefix.
+#[derive(Clone, Copy)]
+struct Joined<'a, E> {
+    tokens: RowsRef<'a, E>,
+    prefix: RowsRef<'a, E>,
+}
+
+impl<'a, E: Float> Joined<'a, E> {
+    /// Some columns of one sample's rows in a matrix of the tokens and in one of the prefixes.
+    fn of([tokens, prefixes]: [RowsRef<'a, E>; 2], sample: &Attended, columns: Range<usize>) -> Self {
+        Self {
+            tokens: tokens.range(sample.tokens.clone()).columns(columns.clone()),
+            prefix: prefixes.range(sample.prefix.clone()).columns(columns),
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.tokens.rows() + self.prefix.rows()
+    }
+
+    fn width(&self) -> usize {
+        self.tokens.width()
+    }
+
+    fn row(&self, row: usize) -> &'a [E] {
+        match row.checked_sub(self.tokens.rows()) {
+            None => self.tokens.row(row),
+            Some(row) => self.prefix.row(row),
+        }
+    }
+}
+
 /// Keys of one head, as panels of tokens.
 struct Keys<E> {
     panels: Aligned<E>,
@@ -78,7 +128,7 @@ struct Keys<E> {
 }
 
 impl<E: Float> Keys<E> {
-    fn pack(keys: RowsRef<'_, E>) -> Self {
+    fn pack(keys: Joined<'_, E>) -> Self {
         let k = keys.width().next_multiple_of(E::K_STEP);
         let mut panels = zeros(keys.rows().div_ceil(PANEL) * k * PANEL);
         for token in 0..keys.rows() {
@@ -108,7 +158,7 @@ struct Values<E> {
 }
 
 impl<E: Float> Values<E> {
-    fn pack(values: RowsRef<'_, E>) -> Self {
+    fn pack(values: Joined<'_, E>) -> Self {
         let (k, width) = (values.rows().next_multiple_of(E::K_STEP), values.width());
         let mut panels = zeros(width.div_ceil(PANEL) * k * PANEL);
         for (index, panel) in panels.chunks_exact_mut(k * PANEL).enumerate() {
@@ -193,7 +243,7 @@ impl<E: Float> Strip<E> {
 /// One head's attention weights `[rows, tokens]`, for the backward pass.
 pub fn weights(kernel: &Kernel<f32>, query: RowsRef<'_, f32>, keys: RowsRef<'_, f32>) -> Vec<f32> {
     let (rows, tokens) = (query.rows(), keys.rows());
-    let keys = Keys::pack(keys);
+    let keys = Keys::pack(Joined { tokens: keys, prefix: keys.range(0..0) });
     let mut out = Vec::with_capacity(rows * tokens);
     let mut strip = Strip::new(kernel.rows.min(rows), tokens);
     for first in (0..rows).step_by(kernel.rows) {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
-use super::attention::{Attended, attention};
+use super::attention::{Attended, attention, attention_with_prefixes};
 use super::micro::int8::Int8;
 use super::*;
 
@@ -109,44 +109,51 @@ fn kernel_is_exact<F: Format<Accumulator: PartialEq>>(
     Ok(())
 }
 
-/// softmax(Q Kᵀ / √width) V of one head, by the definition.
-fn attended<E: Float>(qkv: &Matrix<E>, tokens: std::ops::Range<usize>, query: usize, d: usize, head: std::ops::Range<usize>) -> Vec<f32> {
-    let part = |row: usize, part: usize| qkv.row(row)[part * d + head.start..part * d + head.end].iter().map(|x| x.get());
+/// softmax(Q Kᵀ / √width) V of one head, by the definition. `keys`: rows of queries, keys and values side by side.
+fn attended<E: Float>(query: &[E], keys: &[&[E]], d: usize, head: std::ops::Range<usize>) -> Vec<f32> {
+    let part = |row: &[E], part: usize| row[part * d + head.start..part * d + head.end].iter().map(|x| x.get()).collect::<Vec<_>>();
     let scale = 1.0 / (head.len() as f32).sqrt();
-    let scores: Vec<f32> =
-        tokens.clone().map(|token| scale * part(query, 0).zip(part(token, 1)).map(|(q, k)| q * k).sum::<f32>()).collect();
+    let q = part(query, 0);
+    let scores: Vec<f32> = keys.iter().map(|key| scale * q.iter().zip(part(key, 1)).map(|(q, k)| q * k).sum::<f32>()).collect();
     let weights: Vec<f32> = scores.iter().map(|s| s.exp()).collect();
     let total: f32 = weights.iter().sum();
     let mut out = vec![0.0; head.len()];
-    for (token, weight) in tokens.zip(weights) {
-        out.iter_mut().zip(part(token, 2)).for_each(|(o, v)| *o += weight / total * v);
+    for (key, weight) in keys.iter().zip(weights) {
+        out.iter_mut().zip(part(key, 2)).for_each(|(o, v)| *o += weight / total * v);
     }
     out
 }
 
-fn attention_agrees<E: Float>(sizes: &[usize], heads: usize, width: usize, bar: f32) -> Result<(), TestCaseError> {
-    let (d, rows) = (heads * width, sizes.iter().sum());
-    let qkv = matrix::<E>(rows, 3 * d, 3);
+/// The ranges of rows that follow one another in these sizes.
+fn consecutive(sizes: &[usize]) -> Vec<std::ops::Range<usize>> {
     let mut start = 0;
-    let spans: Vec<_> = sizes
-        .iter()
-        .map(|size| {
-            start += size;
-            start - size..start
-        })
-        .collect();
+    let of_size = |size: &usize| {
+        start += size;
+        start - size..start
+    };
+    sizes.iter().map(of_size).collect()
+}
+
+/// `sizes`: the tokens of each sample. `prefixes`: the rows of its prefix.
+fn attention_agrees<E: Float>(sizes: &[usize], prefixes: &[usize], heads: usize, width: usize, bar: f32) -> Result<(), TestCaseError> {
+    let (d, rows) = (heads * width, sizes.iter().sum());
+    let (qkv, prefix) = (matrix::<E>(rows, 3 * d, 3), matrix::<E>(prefixes.iter().sum(), 3 * d, 4));
+    let (spans, behind) = (consecutive(sizes), consecutive(prefixes));
     for isa in Isa::available() {
         let mut out = Matrix::<f32>::zeros(rows, d);
         let mut rounded = Matrix::<E>::zeros(rows, d);
-        let samples: Vec<_> = spans.iter().map(|s| Attended { tokens: s.clone(), queries: s.clone() }).collect();
+        let samples: Vec<_> =
+            spans.iter().zip(&behind).map(|(s, prefix)| Attended { prefix: prefix.clone(), ..Attended::to_itself(s.clone()) }).collect();
         let parts = [0, 1, 2].map(|part| qkv.view().columns(part * d..(part + 1) * d));
-        attention(&E::kernel(isa), parts, &samples, heads, &rounded.view_mut());
+        let of_prefixes = [1, 2].map(|part| prefix.view().columns(part * d..(part + 1) * d));
+        attention_with_prefixes(&E::kernel(isa), parts, of_prefixes, &samples, heads, &rounded.view_mut());
         (0..rows).for_each(|row| out.row_mut(row).iter_mut().zip(rounded.row(row)).for_each(|(o, x)| *o = x.get()));
-        for span in &spans {
+        for (span, behind) in spans.iter().zip(&behind) {
+            let keys: Vec<&[E]> = span.clone().map(|row| qkv.row(row)).chain(behind.clone().map(|row| prefix.row(row))).collect();
             for row in span.clone() {
                 for head in 0..heads {
                     let columns = head * width..(head + 1) * width;
-                    for (got, want) in out.row(row)[columns.clone()].iter().zip(attended(&qkv, span.clone(), row, d, columns)) {
+                    for (got, want) in out.row(row)[columns.clone()].iter().zip(attended(qkv.row(row), &keys, d, columns)) {
                         prop_assert!((got - want).abs() <= bar, "{}: {got} for {want}", E::kernel(isa).name);
                     }
                 }
@@ -158,8 +165,30 @@ fn attention_agrees<E: Float>(sizes: &[usize], heads: usize, width: usize, bar: 
 
 #[test]
 fn attention_of_the_narrowest_heads_agrees_with_the_definition() {
-    attention_agrees::<f32>(&[1], 2, 1, 2e-6).unwrap();
-    attention_agrees::<bf16>(&[1, 3], 2, 1, 1e-2).unwrap();
+    attention_agrees::<f32>(&[1], &[0], 2, 1, 2e-6).unwrap();
+    attention_agrees::<bf16>(&[1, 3], &[2, 0], 2, 1, 1e-2).unwrap();
+}
+
+#[test]
+fn the_prefix_of_one_sample_leaves_the_bits_of_the_others() {
+    let (heads, d) = (2, 10);
+    let (qkv, prefix) = (matrix::<f32>(9, 3 * d, 3), matrix::<f32>(4, 3 * d, 4));
+    let (parts, prefixes) = (
+        [0, 1, 2].map(|part| qkv.view().columns(part * d..(part + 1) * d)),
+        [1, 2].map(|part| prefix.view().columns(part * d..(part + 1) * d)),
+    );
+    let computed = |of_first| {
+        let samples = [Attended { prefix: of_first, ..Attended::to_itself(0..4) }, Attended::to_itself(4..9)];
+        let mut out = Matrix::<f32>::zeros(9, d);
+        attention_with_prefixes(&f32::kernel(Isa::detect()), parts, prefixes, &samples, heads, &out.view_mut());
+        out.to_vec()
+    };
+    let (without, with) = (computed(0..0), computed(1..4));
+    assert_ne!(without[..4 * d], with[..4 * d]);
+    assert_eq!(without[4 * d..], with[4 * d..]);
+    let mut plain = Matrix::<f32>::zeros(9, d);
+    attention(&f32::kernel(Isa::detect()), parts, &[0..4, 4..9].map(Attended::to_itself), heads, &plain.view_mut());
+    assert_eq!(without, plain.to_vec());
 }
 
 proptest! {
@@ -202,9 +231,14 @@ proptest! {
     }
 
     #[test]
-    fn attention_agrees_with_the_definition(sizes in prop::collection::vec(1usize..60, 1..4), heads in 1usize..4, width in 1usize..70) {
-        attention_agrees::<f32>(&sizes, heads, width, 2e-6)?;
-        attention_agrees::<bf16>(&sizes, heads, width, 1e-2)?;
+    fn attention_agrees_with_the_definition(
+        samples in prop::collection::vec((1usize..60, 0usize..40), 1..4),
+        heads in 1usize..4,
+        width in 1usize..70,
+    ) {
+        let (sizes, prefixes): (Vec<usize>, Vec<usize>) = samples.into_iter().unzip();
+        attention_agrees::<f32>(&sizes, &prefixes, heads, width, 2e-6)?;
+        attention_agrees::<bf16>(&sizes, &prefixes, heads, width, 1e-2)?;
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub mod partition;
 pub mod routing;
 pub mod vilt;
 
-pub use method::{Layout, LinearSpec, LoraSpec, Method, MethodKind, PoolSpec, TaskModel};
+pub use method::{DualPromptSpec, L2pSpec, Layout, LinearSpec, LoraSpec, Method, MethodKind, PoolSpec, TaskModel};
 pub use modality::{Modality, PerModality};
 pub use partition::{Partition, PartitionError, PartitionMeta};
 pub use routing::{KeyAverage, KeySignal, Metric, SessionKeys};

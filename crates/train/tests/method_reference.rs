@@ -146,7 +146,8 @@ fn the_objective_gives_the_reference_losses_and_gradients() {
             let output = engine.run_task(&entering, &task).unwrap();
             let expected = |term: &str| losses[term].as_f64().unwrap();
             for multi_label in [true, false] {
-                let objective = Objective { multi_label, alignment: 0.1, consistency: 0.1, aligned_layers: AlignedLayers::Last };
+                let objective =
+                    Objective { multi_label, alignment: 0.1, consistency: 0.1, aligned_layers: AlignedLayers::Last, key_pull: 0.0 };
                 let labels: Vec<Label> = if multi_label {
                     let flags = [[1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 1, 0]];
                     flags.into_iter().map(|flags| Label::Classes(flags.into_iter().map(|f| f == 1).collect())).collect()

@@ -23,7 +23,9 @@ use crate::packed::Span;
 use delo_kernels::Precision;
 use delo_model::input::Sample;
 use delo_model::method::Adapter;
+use delo_model::method::adapter::PROMPTS_ON_CPUS;
 use delo_model::method::factors::{Choice, FactorBank};
+use delo_model::method::prefix::Prefix;
 
 /// The frozen backbone on one processor. A pass adds each sample's own adapter to the layers.
 pub(crate) trait Backend: Debug + Send + Sync {
@@ -81,6 +83,17 @@ pub(crate) trait Backend: Debug + Send + Sync {
     /// The rows of the samples' text CLS, `[samples, d]`.
     fn cls(&self, hidden: &Self::Hidden, spans: &[Span]) -> Result<Self::Hidden>;
 
+    /// layernorm(h) of each row, `[samples, d]`, where layernorm is the final one. By it samples choose prompts,
+    /// which a CPU alone computes.
+    fn normalised(&self, _cls: &Self::Hidden) -> Result<Vec<Vec<f32>>> {
+        candle_core::bail!("{PROMPTS_ON_CPUS}")
+    }
+
+    /// The state with more rows behind those of each sample, `[d]` each: prompts, which a CPU alone computes.
+    fn append(&self, _hidden: &Self::Hidden, _spans: &[Span], _rows: &[Vec<&[f32]>]) -> Result<Self::Hidden> {
+        candle_core::bail!("{PROMPTS_ON_CPUS}")
+    }
+
     /// tanh(pooler · layernorm(h)) of each row, `[samples, d]`.
     fn pool(&self, cls: &Self::Hidden) -> Result<Vec<Vec<f32>>>;
 
@@ -131,6 +144,22 @@ pub(crate) trait Backend: Debug + Send + Sync {
         Ok(pooled)
     }
 
+    /// From the state that enters layer `first` of the frozen layers to the text CLS of each sample after the
+    /// last one, `[samples, d]`: of the last layer, nothing else is computed.
+    fn run_to_cls(&self, mut hidden: Self::Hidden, spans: &[Span], first: usize) -> Result<Self::Hidden> {
+        let last = self.layers() - 1;
+        if first > last {
+            return self.cls(&hidden, spans);
+        }
+        let mut pass = self.start(spans, first..last + 1, None)?;
+        for index in first..last {
+            self.layer(&mut pass, index, &mut hidden, None)?;
+        }
+        let cls = self.layer_of_cls(&mut pass, last, &hidden, None)?;
+        self.finish(pass, None)?;
+        Ok(cls)
+    }
+
     /// The pooled output of the state after the last layer, `[samples, d]`.
     fn pooled(&self, hidden: &Self::Hidden, spans: &[Span]) -> Result<Vec<Vec<f32>>> {
         self.pool(&self.cls(hidden, spans)?)
@@ -166,7 +195,20 @@ impl<'a> Adapters<'a> {
         Self { chosen: vec![Vec::new(); of_samples.len()], of_samples }
     }
 
-    /// For each sample, its factors in a layer; `None` where its task adds nothing to the layer.
+    /// Refuses adapters that a CPU alone computes, for all other backends.
+    pub fn check_for_gpu(&self) -> Result<()> {
+        match self.of_samples.iter().find_map(|adapter| adapter.needs_cpu()) {
+            Some(reason) => candle_core::bail!("{reason}"),
+            None => Ok(()),
+        }
+    }
+
+    /// For each sample, its prefix in a layer; `None` where its task adds none to the layer.
+    pub fn prefixes(&self, layer: usize) -> Vec<Option<&'a Prefix>> {
+        self.of_samples.iter().map(|adapter| adapter.prefix(layer)).collect()
+    }
+
+    /// For each sample, its factors in a layer; `None` where its task adds no low-rank update to the layer.
     pub fn layer(&self, layer: usize) -> Vec<Option<&'a FactorBank>> {
         self.of_samples.iter().map(|adapter| adapter.bank(layer)).collect()
     }

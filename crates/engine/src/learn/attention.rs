@@ -17,7 +17,7 @@ pub fn backward(
     let d = qkv.width() / 3;
     let width = d / heads;
     parallel(samples.len() * heads, |task| {
-        let (Attended { tokens, queries }, head) = (&samples[task / heads], task % heads);
+        let (Attended { tokens, queries, .. }, head) = (&samples[task / heads], task % heads);
         let columns = |part: usize| part * d + head * width..part * d + (head + 1) * width;
         let query_rows = tokens.start..tokens.start + queries.len();
         let (q, k) = (qkv.range(query_rows.clone()).columns(columns(0)), qkv.range(tokens.clone()).columns(columns(1)));

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::additions::SampleRows;
 use super::attention;
 use super::low_rank::SampleOperands;
 use super::products::{LayerMap, LayerProducts, SlopeSink, each_row, pieces};
@@ -16,7 +15,7 @@ use crate::tensors::{values, with_values};
 use delo_kernels::attention::{Attended, attention as attend};
 use delo_kernels::elementwise::gelu;
 use delo_kernels::{Kernel, Matrix, RowsMut, RowsRef, parallel};
-use delo_model::method::{FactorPairs, Target};
+use delo_model::method::{FactorPairs, SampleRows, Target};
 
 /// One frozen layer.
 #[derive(Clone)]
@@ -122,6 +121,7 @@ impl LearningLayer {
         let of_sample = |(i, sample): (usize, &SampleRanges)| Attended {
             tokens: sample.keys.clone(),
             queries: if self.cls_alone { i..i + 1 } else { sample.tokens.clone() },
+            prefix: 0..0,
         };
         self.samples.iter().enumerate().map(of_sample).collect()
     }

@@ -3,8 +3,8 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`additions`] | what a method adds to a layer: low-rank updates, prompts, prefixes |
 //! | `layer` | one layer as an operation of candle's graph |
+//! | `prompts` | prompts behind the tokens of the samples |
 //! | `pooler` | the final norm and the pooler as such operations |
 //! | `segment_mean` | the query signals of a layer |
 //! | `attention`, `low_rank`, `products`, `small_product` | the arithmetic |
@@ -12,12 +12,12 @@
 //! The backward pass of a layer uses the values that its forward pass kept, and the transposes of the
 //! weights, which are packed at the first call.
 //! On other devices than the CPU, `backend/candle/learn.rs` computes one task's layers in candle's operations.
-pub mod additions;
 mod attention;
 mod layer;
 mod low_rank;
 mod pooler;
 mod products;
+mod prompts;
 mod segment_mean;
 mod small_product;
 
@@ -30,11 +30,10 @@ use super::packed::{Packed, Span};
 use crate::Engine;
 use crate::compute::Compute;
 use crate::tensors::with_values;
-use additions::Additions;
 use delo_kernels::{Matrix, RowsRef};
 use delo_model::PerModality;
 use delo_model::input::Presence;
-use delo_model::method::TaskModel;
+use delo_model::method::{Additions, ChosenKeys, LayerInput, TaskModel};
 use layer::LearningLayer;
 use pooler::{FinalNorm, Pool};
 use segment_mean::SegmentMean;
@@ -44,14 +43,17 @@ use segment_mean::SegmentMean;
 pub struct TaskOutput {
     /// `[samples, classes]`
     pub logits: Tensor,
-    /// For each adapted layer, the queries of the state that enters it, `[samples, d]` for each modality; the
+    /// For each layer from the first adapted one on, the queries of the state that enters it, `[samples, d]` for each modality; the
     /// proxy's query where the modality is missing (METHOD.md 3).
     pub queries: Vec<PerModality<Tensor>>,
+    /// The keys by which the samples chose prompts; `None` where the method has none.
+    pub chosen_keys: Option<ChosenKeys>,
 }
 
 impl Engine {
     /// Runs one task's adapted layers and its head. `packed` is the state that enters the task's first
-    /// adapted layer. The output is differentiable in the task's variables. Blocking.
+    /// adapted layer. The output is differentiable in the task's variables. A method that reads the frozen
+    /// text CLS takes a pass through the frozen layers first. Blocking.
     ///
     /// # Errors
     /// An engine that was not loaded for training ([`crate::Options::training`]) or computes in another
@@ -60,14 +62,21 @@ impl Engine {
         if let Compute::Candle(backbone) = &self.compute {
             return backbone.run_task(packed, task);
         }
+        let frozen_cls = if task.method().reads_frozen_cls() {
+            let layers = task.method().first_adapted_layer()..self.backbone.config.num_hidden_layers;
+            Some(self.cls(&self.run_frozen(packed, layers)?)?.text)
+        } else {
+            None
+        };
         let mut of_layers = Vec::new();
         let pooled = self.run_adapted_to_pooled(packed, task.method().first_adapted_layer(), |layer, state| {
             let queries = queries(state, task.method().cross_modal_guide())?;
-            let pairs = task.pairs(layer, queries.as_ref())?;
+            let additions = task.additions(layer, LayerInput { queries: queries.as_ref(), frozen_cls: frozen_cls.as_ref() })?;
             of_layers.push(queries);
-            Ok(Additions { pairs: Some(pairs), ..Additions::default() })
+            Ok(additions)
         })?;
-        Ok(TaskOutput { logits: task.head(&pooled)?, queries: of_layers })
+        let chosen_keys = frozen_cls.map(|cls| task.chosen_keys(&cls)).transpose()?.flatten();
+        Ok(TaskOutput { logits: task.head(&pooled)?, queries: of_layers, chosen_keys })
     }
 
     /// Runs layers with what `adapt` adds to each, given the layer's number and the state that enters it:
@@ -157,7 +166,7 @@ impl Engine {
     /// One layer: the state with the layer's prompts, and what comes out for it.
     fn run_layer(&self, layer: usize, state: Packed, additions: &Additions, cls_alone: bool) -> Result<(Packed, Tensor)> {
         let Additions { pairs, prompts, prefix } = additions;
-        let state = prompts.as_ref().map_or(Ok(state.clone()), |prompts| prompts.join(&state))?;
+        let state = prompts.as_ref().map_or(Ok(state.clone()), |prompts| prompts::join(prompts, &state))?;
         let backbone = self.learning_backbone()?;
         let hidden = LearningLayer::run(backbone, layer, &state, pairs.as_ref(), prefix.as_ref(), cls_alone)?;
         Ok((state, hidden))

@@ -14,7 +14,8 @@ use super::normal::gaussian;
 use super::numbers::Numbers;
 use super::selection::top;
 use super::{
-    Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, PoolId, Target, Tensors, check_update, flat, tensor_of,
+    Adapter, Additions, BackboneShape, FactorPairs, LayerInput, Learner, LossTerm, MethodKind, MethodSpec, PoolId, Target, Tensors,
+    check_update, flat, tensor_of,
 };
 use crate::modality::{Modality, PerModality};
 
@@ -224,7 +225,7 @@ impl MethodSpec for PoolSpec {
 
     fn adapter(&self, tensors: &Tensors) -> Result<Adapter> {
         let banks = self.adapted_layers().map(|layer| self.stacked(tensors, layer)?.bank(self)).collect::<Result<_>>()?;
-        Ok(Adapter::new(self.first_adapted_layer, banks))
+        Ok(Adapter::low_rank(self.first_adapted_layer, banks))
     }
 }
 
@@ -335,8 +336,8 @@ impl Learner for Experts {
         Ok(out)
     }
 
-    fn pairs(&self, layer: usize, queries: PerModality<&Tensor>) -> Result<FactorPairs> {
-        self.layers[layer - self.spec.first_adapted_layer].pairs(&self.spec, queries)
+    fn additions(&self, layer: usize, input: LayerInput<'_>) -> Result<Additions> {
+        Ok(self.layers[layer - self.spec.first_adapted_layer].pairs(&self.spec, input.queries)?.into())
     }
 }
 
@@ -548,7 +549,8 @@ mod tests {
             let adapter = spec.adapter(&model.to_tensors().unwrap()).unwrap();
             let queries = PerModality { image: random(&[3, 8]), text: random(&[3, 8]) };
             for layer in adapter.layers() {
-                let learnt = model.pairs(layer, PerModality { image: &queries.image, text: &queries.text }).unwrap();
+                let of_layer = PerModality { image: &queries.image, text: &queries.text };
+                let learnt = model.additions(layer, LayerInput { queries: of_layer, frozen_cls: None }).unwrap().pairs.unwrap();
                 assert_eq!(learnt.pairs, if modality_pools { 4 } else { 2 }, "two of each pool");
                 let bank = adapter.bank(layer).unwrap();
                 for sample in 0..3 {

@@ -1,12 +1,11 @@
 //! A linear head on the frozen pooled output; this method adds nothing to the backbone.
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Result, Var};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, Target, Tensors};
-use crate::modality::PerModality;
+use super::{Adapter, Additions, BackboneShape, LayerInput, Learner, LossTerm, MethodKind, MethodSpec, Target, Tensors};
 
 /// The backbone that the head is made for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,7 +58,7 @@ impl MethodSpec for LinearSpec {
     }
 
     fn adapter(&self, _: &Tensors) -> Result<Adapter> {
-        Ok(Adapter::new(self.layers, Vec::new()))
+        Ok(Adapter::default())
     }
 }
 
@@ -76,7 +75,7 @@ impl Learner for Nothing {
         Ok(Tensors::new())
     }
 
-    fn pairs(&self, layer: usize, _: PerModality<&Tensor>) -> Result<FactorPairs> {
-        candle_core::bail!("a linear head adds nothing to layer {layer}")
+    fn additions(&self, _: usize, _: LayerInput<'_>) -> Result<Additions> {
+        Ok(Additions::default())
     }
 }

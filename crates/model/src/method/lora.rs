@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::factors::{BankShape, FactorBank};
 use super::normal::gaussian;
 use super::{
-    Adapter, BackboneShape, FactorPairs, Learner, LossTerm, MethodKind, MethodSpec, Target, Tensors, check_update, flat, tensor_of,
+    Adapter, Additions, BackboneShape, FactorPairs, LayerInput, Learner, LossTerm, MethodKind, MethodSpec, Target, Tensors, check_update,
+    flat, tensor_of,
 };
-use crate::modality::PerModality;
 
 /// The shape of one task's update: ΔW = α Σ_i b_i ⊗ a_i for query, key and value in each adapted layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,7 +114,7 @@ impl MethodSpec for LoraSpec {
             let [a, b] = self.factors(tensors, layer)?;
             Ok(FactorBank::new(shape, self.alpha as f32, flat(&a)?, flat(&b)?, None))
         });
-        Ok(Adapter::new(self.first_adapted_layer, banks.collect::<Result<_>>()?))
+        Ok(Adapter::low_rank(self.first_adapted_layer, banks.collect::<Result<_>>()?))
     }
 }
 
@@ -155,12 +155,12 @@ impl Learner for Lora {
         Ok(out)
     }
 
-    fn pairs(&self, layer: usize, queries: PerModality<&Tensor>) -> Result<FactorPairs> {
+    fn additions(&self, layer: usize, input: LayerInput<'_>) -> Result<Additions> {
         let LoraSpec { rank, alpha, hidden, first_adapted_layer, .. } = &self.spec;
         let LayerLora { a, b } = &self.layers[layer - first_adapted_layer];
-        let (samples, rows) = (queries.image.dim(0)?, Target::COUNT * rank);
+        let (samples, rows) = (input.samples()?, Target::COUNT * rank);
         let of_all = |factors: &Tensor| factors.reshape((1, rows, *hidden))?.expand((samples, rows, *hidden))?.contiguous();
-        Ok(FactorPairs { a: of_all(a)?, b: of_all(&(b.as_tensor() * *alpha)?)?, pairs: *rank })
+        Ok(FactorPairs { a: of_all(a)?, b: of_all(&(b.as_tensor() * *alpha)?)?, pairs: *rank }.into())
     }
 }
 
@@ -168,6 +168,7 @@ impl Learner for Lora {
 mod tests {
     use super::*;
     use crate::method::{Method, TaskModel};
+    use crate::modality::PerModality;
 
     #[test]
     fn artifact_tensors_give_the_same_parameters_back_and_are_served_as_they_were_learnt() {
@@ -187,7 +188,8 @@ mod tests {
         let adapter = spec.adapter(&tensors).unwrap();
         assert_eq!(adapter.layers(), 1..3);
         for layer in adapter.layers() {
-            let learnt = model.pairs(layer, PerModality { image: &query, text: &query }).unwrap();
+            let queries = PerModality { image: &query, text: &query };
+            let learnt = model.additions(layer, LayerInput { queries, frozen_cls: None }).unwrap().pairs.unwrap();
             let bank = adapter.bank(layer).unwrap();
             let mut served = vec![0.0; 8];
             for (group, choice) in bank.unrouted().iter().enumerate() {

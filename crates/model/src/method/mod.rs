@@ -8,30 +8,39 @@
 //! - [`delo`]: low-rank experts, chosen for each sample by routers.
 //! - [`lora`]: one static low-rank update for all samples of a task.
 //! - [`linear`]: a head on the frozen pooled output, nothing else.
+//! - [`dualprompt`]: prefixes of keys and values in the first layers, the same for all samples of a task.
+//! - [`l2p`]: prompts at the input, chosen for each sample from the task's pool.
+pub mod adapter;
+pub mod additions;
 pub mod backend_copies;
 pub mod delo;
+pub mod dualprompt;
 pub mod factors;
+pub mod l2p;
 pub mod linear;
 pub mod lora;
 pub mod normal;
 pub mod numbers;
 pub mod pool;
+pub mod prefix;
+pub mod prompts;
 pub mod selection;
 mod task_model;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::str::FromStr;
 
 use candle_core::{Result, Tensor, Var};
-use delo_kernels::Precision;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::modality::PerModality;
+pub use adapter::Adapter;
+pub use additions::{Additions, ChosenKeys, FactorPairs, LayerInput, Prompts, SampleRows};
 pub use delo::{Layout, PoolSpec};
-use factors::FactorBank;
+pub use dualprompt::DualPromptSpec;
+pub use l2p::L2pSpec;
 pub use linear::LinearSpec;
 pub use lora::LoraSpec;
 pub use normal::normals;
@@ -52,11 +61,16 @@ pub enum MethodKind {
     Lora,
     /// A linear head alone.
     Linear,
+    /// Prefixes of keys and values in the first layers.
+    #[serde(rename = "dualprompt")]
+    DualPrompt,
+    /// Prompts at the input, chosen for each sample from the task's pool.
+    L2p,
 }
 
 impl MethodKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Delo, Self::Lora, Self::Linear];
+    pub const ALL: [Self; 5] = [Self::Delo, Self::Lora, Self::Linear, Self::DualPrompt, Self::L2p];
 }
 
 impl fmt::Display for MethodKind {
@@ -65,6 +79,8 @@ impl fmt::Display for MethodKind {
             Self::Delo => "delo",
             Self::Lora => "lora",
             Self::Linear => "linear",
+            Self::DualPrompt => "dualprompt",
+            Self::L2p => "l2p",
         })
     }
 }
@@ -74,7 +90,10 @@ impl FromStr for MethodKind {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let found = Self::ALL.into_iter().find(|kind| kind.to_string() == text);
-        found.ok_or_else(|| format!("{text:?} is no method: give delo, lora or linear"))
+        found.ok_or_else(|| {
+            let names = Self::ALL.map(|kind| kind.to_string());
+            format!("{text:?} is no method: give one of {}", names.join(", "))
+        })
     }
 }
 
@@ -98,6 +117,17 @@ pub enum Method {
         /// The backbone that the head is made for.
         linear: LinearSpec,
     },
+    /// Prefixes of keys and values in the first layers.
+    #[serde(rename = "dualprompt")]
+    DualPrompt {
+        /// The lengths of the prefixes.
+        dualprompt: DualPromptSpec,
+    },
+    /// Prompts at the input, chosen for each sample from the task's pool.
+    L2p {
+        /// The shape of the pool.
+        l2p: L2pSpec,
+    },
 }
 
 impl Deref for Method {
@@ -108,6 +138,8 @@ impl Deref for Method {
             Self::Delo { pools } => pools,
             Self::Lora { lora } => lora,
             Self::Linear { linear } => linear,
+            Self::DualPrompt { dualprompt } => dualprompt,
+            Self::L2p { l2p } => l2p,
         }
     }
 }
@@ -133,7 +165,7 @@ pub trait MethodSpec: Debug {
     /// The backbone that it is made for.
     fn backbone(&self) -> BackboneShape;
 
-    /// The first layer that the method adapts. All layers before it are frozen and shared by all tasks. The
+    /// The first layer that the method adapts: where it adds low-rank updates, prefixes or prompts. All layers before it are frozen and shared by all tasks. The
     /// number of layers where the method adapts none.
     fn first_adapted_layer(&self) -> usize;
 
@@ -162,6 +194,12 @@ pub trait MethodSpec: Debug {
         None
     }
 
+    /// Whether it chooses what a sample gets by the text CLS of the frozen backbone after its final norm. Such
+    /// a sample takes a frozen pass of its own, also where its task is given.
+    fn reads_frozen_cls(&self) -> bool {
+        false
+    }
+
     /// The terms of the loss in addition to the classification loss (METHOD.md 5).
     fn terms(&self) -> &'static [LossTerm];
 
@@ -187,7 +225,8 @@ pub trait MethodSpec: Debug {
     fn adapter(&self, tensors: &Tensors) -> Result<Adapter>;
 }
 
-/// A term of the loss for complete samples, which have a query of each modality (METHOD.md 5).
+/// A term of the loss in addition to the classification loss. The first two are of complete samples, which
+/// have a query of each modality (METHOD.md 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossTerm {
     /// L_align = 1 − cos(q^v, q^t).
@@ -195,6 +234,8 @@ pub enum LossTerm {
     /// L_con = KL(p_true ‖ p_proxy): the divergence between the predictions from the true query and from its
     /// proxy.
     Consistency,
+    /// Σ (1 − cos(frozen text CLS, key)) over the keys that a sample chose (METHOD.md 8).
+    KeyPull,
 }
 
 /// A method's parameters while they learn.
@@ -208,61 +249,24 @@ pub trait Learner: Debug + Send + Sync {
     /// The copies cannot be made.
     fn tensors(&self) -> Result<Tensors>;
 
-    /// The low-rank update of each sample in an adapted layer, differentiable, given the samples' queries of
-    /// that layer, `[samples, d]` for each modality.
+    /// What each sample gets in a layer, differentiable; nothing in a layer that the method leaves as it is.
     ///
     /// # Errors
     /// A tensor operation fails.
-    fn pairs(&self, layer: usize, queries: PerModality<&Tensor>) -> Result<FactorPairs>;
+    fn additions(&self, layer: usize, input: LayerInput<'_>) -> Result<Additions>;
+
+    /// The keys that the samples choose prompts by, given their frozen text CLS `[samples, d]`; `None` where the
+    /// method has no keys.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    fn chosen_keys(&self, _frozen_cls: &Tensor) -> Result<Option<ChosenKeys>> {
+        Ok(None)
+    }
 
     /// The number of learning parameters.
     fn parameters(&self) -> usize {
         self.vars().values().map(|var| var.elem_count()).sum()
-    }
-}
-
-/// The low-rank updates of some samples in one layer. The update of a target is Σ b ⊗ a over its pairs.
-#[derive(Debug)]
-pub struct FactorPairs {
-    /// The factors a, `[samples, targets · pairs, d]`, target by target.
-    pub a: Tensor,
-    /// The factors b, multiplied by α, in the same shape and order.
-    pub b: Tensor,
-    /// Pairs of one target.
-    pub pairs: usize,
-}
-
-/// What a partition adds to the backbone's layers, ready to serve. The engine knows nothing else of a method.
-///
-/// Every method here adds low-rank updates of query, key and value. A method that adds tokens at the input
-/// (L2P, MSP) or prefixes of keys and values (DualPrompt, RebQ) needs a second field beside `banks`, which
-/// the backends read where they read `banks`; ARCHITECTURE.md says how.
-#[derive(Clone, Debug)]
-pub struct Adapter {
-    first_layer: usize,
-    banks: Vec<FactorBank>,
-}
-
-impl Adapter {
-    /// An adapter of the factors of consecutive layers; the first bank is of `first_layer`.
-    pub fn new(first_layer: usize, banks: Vec<FactorBank>) -> Self {
-        Self { first_layer, banks }
-    }
-
-    /// The layers that it adapts.
-    pub fn layers(&self) -> Range<usize> {
-        self.first_layer..self.first_layer + self.banks.len()
-    }
-
-    /// The factors of a layer; `None` where the layer is not adapted.
-    pub fn bank(&self, layer: usize) -> Option<&FactorBank> {
-        self.banks.get(layer.checked_sub(self.first_layer)?)
-    }
-
-    /// The same adapter with its numbers in another format.
-    #[must_use]
-    pub fn in_precision(self, precision: Precision) -> Self {
-        Self { banks: self.banks.into_iter().map(|bank| bank.in_precision(precision)).collect(), ..self }
     }
 }
 
@@ -321,13 +325,14 @@ mod tests {
 
     #[test]
     fn every_method_and_layout_is_read_by_the_name_that_it_is_written_by() {
-        for (kind, name) in [(MethodKind::Delo, "delo"), (MethodKind::Lora, "lora"), (MethodKind::Linear, "linear")] {
+        for (kind, name) in MethodKind::ALL.into_iter().zip(["delo", "lora", "linear", "dualprompt", "l2p"]) {
             assert_eq!((kind.to_string().as_str(), name.parse()), (name, Ok(kind)));
+            assert_eq!(serde_json::to_value(kind).unwrap(), name);
         }
         for (layout, name) in [(Layout::RankOne, "rank_one"), (Layout::Slotted, "slotted")] {
             assert_eq!((layout.to_string().as_str(), name.parse()), (name, Ok(layout)));
         }
-        assert_eq!("full".parse::<MethodKind>().unwrap_err(), "\"full\" is no method: give delo, lora or linear");
+        assert_eq!("full".parse::<MethodKind>().unwrap_err(), "\"full\" is no method: give one of delo, lora, linear, dualprompt, l2p");
         assert_eq!("dense".parse::<Layout>().unwrap_err(), "\"dense\" is no layout: give rank_one or slotted");
     }
 
@@ -337,6 +342,8 @@ mod tests {
             (Method::Delo { pools: delo(4, 2, 3) }, MethodKind::Delo, 3, 3, 2),
             (Method::Lora { lora: lora(4, 1.0, 2) }, MethodKind::Lora, 2, 3, 0),
             (Method::Linear { linear: LinearSpec { layers: 6, hidden: 8 } }, MethodKind::Linear, 6, 0, 0),
+            (Method::DualPrompt { dualprompt: DualPromptSpec::of(6, 8) }, MethodKind::DualPrompt, 0, 0, 0),
+            (Method::L2p { l2p: L2pSpec::of(6, 8) }, MethodKind::L2p, 0, 0, 1),
         ];
         for (method, kind, first, targets, terms) in methods {
             let header = serde_json::to_value(&method).unwrap();
@@ -350,6 +357,9 @@ mod tests {
         }
         assert_eq!(delo(4, 2, 3).summary(), "4 experts, rank 2, alpha 2, from layer 3 of 6");
         assert_eq!(lora(4, 1.5, 2).summary(), "rank 4, alpha 1.5, from layer 2 of 6");
+        let prefixes = DualPromptSpec::of(6, 8).summary();
+        assert_eq!(L2pSpec::of(6, 8).summary(), "5 of 10 prompts of 5 tokens at the input");
+        assert_eq!(prefixes, "prefixes of 5, 5, 20, 20, 20 keys and values in the first 5 of 6 layers");
     }
 
     #[test]

@@ -12,6 +12,19 @@ pub enum Numbers {
 }
 
 impl Numbers {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// `len` numbers from `start` on.
     pub fn slice(&self, start: usize, len: usize) -> NumbersRef<'_> {
         match self {

@@ -5,8 +5,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{FactorPairs, Learner, Method, Tensors, tensor_of};
-use crate::modality::PerModality;
+use super::{Additions, ChosenKeys, LayerInput, Learner, Method, Tensors, tensor_of};
 
 /// The parameters of one task, as variables that can learn.
 #[derive(Debug)]
@@ -89,12 +88,20 @@ impl TaskModel {
         Ok(out)
     }
 
-    /// The low-rank update of each sample in an adapted layer, see [`Learner::pairs`].
+    /// What each sample gets in a layer, see [`Learner::additions`].
     ///
     /// # Errors
     /// A tensor operation fails.
-    pub fn pairs(&self, layer: usize, queries: PerModality<&Tensor>) -> Result<FactorPairs> {
-        self.learner.pairs(layer, queries)
+    pub fn additions(&self, layer: usize, input: LayerInput<'_>) -> Result<Additions> {
+        self.learner.additions(layer, input)
+    }
+
+    /// The keys that the samples choose prompts by, see [`Learner::chosen_keys`].
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    pub fn chosen_keys(&self, frozen_cls: &Tensor) -> Result<Option<ChosenKeys>> {
+        self.learner.chosen_keys(frozen_cls)
     }
 
     /// The logits `[samples, classes]` of the pooled output `[samples, d]`.

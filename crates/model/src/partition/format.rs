@@ -11,13 +11,13 @@ use sha2::{Digest, Sha256};
 
 use super::{PartitionError, PartitionMeta, field, malformed};
 use crate::analytic::Analytic;
-use crate::method::{TaskModel, Tensors};
+use crate::method::{MethodKind, TaskModel, Tensors};
 use crate::routing::SessionKeys;
 
 /// The value of `format` in the header.
 const FORMAT: &str = "delo-partition";
 /// The newest format version that this program reads.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 /// The longest task name or label, in bytes.
 const MAX_NAME: usize = 256;
 /// The largest number of classes of a task.
@@ -70,9 +70,19 @@ fn checksum<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], 
 
 /// The oldest format version in which all of this description has a meaning. Version 1 names no method,
 /// version 2 does. A program that reads version 2 alone would cut texts at the checkpoint's own number of
-/// positions, and take a method that lacks a part for the whole one: such partitions are of version 3.
+/// positions, and take a method that lacks a part for the whole one: such partitions are of version 3. A
+/// program that reads version 3 alone does not know the methods with prefixes or prompts: they are of version 4.
 fn format_version(meta: &PartitionMeta) -> u32 {
-    if meta.text_positions.is_some() || meta.method.ablation().is_some() { 3 } else { 2 }
+    match meta.method.kind() {
+        MethodKind::DualPrompt | MethodKind::L2p => 4,
+        MethodKind::Delo | MethodKind::Lora | MethodKind::Linear => {
+            if meta.text_positions.is_some() || meta.method.ablation().is_some() {
+                3
+            } else {
+                2
+            }
+        }
+    }
 }
 
 /// The bytes of an artifact.

@@ -50,7 +50,7 @@ pub struct PartitionMeta {
     pub labels: Vec<String>,
     /// Whether a sample may have several labels: scores are then independent sigmoids, not a softmax.
     pub multi_label: bool,
-    /// The method and its dimensions: the fields `method` and, for the method, `pools`, `lora` or `linear`.
+    /// The method and its dimensions: the fields `method` and [`crate::method::MethodSpec::field`].
     #[serde(flatten)]
     pub method: Method,
     /// The names of the adapted linear maps: those of [`crate::method::MethodSpec::targets`].

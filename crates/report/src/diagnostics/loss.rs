@@ -114,7 +114,17 @@ mod tests {
 
     fn record(step: usize) -> StepRecord {
         let alignment = (step.is_multiple_of(2)).then_some(0.5);
-        StepRecord { step, epoch: 0, lr: 1e-3, loss: step as f64, classification: 1.0, alignment, consistency: None, seconds: 0.1 }
+        StepRecord {
+            step,
+            epoch: 0,
+            lr: 1e-3,
+            loss: step as f64,
+            classification: 1.0,
+            alignment,
+            consistency: None,
+            key_pull: None,
+            seconds: 0.1,
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::Label;
 use delo_engine::TaskOutput;
 use delo_model::PerModality;
+use delo_model::method::ChosenKeys;
 
 /// Which layers' query signals L_align draws together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +56,8 @@ pub struct Objective {
     pub consistency: f64,
     /// The layers of L_align.
     pub aligned_layers: AlignedLayers,
+    /// Weight of the pull of keys to the samples that chose them.
+    pub key_pull: f64,
 }
 
 /// The samples of one step. The task's output has a row for each of them, then a row for the proxied copy of
@@ -79,6 +82,9 @@ pub struct Losses {
     pub alignment: Option<Tensor>,
     /// L_con, a scalar.
     pub consistency: Option<Tensor>,
+    /// Σ (1 − cos(frozen text CLS, key)) over the keys that a sample chose, the mean over samples (METHOD.md 8);
+    /// a scalar.
+    pub key_pull: Option<Tensor>,
 }
 
 impl Objective {
@@ -112,7 +118,13 @@ impl Objective {
                 consistency = Some(term);
             }
         }
-        Ok(Losses { total, classification, alignment, consistency })
+        let mut key_pull = None;
+        if let Some(ChosenKeys { keys, queries, chosen }) = output.chosen_keys.as_ref().filter(|_| self.key_pull > 0.0) {
+            let term = (self::alignment(queries, keys)? * *chosen as f64)?;
+            total = (total + (&term * self.key_pull)?)?;
+            key_pull = Some(term);
+        }
+        Ok(Losses { total, classification, alignment, consistency, key_pull })
     }
 }
 
@@ -271,10 +283,12 @@ mod tests {
                 PerModality { image: tensor(&[[1.0, 0.0].as_slice(); 3]), text: tensor(&[[0.0, 1.0].as_slice(); 3]) },
                 PerModality { image: tensor(&[[1.0, 1.0].as_slice(); 3]), text: tensor(&[[1.0, 1.0].as_slice(); 3]) },
             ],
+            chosen_keys: None,
         };
         let labels = [Label::Class(0), Label::Class(1)];
         let batch = Batch { targets: targets(&[&labels[0], &labels[1]], &Device::Cpu).unwrap(), complete: vec![1] };
-        let objective = Objective { multi_label: false, alignment: 0.1, consistency: 0.2, aligned_layers: AlignedLayers::All };
+        let objective =
+            Objective { multi_label: false, alignment: 0.1, consistency: 0.2, aligned_layers: AlignedLayers::All, key_pull: 0.5 };
         let losses = objective.losses(&output, &batch).unwrap();
         let [c, a, k] = [Some(&losses.classification), losses.alignment.as_ref(), losses.consistency.as_ref()].map(|t| value(t.unwrap()));
         close(a, 0.5);
@@ -282,6 +296,17 @@ mod tests {
         close(value(&losses.total), c + 0.1 * a + 0.2 * k);
         let last = Objective { aligned_layers: AlignedLayers::Last, ..objective }.losses(&output, &batch).unwrap();
         close(value(last.alignment.as_ref().unwrap()), 0.0);
+
+        // Two samples and two keys of each: cosines of 1 and 0, and of −1 and 0.
+        let keys = tensor(&[&[2.0, 0.0], &[0.0, 3.0], &[-1.0, 0.0], &[0.0, 1.0]]);
+        let pulled = TaskOutput {
+            chosen_keys: Some(ChosenKeys { keys, queries: tensor(&[[1.0, 0.0].as_slice(); 4]), chosen: 2 }),
+            logits: output.logits.clone(),
+            queries: Vec::new(),
+        };
+        let with_pull = objective.losses(&pulled, &batch).unwrap();
+        close(value(with_pull.key_pull.as_ref().unwrap()), ((0.0 + 1.0) + (2.0 + 1.0)) / 2.0);
+        close(value(&with_pull.total), c + 0.2 * k + 0.5 * 2.0);
 
         let off = Objective { alignment: 0.0, consistency: 0.0, ..objective }.losses(&output, &batch).unwrap();
         assert!(off.alignment.is_none() && off.consistency.is_none());

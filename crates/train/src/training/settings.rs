@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use super::objective::{AlignedLayers, Objective};
 use super::optimiser::AdamWConfig;
 use delo_kernels::Precision;
-use delo_model::method::{Layout, LinearSpec, LoraSpec, LossTerm, Method, MethodKind, PoolSpec};
+use delo_model::method::{DualPromptSpec, L2pSpec, Layout, LinearSpec, LoraSpec, LossTerm, Method, MethodKind, PoolSpec};
 
 /// All that decides what a session learns, its data and backbone apart. Stored in the artifact under these
 /// names.
@@ -170,7 +170,7 @@ impl Settings {
                 demand((1..=self.experts).contains(&self.rank), "--rank", &self.rank, &expected)?;
             }
             MethodKind::Lora => demand(self.rank > 0, "--rank", &self.rank, "give 1 or more")?,
-            MethodKind::Linear => {}
+            MethodKind::Linear | MethodKind::DualPrompt | MethodKind::L2p => {}
         }
         demand(self.alpha.is_finite(), "--alpha", &self.alpha, "give a finite number")?;
         let expected = format!("the backbone has layers 0 to {}; {layers} means no adapter", layers.saturating_sub(1));
@@ -202,6 +202,8 @@ impl Settings {
             },
             MethodKind::Lora => Method::Lora { lora: LoraSpec { rank, alpha, first_adapted_layer, layers, hidden } },
             MethodKind::Linear => Method::Linear { linear: LinearSpec { layers, hidden } },
+            MethodKind::DualPrompt => Method::DualPrompt { dualprompt: DualPromptSpec::of(layers, hidden) },
+            MethodKind::L2p => Method::L2p { l2p: L2pSpec::of(layers, hidden) },
         }
     }
 
@@ -220,9 +222,13 @@ impl Settings {
             alignment: weight(LossTerm::Alignment, self.lambda_align),
             consistency: weight(LossTerm::Consistency, self.lambda_con),
             aligned_layers: self.aligned_layers,
+            key_pull: weight(LossTerm::KeyPull, KEY_PULL),
         }
     }
 }
+
+/// The weight of the pull of keys to the samples that chose them (METHOD.md 8).
+const KEY_PULL: f64 = 0.5;
 
 #[cfg(test)]
 mod tests {
@@ -251,11 +257,12 @@ mod tests {
     }
 
     #[test]
-    fn a_method_without_routers_has_one_loss() {
-        for method in [MethodKind::Lora, MethodKind::Linear] {
+    fn a_method_without_routers_has_one_loss_and_l2p_draws_its_keys() {
+        for method in [MethodKind::Lora, MethodKind::Linear, MethodKind::DualPrompt, MethodKind::L2p] {
             let settings = Settings { method, ..Settings::default() };
             let objective = settings.objective(false, &settings.method(6, 8));
             assert_eq!((objective.alignment, objective.consistency), (0.0, 0.0), "{method}");
+            assert_eq!(objective.key_pull, if method == MethodKind::L2p { 0.5 } else { 0.0 });
         }
     }
 

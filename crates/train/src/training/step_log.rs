@@ -14,7 +14,7 @@ pub struct StepRecord {
     pub epoch: usize,
     /// The step's learning rate.
     pub lr: f64,
-    /// L = classification + λ1 alignment + λ2 consistency.
+    /// L = classification + λ1 alignment + λ2 consistency, or classification + 0.5 key_pull.
     pub loss: f64,
     /// L_c.
     pub classification: f64,
@@ -22,6 +22,9 @@ pub struct StepRecord {
     pub alignment: Option<f64>,
     /// L_con, before weighting.
     pub consistency: Option<f64>,
+    /// The pull of the chosen keys, before weighting; left out where the method has no keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_pull: Option<f64>,
     /// Wall time of the step, in seconds.
     pub seconds: f64,
 }
@@ -82,6 +85,7 @@ mod tests {
             classification: 1.0,
             alignment: None,
             consistency: Some(0.5),
+            key_pull: None,
             seconds: 0.1,
         };
         let mut log = StepLog::open(&path, 0).unwrap();

@@ -102,6 +102,7 @@ impl<'a> Steps<'a> {
             classification: value(&losses.classification)?,
             alignment: losses.alignment.as_ref().map(value).transpose()?,
             consistency: losses.consistency.as_ref().map(value).transpose()?,
+            key_pull: losses.key_pull.as_ref().map(value).transpose()?,
             seconds: start.elapsed().as_secs_f64(),
         })
     }

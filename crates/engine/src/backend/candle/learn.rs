@@ -12,8 +12,9 @@ use super::{CandleBackend, Layer, cls};
 use crate::backend::Backend;
 use crate::learn::TaskOutput;
 use crate::packed::{Packed, Span};
+use delo_model::method::adapter::PROMPTS_ON_CPUS;
 use delo_model::method::factors::CPU_ALONE;
-use delo_model::method::{FactorPairs, Target, TaskModel};
+use delo_model::method::{Additions, FactorPairs, LayerInput, Target, TaskModel};
 use delo_model::vilt::LayerNorm;
 use delo_model::{Modality, PerModality};
 
@@ -39,12 +40,17 @@ impl CandleBackend {
         if !task.method().cross_modal_guide() {
             candle_core::bail!("{CPU_ALONE}");
         }
+        if task.method().reads_frozen_cls() {
+            candle_core::bail!("{PROMPTS_ON_CPUS}");
+        }
         let batch = LearningBatch::of(self, &packed.spans)?;
         let mut hidden = self.load_tensor(&packed.hidden)?;
         let mut of_layers = Vec::new();
         for (index, layer) in self.layers.iter().enumerate().skip(task.method().first_adapted_layer()) {
             let queries = batch.queries(&hidden)?;
-            let factors = batch.factors(task.pairs(index, queries.as_ref())?)?;
+            let additions = task.additions(index, LayerInput { queries: queries.as_ref(), frozen_cls: None })?;
+            let Additions { pairs: Some(pairs), prompts: None, prefix: None } = additions else { candle_core::bail!("{PROMPTS_ON_CPUS}") };
+            let factors = batch.factors(pairs)?;
             // The pooler reads only the text CLS of the last layer.
             hidden = if index + 1 == self.layers.len() {
                 self.learn_cls_layer(layer, &hidden, &batch, &factors)?
@@ -57,7 +63,7 @@ impl CandleBackend {
             hidden = cls(&hidden, batch.spans)?;
         }
         let pooled = frozen(&self.pooler.dense, &normalise(&self.pooler.layernorm, &hidden)?)?.tanh()?;
-        Ok(TaskOutput { logits: task.head(&pooled)?, queries: of_layers })
+        Ok(TaskOutput { logits: task.head(&pooled)?, queries: of_layers, chosen_keys: None })
     }
 
     /// One pre-norm encoder layer with each sample's factors: `[tokens, d]` → `[tokens, d]`.

@@ -165,6 +165,7 @@ impl Backend for CandleBackend {
     }
 
     fn start<'a>(&self, spans: &'a [Span], _: Range<usize>, adapters: Option<&Adapters<'_>>) -> Result<Batch<'a>> {
+        adapters.map_or(Ok(()), Adapters::check_for_gpu)?;
         let groups = Group::of(spans);
         let averages = match adapters {
             Some(_) => groups.iter().map(|group| Averages::of(group, spans, &self.device)).collect::<Result<_>>()?,

@@ -2,6 +2,7 @@
 mod embed;
 pub(crate) mod learning;
 pub(super) mod low_rank;
+mod prefixes;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +12,7 @@ use candle_core::{Device, Result, Tensor};
 use crate::backend::{Adapters, Backend, Dummy};
 use crate::packed::Span;
 use crate::tensors::{values_of, with_values};
-use delo_kernels::attention::{Attended, attention};
+use delo_kernels::attention::{Attended, attention_with_prefixes};
 use delo_kernels::elementwise::{gelu, tanh};
 use delo_kernels::norm::{Norm, mean};
 use delo_kernels::{
@@ -24,6 +25,7 @@ use delo_model::vilt::{Description, LayerNorm, Linear, Loader, ViltError};
 use embed::Embeddings;
 use learning::LearningMatrices;
 use low_rank::LayerUpdate;
+use prefixes::LayerPrefixes;
 
 /// Rows of one sample in one piece of work that normalises and projects.
 const ROWS: usize = 42;
@@ -218,19 +220,20 @@ impl<F: Format> CpuBackend<F> {
         index: usize,
         hidden: &mut Matrix<f32>,
         spans: &[Span],
-        update: Option<&LayerUpdate<'_, F::Float>>,
+        added: &LayerAdditions<'_, F::Float>,
         w: &mut Workspace<F::Float>,
     ) {
-        let (layer, d) = (&self.layers[index], hidden.width());
+        let LayerAdditions { update, prefixes } = added;
+        let (layer, d, update) = (&self.layers[index], hidden.width(), update.as_ref());
         self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
         w.qkv.reshape(hidden.rows(), Target::COUNT * d);
         let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
         let sink = QkvSink { isa: self.kernel.isa, d, update: update.map(|update| (update, &w.u)), owners: &owners, out: w.qkv.view_mut() };
         product(&self.kernel, w.x.view(), &layer.qkv.weight, Some(&layer.qkv.bias), &sink);
-        let attended: Vec<Attended> =
-            owners.iter().map(|owner| Attended { tokens: owner.rows.clone(), queries: owner.rows.clone() }).collect();
+        let attended = |owner: &Owner| Attended { prefix: prefixes.rows(owner.sample), ..Attended::to_itself(owner.rows.clone()) };
+        let attended: Vec<Attended> = owners.iter().map(attended).collect();
         let parts = [0, 1, 2].map(|part| w.qkv.view().columns(part * d..(part + 1) * d));
-        attention(&self.float_kernel, parts, &attended, self.heads, &w.x.view_mut());
+        attention_with_prefixes(&self.float_kernel, parts, prefixes.parts(), &attended, self.heads, &w.x.view_mut());
         self.after_attention(layer, hidden, &mut w.x, &mut w.inner);
     }
 
@@ -253,10 +256,11 @@ impl<F: Format> CpuBackend<F> {
         index: usize,
         hidden: &Matrix<f32>,
         spans: &[Span],
-        update: Option<&LayerUpdate<'_, F::Float>>,
+        added: &LayerAdditions<'_, F::Float>,
         w: &mut Workspace<F::Float>,
     ) -> Matrix<f32> {
-        let (layer, d, samples) = (&self.layers[index], hidden.width(), spans.len());
+        let LayerAdditions { update, prefixes } = added;
+        let (layer, d, samples, update) = (&self.layers[index], hidden.width(), spans.len(), update.as_ref());
         self.normalise(&layer.norm_before, hidden, spans, update, &mut w.x, &mut w.u);
         w.qkv.reshape(hidden.rows(), Target::COUNT * d);
         let owners: Vec<Owner> = spans.iter().enumerate().map(|(sample, span)| Owner { sample, rows: span.start..span.end() }).collect();
@@ -277,10 +281,11 @@ impl<F: Format> CpuBackend<F> {
             QkvSink { isa: self.kernel.isa, d, update: update.map(|update| (update, &w.cls_u)), owners: &owners, out: qkv.view_mut() };
         product_panels(&self.kernel, x.view(), &map.weight, Some(&map.bias), 0..d.div_ceil(PANEL), &sink);
 
-        let attended: Vec<Attended> =
-            spans.iter().enumerate().map(|(i, span)| Attended { tokens: span.start..span.end(), queries: i..i + 1 }).collect();
+        let attended = |(i, span): (usize, &Span)| Attended { tokens: span.start..span.end(), queries: i..i + 1, prefix: prefixes.rows(i) };
+        let attended: Vec<Attended> = spans.iter().enumerate().map(attended).collect();
         let all = |part: usize| w.qkv.view().columns(part * d..(part + 1) * d);
-        attention(&self.float_kernel, [qkv.view().columns(0..d), all(1), all(2)], &attended, self.heads, &x.view_mut());
+        let parts = [qkv.view().columns(0..d), all(1), all(2)];
+        attention_with_prefixes(&self.float_kernel, parts, prefixes.parts(), &attended, self.heads, &x.view_mut());
         let mut hidden = Matrix::of_rows(hidden.view(), cls());
         self.after_attention(layer, &mut hidden, x, inner);
         hidden
@@ -302,15 +307,19 @@ impl<F: Format> CpuBackend<F> {
         (0..out.rows()).map(|row| out.row(row).to_vec()).collect()
     }
 
-    /// Chooses the samples' factors in a layer; `None` where no sample is adapted.
-    fn update<'a>(
+    /// What the samples' tasks add to a layer: chooses the samples' factors, and copies their prefixes.
+    fn additions<'a>(
         &self,
         layer: usize,
         hidden: &Matrix<f32>,
         spans: &[Span],
         adapters: Option<&Adapters<'a>>,
-    ) -> Option<LayerUpdate<'a, F::Float>> {
-        LayerUpdate::route(self.kernel.isa, &adapters?.layer(layer), hidden.view(), spans)
+    ) -> LayerAdditions<'a, F::Float> {
+        let prefixes = adapters.map_or_else(|| vec![None; spans.len()], |adapters| adapters.prefixes(layer));
+        LayerAdditions {
+            update: adapters.and_then(|adapters| LayerUpdate::route(self.kernel.isa, &adapters.layer(layer), hidden.view(), spans)),
+            prefixes: LayerPrefixes::of(&prefixes, hidden.width()),
+        }
     }
 }
 
@@ -353,9 +362,9 @@ impl<F: Format> Backend for CpuBackend<F> {
         hidden: &mut Matrix<f32>,
         mut adapters: Option<&mut Adapters<'_>>,
     ) -> Result<()> {
-        let update = self.update(index, hidden, pass.spans, adapters.as_deref());
-        self.whole_layer(index, hidden, pass.spans, update.as_ref(), &mut pass.workspace);
-        note(&mut adapters, index, update);
+        let added = self.additions(index, hidden, pass.spans, adapters.as_deref());
+        self.whole_layer(index, hidden, pass.spans, &added, &mut pass.workspace);
+        note(&mut adapters, index, added.update);
         Ok(())
     }
 
@@ -366,9 +375,9 @@ impl<F: Format> Backend for CpuBackend<F> {
         hidden: &Matrix<f32>,
         mut adapters: Option<&mut Adapters<'_>>,
     ) -> Result<Matrix<f32>> {
-        let update = self.update(index, hidden, pass.spans, adapters.as_deref());
-        let cls = self.cls_layer(index, hidden, pass.spans, update.as_ref(), &mut pass.workspace);
-        note(&mut adapters, index, update);
+        let added = self.additions(index, hidden, pass.spans, adapters.as_deref());
+        let cls = self.cls_layer(index, hidden, pass.spans, &added, &mut pass.workspace);
+        note(&mut adapters, index, added.update);
         Ok(cls)
     }
 
@@ -379,6 +388,25 @@ impl<F: Format> Backend for CpuBackend<F> {
 
     fn cls(&self, hidden: &Matrix<f32>, spans: &[Span]) -> Result<Matrix<f32>> {
         Ok(Matrix::of_rows(hidden.view(), spans.iter().map(|span| span.start)))
+    }
+
+    fn normalised(&self, cls: &Matrix<f32>) -> Result<Vec<Vec<f32>>> {
+        let mut out = Matrix::<f32>::zeros(cls.rows(), cls.width());
+        self.norm.rows(self.kernel.isa, cls.view(), &out.view_mut());
+        Ok((0..out.rows()).map(|row| out.row(row).to_vec()).collect())
+    }
+
+    fn append(&self, hidden: &Matrix<f32>, spans: &[Span], rows: &[Vec<&[f32]>]) -> Result<Matrix<f32>> {
+        let more: usize = rows.iter().map(Vec::len).sum();
+        let mut out = Matrix::zeros(hidden.rows() + more, hidden.width());
+        let mut next = 0;
+        for (span, rows) in spans.iter().zip(rows) {
+            for values in (span.start..span.end()).map(|row| hidden.row(row)).chain(rows.iter().copied()) {
+                out.row_mut(next).copy_from_slice(values);
+                next += 1;
+            }
+        }
+        Ok(out)
     }
 
     fn pool(&self, cls: &Matrix<f32>) -> Result<Vec<Vec<f32>>> {
@@ -421,6 +449,13 @@ impl<F: Format> Backend for CpuBackend<F> {
 pub(crate) struct Pass<'a, E: Float> {
     spans: &'a [Span],
     workspace: Workspace<E>,
+}
+
+/// What the tasks of a batch's samples add to one layer.
+struct LayerAdditions<'a, E: Float> {
+    /// Low-rank updates; `None` where no sample has one.
+    update: Option<LayerUpdate<'a, E>>,
+    prefixes: LayerPrefixes<E>,
 }
 
 /// Notes the choices of a layer.

@@ -150,6 +150,7 @@ impl Backend for CudaBackend {
     }
 
     fn start<'a>(&self, spans: &'a [Span], layers: Range<usize>, adapters: Option<&Adapters<'_>>) -> Result<Plan<'a>> {
+        adapters.map_or(Ok(()), Adapters::check_for_gpu)?;
         Plan::new(&self.gpu, spans, layers, adapters, self.dtype)
     }
 
