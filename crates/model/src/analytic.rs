@@ -16,7 +16,8 @@ const BIAS: &str = "analytic.bias";
 /// λ of its ridge ([`Discriminant`]), chosen on the val splits of Emoji-CMML.
 const RIDGE: f64 = 1.0;
 
-/// What an artifact's header says of its analytic classifier.
+/// What an artifact's header says of its analytic classifier. The two factors may share a temperature, 1/τ, at which
+/// the scores are probabilities that hold.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AnalyticRecord {
     /// The signal that it reads.
@@ -25,6 +26,14 @@ pub struct AnalyticRecord {
     pub weight: f32,
     /// The factor of the head's logits in the scores.
     pub head_weight: f32,
+}
+
+impl AnalyticRecord {
+    /// The record whose scores have the temperature τ.
+    #[must_use]
+    pub fn divided_by(self, temperature: f32) -> Self {
+        Self { weight: self.weight / temperature, head_weight: self.head_weight / temperature, ..self }
+    }
 }
 
 /// The analytic classifier of a task. It depends on the task's own session alone.

@@ -57,8 +57,11 @@ impl Session<'_> {
         residual: Option<&Residual>,
         created: &str,
     ) -> Result<(Vec<u8>, ByPattern), TrainError> {
-        let SessionStatistics { keys, temperature, analytic } = self.statistics(samples, batches, residual)?;
-        let validation = self.validate(model, analytic.as_ref())?;
+        let SessionStatistics { keys, temperature, mut analytic } = self.statistics(samples, batches, residual)?;
+        let (validation, logits) = self.validate(model, analytic.as_ref())?;
+        if let Some(analytic) = &mut analytic {
+            analytic.record = analytic.record.divided_by(self.score_temperature(&logits));
+        }
         let mut meta = self.meta(model, &validation, created);
         meta.key.temperature = temperature;
         meta.analytic = analytic.as_ref().map(|analytic| analytic.record);
@@ -131,11 +134,11 @@ impl Session<'_> {
         identity
     }
 
-    /// Task-oracle score on the val split, in percent.
-    fn validate(&self, model: &TaskModel, analytic: Option<&Analytic>) -> Result<ByPattern, TrainError> {
+    /// Task-oracle score on the val split, in percent, and the logits of its samples.
+    fn validate(&self, model: &TaskModel, analytic: Option<&Analytic>) -> Result<(ByPattern, Vec<Vec<f32>>), TrainError> {
         let rows = self.data.rows(self.task, Split::Val);
         let threshold = self.data.multi_label.then_some(0.0);
-        let mut predictions = Vec::with_capacity(rows.len());
+        let mut all_logits = Vec::with_capacity(rows.len());
         let mut presence = Vec::with_capacity(rows.len());
         let samples = Samples::new(self.data, rows, self.missing, self.processor);
         samples.for_each_chunk(CHUNK, |_, chunk| {
@@ -147,15 +150,17 @@ impl Session<'_> {
                 let signals = self.engine.signals(&embedded, &[signal])?[&signal].to_vec2::<f32>()?;
                 logits.iter_mut().zip(&signals).for_each(|(logits, signal)| analytic.mix(signal, logits));
             }
-            predictions.extend(logits.iter().map(|row| predict(row, threshold)));
+            all_logits.extend(logits);
             presence.extend(chunk.iter().map(Sample::presence));
             Ok::<_, TrainError>(())
         })?;
-        Ok(ByPattern::of(&presence, |chosen| {
+        let predictions: Vec<_> = all_logits.iter().map(|row| predict(row, threshold)).collect();
+        let scores = ByPattern::of(&presence, |chosen| {
             let predicted: Vec<_> = chosen.iter().map(|&i| Some(&predictions[i])).collect();
             let truth: Vec<_> = chosen.iter().map(|&i| &self.data.items[rows[i]].label).collect();
             score(&predicted, &truth)
-        }))
+        });
+        Ok((scores, all_logits))
     }
 
     fn meta(&self, model: &TaskModel, validation: &ByPattern, created: &str) -> PartitionMeta {

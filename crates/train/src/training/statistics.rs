@@ -152,6 +152,18 @@ impl Session<'_> {
         Analytic::of(record, statistics, classes, &positive, mean).map_err(degenerate)
     }
 
+    /// The temperature at which the scores fit the val samples best, whose `logits` are given in the order of the
+    /// list. At least 1: some dozens of samples that are all right are no reason to be surer than the classifiers.
+    pub(super) fn score_temperature(&self, logits: &[Vec<f32>]) -> f32 {
+        if logits.is_empty() {
+            return 1.0;
+        }
+        let classes = self.data.tasks[self.task].labels.len();
+        let labels: Vec<Vec<f32>> = self.labels(Split::Val).iter().map(|label| flags(label, classes)).collect();
+        let wide: Vec<Vec<f64>> = logits.iter().map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect();
+        fitted_temperature(&wide, &labels, self.data.multi_label).max(1.0)
+    }
+
     /// The signals of the val samples.
     fn held_out(&self, signal: KeySignal) -> Result<Vec<Vec<f32>>, TrainError> {
         let samples = Samples::new(self.data, self.data.rows(self.task, Split::Val), self.missing, self.processor);
