@@ -97,15 +97,15 @@ fn prompts_beside_them_leave_the_bits_of_the_other_methods() {
     let others = &residents[..residents.len() - prompt_methods().len()];
     let without: Vec<Query> = (0..12).map(|seed| Query::given(random_sample(seed), others[seed as usize % others.len()].clone())).collect();
     let expected: Vec<_> = engine().classify(&catalogue(others), &without).into_iter().map(bits).collect();
-    // Behind each of these samples, one of a task with prompts.
+    // Before each of these samples, one of a task with prompts.
     let prompted = residents[others.len()..].iter().cycle();
     let mixed: Vec<Query> = without
         .iter()
         .zip(prompted)
         .enumerate()
-        .flat_map(|(i, (query, prompted))| [query.clone(), Query::given(random_sample(50 + i as u64), prompted.clone())])
+        .flat_map(|(i, (query, prompted))| [Query::given(random_sample(50 + i as u64), prompted.clone()), query.clone()])
         .collect();
-    let found: Vec<_> = engine().classify(&catalogue(&residents), &mixed).into_iter().step_by(2).map(bits).collect();
+    let found: Vec<_> = engine().classify(&catalogue(&residents), &mixed).into_iter().skip(1).step_by(2).map(bits).collect();
     assert_eq!(found, expected);
 }
 
