@@ -86,7 +86,7 @@ async fn a_partition_with_prompts_of_wrong_dimensions_is_refused_with_what_they_
     for (task, field, value, words) in [
         ("dualprompt", "lengths", serde_json::json!([3, 0, 4]), "a prefix of 0 keys: it has 1 to 1024"),
         ("dualprompt", "lengths", serde_json::json!([1, 1, 1, 1, 1, 1, 1]), "a backbone of 6 layers has them in 1 to 6"),
-        ("dualprompt", "lengths", serde_json::json!([3, 2, 4]), "tensor layers.1.key.prefix has shape"),
+        ("dualprompt", "lengths", serde_json::json!([6, 2, 4, 3, 2, 1]), "tensor layers.1.key.prefix has shape"),
         ("l2p", "chosen", serde_json::json!(5), "it must be 1 to the 4 of the pool"),
         ("l2p", "length", serde_json::json!(0), "together they have 1 to 1024 tokens"),
         ("l2p", "pool", serde_json::json!(5), "tensor prompts.tokens has shape"),

@@ -77,7 +77,10 @@ fn a_sample_of_any_method_has_the_bits_alone_that_it_has_in_a_mixed_batch() {
         for isa in Isa::available() {
             let engine = engine_with(Options { precision: Some(precision), isa: Some(isa), ..Options::default() });
             let residents = residents(methods());
-            let (catalogue, queries) = (catalogue(&residents), queries(&residents, 3));
+            // On the fastest instructions every method in every pattern, on the others every method once.
+            let step = if isa == Isa::detect() { 1 } else { 3 };
+            let queries: Vec<Query> = queries(&residents, 3).into_iter().step_by(step).collect();
+            let catalogue = catalogue(&residents);
             let classify = |pool: usize, queries: &[Query]| pools[pool].install(|| engine.classify(&catalogue, queries));
             let alone: Vec<_> = queries.iter().map(|query| bits(classify(0, std::slice::from_ref(query)).remove(0))).collect();
             let batches = if isa == Isa::detect() { &[(1, queries.len()), (0, 5)][..] } else { &[(1, queries.len())] };
@@ -97,15 +100,15 @@ fn prompts_beside_them_leave_the_bits_of_the_other_methods() {
     let others = &residents[..residents.len() - prompt_methods().len()];
     let without: Vec<Query> = (0..12).map(|seed| Query::given(random_sample(seed), others[seed as usize % others.len()].clone())).collect();
     let expected: Vec<_> = engine().classify(&catalogue(others), &without).into_iter().map(bits).collect();
-    // Behind each of these samples, one of a task with prompts.
+    // Before each of these samples, one of a task with prompts.
     let prompted = residents[others.len()..].iter().cycle();
     let mixed: Vec<Query> = without
         .iter()
         .zip(prompted)
         .enumerate()
-        .flat_map(|(i, (query, prompted))| [query.clone(), Query::given(random_sample(50 + i as u64), prompted.clone())])
+        .flat_map(|(i, (query, prompted))| [Query::given(random_sample(50 + i as u64), prompted.clone()), query.clone()])
         .collect();
-    let found: Vec<_> = engine().classify(&catalogue(&residents), &mixed).into_iter().step_by(2).map(bits).collect();
+    let found: Vec<_> = engine().classify(&catalogue(&residents), &mixed).into_iter().skip(1).step_by(2).map(bits).collect();
     assert_eq!(found, expected);
 }
 
