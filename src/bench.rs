@@ -37,8 +37,8 @@ pub enum Kind {
     Mixed,
 }
 
-/// What is measured: each combination of method, batch size, number of tasks, kind, and whether the task is given
-/// or decided. The combinations take turns run by run, so that a busy machine slows all of them.
+/// What is measured: each combination of method, batch size, number of tasks, kind, and whether the task is
+/// given or decided. The combinations take turns run by run, so that a busy machine slows all of them.
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// Height and width of every image, in pixels, multiples of the patch size.

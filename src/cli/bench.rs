@@ -39,9 +39,9 @@ enum BenchCommand {
 /// Measures whole forwards of batches whose samples are each of another task: the median of several, in
 /// requests per second.
 ///
-/// Several --method, --tasks, --samples and --batch give a row for each combination, measured in turn, so that rows
-/// can be compared on a busy machine. Prints `{"rows": [{"precision", "method", "batch", "tasks", "kind", "routed",
-/// "tokens", "seconds", "requests_per_second"}…], "kernel", "threads"}` with --json.
+/// Several --method, --tasks, --samples and --batch give a row for each combination, measured in turn, so
+/// that rows can be compared on a busy machine. Prints `{"rows": [{"precision", "method", "batch", "tasks",
+/// "kind", "routed", "tokens", "seconds", "requests_per_second"}…], "kernel", "threads"}` with --json.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     delo bench engine --json\n  \

@@ -28,8 +28,8 @@ struct Routed {
     candidates: Vec<Candidate>,
     /// The signals that were read for it.
     signals: Signals,
-    /// The text CLS of its frozen pass after the final norm, `[d]`; `None` where no partition that may serve it
-    /// chooses prompts by it.
+    /// The text CLS of its frozen pass after the final norm, `[d]`; `None` where no partition that may serve
+    /// it chooses prompts by it.
     frozen_cls: Option<Vec<f32>>,
 }
 

@@ -112,15 +112,15 @@ impl Engine {
         [self.backbone.config.patch_size; 2]
     }
 
-    /// Tokens that a query adds to a batch: the unit of the batcher's budget. Those of its sample, and the prompts
-    /// of its partition; where the task is open, those of the partition that has the most.
+    /// Tokens that a query adds to a batch: the unit of the batcher's budget. Those of its sample, and the
+    /// prompts of its partition; where the task is open, those of the partition that has the most.
     pub fn query_tokens(&self, catalogue: &Catalogue, query: &Query) -> usize {
         let prompts = query.given.as_ref().map_or_else(|| catalogue.prompt_tokens(), |resident| resident.partition.adapter.prompt_tokens());
         self.tokens(catalogue.dummy_image(), &query.sample) + prompts
     }
 
-    /// Tokens of this sample, including the dummy of a missing modality, without prompts. `dummy_image`: height and width in pixels of the image that stands in for a missing
-    /// one.
+    /// Tokens of this sample, including the dummy of a missing modality, without prompts. `dummy_image`:
+    /// height and width in pixels of the image that stands in for a missing one.
     pub fn tokens(&self, dummy_image: [usize; 2], sample: &Sample) -> usize {
         let [height, width] = sample.image.as_ref().map_or(dummy_image, |p| [p.height, p.width]);
         let patch = self.backbone.config.patch_size;

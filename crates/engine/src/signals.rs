@@ -133,8 +133,8 @@ impl Reader {
         }
     }
 
-    /// The text CLS of each sample after the last layer and the final norm, `[samples, d]`, once everything is
-    /// read; empty where it was not to be read.
+    /// The text CLS of each sample after the last layer and the final norm, `[samples, d]`, once everything
+    /// is read; empty where it was not to be read.
     pub(super) fn frozen_cls(&self) -> Rows {
         self.read.get(&self.frozen_cls_part()).cloned().unwrap_or_default()
     }

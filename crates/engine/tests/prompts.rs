@@ -34,8 +34,8 @@ fn bits(answer: Result<Answer, EngineError>) -> (String, Vec<u32>) {
     (answer.resident.task().to_owned(), answer.scores.iter().map(|x| x.to_bits()).collect())
 }
 
-/// For each sample, all modality patterns in turn, a query of each task, one whose task the engine decides, and one
-/// that is answered under two tasks.
+/// For each sample, all modality patterns in turn, a query of each task, one whose task the engine decides,
+/// and one that is answered under two tasks.
 fn queries(residents: &[Arc<Resident>], samples: u64) -> Vec<Query> {
     let of_sample = |seed| {
         let given = residents.iter().map(move |resident| Query::given(random_sample(seed), resident.clone()));

@@ -109,7 +109,8 @@ fn kernel_is_exact<F: Format<Accumulator: PartialEq>>(
     Ok(())
 }
 
-/// softmax(Q Kᵀ / √width) V of one head, by the definition. `keys`: rows of queries, keys and values side by side.
+/// softmax(Q Kᵀ / √width) V of one head, by the definition. `keys`: rows of queries, keys and values side by
+/// side.
 fn attended<E: Float>(query: &[E], keys: &[&[E]], d: usize, head: std::ops::Range<usize>) -> Vec<f32> {
     let part = |row: &[E], part: usize| row[part * d + head.start..part * d + head.end].iter().map(|x| x.get()).collect::<Vec<_>>();
     let scale = 1.0 / (head.len() as f32).sqrt();

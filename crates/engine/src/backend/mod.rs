@@ -83,8 +83,8 @@ pub(crate) trait Backend: Debug + Send + Sync {
     /// The rows of the samples' text CLS, `[samples, d]`.
     fn cls(&self, hidden: &Self::Hidden, spans: &[Span]) -> Result<Self::Hidden>;
 
-    /// layernorm(h) of each row, `[samples, d]`, where layernorm is the final one. By it samples choose prompts,
-    /// which a CPU alone computes.
+    /// layernorm(h) of each row, `[samples, d]`, where layernorm is the final one. By it samples choose
+    /// prompts, which a CPU alone computes.
     fn normalised(&self, _cls: &Self::Hidden) -> Result<Vec<Vec<f32>>> {
         candle_core::bail!("{PROMPTS_ON_CPUS}")
     }

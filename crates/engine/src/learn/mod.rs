@@ -43,8 +43,8 @@ use segment_mean::SegmentMean;
 pub struct TaskOutput {
     /// `[samples, classes]`
     pub logits: Tensor,
-    /// For each layer from the first adapted one on, the queries of the state that enters it, `[samples, d]` for each modality; the
-    /// proxy's query where the modality is missing (METHOD.md 3).
+    /// For each layer from the first adapted one on, the queries of the state that enters it, `[samples, d]`
+    /// for each modality; the proxy's query where the modality is missing (METHOD.md 3).
     pub queries: Vec<PerModality<Tensor>>,
     /// The keys by which the samples chose prompts; `None` where the method has none.
     pub chosen_keys: Option<ChosenKeys>,

@@ -46,8 +46,8 @@ pub enum Prompts {
     Replace(SampleRows),
 }
 
-/// The keys of the prompts that some samples take, each beside the sample that takes it. The loss draws them to
-/// one another: METHOD.md 8.
+/// The keys of the prompts that some samples take, each beside the sample that takes it. The loss draws them
+/// to one another: METHOD.md 8.
 #[derive(Debug)]
 pub struct ChosenKeys {
     /// `[samples · chosen, d]`; gradients reach them.

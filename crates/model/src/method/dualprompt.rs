@@ -1,8 +1,8 @@
 //! Prefixes of keys and values in the first layers, as DualPrompt has them (Wang et al., ECCV 2022; METHOD.md
 //! 8): 5 rows in layers 0 and 1, 20 in layers 2 to 4, the same for all samples of a task.
 //!
-//! A partition has prefixes of its own, independent of those of other tasks, and the server's rule decides the
-//! task. The published continual learner shares the prefixes of the first layers between its sessions and
+//! A partition has prefixes of its own, independent of those of other tasks, and the server's rule decides
+//! the task. The published continual learner shares the prefixes of the first layers between its sessions and
 //! decides by keys of its own: that one is the peer `dualprompt` of the benchmark.
 use std::collections::BTreeMap;
 

@@ -1,9 +1,10 @@
 //! Prompts at the input, as L2P has them (learning to prompt, Wang et al., CVPR 2022; METHOD.md 8): a pool of
-//! 10 prompts of 5 tokens with keys. A sample takes the 5 prompts whose keys have the largest cosines with its
-//! frozen text CLS; the loss draws these keys to the sample.
+//! 10 prompts of 5 tokens with keys. A sample takes the 5 prompts whose keys have the largest cosines with
+//! its frozen text CLS; the loss draws these keys to the sample.
 //!
 //! A task has a pool of its own, independent of those of other tasks, and the server's rule decides the task.
-//! The published continual learner has one pool for all sessions: that one is the peer `l2p` of the benchmark.
+//! The published continual learner has one pool for all sessions: that one is the peer `l2p` of the
+//! benchmark.
 use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor, Var, bail};
@@ -128,7 +129,8 @@ struct Pool {
 }
 
 impl Pool {
-    /// The numbers of the prompts that each sample takes, by its frozen CLS `[samples, d]`: `[samples · chosen]`.
+    /// The numbers of the prompts that each sample takes, by its frozen CLS `[samples, d]`:
+    /// `[samples · chosen]`.
     fn choose(&self, frozen_cls: &Tensor) -> Result<Tensor> {
         let keys = flat(&self.keys)?;
         let chosen: Vec<u32> = frozen_cls.to_vec2::<f32>()?.iter().flat_map(|query| nearest(&keys, query, self.spec.chosen)).collect();

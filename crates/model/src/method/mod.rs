@@ -165,8 +165,9 @@ pub trait MethodSpec: Debug {
     /// The backbone that it is made for.
     fn backbone(&self) -> BackboneShape;
 
-    /// The first layer that the method adapts: where it adds low-rank updates, prefixes or prompts. All layers before it are frozen and shared by all tasks. The
-    /// number of layers where the method adapts none.
+    /// The first layer that the method adapts: where it adds low-rank updates, prefixes or prompts. All
+    /// layers before it are frozen and shared by all tasks. The number of layers where the method adapts
+    /// none.
     fn first_adapted_layer(&self) -> usize;
 
     /// The linear maps that it adapts.
@@ -194,8 +195,8 @@ pub trait MethodSpec: Debug {
         None
     }
 
-    /// Whether it chooses what a sample gets by the text CLS of the frozen backbone after its final norm. Such
-    /// a sample takes a frozen pass of its own, also where its task is given.
+    /// Whether it chooses what a sample gets by the text CLS of the frozen backbone after its final norm.
+    /// Such a sample takes a frozen pass of its own, also where its task is given.
     fn reads_frozen_cls(&self) -> bool {
         false
     }
@@ -255,8 +256,8 @@ pub trait Learner: Debug + Send + Sync {
     /// A tensor operation fails.
     fn additions(&self, layer: usize, input: LayerInput<'_>) -> Result<Additions>;
 
-    /// The keys that the samples choose prompts by, given their frozen text CLS `[samples, d]`; `None` where the
-    /// method has no keys.
+    /// The keys that the samples choose prompts by, given their frozen text CLS `[samples, d]`; `None` where
+    /// the method has no keys.
     ///
     /// # Errors
     /// A tensor operation fails.

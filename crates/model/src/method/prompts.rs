@@ -47,8 +47,8 @@ impl PromptPool {
     }
 }
 
-/// The numbers of the `chosen` keys with the largest cosines with a query `[d]`, the largest first, ties to the
-/// lower number. A key of length 0 has the cosine 0. `keys` is `[pool, d]`.
+/// The numbers of the `chosen` keys with the largest cosines with a query `[d]`, the largest first, ties to
+/// the lower number. A key of length 0 has the cosine 0. `keys` is `[pool, d]`.
 pub(super) fn nearest(keys: &[f32], query: &[f32], chosen: usize) -> Vec<u32> {
     let scaled_cosine = |key: &[f32]| {
         let length = dot(key, key).sqrt();

@@ -71,7 +71,8 @@ fn checksum<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], 
 /// The oldest format version in which all of this description has a meaning. Version 1 names no method,
 /// version 2 does. A program that reads version 2 alone would cut texts at the checkpoint's own number of
 /// positions, and take a method that lacks a part for the whole one: such partitions are of version 3. A
-/// program that reads version 3 alone does not know the methods with prefixes or prompts: they are of version 4.
+/// program that reads version 3 alone does not know the methods with prefixes or prompts: they are of
+/// version 4.
 fn format_version(meta: &PartitionMeta) -> u32 {
     match meta.method.kind() {
         MethodKind::DualPrompt | MethodKind::L2p => 4,

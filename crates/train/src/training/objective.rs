@@ -82,8 +82,8 @@ pub struct Losses {
     pub alignment: Option<Tensor>,
     /// L_con, a scalar.
     pub consistency: Option<Tensor>,
-    /// Σ (1 − cos(frozen text CLS, key)) over the keys that a sample chose, the mean over samples (METHOD.md 8);
-    /// a scalar.
+    /// Σ (1 − cos(frozen text CLS, key)) over the keys that a sample chose, the mean over samples (METHOD.md
+    /// 8); a scalar.
     pub key_pull: Option<Tensor>,
 }
 
