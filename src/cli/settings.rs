@@ -162,8 +162,8 @@ mod tests {
     }
 
     #[test]
-    fn no_flag_means_the_defaults_of_the_method() {
-        assert_eq!(settings(&[]), Settings::default());
+    fn no_flag_means_the_defaults_of_the_method_with_a_mixed_head() {
+        assert_eq!(settings(&[]), Settings { head_weight: MIXED_HEAD, ..Settings::default() });
     }
 
     #[test]

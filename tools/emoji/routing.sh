@@ -15,7 +15,7 @@ cargo build --release --locked --bin delo
 delo=target/release/delo
 
 row() { # NAME METRIC EPOCHS FLAGS…
-    "$delo" train --data $data --all --out "$runs/$1" --resume --first-adapted-layer 6 --epochs "$3" --key-metric "$2" "${@:4}" > "$runs/$1.txt"
+    "$delo" train --data $data --all --out "$runs/$1" --resume --first-adapted-layer 6 --epochs "$3" --head-weight 1 --key-metric "$2" "${@:4}" > "$runs/$1.txt"
     printf '%-24s' "$1"
     for inputs in "--eta 0.7" "--eta 0" "--eta 1 --missing text" "--eta 1 --missing image"; do
         # shellcheck disable=SC2086

@@ -29,11 +29,13 @@ evaluate() { # NAME SPLIT FLAGS…: prints the tables, writes NAME-SPLIT.jsonl
     "$delo" eval "${data[@]}" --partitions "$runs/$1" --split "$2" --samples "$runs/$1-$2.jsonl" "${@:3}"
 }
 
-train adapters --lr 1e-3
-train paper --lr 1e-3 --key-metric plain --plain-signal mean@0 --plain-average ema --dummy-image 64 64
+# The head alone, and the rules that compare keys.
+alone=(--head-weight 1 --key-metric whitened)
+train adapters --lr 1e-3 "${alone[@]}"
+train paper --lr 1e-3 --head-weight 1 --key-metric plain --plain-signal mean@0 --plain-average ema --dummy-image 64 64
 best=
 for lr in 1e-4 3e-4 1e-3 3e-3 1e-2 3e-2; do
-    train "linear-$lr" --first-adapted-layer 6 --lr "$lr" --epochs 50 > "$runs/linear-$lr.txt"
+    train "linear-$lr" "${alone[@]}" --first-adapted-layer 6 --lr "$lr" --epochs 50 > "$runs/linear-$lr.txt"
     ap=$("$delo" eval "${data[@]}" --partitions "$runs/linear-$lr" --split val --json |
         python3 -c 'import json, sys; print(json.load(sys.stdin)["oracle"]["ap"])')
     echo "linear head, rate $lr: task-oracle AP on val $ap"
@@ -42,8 +44,8 @@ done
 linear=${best#* }
 echo "linear head: $linear"
 
-renew lda adapters --key-metric lda --head-weight 0.65
-renew analytic adapters --key-metric lda --head-weight 0
+renew lda adapters
+renew analytic adapters --head-weight 0
 for rows in adapters paper "$linear" lda analytic; do
     evaluate "$rows" test
 done

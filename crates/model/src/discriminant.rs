@@ -23,8 +23,12 @@ impl Statistics<'_> {
     }
 }
 
-/// The metric M⁻¹ of some sessions, where M = W + λ tr(W) / width · I, λ is the ridge, and
-/// W = Σ (n S − Σ n_c μ_c μ_cᵀ) / Σ n is the scatter within the classes of all sessions.
+/// The least tr(W) that the ridge is taken of, as a part of tr(S): classes of one sample each have W = 0.
+const LEAST_SCATTER: f64 = 0.1;
+
+/// The metric M⁻¹ of some sessions, where M = W + λ max(tr(W), tr(S) / 10) / width · I, λ is the ridge,
+/// S the mean of φφᵀ over the samples of all sessions, and W = Σ (n S − Σ n_c μ_c μ_cᵀ) / Σ n the scatter within
+/// their classes.
 #[derive(Debug)]
 pub struct Discriminant {
     width: usize,
@@ -48,8 +52,10 @@ impl Discriminant {
     /// M has no Cholesky factor.
     pub fn of(sessions: &[Statistics<'_>], width: usize, ridge: f64) -> Result<Self, NotPositiveDefinite> {
         let mut scatter = vec![0f64; width * (width + 1) / 2];
+        let mut total = 0.0;
         for session in sessions {
             let n = session.samples();
+            total += n * trace(session.moment, width);
             scatter.iter_mut().zip(session.moment).for_each(|(sum, &x)| *sum += n * f64::from(x));
             for (&count, mean) in session.counts.iter().zip(session.means.chunks_exact(width.max(1))) {
                 let mut rest = scatter.as_mut_slice();
@@ -70,7 +76,8 @@ impl Discriminant {
                 metric[(j, i)] = x / samples;
             }
         }
-        let ridge = ridge * (0..width).map(|i| metric[(i, i)]).sum::<f64>() / width.max(1) as f64;
+        let within = (0..width).map(|i| metric[(i, i)]).sum::<f64>();
+        let ridge = ridge * within.max(LEAST_SCATTER * total / samples) / width.max(1) as f64;
         (0..width).for_each(|i| metric[(i, i)] += ridge);
         let factor = metric.llt(Side::Lower).map_err(|_| NotPositiveDefinite)?;
         Ok(Self { width, factor })
@@ -86,6 +93,17 @@ impl Discriminant {
         let bias = |class| -0.5 * column(class).map(|at| means[at] * solved[at]).sum::<f64>();
         Linear { weights: (0..classes).flat_map(column).map(|at| solved[at]).collect(), biases: (0..classes).map(bias).collect() }
     }
+}
+
+/// The trace of a symmetric matrix, given its upper triangle row by row.
+fn trace(triangle: &[f32], width: usize) -> f64 {
+    let mut rest = triangle;
+    let diagonal = (0..width).map(|i| {
+        let first = f64::from(rest[0]);
+        rest = &rest[width - i..];
+        first
+    });
+    diagonal.sum()
 }
 
 #[cfg(test)]
@@ -122,6 +140,15 @@ mod tests {
         for (x, y) in apart.weights.iter().zip(&together.weights) {
             assert!((x - y).abs() < 1e-12, "{apart:?} {together:?}");
         }
+    }
+
+    #[test]
+    fn classes_of_one_sample_each_are_told_apart() {
+        // φ = (1, 0) and (0, 1): W = 0, and M = 0.1 · 1 / 2 · I.
+        let means = [1.0f32, 0.0, 0.0, 1.0];
+        let session = Statistics { moment: &[0.5, 0.0, 0.5], counts: &[1.0, 1.0], means: &means };
+        let found = Discriminant::of(&[session], 2, 1.0).unwrap().classes(&means);
+        assert!(found.weights.iter().zip([20.0, 0.0, 0.0, 20.0]).all(|(x, y)| (x - y).abs() < 1e-9), "{found:?}");
     }
 
     #[test]

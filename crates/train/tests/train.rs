@@ -446,8 +446,10 @@ fn adapters_that_are_taken_over_give_the_artifact_that_training_gives() {
         let trained = std::fs::read(&outputs.artifact).unwrap();
         let learnt = Artifact::parse(&trained).unwrap();
         let AnalyticRecord { weight, head_weight, .. } = learnt.meta.analytic.unwrap();
-        assert_eq!(head_weight, if residual { 1.0 } else { 0.65 });
-        assert!(if residual { weight > 0.0 } else { weight == 1.0 - 0.65 }, "{weight}");
+        // Both factors are divided by the temperature of the scores.
+        assert!(head_weight > 0.0 && head_weight <= if residual { 1.0 } else { 0.65 }, "{head_weight}");
+        let share = weight / head_weight;
+        assert!(if residual { share > 0.0 } else { (share - 0.35 / 0.65).abs() < 1e-5 }, "{share}");
         let settings = settings_of(&learnt).unwrap();
         assert_eq!(settings, f.settings);
         let session = |settings| Session {
@@ -483,6 +485,9 @@ fn the_scores_are_those_of_head_and_analytic_classifier_together() {
         assert!(head.analytic.is_none());
         assert!(mixed.meta.key.temperature.is_some_and(|t| t > 0.0));
         let analytic = mixed.analytic.clone().unwrap();
+        let (weight, head_weight) = (analytic.record.weight, analytic.record.head_weight);
+        // (0.35 z + 0.65 logits) / τ: never surer than the classifiers.
+        assert!((weight / head_weight - 0.35 / 0.65).abs() < 1e-5 && head_weight <= 0.65, "{:?}", analytic.record);
         let samples = Samples::new(&f.data, f.data.rows(0, Split::Test), &f.missing, &f.processor).read(&[0, 1]).unwrap();
         let packed = engine().embed(&samples, engine().default_dummy_image()).unwrap();
         let signals = engine().signals(&packed, &[analytic.record.signal]).unwrap()[&analytic.record.signal].to_vec2::<f32>().unwrap();
@@ -495,7 +500,7 @@ fn the_scores_are_those_of_head_and_analytic_classifier_together() {
         // The logarithm of a score, or of its odds, is its logit but for a constant of the sample.
         let logit = |p: &f32| if multi_label { (p / (1.0 - p)).ln() } else { p.ln() };
         for ((mixed, head), signal) in scores(&mixed).iter().zip(scores(&head)).zip(&signals) {
-            let logits: Vec<f32> = head.iter().zip(analytic.logits(signal)).map(|(p, z)| 0.65 * logit(p) + 0.35 * z).collect();
+            let logits: Vec<f32> = head.iter().zip(analytic.logits(signal)).map(|(p, z)| head_weight * logit(p) + weight * z).collect();
             let largest = logits.iter().copied().fold(f32::MIN, f32::max);
             let sum: f32 = logits.iter().map(|x| (x - largest).exp()).sum();
             let expected = |x: &f32| if multi_label { 1.0 / (1.0 + (-x).exp()) } else { (x - largest).exp() / sum };
