@@ -20,8 +20,10 @@ use delo_benchmark::{Cell, CellFolder, Plan, State, table::markdown};
 use delo_engine::DeviceChoice;
 use delo_kernels::Precision;
 use delo_process::durable::replace;
-use delo_train::Dataset;
+use delo_train::{Dataset, SignalStore};
 
+/// The folder of the frozen backbones' signals, in the folder of the benchmark.
+const SIGNALS: &str = "signals";
 /// The name of the built-in plan.
 const BUILT_IN: &str = "cmml";
 
@@ -70,6 +72,9 @@ pub struct BenchmarkArgs {
     /// A Hugging Face ViLT checkpoint directory, in place of the plan's
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     backbone: Option<PathBuf>,
+    /// The folder of the frozen backbones' signals, which cells share; several runs may [default: OUT/signals]
+    #[arg(long, value_name = "DIR")]
+    signals: Option<PathBuf>,
     /// Memory for the states of the frozen layers, in MiB, of all cells together
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     cache_mib: usize,
@@ -114,7 +119,8 @@ pub fn run(args: BenchmarkArgs) -> Result<(), Failure> {
     if finished > 0 {
         print(&format!("{finished} of {} cells are finished already", chosen.len()))?;
     }
-    let failed = jobs::run(&jobs, args.jobs, &|job| child(&args, job), &|event| match event {
+    let signals = args.signals.clone().unwrap_or_else(|| out.join(SIGNALS));
+    let failed = jobs::run(&jobs, args.jobs, &|job| child(&args, &signals, job), &|event| match event {
         JobEvent::Started(job) => say(&format!("{}: started", job.cell)),
         JobEvent::Finished(job) => say(&format!("{}: finished", job.cell)),
         JobEvent::Failed(job, problem) => say(&format!("{}: FAILED: {problem}", job.cell)),
@@ -215,12 +221,12 @@ fn setting(text: &str) -> Result<(String, serde_json::Value), String> {
 }
 
 /// The process of one cell: this program, with its share of the threads and the memory.
-fn child(args: &BenchmarkArgs, job: &Job) -> Command {
+fn child(args: &BenchmarkArgs, signals: &Path, job: &Job) -> Command {
     let usable = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = (args.compute.threads.unwrap_or(usable) / args.jobs).max(1);
     let program = std::env::current_exe().unwrap_or_else(|_| "delo".into());
     let mut command = Command::new(program);
-    command.args(["benchmark", "--run-cell"]).arg(job.folder.path());
+    command.args(["benchmark", "--run-cell"]).arg(job.folder.path()).arg("--signals").arg(signals);
     command.args(["--threads", &threads.to_string(), "--cache-mib", &(args.cache_mib / args.jobs).to_string()]);
     command.args(["--checkpoint-every", &args.checkpoint_every.to_string()]);
     if let Some(isa) = args.compute.isa {
@@ -237,11 +243,13 @@ fn run_cell(args: &BenchmarkArgs, folder: &Path) -> Result<(), Failure> {
         while input.read(&mut [0; 64]).is_ok_and(|n| n > 0) {}
         std::process::exit(1);
     });
+    let store = args.signals.as_deref().ok_or_else(|| Failure::usage("--run-cell needs --signals"))?;
     let options = RunOptions {
         engine: args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?,
         cache_bytes: args.cache_mib << 20,
         checkpoint_every: args.checkpoint_every,
         created: created()?,
+        store: SignalStore::open(store).map_err(|e| format!("can't write {}: {e}", store.display()))?,
     };
     run::run(&CellFolder::at(folder.to_owned()), &options, &mut |line| drop(print(line)))?;
     Ok(())

@@ -111,6 +111,7 @@ pub fn run(args: EvalArgs) -> Result<(), Failure> {
         split: args.split,
         partitions: &partitions,
         rules: &rules,
+        store: None,
     };
     let evaluated = evaluate(&evaluation, &mut |done, total| {
         bar.set_length(total as u64);

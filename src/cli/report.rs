@@ -66,6 +66,7 @@ pub fn run(args: ReportArgs) -> Result<(), Failure> {
         split: args.split,
         partitions: &partitions,
         rules: &[RoutingRule::default()],
+        store: None,
     };
     let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(None, target);

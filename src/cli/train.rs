@@ -140,6 +140,7 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
             task,
             settings: &settings,
             key: key.clone(),
+            store: None,
         };
         let bar = Bar::new(&data.tasks[task].name);
         let trained = match &learnt {

@@ -106,6 +106,11 @@ impl Engine {
         self.backbone.config.image_size
     }
 
+    /// Token ids of the empty text, which stands in for a missing one.
+    pub fn dummy_text(&self) -> &[u32] {
+        &self.dummy_text
+    }
+
     /// Default height and width of the dummy image, in pixels: one patch, because all patches of a white
     /// image are equal.
     pub fn default_dummy_image(&self) -> [usize; 2] {

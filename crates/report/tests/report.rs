@@ -42,6 +42,7 @@ fn examined(rule: &KeyRule) -> (Report, Diagnostics) {
         split: Split::Train,
         partitions: &residents(rule),
         rules: &[RoutingRule::default()],
+        store: None,
     };
     let report = evaluate(&evaluation, &mut |_, _| ()).unwrap().report;
     let mut done = Vec::new();

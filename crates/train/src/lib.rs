@@ -6,6 +6,7 @@
 //! | [`training`] | one session: objective, optimiser, schedule, frozen prefix, checkpoints, trainer |
 //! | [`peers`] | the systems that DeLo is compared with |
 //! | [`eval`] | AP, FG and routing accuracy of partitions and of those systems |
+//! | [`SignalStore`] | signals of the frozen backbone, which runs share |
 //! | [`random`] | random streams that are the same on every machine |
 //!
 //! `training` and `eval` know `data`, `peers` knows `training`, and `eval` knows the interface of `peers`.
@@ -20,7 +21,9 @@ pub mod data;
 pub mod eval;
 pub mod peers;
 pub mod random;
+mod signals;
 pub mod training;
 
 pub use data::{Dataset, DatasetError, MissingKind, MissingTable, Split};
+pub use signals::SignalStore;
 pub use training::{Event, Outputs, Session, Settings, TrainError, Trained, renew, settings_of, train};

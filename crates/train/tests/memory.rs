@@ -65,6 +65,7 @@ fn memory_does_not_grow_with_the_number_of_images() {
         task: 0,
         settings: &settings,
         key: key_rule(Metric::Plain, KeySignal::Pooled),
+        store: None,
     };
     let outputs = Outputs {
         artifact: dir.path().join("p.safetensors"),

@@ -277,6 +277,7 @@ fn evaluation_shows_both_columns_and_agrees_with_the_artifact() {
             split: Split::Val,
             partitions: &residents,
             rules: &rules,
+            store: None,
         };
         let evaluated = evaluate(&evaluation, &mut |_, _| ()).unwrap();
         let report = &evaluated.report;
@@ -362,6 +363,7 @@ fn f1_macro_over_all_seen_classes_is_that_of_what_the_server_answers() {
         split: Split::Train,
         partitions: &residents,
         rules: &[rule],
+        store: None,
     };
     let report = evaluate(&evaluation, &mut |_, _| ()).unwrap().report;
 
@@ -529,6 +531,7 @@ fn the_artifact_says_how_special_tokens_were_read_and_evaluation_reads_them_so()
                 split: Split::Val,
                 partitions: &residents,
                 rules: &[RoutingRule::default()],
+                store: None,
             };
             evaluate(&evaluation, &mut |_, _| ()).map(drop).map_err(|e| e.to_string())
         };

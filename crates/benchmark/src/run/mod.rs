@@ -23,7 +23,7 @@ use delo_train::eval::protocol::Evaluated;
 use delo_train::eval::{EvalError, PartitionsError};
 use delo_train::peers::named::PeerError;
 use delo_train::training::SettingsError;
-use delo_train::{Dataset, DatasetError, MissingTable, Session, Split, TrainError};
+use delo_train::{Dataset, DatasetError, MissingTable, Session, SignalStore, Split, TrainError};
 use serde_json::Value;
 
 /// Why a cell has no result.
@@ -70,7 +70,7 @@ pub enum RunError {
 }
 
 /// How a cell is computed; none of it changes the result.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct RunOptions {
     /// What the engine computes with.
     pub engine: Options,
@@ -80,6 +80,8 @@ pub struct RunOptions {
     pub checkpoint_every: usize,
     /// Creation time that the artifacts state, RFC 3339, UTC.
     pub created: String,
+    /// Signals of the frozen backbones, which cells share.
+    pub store: SignalStore,
 }
 
 /// What the run of a cell reads.
@@ -173,6 +175,7 @@ impl<'a> Run<'a> {
             task,
             settings,
             key: self.key.clone(),
+            store: Some(&self.options.store),
         }
     }
 

@@ -53,6 +53,7 @@ impl Run<'_> {
                 split,
                 partitions: &partitions,
                 rules: &[RoutingRule::default()],
+                store: Some(&self.options.store),
             };
             let evaluated = timed(&mut outcome.evaluation_seconds, || evaluate(&evaluation, &mut |_, _| ()))?;
             say(&format!("{split}: evaluated, {:.0} s until now", outcome.evaluation_seconds));

@@ -10,6 +10,7 @@ use super::metrics::mean;
 use super::protocol::{EvalError, Evaluation};
 use super::report::align;
 use crate::data::{Label, Samples};
+use crate::signals::signals as signals_of;
 use delo_catalogue::{Catalogue, Resident};
 use delo_engine::{Answer, Policy, Query};
 use delo_model::input::Sample;
@@ -132,7 +133,7 @@ pub fn curves(evaluation: &Evaluation<'_>) -> Result<Curves, EvalError> {
                     two: right(&two[i], truth),
                 });
             }
-            let frozen = engine.signals(&engine.embed(samples, everything.dummy_image())?, &signals)?;
+            let frozen = signals_of(engine, evaluation.store, samples, everything.dummy_image(), &signals)?;
             for (catalogue, foreign) in without.iter().zip(&mut foreign).filter(|(catalogue, _)| !catalogue.is_empty()) {
                 for signal in frozen[&catalogue.signal()].to_vec2::<f32>()? {
                     let best = catalogue.candidates(&signal).into_iter().next().map(|best| best.score);

@@ -8,6 +8,7 @@ use candle_core::Tensor;
 use super::figures::{Predictions, Scored, report};
 use super::report::{Report, SampleRecord};
 use crate::data::{Dataset, DatasetError, Label, MissingTable, Samples, Split, predict};
+use crate::signals::{SignalStore, signals as signals_of};
 use delo_catalogue::{Catalogue, CatalogueError, Resident, RoutingRule};
 use delo_engine::{Engine, EngineError, Query};
 use delo_model::input::{InputProcessor, Sample};
@@ -33,6 +34,8 @@ pub struct Evaluation<'a> {
     pub partitions: &'a [Arc<Resident>],
     /// The report has a task-agnostic column for each of them.
     pub rules: &'a [RoutingRule],
+    /// Where signals of the frozen backbone are kept.
+    pub store: Option<&'a SignalStore>,
 }
 
 /// Why an evaluation gives no figures.
@@ -100,7 +103,7 @@ pub fn evaluate(evaluation: &Evaluation<'_>, progress: &mut dyn FnMut(usize, usi
         let rows = data.rows(*task, evaluation.split);
         let samples = Samples::new(data, rows, evaluation.missing, evaluation.processor);
         samples.for_each_chunk(BATCH, |chunk, samples| {
-            let frozen = engine.signals(&engine.embed(samples, everything.dummy_image())?, &signals)?;
+            let frozen = signals_of(engine, evaluation.store, samples, everything.dummy_image(), &signals)?;
             let routes = rules.iter().map(|stages| stages.route(&frozen, &tasks)).collect::<Result<Vec<_>, _>>()?;
             let routes: Vec<Vec<_>> = (0..samples.len()).map(|i| routes.iter().map(|rule| rule[i].clone()).collect()).collect();
             let wanted: Vec<BTreeSet<usize>> = routes.iter().map(|routes| answering(position, routes, data.multi_label)).collect();

@@ -33,9 +33,7 @@ pub(super) fn of_samples(session: &Session<'_>, samples: &[Sample], signal: KeyS
     if samples.is_empty() {
         return Ok(Vec::new());
     }
-    let engine = session.engine;
-    let dummy = session.settings.dummy_image.unwrap_or(engine.default_dummy_image());
-    Ok(engine.signals(&engine.embed(samples, dummy)?, &[signal])?[&signal].to_vec2::<f32>()?)
+    Ok(session.frozen_signals(samples, &[signal])?[&signal].to_vec2::<f32>()?)
 }
 
 /// Refuses a signal of a layer that the backbone does not have.

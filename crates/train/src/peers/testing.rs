@@ -38,6 +38,7 @@ impl Toy {
             task,
             settings: &self.settings,
             key: key_rule(Metric::Plain, KeySignal::Pooled),
+            store: None,
         }
     }
 

@@ -8,11 +8,13 @@ use super::prefix::CHUNK;
 use super::settings::Settings;
 use super::statistics::{Residual, SessionStatistics};
 use crate::data::{ByPattern, Dataset, MissingTable, Samples, Split, predict, score};
+use crate::signals::{SignalStore, signals};
 use delo_engine::Engine;
 use delo_model::TaskModel;
 use delo_model::analytic::Analytic;
 use delo_model::input::{InputProcessor, Presence, Sample};
 use delo_model::partition::{self, Artifact, BackboneRecord, KeyRule, PartitionMeta};
+use delo_model::routing::keys::{KeySignal, Signals};
 
 /// The hyper-parameters that an artifact was trained with.
 ///
@@ -41,6 +43,8 @@ pub struct Session<'a> {
     pub settings: &'a Settings,
     /// How the artifact's key is compared with a sample.
     pub key: KeyRule,
+    /// Where signals of the frozen backbone are kept.
+    pub store: Option<&'a SignalStore>,
 }
 
 impl Session<'_> {
@@ -97,6 +101,11 @@ impl Session<'_> {
         self.settings.dummy_image.unwrap_or(self.engine.default_dummy_image())
     }
 
+    /// The `wanted` signals of some samples, `[samples, width]` each.
+    pub(crate) fn frozen_signals(&self, samples: &[Sample], wanted: &[KeySignal]) -> candle_core::Result<Signals> {
+        signals(self.engine, self.store, samples, self.dummy_image(), wanted)
+    }
+
     /// All that decides the result, by name.
     pub(super) fn identity(&self) -> Map<String, Value> {
         let task = &self.data.tasks[self.task];
@@ -147,7 +156,7 @@ impl Session<'_> {
             let mut logits = self.engine.run_task(&prefix, model)?.logits.to_vec2::<f32>()?;
             if let Some(analytic) = analytic {
                 let signal = analytic.record.signal;
-                let signals = self.engine.signals(&embedded, &[signal])?[&signal].to_vec2::<f32>()?;
+                let signals = self.frozen_signals(chunk, &[signal])?[&signal].to_vec2::<f32>()?;
                 logits.iter_mut().zip(&signals).for_each(|(logits, signal)| analytic.mix(signal, logits));
             }
             all_logits.extend(logits);

@@ -130,7 +130,7 @@ impl Session<'_> {
         let room = |signal: &KeySignal| (*signal, Vec::with_capacity(samples.len() * signal.width(hidden)));
         let mut rows: BTreeMap<KeySignal, Vec<f32>> = wanted.iter().map(room).collect();
         samples.for_each_chunk(CHUNK, |_, chunk| {
-            for (signal, values) in self.engine.signals(&self.engine.embed(chunk, self.dummy_image())?, &wanted)? {
+            for (signal, values) in self.frozen_signals(chunk, &wanted)? {
                 rows.entry(signal).or_default().extend(values.flatten_all()?.to_vec1::<f32>()?);
             }
             Ok::<_, TrainError>(())
