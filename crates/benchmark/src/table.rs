@@ -1,8 +1,11 @@
 //! The rows of a benchmark as Markdown.
+use std::borrow::Cow;
 use std::fmt::Write;
+use std::path::Path;
 
 use super::rows::{Ap, Conditions, Difference, Figure, Row, RowCost, Rows};
 use delo_train::Split;
+use serde_json::Value;
 
 /// The whole table: for each split and all conditions its rows, then what the cells cost. Nothing but the
 /// part after `## Cost` differs between two runs of one plan.
@@ -27,9 +30,9 @@ pub fn markdown(rows: &Rows) -> String {
 
 fn section(out: &mut String, split: Split, conditions: &Conditions, rows: &[&Row], reference: Option<&str>) {
     let Conditions { data, backbone, eta, missing, train_share } = conditions;
-    let backbone = backbone.as_ref().map_or("the program's backbone".to_owned(), |dir| dir.display().to_string());
+    let backbone = backbone.as_ref().map_or("the program's backbone".into(), |dir| name(dir));
     let share = train_share.map_or_else(String::new, |share| format!(", {:.0} % of the training items", 100.0 * share));
-    line(out, &format!("\n## {split}: {}, {backbone}, missing {missing} {:.0} %{share}\n", data.display(), 100.0 * eta));
+    line(out, &format!("\n## {split}: {}, {backbone}, missing {missing} {:.0} %{share}\n", name(data), 100.0 * eta));
     let multi_label = rows.iter().any(|row| row.figures.contains_key("f1_macro_all_seen"));
     let mut head = vec!["row", "seeds", "AP agnostic [95 %]", "AP oracle [95 %]", "FG", "FG since learnt"];
     if multi_label {
@@ -84,9 +87,24 @@ fn cost(out: &mut String, rows: &[RowCost]) {
         .collect();
     table(out, &head, &body);
     for row in rows {
-        for (seed, choices) in &row.choices {
-            line(out, &format!("\nchosen on val, {}, seed {seed}: {choices}", row.row));
+        let chosen: Vec<String> = row.choices.iter().map(|(seed, choices)| format!("seed {seed} {}", chosen(choices))).collect();
+        if !chosen.is_empty() {
+            line(out, &format!("\nchosen on val, {}: {}", row.row, chosen.join("; ")));
         }
+    }
+}
+
+/// The name of a folder.
+fn name(folder: &Path) -> Cow<'_, str> {
+    folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy()
+}
+
+/// What was chosen, without what else was tried.
+fn chosen(choices: &Value) -> String {
+    match choices {
+        Value::Array(each) => format!("[{}]", each.iter().map(chosen).collect::<Vec<_>>().join(", ")),
+        Value::Object(choice) => choice.get("chosen").unwrap_or(choices).to_string(),
+        other => other.to_string(),
     }
 }
 
@@ -137,8 +155,13 @@ mod tests {
 
     #[test]
     fn a_row_shows_mean_spread_interval_and_difference_and_one_that_was_not_run_says_so() {
-        let conditions =
-            Conditions { data: "emoji".into(), backbone: None, eta: 0.7, missing: delo_train::MissingKind::Both, train_share: None };
+        let conditions = Conditions {
+            data: "runs/../emoji".into(),
+            backbone: None,
+            eta: 0.7,
+            missing: delo_train::MissingKind::Both,
+            train_share: None,
+        };
         let figure = |mean, spread| Figure { mean, spread: Some(spread) };
         let ap = |mean| Some(Ap { figure: figure(mean, 0.55), interval: Some([mean - 2.0, mean + 2.0]) });
         let run = Row {
@@ -169,11 +192,22 @@ mod tests {
             notes: vec![],
             ..run.clone()
         };
+        let tried = |chosen: f64| serde_json::json!({"candidates": [0.1, 7.5], "chosen": chosen, "val_scores": [1, 2]});
+        let cost = RowCost {
+            row: "delo".into(),
+            choices: BTreeMap::from([(0, tried(0.1)), (1, serde_json::json!([tried(7.5), tried(0.1)]))]),
+            training_seconds: figure(1.0, 0.0),
+            evaluation_seconds: figure(1.0, 0.0),
+            parameters: 5.0,
+            head_parameters: 2.0,
+            steps: 3.0,
+            processors: vec![],
+        };
         let rows = Rows {
             title: "Title".into(),
             reference: Some("paper".into()),
             splits: BTreeMap::from([(Split::Test, vec![run, not_run])]),
-            cost: vec![],
+            cost: vec![cost],
         };
         let text = markdown(&rows);
         let lines: Vec<&str> = text.lines().collect();
@@ -184,5 +218,6 @@ mod tests {
         }
         assert!(lines[7].starts_with("| lora | not run | –"), "{text}");
         assert!(text.contains("note: delo: a limit") && text.contains("## Cost"), "{text}");
+        assert!(text.contains("\nchosen on val, delo: seed 0 0.1; seed 1 [7.5, 0.1]\n"), "{text}");
     }
 }
