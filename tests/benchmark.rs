@@ -219,6 +219,20 @@ fn a_folder_of_another_configuration_is_refused_by_the_setting() {
 }
 
 #[test]
+fn data_that_were_moved_meanwhile_are_read_where_they_are_now() {
+    let f = Fixture::new(1);
+    let only = ["--only", "nearest_mean,seed=0"];
+    f.succeed("out", &only);
+    let table = f.table("out");
+    std::fs::remove_file(f.cell("out", "nearest_mean,seed=0").path().join("result.json")).unwrap();
+    std::fs::create_dir(f.path("elsewhere")).unwrap();
+    std::fs::rename(f.path("data"), f.path("elsewhere/data")).unwrap();
+    f.write_plan(&PLAN.replace("EPOCHS", "1").replace("\"data\"", "\"elsewhere/data\""));
+    f.succeed("out", &only);
+    assert_eq!(f.table("out"), table);
+}
+
+#[test]
 fn a_cell_that_fails_is_told_and_the_others_go_on() {
     let f = Fixture::new(1);
     std::fs::write(f.path("data").join("images").join("red-0.png"), "no image").unwrap();

@@ -84,6 +84,10 @@ pub struct BenchmarkArgs {
     /// Run the cell of this folder in this process, until its standard input ends
     #[arg(long, value_name = "FOLDER", hide = true)]
     run_cell: Option<PathBuf>,
+    /// Where cells compute whose methods make partitions: cpu, auto, cuda:N or metal:N, the GPUs in a build that
+    /// has them; peers compute on the CPU
+    #[arg(long, default_value_t = DeviceChoice::Cpu, help_heading = "Compute")]
+    device: DeviceChoice,
     #[command(flatten)]
     compute: ComputeArgs,
 }
@@ -229,6 +233,7 @@ fn child(args: &BenchmarkArgs, signals: &Path, job: &Job) -> Command {
     command.args(["benchmark", "--run-cell"]).arg(job.folder.path()).arg("--signals").arg(signals);
     command.args(["--threads", &threads.to_string(), "--cache-mib", &(args.cache_mib / args.jobs).to_string()]);
     command.args(["--checkpoint-every", &args.checkpoint_every.to_string()]);
+    command.args(["--device", &args.device.to_string()]);
     if let Some(isa) = args.compute.isa {
         command.args(["--isa", &isa.to_string()]);
     }
@@ -245,7 +250,7 @@ fn run_cell(args: &BenchmarkArgs, folder: &Path) -> Result<(), Failure> {
     });
     let store = args.signals.as_deref().ok_or_else(|| Failure::usage("--run-cell needs --signals"))?;
     let options = RunOptions {
-        engine: args.compute.start(Some(Precision::F32), DeviceChoice::Cpu)?,
+        engine: args.compute.start(Some(Precision::F32), args.device)?,
         cache_bytes: args.cache_mib << 20,
         checkpoint_every: args.checkpoint_every,
         created: created()?,

@@ -43,7 +43,7 @@ pub struct EvalArgs {
     /// Metric that decides tasks; all prints a column for each [default: what the partitions say]
     #[arg(long, value_enum, help_heading = "Routing")]
     metric: Option<MetricChoice>,
-    /// Signal of the task key, as summary, pooled, mean@LAYER, cls@LAYER or parts@LAYER; the partitions must
+    /// Signal of the task key, as parts@LAYER+pooled, parts@LAYER, summary, pooled, mean@LAYER or cls@LAYER; the partitions must
     /// hold its key, as those of their own two signals [default: what they say]
     #[arg(long, value_name = "SIGNAL", help_heading = "Routing", requires = "metric")]
     signal: Option<KeySignal>,

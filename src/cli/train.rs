@@ -178,9 +178,11 @@ fn summary(trained: &Trained, task: &str, multi_label: bool, log: &Path, table: 
     let measure = if multi_label { "F1-macro" } else { "accuracy" };
     let shown = |figure: Option<f64>| figure.map_or("–".to_owned(), |x| format!("{x:.1}"));
     let v = &trained.validation;
+    // What takes over adapters makes no steps.
+    let log = if trained.steps > 0 { format!("log {}, ", log.display()) } else { String::new() };
     format!(
         "{}: {task}, {} samples, {} steps, {} learning parameters in pools, {:.0} s\n\
-         val {measure}, task given: {} % (complete {}, image only {}, text only {})\nlog {}, missing table {}",
+         val {measure}, task given: {} % (complete {}, image only {}, text only {})\n{log}missing table {}",
         trained.artifact.display(),
         trained.samples,
         trained.steps,
@@ -190,7 +192,6 @@ fn summary(trained: &Trained, task: &str, multi_label: bool, log: &Path, table: 
         shown(v.complete),
         shown(v.image_only),
         shown(v.text_only),
-        log.display(),
         table.display(),
     )
 }

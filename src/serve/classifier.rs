@@ -185,9 +185,13 @@ async fn classify(model: &Arc<LoadedModel>, request: pb::ClassifyRequest, option
     }
     let scores = ranked_scores(&answer, top_k.unwrap_or(DEFAULT_TOP_K));
     let best = scores.first().map(|score| score.label.as_str());
-    compare_with_shadow(model, &answer, best, sample);
-    if let Some(best) = best {
-        model.answers().remember(&request_id, answer.resident.task(), answer.resident.version, best);
+    if answer.scored == Scored::Adapted {
+        compare_with_shadow(model, &answer, best, sample);
+    }
+    match best {
+        Some(best) => model.answers().remember(&request_id, answer.resident.task(), answer.resident.version, best),
+        // Nothing was answered: the truth of this id must not judge an earlier answer.
+        None => model.answers().forget(&request_id),
     }
     let candidates = max_candidates.unwrap_or(DEFAULT_CANDIDATES) as usize;
     Ok(response(&model.name, request_id, answer, scores, modalities(presence, text), candidates))
@@ -305,7 +309,7 @@ fn judge(model: &LoadedModel, request: &pb::ReportOutcomeRequest, true_task: Opt
     if !request.request_id.is_empty() {
         return model.answers().judge(&request.request_id, true_task, &request.true_labels).ok_or_else(|| {
             Status::not_found(format!(
-                "no answer with request_id {:?} is remembered: report sooner, or give task and true_task",
+                "no answer with request_id {:?} is remembered: it is too old or was rejected; report sooner, or give task and true_task",
                 request.request_id
             ))
         });

@@ -112,6 +112,13 @@ impl AnswerMemory {
         self.next = (self.next + 1) % self.capacity;
     }
 
+    /// Forgets the answer of this id, if there is one.
+    pub fn forget(&mut self, request_id: &str) {
+        if let Some(index) = self.indices.remove(&self.id(request_id)) {
+            self.ring[index] = None;
+        }
+    }
+
     /// Compares the answer of this id with the truth. Task and label count once each. `None` for an id that
     /// is not remembered.
     pub fn judge(&mut self, request_id: &str, true_task: Option<&str>, true_labels: &[String]) -> Option<Verdict> {
@@ -173,6 +180,18 @@ mod tests {
         assert!(memory.judge("0", Some("food"), &[]).is_none());
         assert!(memory.judge("999", Some("food"), &[]).is_some());
         assert!(memory.judge("same", Some("food"), &[]).is_some());
+    }
+
+    #[test]
+    fn a_forgotten_answer_is_judged_by_no_truth() {
+        let mut memory = AnswerMemory::new(3);
+        memory.remember("a", "food", 1, "pizza");
+        memory.remember("b", "food", 1, "pizza");
+        memory.forget("a");
+        memory.forget("c");
+        assert!(memory.judge("a", Some("food"), &[]).is_none() && memory.judge("b", Some("food"), &[]).is_some());
+        (0..9).for_each(|i| memory.remember(&i.to_string(), "food", 1, "pizza"));
+        assert_eq!(memory.indices.len(), 3);
     }
 
     #[test]

@@ -3,10 +3,11 @@
 
     delo train --data data/emoji-cmml --all --out RUN --lr 1e-3
     delo eval --data data/emoji-cmml --partitions RUN --samples samples.jsonl
-    delo serve --partitions RUN &
+    delo serve --precision f32 --partitions RUN &
     python replay.py data/emoji-cmml samples.jsonl [PATH_OF_DELO [ADDRESS]]
 
-Compared are the task that was decided and the label. The exit code is 1 where one differs. The last line is the
+Compared are the task that was decided and, where it is the true one, the label. The exit code is 1 where one differs.
+`delo eval` computes in f32; a server that computes in bf16 differs in some answers. The last line is the
 expected calibration error of the likeliest label's score, in 15 bins, over the samples whose task was decided rightly.
 """
 import json, pathlib, subprocess, sys
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 def main(data, samples, delo="delo", server="http://127.0.0.1:50051"):
     data = pathlib.Path(data)
-    items = json.loads(next(data.glob("*-CMML.json")).read_text())
+    items = json.loads(next(path for path in data.glob("*.json") if path.name != "labels.json").read_text())
     records = [json.loads(line) for line in pathlib.Path(samples).read_text().splitlines()]
 
     def differs(record):

@@ -60,6 +60,27 @@ pub struct Cell {
 /// The settings that a cell which takes over adapters may change: all others are those of their training.
 pub const RENEWED: [&str; 5] = ["metric", "key_signal", "plain_signal", "plain_average", "head_weight"];
 
+/// The settings that only methods have which make partitions.
+const PARTITION_SETTINGS: [&str; 17] = [
+    "aligned_layers",
+    "alpha",
+    "cross_modal_guide",
+    "experts",
+    "first_adapted_layer",
+    "head_weight",
+    "key_beta",
+    "key_signal",
+    "lambda_align",
+    "lambda_con",
+    "layout",
+    "metric",
+    "modality_pools",
+    "plain_average",
+    "plain_signal",
+    "rank",
+    "residual",
+];
+
 /// Where the data and the checkpoint are that a plan leaves to its user.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
@@ -120,7 +141,7 @@ impl Cell {
         let eta = read.take("eta")?.unwrap_or(0.7);
         let missing = read.take("missing")?.unwrap_or(MissingKind::Both);
         let train_share: Option<f64> = read.take("train_share")?;
-        let splits = read.take("splits")?.unwrap_or_else(|| vec![Split::Val, Split::Test]);
+        let splits: Vec<Split> = read.take("splits")?.unwrap_or_else(|| vec![Split::Val, Split::Test]);
         let head_is_set = read.values.contains_key("head_weight");
         let mut settings: Settings = read.part(
             &json!(Settings {
@@ -167,6 +188,9 @@ impl Cell {
         if !(0.0..=1.0).contains(&eta) {
             return Err(problem(format!("eta {eta}: give a share from 0 to 1")));
         }
+        if let Some(twice) = splits.iter().enumerate().find(|(i, split)| splits[..*i].contains(split)).map(|(_, split)| *split) {
+            return Err(problem(format!("splits: {twice} stands twice")));
+        }
         if let Some(share) = train_share.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
             return Err(problem(format!("train_share {share}: give a share above 0, at most 1")));
         }
@@ -199,6 +223,12 @@ impl Cell {
     /// How the cell's texts are read.
     pub fn texts(&self) -> TextOptions {
         TextOptions { special_tokens: self.special_tokens, positions: self.text_positions }
+    }
+
+    /// Whether the cell's method has no such setting although a plan has it: what a partition is, and how it
+    /// decides the task, is nothing to a peer.
+    pub(crate) fn ignores(&self, setting: &str) -> bool {
+        !self.makes_partitions() && PARTITION_SETTINGS.contains(&setting)
     }
 
     /// Whether the method makes partitions, which a server can load.

@@ -2,7 +2,7 @@
 use serde_json::{Map, Value};
 
 /// Settings whose value is itself a list: a list of lists gives one cell for each inner list.
-const LISTS: [&str; 4] = ["dummy_image", "l2", "ridges", "splits"];
+const LISTS: [&str; 7] = ["dummy_image", "expert_layers", "general_layers", "l2", "layers", "ridges", "splits"];
 
 /// One combination of the entries of a table's lists.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,5 +85,6 @@ mod tests {
     fn a_setting_that_is_a_list_itself_varies_by_a_list_of_lists() {
         assert_eq!(rows(json!({"dummy_image": [64, 64]})), ["x"]);
         assert_eq!(rows(json!({"dummy_image": [[8, 8], [64, 64]]})), ["x,dummy_image=8x8", "x,dummy_image=64x64"]);
+        assert_eq!(rows(json!({"layers": [0, 1]})), ["x"], "the layers of one peer's prompts");
     }
 }

@@ -193,7 +193,13 @@ impl CellFolder {
         let before = self.record()?;
         match difference("", &before.identity(), &record.identity()) {
             Some((setting, before, after)) => Err(FolderError::OtherCell { path: self.0.clone(), setting, before, after }),
-            None => Ok(state),
+            None => {
+                // The same data and backbone, in another place or seen from another folder.
+                if before.cell != record.cell && state != State::Finished {
+                    write_json(&self.record_path(), record)?;
+                }
+                Ok(state)
+            }
         }
     }
 

@@ -166,7 +166,13 @@ impl Plan {
                 let seed = combination.values.get("seed").cloned().unwrap_or_else(|| 0.into());
                 format!("{},seed={seed}", of_parent.row(parent))
             });
-            self.cells.push(Cell::of(&table.name, &row, combination.values, trained, sources)?);
+            let cell = Cell::of(&table.name, &row, combination.values, trained, sources)?;
+            // Defaults are for all cells; what a table sets itself must mean something there.
+            if let Some(setting) = table.own.iter().find(|setting| cell.ignores(setting)) {
+                let problem = format!("{setting:?} is no setting of {}, which makes no partitions", cell.method);
+                return Err(PlanError::Cell { cell: row, problem });
+            }
+            self.cells.push(cell);
         }
         Ok(())
     }
@@ -220,7 +226,7 @@ struct Table {
     /// Its own settings, over those of the table whose adapters it takes over, over the defaults.
     values: Map<String, Value>,
     adapters_of: Option<String>,
-    /// The settings that the table itself sets, where it takes over adapters.
+    /// The settings that the table itself sets.
     own: BTreeSet<String>,
 }
 
@@ -258,6 +264,9 @@ impl Table {
             values = parent.values.clone();
         }
         values.extend(table);
+        if let Some((key, _)) = values.iter().find(|(_, value)| value.as_array().is_some_and(Vec::is_empty)) {
+            return Err(format!("cell {name:?}: {key} is an empty list: give at least one value, or leave it out"));
+        }
         Ok(Self { name, values, adapters_of, own })
     }
 }
@@ -346,7 +355,7 @@ mod tests {
             plan.rows_of_paper(patterns).unwrap().len()
         };
         let counts = ["Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Figure 4a", "Figure 4b", "Figure 5"].map(rows);
-        assert_eq!(counts, [15 * 6, 15 * 6, 4, 6, 4, 1, 2, 1]);
+        assert_eq!(counts, [15 * 7, 15 * 7, 4, 6, 4, 1, 2, 1]);
         assert!(plan.cells.iter().all(|cell| cell.settings.lr == 1e-4));
         // What it leaves to its user.
         let set = Map::from_iter([("lr".to_owned(), 1e-3.into()), ("seed".to_owned(), 7.into())]);
@@ -373,9 +382,12 @@ mod tests {
             ("method = \"l3p\"", "\"l3p\" is no method: give one of delo, lora, linear, dualprompt_partitions"),
             ("method = \"nearest_mean\"\nsize = 3", "unknown field `size`"),
             ("eta = 1.5", "eta 1.5"),
+            ("eta = []", "cell \"a\": eta is an empty list"),
+            ("splits = [\"test\", \"test\"]", "splits: test stands twice"),
             ("train_share = 0", "train_share 0: give a share above 0"),
             ("joint = true\nhead_weight = 0.5", "joint: one session with a head alone"),
             ("joint = true\nmethod = \"ridge\"", "joint goes with delo, lora, linear"),
+            ("method = \"inflora\"\nrank = 3", "\"rank\" is no setting of inflora, which makes no partitions"),
             ("missing = \"none\"", "missing: unknown variant"),
             ("adapters_of = \"b\"", "no earlier cell"),
             ("[[cell]]\nname = \"a\"", "two cells are named \"a,seed=0\""),
@@ -392,6 +404,8 @@ mod tests {
                 .to_string()
                 .contains("reference \"x\"")
         );
+        let of_defaults = plan("[defaults]\ndata = \"x\"\nrank = 3\n[[cell]]\nmethod = \"inflora\"\nbranch_rank = 3");
+        assert_eq!(of_defaults.unwrap().cells[0].peer["branch_rank"], 3, "defaults are for those that have them");
         assert!(plan("cells = 3").unwrap_err().to_string().contains("unknown field"));
     }
 }

@@ -216,10 +216,11 @@ impl Catalogue {
             });
         }
         let sessions: Vec<&SessionKeys> = residents.values().map(|r| &r.partition.keys).collect();
-        let decider = metric
-            .definition()
-            .rule(&sessions, decision.choice)
-            .map_err(|e| CatalogueError::Incompatible { task: first.task().to_owned(), reason: e.to_string() })?;
+        let decider = metric.definition().rule(&sessions, decision.choice).map_err(|e| {
+            let alone = |r: &&Arc<Resident>| metric.definition().rule(&[&r.partition.keys], decision.choice).is_err();
+            let damaged = residents.values().find(alone).unwrap_or(first);
+            CatalogueError::Incompatible { task: damaged.task().to_owned(), reason: e.to_string() }
+        })?;
         Ok(Self {
             residents,
             trials,

@@ -118,10 +118,12 @@ impl Engine {
     }
 
     /// Tokens that a query adds to a batch: the unit of the batcher's budget. Those of its sample, and the
-    /// prompts of its partition; where the task is open, those of the partition that has the most.
+    /// prompts of its partition; where the task is open, those of the partition that has the most, and all of it twice
+    /// where the sample may be computed under two tasks.
     pub fn query_tokens(&self, catalogue: &Catalogue, query: &Query) -> usize {
         let prompts = query.given.as_ref().map_or_else(|| catalogue.prompt_tokens(), |resident| resident.partition.adapter.prompt_tokens());
-        self.tokens(catalogue.dummy_image(), &query.sample) + prompts
+        let passes = if query.given.is_none() && query.policy.second_task.is_some() { 2 } else { 1 };
+        passes * (self.tokens(catalogue.dummy_image(), &query.sample) + prompts)
     }
 
     /// Tokens of this sample, including the dummy of a missing modality, without prompts. `dummy_image`:

@@ -78,7 +78,7 @@ impl Policy {
 /// a task of this `probability` is at least as likely as `least`.
 fn early(partition: &Partition, signal: &[f32], probability: f32, least: f32) -> Option<Vec<f32>> {
     let analytic = partition.analytic.as_ref().filter(|_| !partition.meta.multi_label)?;
-    let temperature = partition.keys.classes.temperature;
+    let temperature = partition.keys.classes.temperature.unwrap_or(1.0);
     let mut scores = analytic.logits(signal);
     scores.iter_mut().for_each(|z| *z /= temperature);
     softmax(&mut scores);

@@ -92,7 +92,10 @@ fn products_in_bf16_change_outputs_and_gradients_little() {
         let name = format!("{} from layer {}", method.kind(), method.first_adapted_layer());
         let packed = batch(method.first_adapted_layer());
         let model = random_model_of(method, 5, 7);
+        let [exact, predicted] = [engine(), &half].map(|engine| engine.predict_task(&packed, &model).unwrap());
+        assert_eq!(difference(&exact, &predicted), 0.0, "{name}: where nothing learns, products are in f32");
         let [whole, half] = [engine(), &half].map(|engine| engine.run_task(&packed, &model).unwrap());
+        assert_eq!(difference(&exact, &whole.logits), 0.0, "{name}");
         let error = difference(&whole.logits, &half.logits);
         let adapted = model.method().first_adapted_layer() < engine().backbone().config.num_hidden_layers;
         assert!(error < HALF_OUTPUT_ERROR && (error > 0.0) == adapted, "{name}: logits differ by {error}");

@@ -75,6 +75,7 @@ fn a_session_on_another_device_has_the_same_losses_and_nearly_the_same_artifact(
                 task: 0,
                 settings: &settings,
                 key: key_rule(metric, KeySignal::Parts { layer: 2 }),
+                store: None,
             };
             let outputs = outputs(dir.path(), &format!("{method}-{residual}-{device}-{}", learnt.is_some()));
             let trained = match learnt {

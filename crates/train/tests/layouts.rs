@@ -69,6 +69,9 @@ fn a_film_keeps_the_genres_of_other_sessions_beside_the_label_of_its_own() {
     assert_eq!(test.group, None);
     let table = MissingTable::draw(&data, 0.5, MissingKind::Both, 0).unwrap();
     assert_eq!(table.items.len(), SESSIONS);
+    // Only the last session's genres are its own alone, whoever may own the others.
+    let note = data.shared_classes().unwrap();
+    assert!(note.starts_with("4 of 20 classes occur in training items of several tasks"), "{note}");
 }
 
 #[test]
@@ -88,6 +91,7 @@ fn a_genre_belongs_to_the_first_session_that_trains_on_it() {
     assert_eq!(strange.label, Label::Classes(vec![false; 4]));
     // Genre 19 stands among those of session 2, so that 17 is one further back.
     assert_eq!(all_genres(strange), [18]);
+    assert_eq!(data.shared_classes(), None);
 }
 
 #[test]
@@ -112,6 +116,7 @@ fn labels_json_says_which_genres_are_whose_where_sessions_share_them() {
     assert_eq!(data.tasks[4].labels, ["genre 16", "genre 17", "genre 18", "genre 19"]);
     let test = &data.items[data.rows(0, Split::Test)[0]];
     assert_eq!((test.label.clone(), all_genres(test)), (Label::Classes(vec![true, true, false, false]), vec![0, 1, 7, 19]));
+    assert_eq!(data.shared_classes(), None, "labels.json says whose they are");
 
     for (classes, problem) in [
         (&(|_| Value::Null) as &dyn Fn(usize) -> Value, "names 4 classes for this task; where class numbers run over all tasks"),

@@ -232,7 +232,7 @@ fn joined_signals_task_probabilities_and_analytic_logits_are_the_reference_ones(
         let shares = (10 * k..10 * k + 10).flat_map(|i| (0..classes).map(move |class| f32::from(u8::from(i % classes == class))));
         let shares = Tensor::from_vec(shares.collect::<Vec<_>>(), (10, classes), &Device::Cpu).unwrap();
         let mut keys = SessionKeys::of(&rows, &wanted, Some(&shares)).unwrap();
-        keys.classes.temperature = [1.0, 2.0, 4.0][k];
+        keys.classes.temperature = Some([1.0, 2.0, 4.0][k]);
         keys
     };
     let sessions: Vec<SessionKeys> = (0..3).map(session).collect();

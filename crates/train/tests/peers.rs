@@ -40,6 +40,7 @@ impl Fixture {
             task,
             settings: &self.settings,
             key: key_rule(Metric::Whitened, KeySignal::Pooled),
+            store: None,
         }
     }
 

@@ -53,7 +53,7 @@ impl ContinualLearner for Joint {
     fn logits(&self, session: &Session<'_>, samples: &[Sample]) -> Result<Vec<Vec<f32>>, TrainError> {
         let embedded = session.engine.embed(samples, self.dummy_image)?;
         let prefix = session.engine.run_frozen(&embedded, 0..self.model.method().first_adapted_layer())?;
-        Ok(session.engine.run_task(&prefix, &self.model)?.logits.narrow(1, 0, self.seen)?.to_vec2()?)
+        Ok(session.engine.predict_task(&prefix, &self.model)?.narrow(1, 0, self.seen)?.to_vec2()?)
     }
 
     fn parameters(&self) -> usize {

@@ -12,7 +12,7 @@ use super::folder::{CellFolder, FolderError, io};
 use super::result::{CellResult, Cost, SplitDraws};
 use super::{Cell, processor};
 use delo_engine::checkpoint::{Checkpoint, CheckpointError};
-use delo_engine::{Engine, Options};
+use delo_engine::{DeviceChoice, Engine, Options};
 use delo_kernels::Precision;
 use delo_model::input::{InputProcessor, Limits};
 use delo_model::model_dir::ModelDir;
@@ -132,7 +132,8 @@ pub fn run(folder: &CellFolder, options: &RunOptions, say: &mut dyn FnMut(&str))
     let record = folder.record()?;
     let cell = &record.cell;
     let dir = ModelDir::from(cell.backbone.as_deref());
-    let training = Options { training: Some(cell.settings.precision()), ..options.engine };
+    let device = if cell.makes_partitions() { options.engine.device } else { DeviceChoice::Cpu };
+    let training = Options { training: Some(cell.settings.precision()), device, ..options.engine };
     let Checkpoint { engine, processor } = Checkpoint::load(&dir, Limits::default(), cell.texts(), training)?;
     let mut data = Dataset::open(&cell.data)?;
     if engine.backbone().fingerprint != record.backbone_fingerprint {

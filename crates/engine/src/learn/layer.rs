@@ -96,17 +96,18 @@ impl LearningLayer {
             SampleRanges { tokens: span.start..span.end(), keys: start..span.end() + behind }
         });
         let learnt = if learnt.is_empty() { None } else { Some(Tensor::cat(&learnt, 0)?) };
+        let learns = state.hidden.track_op() || learnt.as_ref().is_some_and(Tensor::track_op);
         let operation = Self {
             samples: ranges.collect(),
             frozen: FrozenLayer {
                 kernel: *backbone.multiplier(),
                 heads: backbone.heads(),
                 layer: backbone.layer_at(index),
-                products: LayerProducts::of(backbone, index),
+                products: LayerProducts::of(backbone, index, learns),
             },
             pairs: pairs.map_or(0, |pairs| pairs.pairs),
             input_learns: state.hidden.track_op(),
-            learns: state.hidden.track_op() || learnt.as_ref().is_some_and(Tensor::track_op),
+            learns,
             cls_alone,
             kept: Mutex::default(),
         };

@@ -59,6 +59,19 @@ impl Engine {
     /// An engine that was not loaded for training ([`crate::Options::training`]) or computes in another
     /// format than f32; a task whose variables lie on another device than [`Engine::learning_device`].
     pub fn run_task(&self, packed: &Packed, task: &TaskModel) -> Result<TaskOutput> {
+        self.task_output(packed, task, true)
+    }
+
+    /// The logits `[samples, classes]` of [`Self::run_task`], which nothing can learn from: computed in f32 whatever
+    /// the steps of training are computed in. Blocking.
+    ///
+    /// # Errors
+    /// As [`Self::run_task`].
+    pub fn predict_task(&self, packed: &Packed, task: &TaskModel) -> Result<Tensor> {
+        Ok(self.task_output(packed, task, false)?.logits.detach())
+    }
+
+    fn task_output(&self, packed: &Packed, task: &TaskModel, learns: bool) -> Result<TaskOutput> {
         if let Compute::Candle(backbone) = &self.compute {
             return backbone.run_task(packed, task);
         }
@@ -73,7 +86,7 @@ impl Engine {
             let queries = queries(state, task.method().cross_modal_guide())?;
             let additions = task.additions(layer, LayerInput { queries: queries.as_ref(), frozen_cls: frozen_cls.as_ref() })?;
             of_layers.push(queries);
-            Ok(additions)
+            Ok(if learns { additions } else { additions.detach() })
         })?;
         let chosen_keys = frozen_cls.map(|cls| task.chosen_keys(&cls)).transpose()?.flatten();
         Ok(TaskOutput { logits: task.head(&pooled)?, queries: of_layers, chosen_keys })

@@ -49,8 +49,9 @@ enum Matrices {
 }
 
 impl LayerProducts {
-    pub fn of(backbone: &CpuBackend<f32>, index: usize) -> Self {
-        let matrices = match backbone.learning_precision() {
+    /// Those of a layer. Where nothing `learns`, they are as exact as in the frozen layers.
+    pub fn of(backbone: &CpuBackend<f32>, index: usize, learns: bool) -> Self {
+        let matrices = match if learns { backbone.learning_precision() } else { Precision::F32 } {
             Precision::F32 => Matrices::F32 { back: backbone.transposed_layer(index) },
             Precision::Bf16 => Matrices::Bf16(backbone.half_layer(index)),
         };

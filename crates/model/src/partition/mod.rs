@@ -195,13 +195,19 @@ fn check_shape(meta: &PartitionMeta, backbone: BackboneShape) -> Result<(), Part
 }
 
 /// Refuses a dummy image whose sides are not whole patches, or more than 64 patches.
+/// The most patches of a side of the image that stands in for a missing one.
+pub const MAX_DUMMY_PATCHES: usize = 64;
+
 fn check_dummy(meta: &PartitionMeta, backbone: &Description) -> Result<(), PartitionError> {
     let (patch, [height, width]) = (backbone.config.patch_size, meta.dummy_image);
-    let sound = |side: usize| side > 0 && side.is_multiple_of(patch) && side <= 64 * patch;
+    let sound = |side: usize| side > 0 && side.is_multiple_of(patch) && side <= MAX_DUMMY_PATCHES * patch;
     if sound(height) && sound(width) {
         return Ok(());
     }
-    Err(field("dummy_image", format!("{height} × {width} is not a positive multiple of the {patch}-pixel patch, up to 64 patches a side")))
+    Err(field(
+        "dummy_image",
+        format!("{height} × {width} is not a positive multiple of the {patch}-pixel patch, up to {MAX_DUMMY_PATCHES} patches a side"),
+    ))
 }
 
 /// The keys, second moments and class statistics among the tensors. Refuses one that is not of its signal's
@@ -235,6 +241,13 @@ fn session_keys(tensors: &Tensors, meta: &PartitionMeta, backbone: BackboneShape
             return Err(field(name, format!("its shape is {:?}, not {expected:?}", tensor.dims())));
         }
         map.insert(parsed, flat(tensor).map_err(malformed)?);
+    }
+    for (signal, means) in &keys.classes.means {
+        let width = signal.width(backbone.hidden);
+        let empty = keys.classes.counts.iter().zip(means.chunks_exact(width)).filter(|(count, _)| **count == 0.0);
+        if empty.flat_map(|(_, mean)| mean).any(|&x| x != 0.0) {
+            return Err(field(format!("{CLASS_MEANS}{signal}"), "a class without samples has a mean that is not 0"));
+        }
     }
     let rule = &meta.key;
     let choice = KeyChoice { signal: rule.signal, average: KeyAverage::Mean };
@@ -274,9 +287,9 @@ fn key_signal(name: &str, signal: &str, BackboneShape { layers, .. }: BackboneSh
 
 /// The numbers of samples of each class, and the temperature; the class means are not read here.
 fn class_counts(tensors: &Tensors, meta: &PartitionMeta) -> Result<ClassStatistics, PartitionError> {
-    let temperature = meta.key.temperature.unwrap_or(1.0);
-    if !(1e-3..=1e3).contains(&temperature) {
-        return Err(field("key.temperature", format!("{temperature} is not a number from 0.001 to 1000")));
+    let temperature = meta.key.temperature;
+    if let Some(wrong) = temperature.filter(|temperature| !(1e-3..=1e3).contains(temperature)) {
+        return Err(field("key.temperature", format!("{wrong} is not a number from 0.001 to 1000")));
     }
     let Some(tensor) = tensors.get(CLASS_COUNTS) else {
         return Ok(ClassStatistics { temperature, ..ClassStatistics::default() });

@@ -223,21 +223,15 @@ pub type Signals = BTreeMap<KeySignal, Tensor>;
 ///
 /// A sample with n labels counts 1/n for each of them. The samples of a multi-label session that have no label
 /// are a class of their own, after the others; a session without such samples has no such class.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct ClassStatistics {
     /// Samples of each class, `[classes]`, 0 or more; empty where the session stores no classes.
     pub counts: Vec<f32>,
     /// The mean signal of each class, class by class, `[classes, width]` for each signal.
     pub means: BTreeMap<KeySignal, Vec<f32>>,
-    /// τ: the temperature of the session's class probabilities, above 0.
-    pub temperature: f32,
-}
-
-impl Default for ClassStatistics {
-    /// No classes, and τ = 1.
-    fn default() -> Self {
-        Self { counts: Vec::new(), means: BTreeMap::new(), temperature: 1.0 }
-    }
+    /// τ: the temperature of the session's class probabilities, above 0; `None` where the session had too few samples to
+    /// fit one.
+    pub temperature: Option<f32>,
 }
 
 /// The keys, second moments and class statistics of a session, by their signals.

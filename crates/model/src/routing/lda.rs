@@ -56,8 +56,8 @@ struct Session<'a> {
     /// The mean signal, `[width]`.
     key: &'a [f32],
     statistics: Statistics<'a>,
-    /// τ of the session.
-    temperature: f32,
+    /// τ of the session, where it has one.
+    temperature: Option<f32>,
     /// The signals of the calibration samples, `[samples, width]`.
     calibration: &'a [f32],
 }
@@ -115,6 +115,10 @@ impl LdaRule {
             own_fits: Vec::new(),
             cosines: PlainRule::new(&keys),
         };
+        // Solved in f64, a number may be too large for f32.
+        if [&rule.weights, &rule.biases, &rule.mean.0].into_iter().flatten().chain([&rule.mean.1]).any(|x| !x.is_finite()) {
+            return Err(NotPositiveDefinite);
+        }
         rule.own_fits = sessions.iter().enumerate().map(|(task, session)| rule.own_fits(task, session.calibration)).collect();
         Ok(rule)
     }
@@ -205,15 +209,17 @@ fn mean_signal(sessions: &[Session<'_>], width: usize) -> Vec<f32> {
     mean.into_iter().map(|x| x as f32).collect()
 }
 
-/// τ of the rule: the mean of the sessions' temperatures in the logarithm, weighted by their samples.
+/// τ of the rule: the mean of the sessions' temperatures in the logarithm, weighted by their samples; of those that
+/// have one, and 1 where none has.
 fn temperature(sessions: &[Session<'_>]) -> f64 {
     let (mut samples, mut sum) = (0.0, 0.0);
     for session in sessions {
+        let Some(temperature) = session.temperature else { continue };
         let n = session.statistics.samples();
         samples += n;
-        sum += n * f64::from(session.temperature).ln();
+        sum += n * f64::from(temperature).ln();
     }
-    (sum / samples).exp()
+    if samples > 0.0 { (sum / samples).exp() } else { 1.0 }
 }
 
 impl TaskRule for LdaRule {
@@ -242,7 +248,11 @@ mod tests {
         SessionKeys {
             mean: [(KeySignal::Pooled, vec![mean(&|m| m[0]), mean(&|m| m[1])])].into(),
             moments: [(KeySignal::Pooled, moment)].into(),
-            classes: ClassStatistics { counts: vec![1.0; means.len()], means: [(KeySignal::Pooled, means.concat())].into(), temperature },
+            classes: ClassStatistics {
+                counts: vec![1.0; means.len()],
+                means: [(KeySignal::Pooled, means.concat())].into(),
+                temperature: Some(temperature),
+            },
             ..SessionKeys::default()
         }
     }
@@ -290,6 +300,24 @@ mod tests {
         let best = |(one, two): (SessionKeys, SessionKeys)| probabilities(&[&one, &two], [1.0, 0.0])[0];
         let (sharp, flat) = (best(sessions(1.0)), best(sessions(4.0)));
         assert!(sharp > flat && flat > 0.5, "{sharp} {flat}");
+    }
+
+    #[test]
+    fn a_session_without_a_temperature_leaves_that_of_the_others() {
+        let (one, mut two) = (session(&[[2.0, 0.0]], 4.0), session(&[[-2.0, 0.0]], 4.0));
+        let fitted = probabilities(&[&one, &two], [1.0, 0.0]);
+        two.classes.temperature = None;
+        assert_eq!(probabilities(&[&one, &two], [1.0, 0.0]), fitted);
+    }
+
+    #[test]
+    fn statistics_that_leave_the_range_of_f32_are_refused() {
+        let (one, mut two) = (session(&[[1.0, 0.0]], 1.0), session(&[[-1.0, 0.0], [0.0, 1.0]], 1.0));
+        two.classes.counts[1] = 0.0;
+        if let Some(means) = two.classes.means.get_mut(&KeySignal::Pooled) {
+            means[2..].fill(1e38);
+        }
+        assert!(Lda.rule(&[&one, &two], CHOICE).is_err());
     }
 
     #[test]

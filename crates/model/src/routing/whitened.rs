@@ -80,7 +80,11 @@ impl WhitenedRule {
             let solved = inverse.transpose() * &white;
             keys.extend((0..width).map(|i| (solved[(i, 0)] * scale) as f32));
         }
-        let whitening = (0..width).flat_map(|i| (0..=i).map(move |j| (i, j))).map(|at| inverse[at] as f32).collect();
+        let whitening: Vec<f32> = (0..width).flat_map(|i| (0..=i).map(move |j| (i, j))).map(|at| inverse[at] as f32).collect();
+        // Solved in f64, a number may be too large for f32.
+        if keys.iter().chain(&whitening).any(|x| !x.is_finite()) {
+            return Err(NotPositiveDefinite);
+        }
         Ok(Self { isa: Isa::detect(), width, keys, whitening })
     }
 

@@ -185,6 +185,6 @@ fn uncalibrated(catalogue: &Catalogue) -> Result<Option<Arc<dyn TaskRule>>, Cata
 
 fn without_temperature(keys: &SessionKeys) -> SessionKeys {
     let mut keys = keys.clone();
-    keys.classes.temperature = 1.0;
+    keys.classes.temperature = None;
     keys
 }

@@ -1,5 +1,6 @@
 //! Data sets in the layout of the RebQ code release (METHOD.md 6): one JSON list of items beside `images/`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -9,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::classes::{ClassSet, Classes};
 use super::list::{self, ListedItem};
+use super::names;
 
 /// Why a data set cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -201,6 +203,24 @@ impl Dataset {
             rows[item.task][item.split as usize].push(row);
         }
         Self { dir, name, multi_label, tasks, items, rows }
+    }
+
+    /// A note for who reads the figures, where no `labels.json` says whose a class is and several tasks train on it.
+    pub fn shared_classes(&self) -> Option<String> {
+        if !self.multi_label || self.dir.join(names::FILE).exists() {
+            return None;
+        }
+        let classes: usize = self.tasks.iter().map(|task| task.labels.len()).sum();
+        let tasks_of = |class: usize| {
+            let items = self.items.iter().filter(|item| item.split == Split::Train && item.all_classes.contains(class));
+            items.map(|item| item.task).collect::<BTreeSet<_>>().len()
+        };
+        let shared = (0..classes).filter(|&class| tasks_of(class) > 1).count();
+        let note = format!(
+            "{shared} of {classes} classes occur in training items of several tasks, and were taken as the first one's: say in \
+             labels.json whose they are"
+        );
+        (shared > 0).then_some(note)
     }
 
     /// Reads `dir`: its one list of items, and `labels.json` where there is one.

@@ -12,7 +12,7 @@ use super::report::align;
 use crate::data::{Label, Samples};
 use crate::signals::signals as signals_of;
 use delo_catalogue::{Catalogue, Resident};
-use delo_engine::{Answer, Policy, Query};
+use delo_engine::{Answer, Policy, Query, Scored};
 use delo_model::input::Sample;
 use delo_model::routing::keys::KeySignal;
 
@@ -129,7 +129,7 @@ pub fn curves(evaluation: &Evaluation<'_>) -> Result<Curves, EvalError> {
                     probability,
                     typicality: score.typicality.unwrap_or(1.0),
                     adapted: right(&plain[i], truth),
-                    early: (right(&early[i], truth), probability * early[i].scores.iter().copied().fold(0.0, f32::max)),
+                    early: (right(&early[i], truth), surety(&early[i], probability)),
                     two: right(&two[i], truth),
                 });
             }
@@ -158,6 +158,11 @@ pub fn curves(evaluation: &Evaluation<'_>) -> Result<Curves, EvalError> {
 fn answers(evaluation: &Evaluation<'_>, catalogue: &Catalogue, samples: &[Sample], policy: Policy) -> Result<Vec<Answer>, EvalError> {
     let queries: Vec<Query> = samples.iter().map(|sample| Query { policy, ..Query::open(sample.clone()) }).collect();
     Ok(evaluation.engine.classify(catalogue, &queries).into_iter().collect::<Result<_, _>>()?)
+}
+
+/// The probability of the best class of an early answer; 0 where the partition gives none, so that no threshold takes it.
+fn surety(answer: &Answer, probability: f32) -> f32 {
+    if answer.scored == Scored::Early { probability * answer.scores.iter().copied().fold(0.0, f32::max) } else { 0.0 }
 }
 
 /// Whether the answer is of the true task and its best label is the true one.

@@ -240,6 +240,7 @@ fn notes(evaluation: &Evaluation<'_>, tasks: &[(usize, Arc<Resident>)], rules: &
     if let Some(lacking) = names(lacking.map(|(_, t)| t.name.as_str()).collect()) {
         notes.push(format!("no partition for {lacking}: left out of every figure"));
     }
+    notes.extend(data.shared_classes());
     let known: BTreeSet<&str> = data.tasks.iter().map(|t| t.name.as_str()).collect();
     if let Some(foreign) = names(evaluation.partitions.iter().map(|r| r.task()).filter(|t| !known.contains(t)).collect()) {
         notes.push(format!("not of this data set, and not loaded: {foreign}"));

@@ -75,6 +75,7 @@ impl<'a> LearnerEvaluation<'a> {
         if !names.is_empty() {
             notes.push(format!("no {} items of {}: left out of AP and FG, but learnt", self.split, names.join(", ")));
         }
+        notes.extend(self.data.shared_classes());
         if self.data.multi_label {
             notes.push(
                 "one head over all tasks: no task is chosen, so that AP is the same in both columns; labels of other tasks count in F1 all seen"

@@ -29,7 +29,7 @@ use delo_model::method::{FactorPairs, Target};
 #[serde(default, deny_unknown_fields)]
 pub struct InfLoraSettings {
     /// Rank of a branch.
-    pub rank: usize,
+    pub branch_rank: usize,
     /// ε of the first session: the share of the energy of its inputs that the memory holds.
     pub first_energy: f64,
     /// ε towards which it rises over the sessions.
@@ -39,7 +39,7 @@ pub struct InfLoraSettings {
 impl Default for InfLoraSettings {
     /// The values of METHOD.md 8.
     fn default() -> Self {
-        Self { rank: 10, first_energy: 0.95, last_energy: 1.0 }
+        Self { branch_rank: 10, first_energy: 0.95, last_energy: 1.0 }
     }
 }
 
@@ -129,7 +129,7 @@ impl InfLora {
             self.memory = vec![Subspace::empty(d); moments.len()];
         }
         let branch = |(memory, moment): (&Subspace, &Mat<f64>)| {
-            let rows = memory.leading(moment, self.settings.rank).map_err(candle_core::Error::wrap)?;
+            let rows = memory.leading(moment, self.settings.branch_rank).map_err(candle_core::Error::wrap)?;
             let down: Vec<f32> = rows.iter().flatten().map(|x| (x * DOWN_LENGTH) as f32).collect();
             let up = || Var::zeros((rows.len(), d), DType::F32, &Device::Cpu);
             Ok(Branch { down: Tensor::from_vec(down, (rows.len(), d), &Device::Cpu)?, up: [up()?, up()?] })

@@ -39,7 +39,7 @@ pub struct RebqSettings {
     /// Vectors of a prompt, an even number.
     pub length: usize,
     /// The number of first layers with prompts.
-    pub layers: usize,
+    pub depth: usize,
     /// Weight of the reconstruction in the loss.
     pub reconstruction: f64,
 }
@@ -47,7 +47,7 @@ pub struct RebqSettings {
 impl Default for RebqSettings {
     /// The values of METHOD.md 8; the weight of the reconstruction is that of the public code.
     fn default() -> Self {
-        Self { pool: 128, length: 8, layers: 8, reconstruction: 0.01 }
+        Self { pool: 128, length: 8, depth: 8, reconstruction: 0.01 }
     }
 }
 
@@ -118,14 +118,14 @@ impl Rebq {
 
     /// A share of each pool and a head for a new session.
     fn grow(&mut self, session: &Session<'_>) -> Result<()> {
-        let RebqSettings { pool, length, layers, .. } = self.settings;
+        let RebqSettings { pool, length, depth, .. } = self.settings;
         if length % 2 == 1 {
             bail!("a prompt of RebQ has {length} vectors: give an even number, half of them are keys and half values");
         }
         let (mut rng, config) = (start_stream(session), &session.engine.backbone().config);
         let (places, d) = ((pool / session.data.tasks.len()).max(1), config.hidden_size);
         let mut earlier = std::mem::take(&mut self.layers).into_iter();
-        for _ in 0..layers.min(config.num_hidden_layers) {
+        for _ in 0..depth.min(config.num_hidden_layers) {
             let pools = earlier.next();
             let (memory, image, text) = pools.map_or((None, None, None), |of| (Some(of.memory), Some(of.image), Some(of.text)));
             let mut grown = |pool| WeightedPool::grown(pool, places, length, d, &mut rng);

@@ -70,12 +70,13 @@ impl KeyChoices {
 }
 
 /// The settings of a session that takes over what `learnt` has learnt ([`super::renew`]): those of `learnt`,
-/// the share of the head apart.
+/// the share of the head apart, which a residual head does not have.
 ///
 /// # Errors
 /// The artifact records no settings that this program knows.
 pub fn settings_to_renew(learnt: &Artifact, head_weight: f64) -> Result<Settings, serde_json::Error> {
-    Ok(Settings { head_weight, ..settings_of(learnt)? })
+    let settings = settings_of(learnt)?;
+    Ok(if settings.residual { settings } else { Settings { head_weight, ..settings } })
 }
 
 #[cfg(test)]

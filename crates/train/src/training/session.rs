@@ -85,6 +85,14 @@ impl Session<'_> {
         if meta.backbone.fingerprint != self.engine.backbone().fingerprint {
             return unfit(format!("it was trained on the backbone {}: give that one with --backbone", meta.backbone.name));
         }
+        if let Some(special) = meta.special_tokens.filter(|&special| special != self.processor.special_tokens()) {
+            let flag = if special { "give" } else { "leave out" };
+            return unfit(format!("it was trained on texts that were read otherwise: {flag} --special-tokens"));
+        }
+        if self.settings.residual && meta.key.signal != self.key.signal {
+            let signal = meta.key.signal;
+            return unfit(format!("its head learnt on analytic logits of the signal {signal}: give --key-signal {signal}"));
+        }
         let backbone = self.engine.backbone();
         let trained = meta.text_positions.unwrap_or(backbone.checkpoint_positions);
         if trained != backbone.config.max_position_embeddings {
@@ -124,6 +132,10 @@ impl Session<'_> {
             ("backbone".to_owned(), json!(self.engine.backbone().fingerprint)),
         ]);
         // A checkpoint without this entry is of a session that read special tokens as words.
+        // The analytic logits are of this signal.
+        if self.settings.residual {
+            identity.insert("--key-signal".to_owned(), json!(self.key.signal));
+        }
         if self.processor.special_tokens() {
             identity.insert("--special-tokens".to_owned(), json!(true));
         }
@@ -153,7 +165,7 @@ impl Session<'_> {
         samples.for_each_chunk(CHUNK, |_, chunk| {
             let embedded = self.engine.embed(chunk, self.dummy_image())?;
             let prefix = self.engine.run_frozen(&embedded, 0..model.method().first_adapted_layer())?;
-            let mut logits = self.engine.run_task(&prefix, model)?.logits.to_vec2::<f32>()?;
+            let mut logits = self.engine.predict_task(&prefix, model)?.to_vec2::<f32>()?;
             if let Some(analytic) = analytic {
                 let signal = analytic.record.signal;
                 let signals = self.frozen_signals(chunk, &[signal])?[&signal].to_vec2::<f32>()?;

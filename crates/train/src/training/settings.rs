@@ -5,6 +5,7 @@ use super::objective::{AlignedLayers, Objective};
 use super::optimiser::AdamWConfig;
 use delo_kernels::Precision;
 use delo_model::method::{DualPromptSpec, L2pSpec, Layout, LinearSpec, LoraSpec, LossTerm, Method, MethodKind, PoolSpec};
+use delo_model::partition::MAX_DUMMY_PATCHES;
 
 /// All that decides what a session learns, its data and backbone apart. Stored in the artifact under these
 /// names.
@@ -180,8 +181,9 @@ impl Settings {
         demand(share(self.key_beta), "--key-beta", &self.key_beta, "give a share from 0 to 1")?;
         demand(share(self.head_weight), "--head-weight", &self.head_weight, "give a share from 0 to 1")?;
         if let Some(size) = self.dummy_image {
-            let expected = format!("give multiples of the patch size, {patch}");
-            demand(size.iter().all(|x| *x > 0 && x % patch == 0), "--dummy-image", &format!("{size:?}"), &expected)?;
+            let expected = format!("give multiples of the patch size, {patch}, up to {MAX_DUMMY_PATCHES} patches a side");
+            let sound = |x: usize| x > 0 && x.is_multiple_of(patch) && x <= MAX_DUMMY_PATCHES * patch;
+            demand(size.iter().all(|&x| sound(x)), "--dummy-image", &format!("{size:?}"), &expected)?;
         }
         demand(self.epochs > 0, "--epochs", &self.epochs, "train for at least one")?;
         demand(self.batch > 0, "--batch", &self.batch, "a step takes at least one sample")?;
@@ -250,8 +252,13 @@ mod tests {
         assert_eq!(s.check(6, 8).unwrap_err().to_string(), "--rank 17: give 1 to 16 (--experts)");
         let s = Settings { first_adapted_layer: 7, ..Settings::default() };
         assert_eq!(s.check(6, 8).unwrap_err().to_string(), "--first-adapted-layer 7: the backbone has layers 0 to 5; 6 means no adapter");
-        let s = Settings { dummy_image: Some([8, 12]), ..Settings::default() };
-        assert_eq!(s.check(6, 8).unwrap_err().to_string(), "--dummy-image [8, 12]: give multiples of the patch size, 8");
+        let mut s = Settings { dummy_image: Some([8, 12]), ..Settings::default() };
+        assert_eq!(
+            s.check(6, 8).unwrap_err().to_string(),
+            "--dummy-image [8, 12]: give multiples of the patch size, 8, up to 64 patches a side"
+        );
+        s.dummy_image = Some([8, 65 * 8]);
+        assert!(s.check(6, 8).unwrap_err().to_string().contains("[8, 520]"), "no server would load the partition");
         let s = Settings { lr: f64::NAN, ..Settings::default() };
         assert!(s.check(6, 8).is_err());
     }

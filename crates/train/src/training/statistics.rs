@@ -32,6 +32,9 @@ pub(super) struct Residual {
     pub(super) weight: f32,
 }
 
+/// The fewest samples that a temperature is fitted to.
+const FEWEST: usize = 8;
+
 /// The number of folds of [`Residual`].
 const FOLDS: usize = 10;
 
@@ -118,7 +121,7 @@ impl Session<'_> {
         let wide = |row: &Vec<f32>| row.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
         let of_labels: Vec<Vec<f32>> = labels.iter().map(|label| flags(label, classes)).collect();
         let temperature = fitted_temperature(&logits.iter().map(wide).collect::<Vec<_>>(), &of_labels, self.data.multi_label);
-        let weight = 1.0 / temperature;
+        let weight = 1.0 / temperature.unwrap_or(1.0);
         logits.iter_mut().flatten().for_each(|x| *x *= weight);
         Ok(Some(Residual { logits: matrix(&logits)?, weight }))
     }
@@ -161,7 +164,7 @@ impl Session<'_> {
         let classes = self.data.tasks[self.task].labels.len();
         let labels: Vec<Vec<f32>> = self.labels(Split::Val).iter().map(|label| flags(label, classes)).collect();
         let wide: Vec<Vec<f64>> = logits.iter().map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect();
-        fitted_temperature(&wide, &labels, self.data.multi_label).max(1.0)
+        fitted_temperature(&wide, &labels, self.data.multi_label).unwrap_or(1.0).max(1.0)
     }
 
     /// The signals of the val samples.
@@ -178,7 +181,7 @@ impl Session<'_> {
         let mut shares = shares(&self.labels(Split::Val), self.data.tasks[self.task].labels.len());
         // A class that no training sample has is none of the session's.
         shares.iter_mut().for_each(|share| share.resize(statistics.counts.len(), 0.0));
-        Ok(Some(fitted_temperature(&logits(&linear, held_out), &shares, false)))
+        Ok(fitted_temperature(&logits(&linear, held_out), &shares, false))
     }
 }
 
@@ -264,8 +267,12 @@ fn logits(linear: &Linear, signals: &[Vec<f32>]) -> Vec<Vec<f64>> {
 
 /// τ from e⁻⁴ to e⁴ with the least cross-entropy between softmax(logits / τ) and the shares of the samples in
 /// the classes; where the labels are `independent`, between a sigmoid for each label and its flag. The
-/// cross-entropy is convex in 1/τ, so that a ternary search finds it.
-fn fitted_temperature(logits: &[Vec<f64>], shares: &[Vec<f32>], independent: bool) -> f32 {
+/// cross-entropy is convex in 1/τ, so that a ternary search finds it. `None` for one class, whose probability is 1 at any τ,
+/// and for fewer than [`FEWEST`] samples: one that is wrong would decide alone.
+fn fitted_temperature(logits: &[Vec<f64>], shares: &[Vec<f32>], independent: bool) -> Option<f32> {
+    if logits.len() < FEWEST || (!independent && shares.iter().all(|shares| shares.len() < 2)) {
+        return None;
+    }
     let loss = |inverse: f64| {
         if independent {
             let of_label =
@@ -284,7 +291,7 @@ fn fitted_temperature(logits: &[Vec<f64>], shares: &[Vec<f32>], independent: boo
         let (left, right) = ((2.0 * low + high) / 3.0, (low + 2.0 * high) / 3.0);
         if loss(left) <= loss(right) { high = right } else { low = left }
     }
-    (2.0 / (low + high)) as f32
+    Some((2.0 / (low + high)) as f32)
 }
 
 #[cfg(test)]
@@ -294,14 +301,20 @@ mod tests {
     #[test]
     fn the_temperature_makes_probabilities_as_sure_as_they_are_right() {
         // Logits ±2: the first class is right three times of four, so that softmax(z / τ) = 3/4 at 4 / τ = ln 3.
-        let logits = vec![vec![2.0, -2.0]; 4];
-        let mut shares = vec![vec![1.0, 0.0]; 3];
-        shares.push(vec![0.0, 1.0]);
-        let found = fitted_temperature(&logits, &shares, false);
+        let logits = vec![vec![2.0, -2.0]; 8];
+        let mut shares = vec![vec![1.0, 0.0]; 6];
+        shares.extend(vec![vec![0.0, 1.0]; 2]);
+        let found = fitted_temperature(&logits, &shares, false).unwrap();
         assert!((f64::from(found) - 4.0 / 3f64.ln()).abs() < 1e-3, "{found}");
         // Of independent labels: sigmoid(2 / τ) = 3/4 at 2 / τ = ln 3.
-        let found = fitted_temperature(&logits, &shares, true);
+        let found = fitted_temperature(&logits, &shares, true).unwrap();
         assert!((f64::from(found) - 2.0 / 3f64.ln()).abs() < 1e-3, "{found}");
+    }
+
+    #[test]
+    fn one_class_and_a_handful_of_samples_fit_no_temperature() {
+        assert_eq!(fitted_temperature(&vec![vec![3.0]; 20], &vec![vec![1.0]; 20], false), None);
+        assert_eq!(fitted_temperature(&vec![vec![2.0, -2.0]; 7], &vec![vec![0.0, 1.0]; 7], false), None);
     }
 
     #[test]
