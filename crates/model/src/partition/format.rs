@@ -71,8 +71,8 @@ fn checksum<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], 
 /// The oldest format version in which all of this description has a meaning. Version 1 names no method,
 /// version 2 does. A program that reads version 2 alone would cut texts at the checkpoint's own number of
 /// positions, and take a method that lacks a part for the whole one: such partitions are of version 3. A
-/// program that reads version 3 alone does not know the methods with prefixes or prompts, and the first that read it
-/// would take the head for the whole classifier where an analytic one stands beside it: these are of version 4.
+/// program that reads version 3 alone does not know the methods with prefixes or prompts, and may take the head for the
+/// whole classifier where an analytic one stands beside it: such partitions are of version 4.
 fn format_version(meta: &PartitionMeta) -> u32 {
     match meta.method.kind() {
         _ if meta.analytic.is_some() || meta.key.metric == Metric::Lda => 4,

@@ -194,10 +194,10 @@ fn check_shape(meta: &PartitionMeta, backbone: BackboneShape) -> Result<(), Part
     Err(field(meta.method.field(), reason))
 }
 
-/// Refuses a dummy image whose sides are not whole patches, or more than 64 patches.
 /// The most patches of a side of the image that stands in for a missing one.
 pub const MAX_DUMMY_PATCHES: usize = 64;
 
+/// Refuses a dummy image whose sides are not whole patches, or more than [`MAX_DUMMY_PATCHES`].
 fn check_dummy(meta: &PartitionMeta, backbone: &Description) -> Result<(), PartitionError> {
     let (patch, [height, width]) = (backbone.config.patch_size, meta.dummy_image);
     let sound = |side: usize| side > 0 && side.is_multiple_of(patch) && side <= MAX_DUMMY_PATCHES * patch;

@@ -174,7 +174,7 @@ impl Session<'_> {
     }
 
     /// τ: the temperature at which the session's own class probabilities fit its val samples best, whose signals
-    /// are `held_out`. `None` without val samples.
+    /// are `held_out`. `None` where they fit none ([`fitted_temperature`]).
     fn temperature(&self, keys: &SessionKeys, held_out: &[Vec<f32>]) -> Result<Option<f32>, TrainError> {
         let Some(statistics) = keys.statistics(self.key.signal).filter(|_| !held_out.is_empty()) else { return Ok(None) };
         let linear = session_logits(statistics).map_err(degenerate)?;
