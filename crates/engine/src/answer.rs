@@ -1,11 +1,12 @@
 //! The query of one sample, and the engine's answer to it.
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::policy::{Policy, Scored};
 use delo_catalogue::{Candidate, Resident};
-use delo_model::PerModality;
 use delo_model::input::Sample;
 use delo_model::method::PoolId;
+use delo_model::method::factors::Choice;
 use delo_model::method::selection::top;
 
 /// One sample to classify.
@@ -19,8 +20,6 @@ pub struct Query {
     /// Where the task has a canary, this number decides between the two versions: the same ticket always
     /// meets the same version.
     pub ticket: u64,
-    /// Whether the answer lists the factors that were chosen in each layer.
-    pub explain: bool,
     /// When the sample is answered otherwise than by one adapted pass.
     pub policy: Policy,
 }
@@ -28,7 +27,7 @@ pub struct Query {
 impl Query {
     /// A sample whose task the engine decides.
     pub fn open(sample: impl Into<Arc<Sample>>) -> Self {
-        Self { sample: sample.into(), given: None, ticket: 0, explain: false, policy: Policy::default() }
+        Self { sample: sample.into(), given: None, ticket: 0, policy: Policy::default() }
     }
 
     /// A sample that this partition serves.
@@ -49,10 +48,23 @@ pub struct Answer {
     pub scored: Scored,
     /// Every resident task with its score, highest first; empty where [`Query::given`] names the partition.
     pub candidates: Vec<Candidate>,
-    /// Number of factors that routers chose by each modality's query, over all adapted layers and targets.
-    pub factors_selected: PerModality<u64>,
-    /// The chosen factors; `None` unless [`Query::explain`] is set.
-    pub factors: Option<Vec<SelectedFactors>>,
+    /// The choices of each adapted layer, group by group of its bank; empty without an adapted pass.
+    pub(crate) choices: Vec<(usize, Vec<Choice>)>,
+    /// When the parts of the forward pass ended.
+    pub marks: Marks,
+}
+
+/// When the parts of a batch's forward pass ended. All samples of one forward have the same ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// The forward began: samples are embedded.
+    pub began: Instant,
+    /// The frozen layers were run, as far as the decision or the first adapted layer needs them.
+    pub frozen: Instant,
+    /// The tasks were decided.
+    pub decided: Instant,
+    /// The adapted layers and the heads were run.
+    pub ended: Instant,
 }
 
 impl Answer {
@@ -77,6 +89,16 @@ impl Answer {
         Some(chosen.score.score - other.score.score)
     }
 
+    /// The factors that routers chose, pool by pool; none where the method has no routers.
+    pub fn selected(&self) -> impl Iterator<Item = SelectedFactors<'_>> {
+        self.choices.iter().flat_map(|(layer, choices)| {
+            let bank = self.resident.partition.adapter.bank(*layer);
+            let bank = bank.filter(|bank| bank.routers().is_some() && bank.shape().all_groups() == PoolId::COUNT);
+            let (experts, choices) = bank.map_or((0, [].as_slice()), |bank| (bank.shape().experts, choices.as_slice()));
+            PoolId::all().zip(choices).map(move |(pool, choice)| SelectedFactors { layer: *layer, pool, choice, experts })
+        })
+    }
+
     /// The label of the highest score; `None` where the partition has no label.
     pub fn best_label(&self) -> Option<&str> {
         self.ranked(1).next().map(|(label, _)| label)
@@ -84,17 +106,16 @@ impl Answer {
 }
 
 /// The factors that one sample used in one adapted map (METHOD.md 2).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SelectedFactors {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SelectedFactors<'a> {
     /// The encoder layer, from 0.
     pub layer: usize,
     /// The adapted map, and the modality by whose query the factors were chosen.
     pub pool: PoolId,
-    /// `[r]`: indices of the selected A factors (experts), highest score first. The i-th is paired with the
-    /// i-th of `b`.
-    pub a: Vec<u32>,
-    /// `[r]`: indices of the selected B factors, highest score first.
-    pub b: Vec<u32>,
+    /// The experts that give A and B factors, `[r]` each.
+    pub choice: &'a Choice,
+    /// E: experts of the pool.
+    pub experts: usize,
 }
 
 /// Why one sample could not be classified.

@@ -2,6 +2,7 @@
 //! score.
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::Result;
 use rayon::prelude::*;
@@ -12,13 +13,11 @@ use super::packed::Span;
 use super::policy::{Plan, Scored};
 use super::prompted::{repacked, with_prompts};
 use super::signals::{self, Reader};
-use super::{Answer, Engine, EngineError, Query, SelectedFactors};
+use super::{Answer, Engine, EngineError, Marks, Query};
 use crate::compute::with_backend;
 use delo_catalogue::{Candidate, Catalogue, Resident};
-use delo_model::PerModality;
 use delo_model::input::Sample;
-use delo_model::method::PoolId;
-use delo_model::method::factors::{Choice, FactorBank};
+use delo_model::method::factors::Choice;
 use delo_model::method::selection::softmax;
 use delo_model::routing::keys::KeySignal;
 
@@ -105,13 +104,17 @@ impl Engine {
         dummy_image: [usize; 2],
         accepted: &[&Query],
     ) -> Result<Vec<Answer>> {
+        let began = Instant::now();
         let samples: Vec<&Sample> = accepted.iter().map(|q| &*q.sample).collect();
         let (mut hidden, mut spans) = backbone.embed(&samples, self.dummy(dummy_image))?;
         let layers = self.backbone.config.num_hidden_layers;
         let given = accepted.iter().filter_map(|query| query.given.as_ref()).map(|resident| resident.first_adapted_layer());
         let start = given.fold(catalogue.first_adapted_layer(layers), usize::min);
-        let routed = self.decide(backbone, catalogue, accepted, start, &mut hidden, &spans)?;
+        let read = self.read(backbone, catalogue, accepted, start, &mut hidden, &spans)?;
+        let frozen = Instant::now();
+        let routed = decide(catalogue, accepted, read)?;
         let plans: Vec<Plan> = routed.iter().zip(accepted).map(|(routed, query)| routed.plan(catalogue, query)).collect();
+        let decided = Instant::now();
         let passes = passes(&routed, &plans);
         // Usually every sample has one adapted pass.
         if !passes.iter().map(|(i, _)| *i).eq(0..routed.len()) {
@@ -124,29 +127,37 @@ impl Engine {
         let mut adapters = Adapters::new(passes.iter().map(|(_, resident)| &resident.partition.adapter).collect());
         let pooled = if passes.is_empty() { Vec::new() } else { backbone.run_to_pooled(hidden, &spans, start, Some(&mut adapters))? };
         let chosen = std::mem::take(&mut adapters.chosen);
-        let mut computed = pooled.iter().zip(&chosen).map(|(pooled, choices)| Pass { pooled, choices });
-        let mut answers = Vec::with_capacity(accepted.len());
-        for ((routed, plan), query) in routed.into_iter().zip(plans).zip(accepted) {
+        let mut computed = pooled.iter().zip(chosen).map(|(pooled, choices)| Pass { pooled, choices });
+        let mut scored = Vec::with_capacity(accepted.len());
+        for (routed, plan) in routed.iter().zip(plans) {
             let mut pass = || computed.next().ok_or_else(|| candle_core::Error::Msg("a sample has no adapted pass".to_owned()));
-            let answer = match plan {
-                Plan::Pass => routed.answer(&routed.resident, pass()?, query.explain),
+            scored.push(match plan {
+                Plan::Pass => routed.scored(&routed.resident, pass()?),
                 Plan::Two(second) => {
-                    let first = routed.answer(&routed.resident, pass()?, query.explain);
-                    likelier(&routed.candidates, first, routed.answer(&second, pass()?, query.explain))
+                    let first = routed.scored(&routed.resident, pass()?);
+                    likelier(&routed.candidates, first, routed.scored(&second, pass()?))
                 }
-                Plan::Early(scores) => routed.unadapted(scores, Scored::Early, query.explain),
-                Plan::Reject => routed.unadapted(Vec::new(), Scored::Rejected, query.explain),
-            };
-            answers.push(Answer { candidates: routed.candidates, ..answer });
+                Plan::Early(scores) => routed.unadapted(scores, Scored::Early),
+                Plan::Reject => routed.unadapted(Vec::new(), Scored::Rejected),
+            });
         }
-        Ok(answers)
+        let marks = Marks { began, frozen, decided, ended: Instant::now() };
+        let answer = |(Scores { resident, scores, scored, choices }, routed): (Scores, Routed)| Answer {
+            resident,
+            scores,
+            scored,
+            candidates: routed.candidates,
+            choices,
+            marks,
+        };
+        Ok(scored.into_iter().zip(routed).map(answer).collect())
     }
 
-    /// Decides each sample's partition, and advances `hidden` from layer 0 to layer `start`, the first layer
-    /// that any possible partition adapts. Signals at or before that layer are read on the way. For signals of
-    /// later layers, the samples that need them get a frozen pass of their own: those whose partition is not
-    /// given, and those whose partition has an analytic classifier or chooses prompts.
-    fn decide<B: Backend>(
+    /// Reads the frozen backbone's signals that the samples need, and advances `hidden` from layer 0 to layer
+    /// `start`, the first layer that any possible partition adapts. Signals at or before that layer are read on
+    /// the way. For signals of later layers, the samples that need them get a frozen pass of their own: those
+    /// whose partition is not given, and those whose partition has an analytic classifier or chooses prompts.
+    fn read<B: Backend>(
         &self,
         backbone: &B,
         catalogue: &Catalogue,
@@ -154,7 +165,7 @@ impl Engine {
         start: usize,
         hidden: &mut B::Hidden,
         spans: &[Span],
-    ) -> Result<Vec<Routed>> {
+    ) -> Result<Vec<Read>> {
         let layers = self.backbone.config.num_hidden_layers;
         let wanted = wanted(catalogue, accepted);
         let mut reader = Reader::new(&wanted, layers);
@@ -171,22 +182,33 @@ impl Engine {
             let asking = backbone.select(hidden, &chosen)?;
             reader.run_to_end(backbone, asking, &repacked(&chosen), start)?;
         }
-        let mut signals: Vec<Signals> = vec![Signals::new(); accepted.len()];
+        let mut read: Vec<Read> = accepted.iter().map(|_| Read::default()).collect();
         for signal in wanted {
-            asking.iter().zip(reader.signal(signal, &chosen)).for_each(|(&i, row)| drop(signals[i].insert(signal, row)));
+            asking.iter().zip(reader.signal(signal, &chosen)).for_each(|(&i, row)| drop(read[i].signals.insert(signal, row)));
         }
-        let mut frozen_cls: Vec<Option<Vec<f32>>> = vec![None; accepted.len()];
-        asking.iter().zip(reader.frozen_cls()).for_each(|(&i, cls)| frozen_cls[i] = Some(cls));
-        let route = |((query, signals), frozen_cls): ((&&Query, Signals), Option<Vec<f32>>)| {
-            let undecided = signals.get(&catalogue.signal()).filter(|_| query.given.is_none());
-            let candidates = undecided.map(|signal| catalogue.candidates(signal)).unwrap_or_default();
-            let decided = || candidates.first().and_then(|best| catalogue.pick(&best.task, query.ticket)).cloned();
-            let resident = query.given.clone().or_else(decided);
-            let resident = resident.ok_or_else(|| candle_core::Error::Msg("a sample has no task".to_owned()))?;
-            Ok(Routed { resident, candidates, signals, frozen_cls })
-        };
-        accepted.par_iter().zip(signals).zip(frozen_cls).map(route).collect()
+        asking.iter().zip(reader.frozen_cls()).for_each(|(&i, cls)| read[i].frozen_cls = Some(cls));
+        Ok(read)
     }
+}
+
+/// What was read of one sample's frozen pass.
+#[derive(Default)]
+struct Read {
+    signals: Signals,
+    frozen_cls: Option<Vec<f32>>,
+}
+
+/// Decides each sample's partition.
+fn decide(catalogue: &Catalogue, accepted: &[&Query], read: Vec<Read>) -> Result<Vec<Routed>> {
+    let route = |(query, Read { signals, frozen_cls }): (&&Query, Read)| {
+        let undecided = signals.get(&catalogue.signal()).filter(|_| query.given.is_none());
+        let candidates = undecided.map(|signal| catalogue.candidates(signal)).unwrap_or_default();
+        let decided = || candidates.first().and_then(|best| catalogue.pick(&best.task, query.ticket)).cloned();
+        let resident = query.given.clone().or_else(decided);
+        let resident = resident.ok_or_else(|| candle_core::Error::Msg("a sample has no task".to_owned()))?;
+        Ok(Routed { resident, candidates, signals, frozen_cls })
+    };
+    accepted.par_iter().zip(read).map(route).collect()
 }
 
 /// The signals that the samples of a batch may need: the one that decides tasks, where a sample's task is open,
@@ -225,12 +247,20 @@ fn passes<'a>(routed: &'a [Routed], plans: &'a [Plan]) -> Vec<(usize, &'a Arc<Re
     routed.iter().zip(plans).enumerate().flat_map(of_sample).collect()
 }
 
+/// What is scored of one sample, under one task: the fields of [`Answer`].
+struct Scores {
+    resident: Arc<Resident>,
+    scores: Vec<f32>,
+    scored: Scored,
+    choices: Vec<(usize, Vec<Choice>)>,
+}
+
 /// What an adapted pass computed of one sample.
 struct Pass<'a> {
     /// The pooled output, `[d]`.
     pooled: &'a [f32],
     /// The chosen factors of each adapted layer.
-    choices: &'a [(usize, Vec<Choice>)],
+    choices: Vec<(usize, Vec<Choice>)>,
 }
 
 impl Routed {
@@ -246,8 +276,8 @@ impl Routed {
         self.signals.get(&analytic.record.signal).map(Vec::as_slice)
     }
 
-    /// The answer of a partition after its adapted pass, without the candidates.
-    fn answer(&self, resident: &Arc<Resident>, Pass { pooled, choices }: Pass<'_>, explain: bool) -> Answer {
+    /// The scores of a partition after its adapted pass.
+    fn scored(&self, resident: &Arc<Resident>, Pass { pooled, choices }: Pass<'_>) -> Scores {
         let partition = &resident.partition;
         let logit = |(row, bias): (&[f32], &f32)| bias + row.iter().zip(pooled).map(|(w, x)| w * x).sum::<f32>();
         let mut scores: Vec<f32> = partition.head_weight.chunks_exact(pooled.len()).zip(&partition.head_bias).map(logit).collect();
@@ -259,42 +289,21 @@ impl Routed {
         } else {
             softmax(&mut scores);
         }
-        let routed_choices = || choices.iter().flat_map(|(layer, choices)| routed_choices(partition.adapter.bank(*layer), *layer, choices));
-        let mut factors_selected = PerModality::default();
-        for (_, pool, choice) in routed_choices() {
-            factors_selected[pool.modality] += choice.a.len() as u64;
-        }
-        let selected =
-            |(layer, pool, Choice { a, b }): (usize, PoolId, &Choice)| SelectedFactors { layer, pool, a: a.clone(), b: b.clone() };
-        let factors = explain.then(|| routed_choices().map(selected).collect());
-        Answer { scores, scored: Scored::Adapted, candidates: Vec::new(), factors_selected, factors, resident: resident.clone() }
+        Scores { scores, scored: Scored::Adapted, choices, resident: resident.clone() }
     }
 
-    /// The answer of a sample without an adapted pass, without the candidates.
-    fn unadapted(&self, scores: Vec<f32>, scored: Scored, explain: bool) -> Answer {
-        let (resident, factors) = (self.resident.clone(), explain.then(Vec::new));
-        Answer { scores, scored, candidates: Vec::new(), factors_selected: PerModality::default(), factors, resident }
+    /// The scores of a sample without an adapted pass.
+    fn unadapted(&self, scores: Vec<f32>, scored: Scored) -> Scores {
+        Scores { scores, scored, choices: Vec::new(), resident: self.resident.clone() }
     }
 }
 
-/// The answer whose best class is the likelier one: P(task) · P(class given the task). The first of two equal ones.
-fn likelier(candidates: &[Candidate], first: Answer, second: Answer) -> Answer {
-    let probability = |answer: &Answer| {
-        let of_task = candidates.iter().find(|candidate| *candidate.task == *answer.resident.task());
+/// The scores whose best class is the likelier one: P(task) · P(class given the task). The first of two equal ones.
+fn likelier(candidates: &[Candidate], first: Scores, second: Scores) -> Scores {
+    let probability = |scored: &Scores| {
+        let of_task = candidates.iter().find(|candidate| *candidate.task == *scored.resident.task());
         let task = of_task.and_then(|candidate| candidate.score.probability).unwrap_or_default();
-        task * answer.scores.iter().copied().fold(0.0, f32::max)
+        task * scored.scores.iter().copied().fold(0.0, f32::max)
     };
     if probability(&second) > probability(&first) { second } else { first }
-}
-
-/// The choices of a layer's routers, pool by pool; nothing where the method has no routers, or no pool for
-/// each modality.
-fn routed_choices<'a>(
-    bank: Option<&FactorBank>,
-    layer: usize,
-    choices: &'a [Choice],
-) -> impl Iterator<Item = (usize, PoolId, &'a Choice)> + use<'a> {
-    let routed = bank.is_some_and(|bank| bank.routers().is_some() && bank.shape().all_groups() == PoolId::COUNT);
-    let choices = if routed { choices } else { &[] };
-    PoolId::all().zip(choices).map(move |(pool, choice)| (layer, pool, choice))
 }

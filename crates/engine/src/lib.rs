@@ -44,7 +44,7 @@ use delo_kernels::{Precision, threads};
 use delo_model::input::Sample;
 use delo_model::vilt::Description;
 
-pub use answer::{Answer, EngineError, Query, SelectedFactors};
+pub use answer::{Answer, EngineError, Marks, Query, SelectedFactors};
 pub use backend::candle::DeviceChoice;
 pub use compute::Options;
 pub use delo_model::method::{Additions, Prompts, SampleRows};

@@ -178,15 +178,14 @@ fn methods_are_served_side_by_side_in_one_batch_as_each_is_alone() {
     for precision in Precision::ALL {
         let engine = engine_with(Options { precision: Some(precision), ..Options::default() });
         let samples = (0..20u64).map(|seed| Query::given(random_sample(seed), residents[seed as usize % residents.len()].clone()));
-        let queries: Vec<Query> = samples.map(|query| Query { explain: true, ..query }).collect();
+        let queries: Vec<Query> = samples.collect();
         let together = engine.classify(&catalogue, &queries);
         for (query, answer) in queries.iter().zip(together) {
             let (answer, alone) = (answer.unwrap(), engine.classify(&catalogue, std::slice::from_ref(query)).remove(0).unwrap());
             let bits = |answer: &Answer| answer.scores.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&answer), bits(&alone), "{} in {precision}", answer.resident.task());
-            let chosen = answer.factors_selected.image + answer.factors_selected.text;
             let routed = answer.resident.partition.meta.method.kind() == MethodKind::Delo;
-            assert_eq!((routed, routed), (chosen > 0, !answer.factors.unwrap().is_empty()));
+            assert_eq!(routed, answer.selected().any(|selected| !selected.choice.a.is_empty()));
         }
     }
 }
@@ -293,7 +292,7 @@ fn a_policy_answers_some_samples_otherwise_and_leaves_the_bits_of_the_others() {
                 2 => {
                     assert_eq!((answer.scored, answer.scores.len()), (Scored::Early, 3));
                     assert!((answer.scores.iter().sum::<f32>() - 1.0).abs() < 1e-5);
-                    assert!(answer.factors_selected.iter().all(|(_, &n)| n == 0), "no adapter took part");
+                    assert_eq!(answer.selected().count(), 0, "no adapter took part");
                 }
                 _ => {
                     // The better of the two likeliest tasks, each computed by itself.

@@ -187,8 +187,22 @@ impl InputProcessor {
     /// # Errors
     /// As [`Self::sample`].
     pub fn preprocess(&self, image: Option<&[u8]>, text: Option<&str>) -> Result<Preprocessed, InputError> {
+        self.preprocess_in_steps(image, text, || {})
+    }
+
+    /// As [`Self::preprocess`]; calls `text_read` between its two steps, when the text is read.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn preprocess_in_steps(
+        &self,
+        image: Option<&[u8]>,
+        text: Option<&str>,
+        text_read: impl FnOnce(),
+    ) -> Result<Preprocessed, InputError> {
         // The text first: it is cheap to refuse.
         let read = text.map(|text| self.read(text)).transpose()?.filter(|(_, reading)| reading.tokens > 0);
+        text_read();
         if image.is_none() && read.is_none() {
             return Err(if text.is_some() { InputError::NoWord } else { InputError::Empty });
         }

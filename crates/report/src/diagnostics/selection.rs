@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use delo_engine::SelectedFactors;
 use delo_model::method::PoolId;
+use delo_model::method::factors::Choice;
 
 /// The selections of one task, its partition given.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,14 +55,13 @@ struct PoolCounts {
 }
 
 impl SelectionCounts {
-    /// Counts the selections of one sample. `experts`: E of a layer's pools.
-    pub(super) fn add(&mut self, selected: &[SelectedFactors], experts: impl Fn(usize) -> usize) {
+    /// Counts the selections of one sample.
+    pub(super) fn add<'a>(&mut self, selected: impl Iterator<Item = SelectedFactors<'a>>) {
         self.samples += 1;
-        for SelectedFactors { layer, pool, a, b } in selected {
+        for SelectedFactors { layer, pool, choice: Choice { a, b }, experts } in selected {
             self.rank = a.len();
-            let experts = experts(*layer);
-            let entry = self.pools.entry((*layer, pool.index()));
-            let counts = entry.or_insert_with(|| PoolCounts { pool: *pool, a: vec![0; experts], b: vec![0; experts] });
+            let entry = self.pools.entry((layer, pool.index()));
+            let counts = entry.or_insert_with(|| PoolCounts { pool, a: vec![0; experts], b: vec![0; experts] });
             a.iter().for_each(|&expert| counts.a[expert as usize] += 1);
             b.iter().for_each(|&expert| counts.b[expert as usize] += 1);
         }
@@ -91,11 +91,17 @@ mod tests {
     #[test]
     fn shares_are_of_the_samples_and_pools_stand_in_order() {
         let pool = |target, modality| PoolId { target, modality };
-        let selected = |layer, pool, a: [u32; 2], b: [u32; 2]| SelectedFactors { layer, pool, a: a.to_vec(), b: b.to_vec() };
         let (value, query) = (pool(Target::Value, Modality::Image), pool(Target::Query, Modality::Text));
+        let choice = |a: [u32; 2], b: [u32; 2]| Choice { a: a.to_vec(), b: b.to_vec() };
+        let choices = [choice([2, 0], [1, 2]), choice([0, 1], [0, 1]), choice([2, 1], [1, 0])];
+        let selected = |of_value: usize| {
+            [(value, of_value), (query, 1)]
+                .map(|(pool, choice)| SelectedFactors { layer: 1, pool, choice: &choices[choice], experts: 3 })
+                .into_iter()
+        };
         let mut counts = SelectionCounts::default();
-        counts.add(&[selected(1, value, [2, 0], [1, 2]), selected(1, query, [0, 1], [0, 1])], |_| 3);
-        counts.add(&[selected(1, value, [2, 1], [1, 0]), selected(1, query, [0, 1], [0, 1])], |_| 3);
+        counts.add(selected(0));
+        counts.add(selected(2));
         let found = counts.shares("soups".to_owned()).unwrap();
         assert_eq!((found.samples, found.rank), (2, 2));
         let names: Vec<_> = found.pools.iter().map(|pool| (pool.layer, pool.target.as_str(), pool.modality.as_str())).collect();

@@ -118,10 +118,9 @@ impl Walk<'_> {
             self.decision(&answer?, &data.items[*row].label, resident, values, collected);
         }
 
-        let given = |sample: &Arc<Sample>| Query { explain: true, ..Query::given(sample.clone(), resident.clone()) };
+        let given = |sample: &Arc<Sample>| Query::given(sample.clone(), resident.clone());
         for answer in engine.classify(&self.catalogue, &samples.iter().map(given).collect::<Vec<_>>()) {
-            let experts = |layer: usize| resident.partition.adapter.bank(layer).map_or(0, |bank| bank.shape().experts);
-            counts.add(&answer?.factors.unwrap_or_default(), experts);
+            counts.add(answer?.selected());
         }
 
         let own = vec![resident.clone(); samples.len()];
