@@ -6,6 +6,7 @@
 //! - [`metric_table`]: the metrics, one row each.
 //! - [`serve`]: gRPC services, the policies around every call, queue and batcher, feedback, metrics, lifecycle.
 //! - [`bench`](mod@bench): how fast the engine is on this machine.
+//! - [`telemetry`]: where traces go.
 //! - [`cli`]: the command line; parses, calls one function of the modules above or of a crate below, prints.
 pub mod bench;
 pub mod cli;
@@ -13,3 +14,4 @@ pub mod config;
 pub mod logging;
 pub mod metric_table;
 pub mod serve;
+pub mod telemetry;

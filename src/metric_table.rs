@@ -184,14 +184,27 @@ table! {
         "Samples that may be on their way through the queue before more are refused.",
         [],
     );
+    pub static RUNNING_SAMPLES: Gauge<0> = gauge("delo_running_samples", "Samples that are being computed.", []);
+    pub static BATCHES: Counter<1> = counter(
+        "delo_batches_total",
+        "Batches, by what ended their forming: nothing else waited, or a bound was reached.",
+        ["ended_by"],
+    );
     pub static BATCH_SAMPLES: Histogram<0> = histogram("delo_batch_samples", "Samples of a batch.", [], SAMPLE_BUCKETS);
     pub static BATCH_TOKENS: Histogram<0> = histogram("delo_batch_tokens", "Tokens of a batch.", [], TOKEN_BUCKETS);
     pub static TEXTS: Counter<1> =
         counter("delo_texts_total", "Texts of answered samples, by how they were read.", ["reading"]);
+    pub static TEXT_TOKENS: Counter<1> =
+        counter("delo_text_tokens_total", "Tokens of the texts of answered samples, by whether the vocabulary knows them.", ["known"]);
     pub static ANSWERS: Counter<1> = counter(
         "delo_answers_total",
         "Answered samples, by what the scores come from: an adapted pass, the frozen backbone alone, or nothing (rejected).",
         ["scored"],
+    );
+    pub static REJECTION_OUTCOMES: Counter<1> = counter(
+        "delo_rejection_outcomes_total",
+        "Reported outcomes of rejected samples, by whether their true task is one that is not loaded.",
+        ["right"],
     );
     pub static FACTORS_SELECTED: Counter<1> =
         counter("delo_factor_selected_total", "Low-rank factors applied, by modality of their pool.", ["modality"]);
@@ -219,6 +232,24 @@ table! {
         Kind::Histogram(MARGIN_BUCKETS),
         "How far the chosen task is ahead of the second one, in probability or cosine, whichever decides.",
         &["task"],
+    );
+    pub static ROUTING_TYPICALITY: Row = Row::of_tasks(
+        "delo_routing_typicality_total",
+        Kind::Counter,
+        "Samples by the task chosen for them and the tenth of the task's own samples that they are as typical as.",
+        &["task", "tenth"],
+    );
+    pub static FACTOR_ENTROPY: Row = Row::of_tasks(
+        "delo_factor_entropy",
+        Kind::Gauge,
+        "How evenly a task's routers use their experts, from 0 (one alone) to 1 (all alike), by modality of the pool.",
+        &["task", "modality"],
+    );
+    pub static LABEL_CONFUSION: Row = Row::of_tasks(
+        "delo_label_confusion_total",
+        Kind::Counter,
+        "Reported outcomes with one true label, by that label and the best label of the answer.",
+        &["task", "true_label", "label"],
     );
     pub static ROUTING_OUTCOMES: Row = Row::of_tasks(
         "delo_routing_outcomes_total",

@@ -80,6 +80,10 @@ impl Classifier for Service {
     async fn report_outcome(&self, _: Request<ReportOutcomeRequest>) -> Result<Response<ReportOutcomeResponse>, Status> {
         Err(Status::unimplemented("not sent"))
     }
+
+    async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
+        Err(Status::unimplemented("not sent"))
+    }
 }
 
 #[tonic::async_trait]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use delo_load::open_loop;
 use delo_load::pb::classifier_server::{Classifier, ClassifierServer};
 use delo_load::pb::{
-    ClassifyBatchRequest, ClassifyBatchResponse, ClassifyRequest, ClassifyResponse, ClassifyResult, ReportOutcomeRequest,
-    ReportOutcomeResponse, Score,
+    ClassifyBatchRequest, ClassifyBatchResponse, ClassifyRequest, ClassifyResponse, ClassifyResult, DescribeRequest, DescribeResponse,
+    ReportOutcomeRequest, ReportOutcomeResponse, Score,
 };
 use delo_load::plan::Plan;
 use delo_load::samples::{self, Sample};
@@ -67,6 +67,10 @@ impl Classifier for Animals {
     async fn report_outcome(&self, request: Request<ReportOutcomeRequest>) -> Result<Response<ReportOutcomeResponse>, Status> {
         self.outcomes.lock().unwrap().push(request.into_inner());
         Ok(Response::new(ReportOutcomeResponse::default()))
+    }
+
+    async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
+        Err(Status::unimplemented("not sent"))
     }
 }
 

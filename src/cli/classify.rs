@@ -2,14 +2,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tonic::Request;
 
 use super::Failure;
 use super::client::{Credentials, exchange};
 use super::output::{print, print_json, table};
 use delo_proto::classifier_client::ClassifierClient;
-use delo_proto::{ClassifyRequest, ClassifyResponse, Modality, Priority, TextReading};
+use delo_proto::{ClassifyRequest, ClassifyResponse, Modality, Priority, TextReading, Timings};
 
 /// The longest answer, in bytes: --top-k 0 shows all labels of a task, which may be many thousands.
 const MAX_ANSWER: usize = 64 << 20;
@@ -47,6 +47,9 @@ pub struct ClassifyArgs {
     /// Also show every task's score and the factors chosen in each layer.
     #[arg(long)]
     explain: bool,
+    /// Also show where the server's time went.
+    #[arg(long)]
+    timings: bool,
     /// Seconds to wait for the answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     timeout: f64,
@@ -68,6 +71,7 @@ pub fn run(args: ClassifyArgs) -> Result<(), Failure> {
         task: args.task.unwrap_or_default(),
         explain: args.explain,
         reject: args.reject,
+        timings: args.timings,
         max_candidates: Some(args.candidates.unwrap_or(if args.explain || args.json { u32::MAX } else { 0 })),
     };
     let response = exchange(&args.server, &args.credentials, |channel| async move {
@@ -88,6 +92,23 @@ fn notices(reading: &TextReading) -> impl Iterator<Item = String> + use<> {
     let unknown = (!reading.understood).then(|| "no word of the text is known to the model".to_owned());
     let cut = reading.truncated.then(|| format!("the text was cut at {} tokens", reading.tokens));
     unknown.into_iter().chain(cut)
+}
+
+/// The steps of a sample with their seconds.
+fn steps(timings: &Timings) -> impl Iterator<Item = (&'static str, f64)> + use<> {
+    let &Timings { total_seconds, decode_seconds, tokenize_seconds, queue_seconds, compute_seconds, .. } = timings;
+    let &Timings { frozen_seconds, decision_seconds, adapted_seconds, .. } = timings;
+    let steps = [
+        ("total", total_seconds),
+        ("tokenize", tokenize_seconds),
+        ("decode", decode_seconds),
+        ("queue", queue_seconds),
+        ("compute", compute_seconds),
+        ("frozen", frozen_seconds),
+        ("decision", decision_seconds),
+        ("adapted", adapted_seconds),
+    ];
+    steps.into_iter()
 }
 
 fn json(response: &ClassifyResponse, explain: bool) -> Value {
@@ -114,6 +135,10 @@ fn json(response: &ClassifyResponse, explain: bool) -> Value {
                 "unknown_tokens": reading.unknown_tokens,
             });
         }
+    }
+    if let Some(timings) = &response.timings {
+        out["timings"] = steps(timings).map(|(step, seconds)| (format!("{step}_seconds"), seconds.into())).collect::<Map<_, _>>().into();
+        out["timings"]["batch_samples"] = timings.batch_samples.into();
     }
     if explain {
         let factor =
@@ -170,6 +195,11 @@ fn text(response: &ClassifyResponse, explain: bool) -> String {
             response.factors.iter().map(|f| vec![f.layer.to_string(), f.target.clone(), f.modality.clone(), list(&f.a), list(&f.b)]),
         );
         out += &format!("\n\n{}", table(&rows));
+    }
+    if let Some(timings) = &response.timings {
+        let mut rows = vec![vec!["step".to_owned(), "ms".to_owned()]];
+        rows.extend(steps(timings).map(|(step, seconds)| vec![step.to_owned(), format!("{:.3}", seconds * 1e3)]));
+        out += &format!("\n\n{}\n\nsamples of the batch: {}", table(&rows), timings.batch_samples);
     }
     out + &format!("\n\nrequest {}", response.request_id)
 }

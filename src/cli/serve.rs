@@ -38,6 +38,9 @@ pub struct ServeArgs {
     /// Where /metrics answers, or "off" (127.0.0.1:9464 by default).
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<Listen>,
+    /// Where JSON over HTTP and the page for browsers answer, or "off" (off by default).
+    #[arg(long, value_name = "ADDRESS")]
+    http_listen: Option<Listen>,
     /// A Hugging Face ViLT checkpoint directory (the one in the program by default).
     #[arg(long, value_name = "DIR")]
     backbone: Option<PathBuf>,
@@ -76,6 +79,7 @@ impl ServeArgs {
             ("server.listen", self.listen.map(|a| a.to_string())),
             ("admin.listen", self.admin_listen.map(|a| a.to_string())),
             ("metrics.listen", self.metrics_listen.map(|a| a.to_string())),
+            ("http.listen", self.http_listen.map(|a| a.to_string())),
             ("model.backbone", self.backbone.as_ref().map(path).transpose()?),
             ("model.partitions", self.partitions.as_ref().map(path).transpose()?),
             ("model.text_positions", self.text_positions.map(|n| n.to_string())),

@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use super::listen::Listen;
 use super::values::{
-    address, allowed_urls, any, at_once, at_once_or_zero, auto, auto_from_str, from_str, optional_path, paths, positive, positive_or_auto,
-    seconds, share_or_off, streams, threads,
+    address, allowed_urls, any, at_once, at_once_or_zero, auto, auto_from_str, from_str, optional_path, optional_text, paths, positive,
+    positive_or_auto, seconds, share, share_or_off, streams, threads,
 };
 use delo_catalogue::RoutingRule;
 use delo_engine::Policy;
@@ -27,6 +27,8 @@ pub struct Config {
     pub auth: Auth,
     pub tls: Tls,
     pub metrics: Metrics,
+    pub http: Http,
+    pub tracing: Tracing,
     pub model: Model,
     pub catalogue: Catalogue,
     pub registry: Registry,
@@ -131,6 +133,28 @@ pub enum ClientCertificate {
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
     pub listen: Listen,
+}
+
+/// The port for HTTP/JSON and for browsers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    pub listen: Listen,
+}
+
+/// Traces of calls.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tracing {
+    /// `None`: spans go nowhere.
+    #[serde(deserialize_with = "optional_text")]
+    pub otlp_endpoint: Option<String>,
+    /// Of the traces that begin here, the share that is kept.
+    #[serde(deserialize_with = "share")]
+    pub sample_share: f64,
+    pub service_name: String,
+    #[serde(rename = "export_timeout_seconds", deserialize_with = "seconds")]
+    pub export_timeout: Duration,
 }
 
 /// The backbone, the partitions at the start, and what computes.

@@ -107,6 +107,17 @@ pub fn share_or_off<'de, D: Deserializer<'de>>(de: D) -> Result<Option<f32>, D::
     if share > 0.0 && share <= 1.0 { Ok(Some(share as f32)) } else { Err(wrong(&share)) }
 }
 
+/// A share from 0 to 1, both included.
+pub fn share<'de, D: Deserializer<'de>>(de: D) -> Result<f64, D::Error> {
+    let share = f64::deserialize(de)?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(D::Error::custom(format!("{share} is out of range, choose 0 to 1"))) }
+}
+
+/// A text; the empty one is none.
+pub fn optional_text<'de, D: Deserializer<'de>>(de: D) -> Result<Option<String>, D::Error> {
+    Ok(Some(String::deserialize(de)?).filter(|text| !text.is_empty()))
+}
+
 /// A number of HTTP/2 streams: at most 2³¹ − 1.
 pub fn streams<'de, D: Deserializer<'de>>(de: D) -> Result<u32, D::Error> {
     u32::try_from(within(de, 1..=0x7fff_ffff)?).map_err(D::Error::custom)

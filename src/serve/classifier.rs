@@ -5,20 +5,23 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use opentelemetry::KeyValue;
 use prost::Message;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
-use super::batcher::{BatchError, Priority, TrafficClass};
+use super::batcher::{BatchError, Computed, Priority, TrafficClass};
 use super::deadline::call_timeout;
-use super::feedback::Verdict;
+use super::describe::describe;
+use super::feedback::{Remember, Verdict};
 use super::layers::{Caller, Deadline, ReceivedBytes, internal};
 use super::loaded_model::{LoadedModel, ModelCell};
-use super::metrics::{record_answer, record_outcome, record_text};
+use super::metrics::{Truth, record_answer, record_outcome, record_text};
 use super::shadow;
 use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_preprocess, invalid, refused};
+use super::steps::{Observers, Step, Steps};
 use crate::config::Config;
 use delo_catalogue::{Candidate, CatalogueError, Resident};
 use delo_engine::{Answer, Policy, Query, Scored, SelectedFactors};
@@ -40,14 +43,12 @@ pub struct Classifier {
 #[tonic::async_trait]
 impl pb::classifier_server::Classifier for Classifier {
     async fn classify(&self, request: Request<pb::ClassifyRequest>) -> Result<Response<pb::ClassifyResponse>, Status> {
-        let deadline = deadline(&request, &self.config);
-        let options = CallOptions { client: client(&request), default_priority: Priority::Interactive, deadline };
+        let options = CallOptions::of(&request, Priority::Interactive, deadline(&request, &self.config));
         classify(self.model.ready()?, request.into_inner(), options).await.map(Response::new)
     }
 
     async fn classify_batch(&self, request: Request<pb::ClassifyBatchRequest>) -> Result<Response<pb::ClassifyBatchResponse>, Status> {
-        let deadline = deadline(&request, &self.config);
-        let options = CallOptions { client: client(&request), default_priority: Priority::Bulk, deadline };
+        let options = CallOptions::of(&request, Priority::Bulk, deadline(&request, &self.config)).of_many();
         // The decompressed message stays in memory while its first samples are computed.
         if let Some(received) = request.extensions().get::<Arc<ReceivedBytes>>() {
             received.cover(request.get_ref().encoded_len())?;
@@ -75,14 +76,15 @@ impl pb::classifier_server::Classifier for Classifier {
         request: Request<Streaming<pb::ClassifyRequest>>,
     ) -> Result<Response<Self::ClassifyStreamStream>, Status> {
         self.model.ready()?;
-        let (model, client) = (self.model.clone(), client(&request));
+        let model = self.model.clone();
+        let options = CallOptions::of(&request, Priority::Bulk, Instant::now()).of_many();
         let timeout = call_timeout(request.metadata(), &self.config.deadline);
         let answers = request
             .into_inner()
             .map_ok(move |request| {
-                let (model, client) = (model.clone(), client.clone());
+                let (model, options) = (model.clone(), options.clone());
                 async move {
-                    let options = CallOptions { client, default_priority: Priority::Bulk, deadline: Instant::now() + timeout };
+                    let options = CallOptions { deadline: Instant::now() + timeout, ..options };
                     Ok(result(model.ready()?, request, options).await)
                 }
             })
@@ -97,23 +99,46 @@ impl pb::classifier_server::Classifier for Classifier {
         let request = request.into_inner();
         let true_task = Some(request.true_task.as_str()).filter(|t| !t.is_empty());
         let verdict = judge(model, &request, true_task)?;
-        record_outcome(&model.series, &verdict, true_task, &model.registry.catalogue());
+        let catalogue = model.registry.catalogue();
+        record_outcome(&model.series, &verdict, Truth { task: true_task, labels: &request.true_labels }, &catalogue);
+        // A rejected sample was judged rightly where its task is not loaded.
+        let rejected_rightly = true_task.filter(|_| verdict.rejected).map(|task| catalogue.get(task).is_none());
         Ok(Response::new(pb::ReportOutcomeResponse {
             counted: verdict.count_task || verdict.count_label,
             routed_task: verdict.routed_task,
-            task_correct: verdict.task_correct,
+            task_correct: verdict.task_correct.or(rejected_rightly),
             label_correct: verdict.label_correct,
         }))
+    }
+
+    async fn describe(&self, request: Request<pb::DescribeRequest>) -> Result<Response<pb::DescribeResponse>, Status> {
+        let model = self.model.ready()?;
+        Ok(Response::new(describe(model, &self.config, &request.into_inner().tasks)))
     }
 }
 
 /// What all samples of a call share.
 #[derive(Clone, Debug)]
-struct CallOptions {
+pub struct CallOptions {
     client: Arc<str>,
     /// The priority of a sample whose request does not name one.
     default_priority: Priority,
     deadline: Instant,
+    observers: Observers,
+}
+
+impl CallOptions {
+    pub fn of<T>(request: &Request<T>, default_priority: Priority, deadline: Instant) -> Self {
+        let extensions = request.extensions();
+        let observers = Observers { trace: extensions.get().cloned(), trailers: extensions.get().cloned(), is_one_of_many: false };
+        Self { client: client(request), default_priority, deadline, observers }
+    }
+
+    /// For a call of several samples.
+    pub fn of_many(mut self) -> Self {
+        self.observers.is_one_of_many = true;
+        self
+    }
 }
 
 /// The name of the caller, for its fair share of the queue.
@@ -122,7 +147,7 @@ fn client<T>(request: &Request<T>) -> Arc<str> {
 }
 
 /// When the call must be answered: as the layer has derived it when the call arrived.
-fn deadline<T>(request: &Request<T>, config: &Config) -> Instant {
+pub fn deadline<T>(request: &Request<T>, config: &Config) -> Instant {
     let known = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
     known.map_or_else(|| Instant::now() + config.deadline.max, Into::into)
 }
@@ -130,7 +155,7 @@ fn deadline<T>(request: &Request<T>, config: &Config) -> Instant {
 impl Classifier {
     /// Most samples of one call in flight: `min(2 · batch, queue / 2)`. With two batches of samples, the next
     /// batch can form while one is computed. With more, one call could fill the queue.
-    fn samples_in_flight(&self) -> usize {
+    pub fn samples_in_flight(&self) -> usize {
         let batching = &self.config.batching;
         (2 * batching.max_samples).min(batching.max_queue_samples / 2).max(1)
     }
@@ -153,8 +178,37 @@ async fn result(model: &Arc<LoadedModel>, request: pb::ClassifyRequest, options:
     }
 }
 
-/// One sample, from the bytes of the request to the answer.
-async fn classify(model: &Arc<LoadedModel>, request: pb::ClassifyRequest, options: CallOptions) -> Result<pb::ClassifyResponse, Status> {
+/// One sample, from the bytes of the request to the answer; who wants to know is told where the time went, of a
+/// sample that is refused as well.
+pub async fn classify(
+    model: &Arc<LoadedModel>,
+    request: pb::ClassifyRequest,
+    options: CallOptions,
+) -> Result<pb::ClassifyResponse, Status> {
+    let (mut steps, wanted, observers) = (Steps::begin(), request.timings, options.observers.clone());
+    let answered = answer(model, request, options, &mut steps).await;
+    observers.tell(&steps, wanted, || match &answered {
+        Ok(answer) => attributes(answer),
+        Err(status) => vec![KeyValue::new("error.type", status.code().description())],
+    });
+    answered.map(|answer| pb::ClassifyResponse { timings: wanted.then(|| steps.timings()), ..answer })
+}
+
+/// What a trace tells of an answer.
+fn attributes(answer: &pb::ClassifyResponse) -> Vec<KeyValue> {
+    let mut attributes = vec![KeyValue::new("delo.request_id", answer.request_id.clone()), KeyValue::new("delo.task", answer.task.clone())];
+    if let Some(probability) = answer.routing.as_ref().and_then(|routing| routing.probability) {
+        attributes.push(KeyValue::new("delo.task.probability", f64::from(probability)));
+    }
+    attributes
+}
+
+async fn answer(
+    model: &Arc<LoadedModel>,
+    request: pb::ClassifyRequest,
+    options: CallOptions,
+    steps: &mut Steps,
+) -> Result<pb::ClassifyResponse, Status> {
     let priority = match request.priority() {
         pb::Priority::Unspecified => options.default_priority,
         pb::Priority::Interactive => Priority::Interactive,
@@ -172,13 +226,18 @@ async fn classify(model: &Arc<LoadedModel>, request: pb::ClassifyRequest, option
     let mut slot = model.batcher.reserve(class, bytes, options.deadline).map_err(from_batch)?;
     // The header is read after the reservation, so that a refusal costs next to nothing.
     slot.resize(model.preprocessor.memory(image.as_ref(), text.as_deref()).map_err(from_preprocess)?).map_err(from_batch)?;
-    let Preprocessed { sample, text } = tokio::time::timeout_at(options.deadline, model.preprocessor.sample(image, text))
+    let (Preprocessed { sample, text }, read) = tokio::time::timeout_at(options.deadline, model.preprocessor.sample(image, text))
         .await
         .map_err(|_| from_batch(BatchError::DeadlineExceeded))?
         .map_err(from_preprocess)?;
+    steps.passed(read);
     let (presence, bytes, sample) = (sample.presence(), sample.bytes(), Arc::new(sample));
-    let query = Query { sample: sample.clone(), given, ticket, explain, policy };
-    let answer = slot.run(query, bytes).await.map_err(from_batch)?.map_err(from_engine)?;
+    let query = Query { sample: sample.clone(), given, ticket, policy };
+    let Computed { outcome, queued, began, ended, samples } = slot.run(query, bytes).await.map_err(from_batch)?;
+    let (queued, began, ended) = (queued.into_std(), began.into_std(), ended.into_std());
+    steps.passed([(Step::Queue, queued..began), (Step::Compute, began..ended)]);
+    let answer = outcome.map_err(from_engine)?;
+    steps.batch(samples, &answer.marks);
     record_answer(&model.series, &answer, presence);
     if let Some(reading) = text {
         record_text(reading);
@@ -188,13 +247,13 @@ async fn classify(model: &Arc<LoadedModel>, request: pb::ClassifyRequest, option
     if answer.scored == Scored::Adapted {
         compare_with_shadow(model, &answer, best, sample);
     }
-    match best {
-        Some(best) => model.answers().remember(&request_id, answer.resident.task(), answer.resident.version, best),
-        // Nothing was answered: the truth of this id must not judge an earlier answer.
-        None => model.answers().forget(&request_id),
-    }
+    let labels = &answer.resident.partition.meta.labels;
+    let place = best.and_then(|best| labels.iter().position(|label| label == best)).and_then(|place| u32::try_from(place).ok());
+    let (version, decided) = (answer.resident.version, answer.chosen().is_some());
+    model.answers().remember(&request_id, Remember { task: answer.resident.task(), version, best: place.zip(best), decided });
     let candidates = max_candidates.unwrap_or(DEFAULT_CANDIDATES) as usize;
-    Ok(response(&model.name, request_id, answer, scores, modalities(presence, text), candidates))
+    let factors = if explain { answer.selected().map(factors).collect() } else { Vec::new() };
+    Ok(pb::ClassifyResponse { factors, ..response(&model.name, request_id, answer, scores, modalities(presence, text), candidates) })
 }
 
 /// The server's policy, with the share that a request rejects in place of its own.
@@ -251,7 +310,8 @@ fn response(
         modalities: Some(modalities),
         partition_version: answer.resident.version,
         model: model.to_owned(),
-        factors: answer.factors.into_iter().flatten().map(factors).collect(),
+        factors: Vec::new(),
+        timings: None,
     }
 }
 
@@ -286,18 +346,19 @@ fn routing(answer: &Answer, candidates: usize) -> Option<pb::Routing> {
     })
 }
 
-fn factors(selected: SelectedFactors) -> pb::SelectedFactors {
-    let SelectedFactors { layer, pool, a, b } = selected;
+fn factors(SelectedFactors { layer, pool, choice, experts }: SelectedFactors<'_>) -> pb::SelectedFactors {
+    let (a, b) = (choice.a.clone(), choice.b.clone());
     // A backbone has a few dozen layers.
-    let layer = u32::try_from(layer).unwrap_or(u32::MAX);
-    pb::SelectedFactors { layer, target: pool.target.name().to_owned(), modality: pool.modality.pool_name().to_owned(), a, b }
+    let [layer, experts] = [layer, experts].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+    pb::SelectedFactors { layer, target: pool.target.name().to_owned(), modality: pool.modality.pool_name().to_owned(), a, b, experts }
 }
 
 /// A status as a batch carries it.
 fn error(status: &Status) -> pb::Error {
     let violations = status.get_details_bad_request().map(|b| b.field_violations).unwrap_or_default();
     let field = violations.into_iter().next().map(|v| v.field).unwrap_or_default();
-    pb::Error { code: status.code().into(), message: status.message().to_owned(), field }
+    let retry_after_seconds = status.get_details_retry_info().and_then(|info| info.retry_delay).map(|delay| delay.as_secs_f64());
+    pb::Error { code: status.code().into(), message: status.message().to_owned(), field, retry_after_seconds }
 }
 
 /// Compares the answer that the report names with the reported truth.
@@ -309,7 +370,7 @@ fn judge(model: &LoadedModel, request: &pb::ReportOutcomeRequest, true_task: Opt
     if !request.request_id.is_empty() {
         return model.answers().judge(&request.request_id, true_task, &request.true_labels).ok_or_else(|| {
             Status::not_found(format!(
-                "no answer with request_id {:?} is remembered: it is too old or was rejected; report sooner, or give task and true_task",
+                "no answer with request_id {:?} is remembered: it is too old; report sooner, or give task and true_task",
                 request.request_id
             ))
         });
@@ -321,6 +382,8 @@ fn judge(model: &LoadedModel, request: &pb::ReportOutcomeRequest, true_task: Opt
     Ok(Verdict {
         routed_task: request.task.clone(),
         version: None,
+        best: None,
+        rejected: false,
         task_correct: Some(true_task == request.task),
         label_correct: None,
         count_task: true,

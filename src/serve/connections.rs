@@ -1,4 +1,4 @@
-//! The connections of a gRPC port: how many there may be, how they begin, and the peer of each.
+//! The connections of a port: how many there may be, how they begin, and the peer of each.
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
@@ -40,8 +40,10 @@ pub struct Beginning {
     pub tls: Option<Tls>,
     /// How long the TLS handshake may take.
     pub handshake: Duration,
-    /// How long the client's HTTP/2 preface may take.
-    pub preface: Duration,
+    /// How long the client's HTTP/2 preface may take. `None`: the port speaks HTTP/1.1, which has none.
+    pub preface: Option<Duration>,
+    /// The protocol that a TLS client is offered.
+    pub alpn: &'static [u8],
 }
 
 /// The other end of a connection; in the extensions of every request.
@@ -154,25 +156,29 @@ pub fn show(port: &'static str) {
     }
 }
 
-/// TLS where the port speaks it, and the preface of HTTP/2, both in time.
+/// TLS where the port speaks it, and the preface of HTTP/2 where that is spoken, both in time.
 async fn begin(stream: TcpStream, address: SocketAddr, beginning: &Beginning, open: Open) -> io::Result<Connection> {
     // Small frames are not held back to be joined.
     stream.set_nodelay(true)?;
     let (mut io, names) = match &beginning.tls {
         None => (Io::Plain(stream), None),
         Some(tls) => {
-            let stream = tokio::time::timeout(beginning.handshake, tls.acceptor().accept(stream)).await??;
+            let stream = tokio::time::timeout(beginning.handshake, tls.acceptor(beginning.alpn).accept(stream)).await??;
             let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
             let names = certificate.map(|certificate| certificate::names(certificate).into());
             (Io::Tls(Box::new(stream)), names)
         }
     };
-    let mut preface = [0; PREFACE.len()];
-    tokio::time::timeout(beginning.preface, io.read_exact(&mut preface)).await??;
-    if preface != *PREFACE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "this is no HTTP/2"));
+    let mut replayed = PREFACE.len();
+    if let Some(timeout) = beginning.preface {
+        let mut preface = [0; PREFACE.len()];
+        tokio::time::timeout(timeout, io.read_exact(&mut preface)).await??;
+        if preface != *PREFACE {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "this is no HTTP/2"));
+        }
+        replayed = 0;
     }
-    Ok(Connection { io, replayed: 0, peer: Peer { address: Some(address), names }, _open: open })
+    Ok(Connection { io, replayed, peer: Peer { address: Some(address), names }, _open: open })
 }
 
 /// An open connection; counted until dropped.
@@ -199,7 +205,7 @@ enum Io {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// A connection that speaks HTTP/2. Its reader gets the preface once more.
+/// A connection that has begun. Where it speaks HTTP/2, its reader gets the preface once more.
 pub struct Connection {
     io: Io,
     /// Bytes of the preface that were read a second time.

@@ -34,8 +34,23 @@ struct Remembered {
     version: u64,
     /// Hash of the best label.
     label: u64,
+    /// Place of the best label among the version's; `None` where the sample was rejected.
+    best: Option<u32>,
+    /// The server decided the task; else the request named it.
+    decided: bool,
     task_counted: bool,
     label_counted: bool,
+}
+
+/// An answer to remember.
+#[derive(Clone, Copy, Debug)]
+pub struct Remember<'a> {
+    pub task: &'a str,
+    pub version: u64,
+    /// The best label, and its place among the version's; `None` where the sample was rejected.
+    pub best: Option<(u32, &'a str)>,
+    /// The server decided the task; else the request named it.
+    pub decided: bool,
 }
 
 /// An answer compared with ground truth.
@@ -45,6 +60,10 @@ pub struct Verdict {
     pub routed_task: String,
     /// The version that answered, where the answer is remembered.
     pub version: Option<u64>,
+    /// Place of the best label among that version's. `None` where no answer is remembered, or it was a rejection.
+    pub best: Option<u32>,
+    /// The sample was rejected: it was routed to no task.
+    pub rejected: bool,
     /// Whether the task was right; `None` where the truth names no task.
     pub task_correct: Option<bool>,
     /// Whether the best label is among the true ones; `None` where the truth names no label.
@@ -89,13 +108,14 @@ impl AnswerMemory {
     }
 
     /// Remembers an answer. An id that is used again names its latest answer.
-    pub fn remember(&mut self, request_id: &str, task: &str, version: u64, best_label: &str) {
+    pub fn remember(&mut self, request_id: &str, Remember { task, version, best, decided }: Remember<'_>) {
         if self.capacity == 0 {
             return;
         }
         let id = self.id(request_id);
-        let (task, label) = (self.task(task), self.label(best_label));
-        let remembered = Some(Remembered { id, task, version, label, task_counted: false, label_counted: false });
+        let (task, label) = (self.task(task), best.map_or(0, |(_, label)| self.label(label)));
+        let best = best.map(|(place, _)| place);
+        let remembered = Some(Remembered { id, task, version, label, best, decided, task_counted: false, label_counted: false });
         let forgotten = match self.ring.get_mut(self.next) {
             Some(oldest) => std::mem::replace(oldest, remembered),
             None => {
@@ -112,27 +132,25 @@ impl AnswerMemory {
         self.next = (self.next + 1) % self.capacity;
     }
 
-    /// Forgets the answer of this id, if there is one.
-    pub fn forget(&mut self, request_id: &str) {
-        if let Some(index) = self.indices.remove(&self.id(request_id)) {
-            self.ring[index] = None;
-        }
-    }
-
     /// Compares the answer of this id with the truth. Task and label count once each. `None` for an id that
     /// is not remembered.
     pub fn judge(&mut self, request_id: &str, true_task: Option<&str>, true_labels: &[String]) -> Option<Verdict> {
         let labels: Vec<u64> = true_labels.iter().map(|label| self.label(label)).collect();
         let index = *self.indices.get(&self.id(request_id))?;
         let answer = self.ring.get_mut(index)?.as_mut()?;
-        let task_correct = true_task.map(|t| t == &*answer.task);
-        let label_correct = (!labels.is_empty()).then(|| labels.contains(&answer.label));
-        let (count_task, count_label) = (task_correct.is_some() && !answer.task_counted, label_correct.is_some() && !answer.label_counted);
+        let rejected = answer.best.is_none();
+        let task_correct = true_task.filter(|_| !rejected).map(|t| t == &*answer.task);
+        let label_correct = (!labels.is_empty() && !rejected).then(|| labels.contains(&answer.label));
+        // Whether a rejection was right is known to whoever knows which tasks are loaded.
+        let count_task = true_task.is_some() && answer.decided && !answer.task_counted;
+        let count_label = label_correct.is_some() && !answer.label_counted;
         answer.task_counted |= count_task;
         answer.label_counted |= count_label;
         Some(Verdict {
-            routed_task: answer.task.to_string(),
+            routed_task: if rejected { String::new() } else { answer.task.to_string() },
             version: Some(answer.version),
+            best: answer.best,
+            rejected,
             task_correct,
             label_correct,
             count_task,
@@ -149,10 +167,22 @@ mod tests {
         labels.iter().map(|l| (*l).to_owned()).collect()
     }
 
+    fn of<'a>(task: &'a str, best: Option<(u32, &'a str)>) -> Remember<'a> {
+        Remember { task, version: 1, best, decided: true }
+    }
+
+    #[test]
+    fn a_task_that_the_request_named_is_judged_and_not_counted() {
+        let mut memory = AnswerMemory::new(10);
+        memory.remember("a", Remember { decided: false, ..of("food", Some((0, "pizza"))) });
+        let verdict = memory.judge("a", Some("food"), &labels(&["pizza"])).unwrap();
+        assert_eq!((verdict.task_correct, verdict.count_task, verdict.count_label), (Some(true), false, true));
+    }
+
     #[test]
     fn judges_the_task_and_the_best_label() {
         let mut memory = AnswerMemory::new(10);
-        memory.remember("a", "food", 1, "pizza");
+        memory.remember("a", of("food", Some((0, "pizza"))));
         let verdict = memory.judge("a", Some("travel"), &labels(&["cake", "pizza"])).unwrap();
         assert_eq!((verdict.routed_task.as_str(), verdict.task_correct, verdict.label_correct), ("food", Some(false), Some(true)));
         assert_eq!(memory.judge("b", Some("food"), &[]), None);
@@ -161,7 +191,7 @@ mod tests {
     #[test]
     fn counts_a_task_and_a_label_once_each() {
         let mut memory = AnswerMemory::new(10);
-        memory.remember("a", "food", 1, "pizza");
+        memory.remember("a", of("food", Some((0, "pizza"))));
         let counts = |v: Option<Verdict>| v.map(|v| (v.count_task, v.count_label)).unwrap();
         assert_eq!(counts(memory.judge("a", Some("food"), &[])), (true, false));
         assert_eq!(counts(memory.judge("a", Some("food"), &labels(&["pizza"]))), (false, true));
@@ -172,9 +202,9 @@ mod tests {
     fn forgets_the_oldest_answers_beyond_its_capacity() {
         let mut memory = AnswerMemory::new(3);
         for i in 0..1000 {
-            memory.remember(&i.to_string(), "food", 1, "pizza");
+            memory.remember(&i.to_string(), of("food", Some((0, "pizza"))));
             // One id that is used again and again must not change the bound.
-            memory.remember("same", "food", 1, "pizza");
+            memory.remember("same", of("food", Some((0, "pizza"))));
         }
         assert!(memory.ring.len() <= 3 && memory.indices.len() <= 3);
         assert!(memory.judge("0", Some("food"), &[]).is_none());
@@ -183,22 +213,21 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_answer_is_judged_by_no_truth() {
+    fn a_rejection_has_no_task_and_no_label_and_is_counted_once() {
         let mut memory = AnswerMemory::new(3);
-        memory.remember("a", "food", 1, "pizza");
-        memory.remember("b", "food", 1, "pizza");
-        memory.forget("a");
-        memory.forget("c");
-        assert!(memory.judge("a", Some("food"), &[]).is_none() && memory.judge("b", Some("food"), &[]).is_some());
-        (0..9).for_each(|i| memory.remember(&i.to_string(), "food", 1, "pizza"));
-        assert_eq!(memory.indices.len(), 3);
+        memory.remember("a", of("food", Some((0, "pizza"))));
+        memory.remember("a", of("food", None));
+        let verdict = memory.judge("a", Some("food"), &labels(&["pizza"])).unwrap();
+        assert_eq!((verdict.rejected, verdict.routed_task.as_str(), verdict.best), (true, "", None));
+        assert_eq!((verdict.task_correct, verdict.label_correct, verdict.count_task, verdict.count_label), (None, None, true, false));
+        assert!(!memory.judge("a", Some("food"), &[]).unwrap().count_task);
     }
 
     #[test]
     fn takes_no_more_memory_while_it_is_full_and_works_on() {
         let mut memory = AnswerMemory::new(1000);
         let taken = (memory.ring.capacity(), memory.indices.capacity());
-        (0..20_000).for_each(|i| memory.remember(&i.to_string(), "food", 1, "pizza"));
+        (0..20_000).for_each(|i| memory.remember(&i.to_string(), of("food", Some((0, "pizza")))));
         assert_eq!((memory.ring.capacity(), memory.indices.len()), (taken.0, 1000));
         assert!(memory.indices.capacity() <= taken.1, "{} of {}", memory.indices.capacity(), taken.1);
         assert!(memory.judge("19000", Some("food"), &[]).is_some() && memory.judge("18999", Some("food"), &[]).is_none());
@@ -207,7 +236,7 @@ mod tests {
     #[test]
     fn keeps_no_more_task_names_than_answers() {
         let mut memory = AnswerMemory::new(3);
-        (0..1000).for_each(|i| memory.remember(&i.to_string(), &format!("task {i}"), 1, "pizza"));
+        (0..1000).for_each(|i| memory.remember(&i.to_string(), of(&format!("task {i}"), Some((0, "pizza")))));
         assert!(memory.tasks.len() <= 4, "{}", memory.tasks.len());
         assert_eq!(memory.judge("999", Some("task 999"), &[]).unwrap().task_correct, Some(true));
     }
@@ -215,7 +244,7 @@ mod tests {
     #[test]
     fn a_memory_of_no_answers_remembers_none() {
         let mut memory = AnswerMemory::new(0);
-        memory.remember("a", "food", 1, "pizza");
+        memory.remember("a", of("food", Some((0, "pizza"))));
         assert!(memory.judge("a", Some("food"), &[]).is_none());
     }
 }

@@ -138,13 +138,13 @@ impl LoadedModel {
 
     async fn compute_first(&self) -> Result<(), ServeError> {
         let failed = |e: &dyn std::fmt::Display| ServeError::Warm(e.to_string());
-        let text = self.preprocessor.sample(None, Some("warm".to_owned())).await.map_err(|e| failed(&e))?.sample.text;
+        let text = self.preprocessor.sample(None, Some("warm".to_owned())).await.map_err(|e| failed(&e))?.0.sample.text;
         self.measure_pace(text.clone()).await?;
         let [height, width] = self.registry.catalogue().dummy_image();
         let sample = Sample { text, image: Some(Pixels::dummy(height, width)) };
         let class = TrafficClass { client: "start".into(), priority: Priority::Interactive };
         let slot = self.batcher.reserve(class, 0, Instant::now() + self.warm_timeout).map_err(|e| failed(&e))?;
-        slot.run(Query::open(sample), 0).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        slot.run(Query::open(sample), 0).await.map_err(|e| failed(&e))?.outcome.map_err(|e| failed(&e))?;
         Ok(())
     }
 

@@ -1,12 +1,5 @@
 //! The table of RPC methods: one row for each, from which all layers of [`Stack`](super::layers::Stack) draw.
 
-/// Paths of this program's services begin with this.
-pub const DELO: &str = "/delo.v1.";
-/// Paths of the classifier's methods begin with this.
-pub const CLASSIFIER: &str = "/delo.v1.Classifier/";
-/// Paths of the admin service's methods begin with this.
-pub const ADMIN: &str = "/delo.v1.Admin/";
-
 /// What the layers must know of a method.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Method {
@@ -22,6 +15,8 @@ pub struct Method {
     pub deadline: DeadlineKind,
     /// What happens to a call that is open while the server drains.
     pub drain: DrainKind,
+    /// Whether calls in flight are bounded and waited for. Health checks and reflection are not.
+    pub is_counted: bool,
 }
 
 /// What a method asks of its caller.
@@ -65,7 +60,7 @@ use RequiredRole::{Admin, Any, Classify, Nobody, ReadOnly};
 impl Method {
     /// A method with one message and one answer.
     const fn unary(path: &'static str, label: &'static str, role: RequiredRole) -> Self {
-        Self { path, label, role, streaming: false, deadline: Unary, drain: Finish }
+        Self { path, label, role, streaming: false, deadline: Unary, drain: Finish, is_counted: true }
     }
 
     fn covers(&self, path: &str) -> bool {
@@ -88,9 +83,12 @@ const METHODS: &[Method] = &[
         streaming: true,
         deadline: Idle,
         drain: EndAfterSamples,
+        is_counted: true,
     },
     Method::unary("/delo.v1.Classifier/ReportOutcome", "ReportOutcome", Classify),
-    Method::unary(CLASSIFIER, OTHER, Classify),
+    // Labels and limits tell how to call; whoever may call anything may know them.
+    Method::unary("/delo.v1.Classifier/Describe", "Describe", Any),
+    Method::unary("/delo.v1.Classifier/", OTHER, Classify),
     Method::unary("/delo.v1.Admin/LoadPartition", "LoadPartition", Admin),
     Method::unary("/delo.v1.Admin/UnloadPartition", "UnloadPartition", Admin),
     Method::unary("/delo.v1.Admin/RollbackPartition", "RollbackPartition", Admin),
@@ -99,15 +97,34 @@ const METHODS: &[Method] = &[
     Method::unary("/delo.v1.Admin/ListPartitions", "ListPartitions", ReadOnly),
     Method::unary("/delo.v1.Admin/GetStatus", "GetStatus", ReadOnly),
     Method::unary("/delo.v1.Admin/SyncRegistry", "SyncRegistry", Admin),
+    Method::unary("/inference.GRPCInferenceService/ModelInfer", "ModelInfer", Classify),
+    Method::unary("/inference.GRPCInferenceService/ServerMetadata", "ServerMetadata", Any),
+    Method::unary("/inference.GRPCInferenceService/ModelMetadata", "ModelMetadata", Any),
+    Method::unary("/inference.GRPCInferenceService/ModelConfig", "ModelConfig", Any),
+    Method::unary("/inference.GRPCInferenceService/RepositoryIndex", "RepositoryIndex", Any),
+    Method::unary("/inference.GRPCInferenceService/RepositoryModelLoad", "RepositoryModelLoad", Admin),
+    Method::unary("/inference.GRPCInferenceService/RepositoryModelUnload", "RepositoryModelUnload", Admin),
+    Method { is_counted: false, ..Method::unary("/inference.GRPCInferenceService/ServerLive", "ServerLive", Nobody) },
+    Method { is_counted: false, ..Method::unary("/inference.GRPCInferenceService/ServerReady", "ServerReady", Nobody) },
+    Method { is_counted: false, ..Method::unary("/inference.GRPCInferenceService/ModelReady", "ModelReady", Nobody) },
+    Method::unary("/inference.GRPCInferenceService/", OTHER, Any),
     // Health tells nothing that a port scan does not. A watch of it may stay open for ever.
-    Method { deadline: Never, ..Method::unary("/grpc.health.v1.Health/Check", "HealthCheck", Nobody) },
-    Method { deadline: Never, drain: EndAnswer, ..Method::unary("/grpc.health.v1.Health/Watch", "HealthWatch", Nobody) },
-    Method { deadline: Never, ..Method::unary("/grpc.health.v1.Health/", OTHER, Nobody) },
-    Method { path: "/grpc.reflection.", label: "Reflection", role: Any, streaming: true, deadline: Idle, drain: EndAnswer },
+    Method { deadline: Never, is_counted: false, ..Method::unary("/grpc.health.v1.Health/Check", "HealthCheck", Nobody) },
+    Method { deadline: Never, drain: EndAnswer, is_counted: false, ..Method::unary("/grpc.health.v1.Health/Watch", "HealthWatch", Nobody) },
+    Method { deadline: Never, is_counted: false, ..Method::unary("/grpc.health.v1.Health/", OTHER, Nobody) },
+    Method {
+        path: "/grpc.reflection.",
+        label: "Reflection",
+        role: Any,
+        streaming: true,
+        deadline: Idle,
+        drain: EndAnswer,
+        is_counted: false,
+    },
 ];
 
 /// A method that has no row is not open to every client because its row was forgotten.
-static UNKNOWN: Method = Method::unary("", OTHER, Admin);
+static UNKNOWN: Method = Method { is_counted: false, ..Method::unary("", OTHER, Admin) };
 
 /// The row of a call's path.
 pub fn method(path: &str) -> &'static Method {
@@ -154,7 +171,7 @@ mod tests {
         for (path, requests_stream, answers_stream) in described() {
             let row = method(&path);
             let name = path.rsplit('/').next().unwrap();
-            let label = if path.starts_with(DELO) { name.to_owned() } else { format!("Health{name}") };
+            let label = if path.starts_with("/grpc.health.") { format!("Health{name}") } else { name.to_owned() };
             assert_eq!((row.label, row.streaming), (label.as_str(), requests_stream), "{path}");
             // A stream is not bounded by a deadline, and would hold up a drain.
             assert_eq!(row.drain != Finish, answers_stream, "{path}");

@@ -9,9 +9,13 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use super::feedback::Verdict;
 use super::loaded_model::{LoadedModel, ModelCell};
 use super::task_series::TaskSeries;
-use crate::metric_table::{ALL, ANSWERS, BUILD_INFO, CERTIFICATE_EXPIRY, FACTORS_SELECTED, Kind, QUEUE_DEPTH, TEXTS};
+use crate::metric_table::{
+    ALL, ANSWERS, BUILD_INFO, CERTIFICATE_EXPIRY, FACTORS_SELECTED, Kind, QUEUE_DEPTH, REJECTION_OUTCOMES, RUNNING_SAMPLES, TEXT_TOKENS,
+    TEXTS,
+};
 use delo_catalogue::Catalogue;
 use delo_engine::{Answer, Scored};
+use delo_model::PerModality;
 use delo_model::input::{Presence, TextReading};
 
 /// Between two times that measurements are summed up.
@@ -95,6 +99,9 @@ fn describe() {
     BUILD_INFO.with([env!("CARGO_PKG_VERSION")]).set(1.0);
     // Present from the first scrape on.
     QUEUE_DEPTH.with([]).set(0.0);
+    RUNNING_SAMPLES.with([]).set(0.0);
+    ["true", "false"].iter().for_each(|right| REJECTION_OUTCOMES.with([right]).increment(0));
+    ["true", "false"].iter().for_each(|known| TEXT_TOKENS.with([known]).increment(0));
     TEXT_READINGS.iter().for_each(|reading| TEXTS.with([reading]).increment(0));
     CERTIFICATE_EXPIRY.with([]).set(0.0);
 }
@@ -125,18 +132,25 @@ pub fn render(recorder: &PrometheusHandle, model: &LoadedModel) -> String {
 /// Records one sample's routing and factors.
 pub fn record_answer(series: &TaskSeries, answer: &Answer, presence: Presence) {
     answer.resident.counts.answered();
-    if let Some(chosen) = answer.chosen() {
-        series.routed(&chosen.task, presence, &chosen.score, answer.margin());
-    }
+    series.answered(answer, presence);
     let scored = match answer.scored {
         Scored::Adapted => "adapted",
         Scored::Early => "early",
         Scored::Rejected => "rejected",
     };
     ANSWERS.with([scored]).increment(1);
-    for (modality, &selected) in answer.factors_selected.iter() {
+    let mut selected: PerModality<u64> = PerModality::default();
+    answer.selected().for_each(|factors| selected[factors.pool.modality] += factors.choice.a.len() as u64);
+    for (modality, &selected) in selected.iter() {
         FACTORS_SELECTED.with([modality.pool_name()]).increment(selected);
     }
+}
+
+/// What a reported outcome says to be true.
+#[derive(Clone, Copy, Debug)]
+pub struct Truth<'a> {
+    pub task: Option<&'a str>,
+    pub labels: &'a [String],
 }
 
 /// How a text was read: the vocabulary knows no token of it; else its end was cut off; else neither.
@@ -151,17 +165,28 @@ pub fn record_text(reading: TextReading) {
         _ => understood,
     };
     TEXTS.with([label]).increment(1);
+    TEXT_TOKENS.with(["false"]).increment(reading.unknown_tokens as u64);
+    TEXT_TOKENS.with(["true"]).increment((reading.tokens - reading.unknown_tokens) as u64);
 }
 
 /// Counts the parts of one reported outcome that the verdict says to count.
-pub fn record_outcome(series: &TaskSeries, verdict: &Verdict, true_task: Option<&str>, catalogue: &Catalogue) {
-    if let Some(true_task) = true_task.filter(|_| verdict.count_task) {
-        series.outcome(true_task, &verdict.routed_task, catalogue);
+pub fn record_outcome(series: &TaskSeries, verdict: &Verdict, truth: Truth<'_>, catalogue: &Catalogue) {
+    if let Some(true_task) = truth.task.filter(|_| verdict.count_task) {
+        if verdict.rejected {
+            let right = if catalogue.get(true_task).is_none() { "true" } else { "false" };
+            REJECTION_OUTCOMES.with([right]).increment(1);
+        } else {
+            series.outcome(true_task, &verdict.routed_task, catalogue);
+        }
     }
     if let Some(correct) = verdict.label_correct.filter(|_| verdict.count_label) {
         series.label_outcome(&verdict.routed_task, correct, catalogue);
         if let Some(resident) = verdict.version.and_then(|version| catalogue.version(&verdict.routed_task, version)) {
             resident.counts.judged(correct);
+            let best = verdict.best.and_then(|best| resident.partition.meta.labels.get(best as usize));
+            if let ([true_label], Some(best)) = (truth.labels, best) {
+                series.label_pair(resident, true_label, best);
+            }
         }
     }
 }

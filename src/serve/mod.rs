@@ -11,19 +11,24 @@ mod classifier;
 mod connections;
 #[doc(hidden)]
 pub mod deadline;
+mod describe;
+mod factor_usage;
 mod feedback;
 mod files;
 mod health;
+mod http;
 mod inference;
 mod layers;
 mod lifecycle;
 mod loaded_model;
 mod methods;
 mod metrics;
+mod open_inference;
 mod ports;
 mod preprocess;
 mod probe;
 mod queue;
+mod recent;
 mod reload;
 mod remote;
 mod run;
@@ -32,6 +37,7 @@ mod seldom;
 mod shadow;
 mod signals;
 mod status;
+mod steps;
 mod sync;
 mod task_series;
 mod tls;
@@ -74,6 +80,8 @@ pub enum ServeError {
     Warm(String),
     #[error("loading the model failed inside the program; the log says more")]
     Panicked,
+    #[error("tracing.otlp_endpoint: {0}: give the address of a collector, http://127.0.0.1:4317 for example")]
+    Traces(#[from] opentelemetry_otlp::ExporterBuildError),
     #[error("metrics: {0}")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
     #[error("reflection: {0}")]
@@ -88,6 +96,7 @@ pub struct Addresses {
     pub classifier: SocketAddr,
     pub admin: Option<SocketAddr>,
     pub metrics: Option<SocketAddr>,
+    pub http: Option<SocketAddr>,
 }
 
 /// A server whose ports are bound.
@@ -96,6 +105,7 @@ pub struct Server {
     classifier: TcpListener,
     admin: Option<TcpListener>,
     metrics: Option<TcpListener>,
+    http: Option<TcpListener>,
     addresses: Addresses,
 }
 
@@ -108,6 +118,7 @@ impl Server {
         let classifier = bind("server.listen", config.server.listen).await?;
         let admin = bind_optional("admin.listen", config.admin.listen).await?;
         let metrics = bind_optional("metrics.listen", config.metrics.listen).await?;
+        let http = bind_optional("http.listen", config.http.listen).await?;
         let address = |l: &TcpListener| {
             l.local_addr().map_err(|source| ServeError::Listen { setting: "listen", address: config.server.listen, source })
         };
@@ -115,8 +126,9 @@ impl Server {
             classifier: address(&classifier)?,
             admin: admin.as_ref().map(address).transpose()?,
             metrics: metrics.as_ref().map(address).transpose()?,
+            http: http.as_ref().map(address).transpose()?,
         };
-        Ok(Self { config: Arc::new(config), classifier, admin, metrics, addresses })
+        Ok(Self { config: Arc::new(config), classifier, admin, metrics, http, addresses })
     }
 
     /// The addresses at which the bound ports listen.

@@ -9,6 +9,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use opentelemetry_sdk::trace::SdkTracer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -17,8 +18,7 @@ use tower::{Layer, ServiceExt};
 
 use super::auth::Clients;
 use super::connections::{self, Beginning};
-use super::layers::{Admission, Admit, Authenticate, Bounds, Drain, Expire, LimitClients, MessageSize, Receive, Stack};
-use super::methods;
+use super::layers::{Admission, Admit, Authenticate, Bounds, Drain, Expire, LimitClients, MessageSize, Receive, Stack, Trace};
 use super::tls::Tls;
 use crate::config::{self, Config};
 
@@ -46,9 +46,11 @@ pub struct Port {
 
 /// What the ports have in common.
 #[derive(Clone)]
-pub struct Trusted {
+pub struct Shared {
     pub tls: Option<Tls>,
+    /// `None`: nobody is authenticated.
     pub clients: Option<Arc<ArcSwap<Clients>>>,
+    pub tracer: SdkTracer,
 }
 
 /// The bounds of one port.
@@ -63,37 +65,35 @@ struct PortBounds {
 
 impl Port {
     /// The classifier's port.
-    pub fn classifier(config: &Config, trusted: Trusted) -> Self {
+    pub fn classifier(config: &Config, shared: Shared) -> Self {
         let server = &config.server;
-        let admission =
-            Admission { prefix: methods::CLASSIFIER, most: server.max_in_flight_requests, setting: "server.max_in_flight_requests" };
+        let admission = Admission { most: server.max_in_flight_requests, setting: "server.max_in_flight_requests" };
         let bounds = PortBounds {
             connections: server.max_connections,
             admission,
             most_of_a_client: server.max_in_flight_per_client,
             unary: config.deadline,
             receive: Receive::new(server.max_receive_bytes, "server.max_receive_bytes"),
-            message_size: MessageSize { prefix: methods::DELO, setting: "server.max_message_bytes", most: server.max_message_bytes },
+            message_size: MessageSize { setting: "server.max_message_bytes", most: server.max_message_bytes },
         };
-        Self::new(config, trusted, "classifier", bounds)
+        Self::new(config, shared, "classifier", bounds)
     }
 
     /// The admin's port. Its budget of bytes has room for one upload of the largest size.
-    pub fn admin(config: &Config, trusted: Trusted) -> Self {
+    pub fn admin(config: &Config, shared: Shared) -> Self {
         let most = config.admin.max_in_flight_requests;
         let setting = "admin.max_in_flight_requests";
-        let admission = Admission { prefix: methods::ADMIN, most, setting };
+        let admission = Admission { most, setting };
         let unary = config::Deadline { default: config.admin.max_call, max: config.admin.max_call };
         let receive = Receive::new(config.admin.max_artifact_bytes.saturating_add(2 * ENVELOPE_BYTES), "admin.max_artifact_bytes");
-        let message_size =
-            MessageSize { prefix: methods::DELO, setting: "admin.max_artifact_bytes", most: config.admin.max_artifact_bytes };
+        let message_size = MessageSize { setting: "admin.max_artifact_bytes", most: config.admin.max_artifact_bytes };
         // One operator may have all of the few calls, so that a refusal always names `setting`.
         let most_of_a_client = usize::MAX;
         let connections = ADMIN_CONNECTIONS;
-        Self::new(config, trusted, "admin", PortBounds { connections, admission, most_of_a_client, unary, receive, message_size })
+        Self::new(config, shared, "admin", PortBounds { connections, admission, most_of_a_client, unary, receive, message_size })
     }
 
-    fn new(config: &Config, trusted: Trusted, name: &'static str, bounds: PortBounds) -> Self {
+    fn new(config: &Config, shared: Shared, name: &'static str, bounds: PortBounds) -> Self {
         let PortBounds { connections, admission, most_of_a_client, unary, receive, message_size } = bounds;
         connections::show(name);
         let (server, drain) = (config.server.clone(), CancellationToken::new());
@@ -101,13 +101,15 @@ impl Port {
             beginning: Beginning {
                 port: name,
                 most: connections,
-                tls: trusted.tls,
+                tls: shared.tls,
                 handshake: config.tls.handshake,
-                preface: server.handshake,
+                preface: Some(server.handshake),
+                alpn: b"h2",
             },
             stack: Stack {
-                authenticate: Authenticate(trusted.clients),
-                limit_clients: LimitClients::new(admission.prefix, most_of_a_client),
+                authenticate: Authenticate(shared.clients),
+                trace: Trace(shared.tracer),
+                limit_clients: LimitClients::new(most_of_a_client),
                 expire: Expire(Bounds { unary, stream_idle: server.stream_idle }),
                 admit: Admit::new(admission),
                 receive,
@@ -201,6 +203,7 @@ mod tests {
     use tower::Service;
 
     use super::*;
+    use crate::telemetry::Telemetry;
     use delo_proto::ClassifyRequest;
     use delo_proto::classifier_client::ClassifierClient;
 
@@ -234,7 +237,8 @@ mod tests {
         let config = Config::layered(None, std::collections::HashMap::new(), Vec::new()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let origin = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let port = Port::classifier(&config, Trusted { tls: None, clients: None });
+        let port =
+            Port::classifier(&config, Shared { tls: None, clients: None, tracer: Telemetry::start(&config.tracing).unwrap().tracer() });
         let drain = port.drain.clone();
         let serving = tokio::spawn(port.serve(listener, Routes::new(Silent)));
 

@@ -1,11 +1,13 @@
 //! Preprocessing of requests: images are decoded and texts tokenised on the blocking pool, a bounded number
 //! at a time.
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use super::steps::Step;
 use crate::metric_table::STAGE_SECONDS;
 use delo_model::input::{InputError, InputProcessor, Preprocessed};
 
@@ -41,21 +43,27 @@ impl Preprocessor {
         Ok(self.processor.memory(image.map(|bytes| &**bytes), text)?)
     }
 
-    /// A sample of the image and the text that are present. Dropping the future before it has a permit costs
+    /// A sample of the image and the text that are present, and the steps that it took. Dropping the future before it has a permit costs
     /// nothing.
     ///
     /// # Errors
     /// What is wrong with the image or the text.
-    pub async fn sample(&self, image: Option<Bytes>, text: Option<String>) -> Result<Preprocessed, PreprocessError> {
+    pub async fn sample(
+        &self,
+        image: Option<Bytes>,
+        text: Option<String>,
+    ) -> Result<(Preprocessed, [(Step, Range<Instant>); 2]), PreprocessError> {
         // An error would mean that the semaphore is closed, which nothing does.
         let permit = self.permits.clone().acquire_owned().await.map_err(|_| PreprocessError::Panicked)?;
         let processor = self.processor.clone();
         let work = move || {
             let started = Instant::now();
-            let preprocessed = processor.preprocess(image.as_deref(), text.as_deref());
-            STAGE_SECONDS.with(["input"]).record(started.elapsed());
+            let mut text_read = started;
+            let preprocessed = processor.preprocess_in_steps(image.as_deref(), text.as_deref(), || text_read = Instant::now());
+            let ended = Instant::now();
+            STAGE_SECONDS.with(["input"]).record(ended - started);
             drop(permit);
-            preprocessed
+            preprocessed.map(|preprocessed| (preprocessed, [(Step::Tokenize, started..text_read), (Step::Decode, text_read..ended)]))
         };
         Ok(tokio::task::spawn_blocking(work).await.map_err(|_| PreprocessError::Panicked)??)
     }

@@ -17,19 +17,23 @@ use tonic_health::pb::health_server::HealthServer;
 use super::admin::Admin;
 use super::classifier::Classifier;
 use super::health::Health;
+use super::http::HttpPort;
 use super::layers::Admit;
 use super::lifecycle::Lifecycle;
 use super::loaded_model::{LoadedModel, ModelCell};
 use super::metrics::{keep_up, recorder, render};
-use super::ports::{ENVELOPE_BYTES, Port, Trusted, warn_of_open_doors};
+use super::open_inference::OpenInference;
+use super::ports::{ENVELOPE_BYTES, Port, Shared, warn_of_open_doors};
 use super::reload::Credentials;
 use super::{Requests, ServeError, Server, scrape};
 use crate::config::Config;
 use crate::logging;
 use crate::metric_table::ENGINE_INFO;
+use crate::telemetry::Telemetry;
 use delo_registry::remote::{Occasion, SyncChanges};
 use pb::admin_server::AdminServer;
 use pb::classifier_server::ClassifierServer;
+use pb::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 
 /// How long connections may take to close after the last call has ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -67,11 +71,12 @@ impl Server {
         warn_of_open_doors(&self.config);
         let connections = max_connections(&self.config);
         let credentials = Credentials::read(&self.config)?;
-        let trusted = Trusted { tls: credentials.tls(), clients: credentials.clients() };
+        let telemetry = Telemetry::start(&self.config.tracing)?;
+        let shared = Shared { tls: credentials.tls(), clients: credentials.clients(), tracer: telemetry.tracer() };
         let _reloading = AbortOnDrop(tokio::spawn(credentials.follow(requests.reload.clone())));
         let running = Running { config: self.config.clone(), model, lifecycle: Arc::new(Lifecycle::start()) };
         let addresses = self.addresses;
-        let mut ports = running.start_ports(self, trusted, connections, recorder)?;
+        let mut ports = running.start_ports(self, shared, connections, recorder)?;
 
         let loaded = tokio::select! {
             loaded = running.load_model() => loaded.map(|()| true)?,
@@ -82,12 +87,15 @@ impl Server {
                 classifier = %addresses.classifier,
                 admin = %shown(addresses.admin),
                 metrics = %shown(addresses.metrics),
+                http = %shown(addresses.http),
                 seconds = running.lifecycle.uptime().as_secs_f64(),
                 "serving"
             );
             running.until_shutdown(&mut ports, &requests).await?;
         }
         running.drain(ports, &requests).await;
+        // Waits for the collector, on a thread that may wait.
+        let _ = tokio::task::spawn_blocking(move || telemetry.end()).await;
         tracing::info!("stopped");
         Ok(())
     }
@@ -104,6 +112,7 @@ struct Running {
 struct RunningPorts {
     classifier: RunningPort,
     admin: Option<RunningPort>,
+    http: Option<RunningHttp>,
     _metrics: Option<AbortOnDrop<()>>,
 }
 
@@ -112,16 +121,22 @@ impl Running {
     fn start_ports(
         &self,
         server: Server,
-        trusted: Trusted,
+        shared: Shared,
         connections: usize,
         recorder: PrometheusHandle,
     ) -> Result<RunningPorts, ServeError> {
         let health = HealthServer::new(Health(self.lifecycle.clone()));
-        let mut port = Port::classifier(&self.config, trusted.clone());
+        let mut port = Port::classifier(&self.config, shared.clone());
         port.beginning.most = connections;
+        let http = server.http.map(|listener| {
+            let http = HttpPort::new(self.config.clone(), port.beginning.clone(), port.stack.clone());
+            let drain = http.drain.clone();
+            let services = self.classifier_services(health.clone())?.prepare();
+            Ok::<_, ServeError>(RunningHttp { drain, serving: AbortOnDrop(tokio::spawn(http.serve(listener, services))) })
+        });
         let classifier = RunningPort::start(port, server.classifier, self.classifier_services(health.clone())?);
         let admin = server.admin.map(|listener| {
-            let port = Port::admin(&self.config, trusted);
+            let port = Port::admin(&self.config, shared);
             Ok::<_, ServeError>(RunningPort::start(port, listener, self.admin_services(health)?))
         });
         let metrics = server.metrics.map(|listener| {
@@ -129,7 +144,7 @@ impl Running {
             let page = move || model.get().map(|model| render(&recorder, model)).unwrap_or_default();
             AbortOnDrop(tokio::spawn(scrape::serve(listener, page, move || lifecycle.state())))
         });
-        Ok(RunningPorts { classifier, admin: admin.transpose()?, _metrics: metrics })
+        Ok(RunningPorts { classifier, admin: admin.transpose()?, http: http.transpose()?, _metrics: metrics })
     }
 
     fn classifier_services(&self, health: HealthServer<Health>) -> Result<Routes, ServeError> {
@@ -139,7 +154,8 @@ impl Running {
             .accept_compressed(Zstd)
             .send_compressed(Gzip)
             .send_compressed(Zstd);
-        with_reflection(Routes::new(service).add_service(health), CLASSIFIER)
+        let inference = self.open_inference(false).max_decoding_message_size(self.config.server.max_message_bytes);
+        with_reflection(Routes::new(service).add_service(inference).add_service(health), CLASSIFIER)
     }
 
     fn admin_services(&self, health: HealthServer<Health>) -> Result<Routes, ServeError> {
@@ -149,7 +165,18 @@ impl Running {
             .accept_compressed(Zstd)
             .send_compressed(Gzip)
             .send_compressed(Zstd);
-        with_reflection(Routes::new(service).add_service(health), ADMIN)
+        let inference = self.open_inference(true).max_decoding_message_size(self.config.admin.max_artifact_bytes + ENVELOPE_BYTES);
+        with_reflection(Routes::new(service).add_service(inference).add_service(health), ADMIN)
+    }
+
+    fn open_inference(&self, may_change: bool) -> GrpcInferenceServiceServer<OpenInference> {
+        let classifier = Classifier { config: self.config.clone(), model: self.model.clone() };
+        let admin = Admin { model: self.model.clone(), lifecycle: self.lifecycle.clone() };
+        GrpcInferenceServiceServer::new(OpenInference { classifier, admin, may_change })
+            .accept_compressed(Gzip)
+            .accept_compressed(Zstd)
+            .send_compressed(Gzip)
+            .send_compressed(Zstd)
     }
 
     /// Loads and warms the model, makes it available to requests, and sets the lifecycle to serving or empty.
@@ -195,8 +222,15 @@ impl Running {
         tracing::info!(seconds = self.config.shutdown.drain.as_secs_f64(), "draining");
         self.lifecycle.drain();
         ports.classifier.drain.cancel();
+        if let Some(http) = &ports.http {
+            http.drain.cancel();
+        }
         let finished = async {
             ports.classifier.finished().await;
+            if let Some(http) = &mut ports.http {
+                // Its calls are among those that have ended.
+                let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut http.serving.0).await;
+            }
             if let Some(model) = self.model.get() {
                 model.batcher.close();
                 model.batcher.drained().await;
@@ -232,6 +266,12 @@ async fn follow_registry(model: ModelCell, lifecycle: Arc<Lifecycle>) {
         let pause: Duration = follower.pause().await;
         tokio::time::sleep(pause).await;
     }
+}
+
+/// The HTTP port while it serves. Dropping it ends the port.
+struct RunningHttp {
+    drain: CancellationToken,
+    serving: AbortOnDrop<()>,
 }
 
 /// A port that serves. Dropping it ends the port.
@@ -281,8 +321,8 @@ fn shown(address: Option<SocketAddr>) -> String {
 }
 
 /// The services that reflection shows on each port.
-const CLASSIFIER: &[&str] = &["delo.v1.Classifier", "grpc.health.v1.Health"];
-const ADMIN: &[&str] = &["delo.v1.Admin", "grpc.health.v1.Health"];
+const CLASSIFIER: &[&str] = &["delo.v1.Classifier", "inference.GRPCInferenceService", "grpc.health.v1.Health"];
+const ADMIN: &[&str] = &["delo.v1.Admin", "inference.GRPCInferenceService", "grpc.health.v1.Health"];
 
 /// Adds both versions of the reflection service.
 fn with_reflection(routes: Routes, services: &[&str]) -> Result<Routes, ServeError> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::batcher::{Priority, TrafficClass};
+use super::batcher::{Computed, Priority, TrafficClass};
 use super::loaded_model::LoadedModel;
 use super::status::refused;
 use delo_catalogue::{Resident, Trial, TrialMode};
@@ -33,7 +33,7 @@ pub async fn compare(model: &LoadedModel, shadow: Arc<Resident>, sample: Arc<Sam
         refused("shadow");
         return;
     };
-    if let Ok(Ok(shadowed)) = slot.run(Query::given(sample, shadow), bytes).await {
+    if let Ok(Computed { outcome: Ok(shadowed), .. }) = slot.run(Query::given(sample, shadow), bytes).await {
         let counts = &shadowed.resident.counts;
         counts.answered();
         counts.compared(shadowed.best_label() == live_label);

@@ -4,14 +4,19 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use super::factor_usage::FactorUsage;
+use super::recent::Recent;
 use crate::metric_table::{
-    COSINE_BUCKETS, LABEL_OUTCOMES, MARGIN_BUCKETS, PARTITION_INFO, PROBABILITY_BUCKETS, ROUTED, ROUTING_COSINE, ROUTING_MARGIN,
-    ROUTING_OUTCOMES, ROUTING_PROBABILITY, Row, SHADOW_COMPARISONS, VERSION_ANSWERS, VERSION_OUTCOMES,
+    COSINE_BUCKETS, FACTOR_ENTROPY, LABEL_CONFUSION, LABEL_OUTCOMES, MARGIN_BUCKETS, PARTITION_INFO, PROBABILITY_BUCKETS, ROUTED,
+    ROUTING_COSINE, ROUTING_MARGIN, ROUTING_OUTCOMES, ROUTING_PROBABILITY, ROUTING_TYPICALITY, Row, SHADOW_COMPARISONS, VERSION_ANSWERS,
+    VERSION_OUTCOMES,
 };
-use delo_catalogue::{Catalogue, Counted, TrialMode};
+use delo_catalogue::{Catalogue, Counted, Resident, TrialMode};
+use delo_engine::Answer;
 use delo_model::input::Presence;
-use delo_model::routing::TaskScore;
+use delo_proto as pb;
 
 /// What a label says of a task that isn't loaded. A task of this name may be loaded as well: series of tasks
 /// that are not loaded have one label more.
@@ -19,6 +24,11 @@ const OTHER: &str = "other";
 /// Tasks up to which every pair of them has a counter of outcomes from the start; above, a pair appears with
 /// its first outcome.
 const PAIRED_TASKS: usize = 32;
+
+/// Pairs of true and best label that are counted of a task; further ones are counted as pairs of [`OTHER`].
+const LABEL_PAIRS: usize = 1024;
+/// Tenths of typicality, by their lower bound.
+const TENTHS: [&str; 10] = ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9"];
 
 /// What was counted of each task since it was loaded.
 #[derive(Debug, Default)]
@@ -31,6 +41,9 @@ struct Counts {
     outcomes: BTreeMap<[Name; 2], u64>,
     /// Reported outcomes by the task that answered: those whose best label was true, and those whose was not.
     labels: BTreeMap<Name, [u64; 2]>,
+    /// Reported outcomes of each task that answered, by the true label and the best one of the answer.
+    confusion: BTreeMap<Arc<str>, BTreeMap<[Arc<str>; 2], u64>>,
+    recent: Recent,
 }
 
 /// Decisions of the router for one task.
@@ -41,6 +54,22 @@ struct Routed {
     cosine: Histogram,
     probability: Histogram,
     margin: Histogram,
+    /// By tenths of typicality.
+    typicality: [u64; TENTHS.len()],
+    factors: FactorUsage,
+}
+
+impl Default for Routed {
+    fn default() -> Self {
+        Self {
+            by_presence: [0; 3],
+            cosine: Histogram::new(COSINE_BUCKETS),
+            probability: Histogram::new(PROBABILITY_BUCKETS),
+            margin: Histogram::new(MARGIN_BUCKETS),
+            typicality: [0; TENTHS.len()],
+            factors: FactorUsage::default(),
+        }
+    }
 }
 
 /// A task by its name, or all those that are not loaded.
@@ -97,10 +126,18 @@ impl Histogram {
 }
 
 impl Counts {
+    fn task(&mut self, task: &str) -> &mut Routed {
+        if !self.routed.contains_key(task) {
+            self.routed.insert(task.into(), Routed::default());
+        }
+        self.routed.entry(task.into()).or_default()
+    }
+
     fn end_all_but(&mut self, catalogue: &Catalogue) {
         self.routed.retain(|task, _| catalogue.get(task).is_some());
         self.outcomes.retain(|pair, _| pair.iter().all(|name| name.is_of(catalogue)));
         self.labels.retain(|name, _| name.is_of(catalogue));
+        self.confusion.retain(|task, _| catalogue.get(task).is_some());
     }
 }
 
@@ -109,19 +146,21 @@ impl TaskSeries {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A sample was routed to `task`, with this score of it, and this far ahead of the second task.
-    pub fn routed(&self, task: &str, presence: Presence, score: &TaskScore, margin: Option<f32>) {
+    /// A sample was answered: what was decided of it, and which experts its pass used.
+    pub fn answered(&self, answer: &Answer, presence: Presence) {
         let mut counts = self.counts();
-        let routed = match counts.routed.get_mut(task) {
-            Some(routed) => routed,
-            None => counts.routed.entry(task.into()).or_insert_with(|| Routed {
-                by_presence: [0; 3],
-                cosine: Histogram::new(COSINE_BUCKETS),
-                probability: Histogram::new(PROBABILITY_BUCKETS),
-                margin: Histogram::new(MARGIN_BUCKETS),
-            }),
+        let Some(chosen) = answer.chosen() else {
+            counts.task(answer.resident.task()).factors.count(answer);
+            return;
         };
+        let (score, margin) = (chosen.score, answer.margin());
+        counts.recent.routed(&chosen.task, score.probability, Instant::now());
+        let routed = counts.task(&chosen.task);
+        routed.factors.count(answer);
         routed.by_presence[presence as usize] += 1;
+        if let Some(typicality) = score.typicality {
+            routed.typicality[((typicality * TENTHS.len() as f32) as usize).min(TENTHS.len() - 1)] += 1;
+        }
         if let Some(cosine) = score.cosine {
             routed.cosine.record(cosine.into());
         }
@@ -136,13 +175,31 @@ impl TaskSeries {
     /// A sample of `true_task` had been routed to `routed_task`.
     pub fn outcome(&self, true_task: &str, routed_task: &str, catalogue: &Catalogue) {
         let pair = [true_task, routed_task].map(|task| Name::of(task, catalogue));
-        *self.counts().outcomes.entry(pair).or_default() += 1;
+        let mut counts = self.counts();
+        counts.recent.outcome(routed_task, true_task == routed_task, Instant::now());
+        *counts.outcomes.entry(pair).or_default() += 1;
+    }
+
+    /// How the last minutes went, over all tasks and for each of them.
+    pub fn recent(&self) -> (pb::RecentRouting, BTreeMap<Arc<str>, pb::RecentRouting>) {
+        self.counts().recent.shown(Instant::now())
     }
 
     /// The best label of an answer of `task` was true, or not.
     pub fn label_outcome(&self, task: &str, correct: bool, catalogue: &Catalogue) {
         let of_task = &mut self.counts().labels;
         of_task.entry(Name::of(task, catalogue)).or_default()[usize::from(!correct)] += 1;
+    }
+
+    /// The true label of a sample and the best one of the answer that a version gave. A true label that is not the
+    /// task's own is [`OTHER`].
+    pub fn label_pair(&self, resident: &Resident, true_label: &str, best: &str) {
+        let known = resident.partition.meta.labels.iter().any(|label| label == true_label);
+        let pair: [Arc<str>; 2] = [if known { true_label } else { OTHER }, best].map(Into::into);
+        let mut counts = self.counts();
+        let pairs = counts.confusion.entry(resident.task().into()).or_default();
+        let pair = if pairs.len() < LABEL_PAIRS || pairs.contains_key(&pair) { pair } else { [OTHER, OTHER].map(Into::into) };
+        *pairs.entry(pair).or_default() += 1;
     }
 
     /// Ends the series of tasks that are not in `catalogue`. A batch that was in flight when its task was
@@ -185,11 +242,25 @@ fn write_routed(page: &mut Page<'_>, routed: &BTreeMap<Arc<str>, Routed>) {
     routed.iter().for_each(|(task, routed)| page.histogram(ROUTING_PROBABILITY.name, task, &routed.probability));
     page.family(&ROUTING_MARGIN);
     routed.iter().for_each(|(task, routed)| page.histogram(ROUTING_MARGIN.name, task, &routed.margin));
+    page.family(&ROUTING_TYPICALITY);
+    for (task, routed) in routed {
+        for (tenth, count) in TENTHS.into_iter().zip(routed.typicality) {
+            page.sample(ROUTING_TYPICALITY.name, &[("task", task), ("tenth", tenth)], count);
+        }
+    }
+    page.family(&FACTOR_ENTROPY);
+    for (task, routed) in routed {
+        for (modality, entropy) in routed.factors.entropy().iter() {
+            if let Some(entropy) = entropy {
+                page.sample(FACTOR_ENTROPY.name, &[("task", task), ("modality", modality.pool_name())], entropy);
+            }
+        }
+    }
 }
 
 /// Outcomes of the loaded tasks are there at 0: an increase is seen only of a series that was there before
 /// it.
-fn write_outcomes(page: &mut Page<'_>, Counts { mut outcomes, mut labels, .. }: Counts, catalogue: &Catalogue) {
+fn write_outcomes(page: &mut Page<'_>, Counts { mut outcomes, mut labels, confusion, .. }: Counts, catalogue: &Catalogue) {
     let tasks: Vec<Name> = catalogue.residents().map(|resident| Name::Loaded(resident.task().into())).collect();
     for task in &tasks {
         labels.entry(task.clone()).or_default();
@@ -210,6 +281,12 @@ fn write_outcomes(page: &mut Page<'_>, Counts { mut outcomes, mut labels, .. }: 
             let mut series = vec![("task", task.label()), ("correct", correct)];
             series.extend(task.not_loaded("task_loaded"));
             page.sample(LABEL_OUTCOMES.name, &series, count);
+        }
+    }
+    page.family(&LABEL_CONFUSION);
+    for (task, pairs) in &confusion {
+        for ([true_label, label], count) in pairs {
+            page.sample(LABEL_CONFUSION.name, &[("task", task), ("true_label", true_label), ("label", label)], count);
         }
     }
 }

@@ -128,8 +128,13 @@ impl Tls {
         Ok(())
     }
 
-    pub fn acceptor(&self) -> tokio_rustls::TlsAcceptor {
-        tokio_rustls::TlsAcceptor::from(self.config.load_full())
+    /// For a port that speaks this protocol.
+    pub fn acceptor(&self, alpn: &[u8]) -> tokio_rustls::TlsAcceptor {
+        let mut config = self.config.load_full();
+        if !config.alpn_protocols.iter().any(|protocol| protocol == alpn) {
+            Arc::make_mut(&mut config).alpn_protocols = vec![alpn.to_vec()];
+        }
+        tokio_rustls::TlsAcceptor::from(config)
     }
 }
 

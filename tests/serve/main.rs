@@ -6,6 +6,7 @@ mod identity;
 
 mod artifacts;
 mod classifying;
+mod http;
 mod lifecycle;
 mod long_texts;
 mod methods;
@@ -18,5 +19,6 @@ mod rollout;
 mod security;
 mod streaming;
 mod swapping;
+mod tracing;
 mod trust;
 mod web;

@@ -158,6 +158,44 @@ async fn outcomes_count_once_and_only_for_answers_that_are_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reported_label_is_counted_beside_the_best_one_of_the_answer() {
+    let server = start_with(&["food"], &[]).await;
+    let mut client = server.classifier().await;
+    let answer = client.classify(ClassifyRequest { top_k: Some(0), ..text("soup") }).await.unwrap().into_inner();
+    let (best, other) = (answer.scores[0].label.clone(), answer.scores[1].label.clone());
+    for (i, labels) in
+        [vec![best.clone()], vec![other.clone()], vec!["of no task".to_owned()], vec![best.clone(), other.clone()]].into_iter().enumerate()
+    {
+        let request_id = format!("number {i}");
+        client.classify(ClassifyRequest { request_id: request_id.clone(), ..text("soup") }).await.unwrap();
+        client.report_outcome(ReportOutcomeRequest { request_id, true_labels: labels, ..Default::default() }).await.unwrap();
+    }
+    // Two true labels make no pair.
+    for (truth, count) in [(best.as_str(), 1.0), (&other, 1.0), ("other", 1.0)] {
+        let series = format!("delo_label_confusion_total{{task=\"food\",true_label=\"{truth}\",label=\"{best}\"}}");
+        assert_eq!(server.value(&series).await, count, "{series}");
+    }
+    assert_eq!(server.value("delo_label_outcomes_total{task=\"food\",correct=\"true\"}").await, 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_tokens_and_the_use_of_experts_are_counted() {
+    let server = start().await;
+    let mut client = server.classifier().await;
+    for i in 0..4 {
+        client.classify(text(&format!("soup {i}"))).await.unwrap();
+    }
+    let page = server.metrics().await;
+    assert!(value(&page, "delo_batches_total{ended_by=\"empty_queue\"}") >= 4.0);
+    assert_eq!(value(&page, "delo_running_samples"), 0.0);
+    let [known, unknown] = ["true", "false"].map(|known| value(&page, &format!("delo_text_tokens_total{{known=\"{known}\"}}")));
+    assert!(known + unknown >= 8.0, "{known} {unknown}");
+    let entropies: Vec<f64> =
+        page.lines().filter_map(|line| line.strip_prefix("delo_factor_entropy{")?.rsplit_once(' ')?.1.parse().ok()).collect();
+    assert!(entropies.len() >= 2 && entropies.iter().all(|entropy| (0.0..=1.0).contains(entropy)), "{entropies:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn outcomes_of_loaded_tasks_are_there_before_the_first() {
     let server = start().await;
     let page = server.metrics().await;

@@ -105,7 +105,21 @@ struct QueueState<R: BatchRunner> {
 /// A job and the sender of its outcome.
 struct PendingJob<R: BatchRunner> {
     job: R::Job,
-    outcome: oneshot::Sender<Result<R::Outcome, BatchError>>,
+    outcome: oneshot::Sender<Result<Computed<R::Outcome>, BatchError>>,
+}
+
+/// A job's outcome, and how it came about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Computed<T> {
+    pub outcome: T,
+    /// When the job began to wait in the queue.
+    pub queued: Instant,
+    /// When its batch was taken from the queue.
+    pub began: Instant,
+    /// When its batch was computed.
+    pub ended: Instant,
+    /// Samples of its batch.
+    pub samples: usize,
 }
 
 impl<R: BatchRunner> Shared<R> {

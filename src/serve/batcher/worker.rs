@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{BatchError, BatchRunner, PendingJob, Shared};
+use super::{BatchError, BatchRunner, Computed, PendingJob, Shared};
 use crate::serve::queue::{Taken, WaitingJob};
 use delo_process::allocator::request_trim;
 
@@ -54,6 +54,7 @@ impl<R: BatchRunner> Shared<R> {
                 let _ = job.item.outcome.send(Err(BatchError::WouldExpire { retry_after }));
             }
             if !taken.batch.is_empty() {
+                self.metrics.ended_by(taken.ended_by).increment(1);
                 return Some(taken.batch);
             }
         }
@@ -79,6 +80,7 @@ impl<R: BatchRunner> Shared<R> {
     /// Computes a batch and sends its outcomes. Returns the number of jobs that wait.
     fn run_batch(&self, batch: Vec<WaitingJob<PendingJob<R>>>) -> usize {
         let started = Instant::now();
+        self.metrics.running.set(batch.len() as f64);
         let tokens: usize = batch.iter().map(|waiting| waiting.tokens).sum();
         self.metrics.samples.record(batch.len() as f64);
         self.metrics.tokens.record(tokens as f64);
@@ -86,16 +88,19 @@ impl<R: BatchRunner> Shared<R> {
             .into_iter()
             .map(|waiting| {
                 self.metrics.queue_seconds.record(started - waiting.since);
-                (waiting.item.job, waiting.item.outcome)
+                (waiting.item.job, (waiting.item.outcome, waiting.since))
             })
             .unzip();
         let outcomes = self.compute(&jobs);
-        let duration = started.elapsed();
+        let ended = Instant::now();
+        let duration = ended - started;
         self.metrics.compute_seconds.record(duration);
+        self.metrics.running.set(0.0);
         let waiting = self.finish_batch(duration);
-        for (sender, outcome) in senders.into_iter().zip(outcomes) {
+        for ((sender, queued), outcome) in senders.into_iter().zip(outcomes) {
+            let computed = outcome.map(|outcome| Computed { outcome, queued, began: started, ended, samples: jobs.len() });
             // An error only means that the caller has gone.
-            let _ = sender.send(outcome);
+            let _ = sender.send(computed);
         }
         waiting
     }

@@ -9,6 +9,7 @@ use tonic::body::Body;
 
 use super::body::holding;
 use super::{Answer, Inner, Policy, call, refusal};
+use crate::serve::methods::method;
 use crate::serve::status::{exhausted, refused};
 
 /// When a refused call may be tried again.
@@ -17,14 +18,13 @@ pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// How many calls one port admits.
 #[derive(Clone, Copy, Debug)]
 pub struct Admission {
-    /// Path prefix of the service: `/package.Service/`. Calls of others (health, reflection) pass.
-    pub prefix: &'static str,
     pub most: usize,
     /// The name of the setting that bounds them, for the refusal.
     pub setting: &'static str,
 }
 
-/// Admits calls of one service up to a bound. Clones share the bound.
+/// Admits counted calls ([`Method::is_counted`](crate::serve::methods::Method)) up to a bound. Clones share the
+/// bound.
 #[derive(Clone, Debug)]
 pub struct Admit {
     admission: Admission,
@@ -77,7 +77,7 @@ impl Admit {
 
 impl Policy for Admit {
     fn around<S: Inner>(&self, request: Request<Body>, next: &mut S) -> Answer {
-        if !request.uri().path().starts_with(self.admission.prefix) {
+        if !method(request.uri().path()).is_counted {
             return Box::pin(call(next, request));
         }
         let permit = match self.permit() {
@@ -99,27 +99,27 @@ mod tests {
     use crate::serve::layers::tests::{code, request, service};
 
     fn admit(most: usize) -> Admit {
-        Admit::new(Admission { prefix: "/s/", most, setting: "a.setting" })
+        Admit::new(Admission { most, setting: "a.setting" })
     }
 
     #[tokio::test]
     async fn admits_calls_of_its_service_up_to_the_bound_and_any_of_others() {
         let mut service = admit(1).layer(service());
-        let first = service.call(request("/s/A")).await.unwrap();
-        assert_eq!(code(&service.call(request("/s/A")).await.unwrap()), Code::ResourceExhausted);
+        let first = service.call(request("/delo.v1.Classifier/Classify")).await.unwrap();
+        assert_eq!(code(&service.call(request("/delo.v1.Classifier/Classify")).await.unwrap()), Code::ResourceExhausted);
         assert_eq!(code(&service.call(request("/health/A")).await.unwrap()), Code::Ok);
         drop(first);
-        assert_eq!(code(&service.call(request("/s/A")).await.unwrap()), Code::Ok);
+        assert_eq!(code(&service.call(request("/delo.v1.Classifier/Classify")).await.unwrap()), Code::Ok);
     }
 
     #[tokio::test]
     async fn idle_waits_for_calls_in_flight_and_refuses_none() {
         let admit = admit(2);
         let mut service = admit.layer(service());
-        let first = service.call(request("/s/A")).await.unwrap();
+        let first = service.call(request("/delo.v1.Classifier/Classify")).await.unwrap();
         let mut idle = Box::pin(admit.idle());
         assert!((&mut idle).now_or_never().is_none(), "a call is in flight");
-        let second = service.call(request("/s/A")).await.unwrap();
+        let second = service.call(request("/delo.v1.Classifier/Classify")).await.unwrap();
         assert_eq!(code(&second), Code::Ok);
         drop(first);
         assert!((&mut idle).now_or_never().is_none() && !admit.is_idle(), "another call is in flight");

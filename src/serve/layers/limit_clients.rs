@@ -9,15 +9,14 @@ use super::admit::RETRY_AFTER;
 use super::authenticate::Caller;
 use super::body::holding;
 use super::{Answer, Inner, Policy, call, refusal};
+use crate::serve::methods::method;
 use crate::serve::status::{exhausted, refused};
 
-/// Bounds the calls of one service that each client has in flight. A call counts until the transport is done
+/// Bounds the counted calls ([`Method::is_counted`](crate::serve::methods::Method)) that each client has in flight. A call counts until the transport is done
 /// with its answer, also after its deadline: an answer that a client does not read counts for that client
 /// alone.
 #[derive(Clone, Debug)]
 pub struct LimitClients {
-    /// Path prefix of the service: `/package.Service/`. Calls of others (health, reflection) pass.
-    prefix: &'static str,
     most_of_a_client: usize,
     calls: Arc<Calls>,
 }
@@ -58,15 +57,14 @@ impl Drop for CountedCall {
 }
 
 impl LimitClients {
-    /// A limit of `most_of_a_client` calls on the methods whose paths begin with `prefix`.
-    pub fn new(prefix: &'static str, most_of_a_client: usize) -> Self {
-        Self { prefix, most_of_a_client, calls: Arc::default() }
+    pub fn new(most_of_a_client: usize) -> Self {
+        Self { most_of_a_client, calls: Arc::default() }
     }
 }
 
 impl Policy for LimitClients {
     fn around<S: Inner>(&self, request: Request<Body>, next: &mut S) -> Answer {
-        if !request.uri().path().starts_with(self.prefix) {
+        if !method(request.uri().path()).is_counted {
             return Box::pin(call(next, request));
         }
         let Some(counted) = self.calls.begin(Caller::of(request.extensions()).name, self.most_of_a_client) else {
@@ -88,14 +86,14 @@ mod tests {
     use crate::serve::layers::tests::{code, request, service};
 
     fn from(client: &str) -> Request<Body> {
-        let mut request = request("/s/A");
+        let mut request = request("/delo.v1.Classifier/Classify");
         request.extensions_mut().insert(Caller { name: client.into(), ..Caller::of(&http::Extensions::new()) });
         request
     }
 
     #[tokio::test]
     async fn one_client_at_its_limit_leaves_the_others_alone_and_the_map_is_empty_in_the_end() {
-        let policy = LimitClients::new("/s/", 2);
+        let policy = LimitClients::new(2);
         let mut service = policy.layer(service());
         let held = [service.call(from("a")).await.unwrap(), service.call(from("a")).await.unwrap()];
         let refusal = Status::from_header_map(service.call(from("a")).await.unwrap().headers()).unwrap();

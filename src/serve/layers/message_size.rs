@@ -13,9 +13,6 @@ use crate::serve::status::refused;
 /// answers OUT_OF_RANGE or RESOURCE_EXHAUSTED in words that do not name the setting.
 #[derive(Clone, Copy, Debug)]
 pub struct MessageSize {
-    /// The bound is of the methods whose paths begin with this; other services have bounds that no setting
-    /// names.
-    pub prefix: &'static str,
     pub setting: &'static str,
     /// The setting's value, in bytes.
     pub most: usize,
@@ -45,7 +42,8 @@ impl MessageSize {
 impl Policy for MessageSize {
     fn around<S: Inner>(&self, request: Request<Body>, next: &mut S) -> Answer {
         let path = request.uri().path();
-        if !path.starts_with(self.prefix) {
+        // Health and reflection have bounds that no setting names.
+        if !method(path).is_counted {
             return Box::pin(call(next, request));
         }
         // The refusal of a single message is in the answer's head; that of a stream's message is in its

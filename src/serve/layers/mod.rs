@@ -40,6 +40,7 @@ pub use trace::Trace;
 #[derive(Clone, Debug)]
 pub struct Stack {
     pub authenticate: Authenticate,
+    pub trace: Trace,
     pub limit_clients: LimitClients,
     pub expire: Expire,
     pub admit: Admit,
@@ -93,7 +94,7 @@ impl<S: Inner> Layer<S> for Stack {
         // limit.
         let limited = self.limit_clients.layer(expiring);
         // The log names callers that are known; only their calls write to it.
-        let traced = Trace.layer(limited);
+        let traced = self.trace.layer(limited);
         // A call of an unknown client ends here, and is counted.
         let authenticated = self.authenticate.layer(traced);
         // A call that is not gRPC ends here.

@@ -15,6 +15,34 @@ use super::pace::Pace;
 /// While there is a backlog, it is computed in about this many batches.
 pub const BACKLOG_BATCHES: usize = 12;
 
+/// What ended the forming of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndedBy {
+    /// All that waited is in it.
+    EmptyQueue,
+    /// The bound of tokens.
+    Tokens,
+    /// The bound of samples.
+    Samples,
+    /// It would end after the earliest deadline in it.
+    Deadline,
+}
+
+impl EndedBy {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::EmptyQueue, Self::Tokens, Self::Samples, Self::Deadline];
+
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EmptyQueue => "empty_queue",
+            Self::Tokens => "max_tokens",
+            Self::Samples => "max_samples",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
 /// A batch that is being formed.
 #[derive(Debug)]
 pub struct BatchBudget {
@@ -34,11 +62,17 @@ impl BatchBudget {
         Self { max_tokens, max_samples, now, tokens: 0, samples: 0, earliest_deadline: None }
     }
 
-    /// Whether the batch stays within its bounds, and ends before the earliest deadline in it, with one
-    /// sample more.
-    pub fn fits(&self, tokens: usize, deadline: Instant, pace: &Pace) -> bool {
+    /// Which bound the batch would break with one sample more; `None` where it stays within its bounds, and ends
+    /// before the earliest deadline in it.
+    pub fn broken_by(&self, tokens: usize, deadline: Instant, pace: &Pace) -> Option<EndedBy> {
         let tokens = self.tokens + tokens;
-        self.samples < self.max_samples && tokens <= self.max_tokens && pace.ends_in_time(tokens, self.now, self.earliest(deadline))
+        if self.samples >= self.max_samples {
+            Some(EndedBy::Samples)
+        } else if tokens > self.max_tokens {
+            Some(EndedBy::Tokens)
+        } else {
+            (!pace.ends_in_time(tokens, self.now, self.earliest(deadline))).then_some(EndedBy::Deadline)
+        }
     }
 
     /// Adds a sample.

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 pub use admission::ReserveError;
 use budget::BatchBudget;
+pub use budget::EndedBy;
 use fair::{INTERACTIVE_WEIGHT, PriorityJobs};
 use pace::Pace;
 
@@ -105,6 +106,8 @@ pub struct Taken<T> {
     pub expired: Vec<WaitingJob<T>>,
     /// Jobs that would end after their deadline, by the pace measured so far. They are not computed.
     pub would_expire: Vec<WaitingJob<T>>,
+    /// What ended the forming of the batch.
+    pub ended_by: EndedBy,
 }
 
 impl<T> Taken<T> {
@@ -220,7 +223,7 @@ impl<T> Queue<T> {
     /// The next batch, in fair order: as many jobs as fit and end before the earliest deadline among them.
     /// `has_gone` says whether the caller of a job has gone.
     pub fn take(&mut self, now: Instant, has_gone: impl Fn(&T) -> bool) -> Taken<T> {
-        let mut taken = Taken { batch: Vec::new(), expired: Vec::new(), would_expire: Vec::new() };
+        let mut taken = Taken { batch: Vec::new(), expired: Vec::new(), would_expire: Vec::new(), ended_by: EndedBy::EmptyQueue };
         let mut budget = BatchBudget::new(self.batch_tokens(), self.limits.batch_samples, now);
         // Of the jobs that would expire, the one with the latest deadline, as (deadline, place in
         // `would_expire`).
@@ -233,12 +236,13 @@ impl<T> Queue<T> {
             } else if !self.pace.ends_in_time(tokens, now, deadline) {
                 latest = latest.max(Some((deadline, taken.would_expire.len())));
                 taken.would_expire.extend(self.remove(&key));
-            } else if taken.batch.is_empty() || budget.fits(tokens, deadline, &self.pace) {
+            } else if let Some(bound) = budget.broken_by(tokens, deadline, &self.pace).filter(|_| !taken.batch.is_empty()) {
+                taken.ended_by = bound;
+                break;
+            } else {
                 self.jobs_mut(key.class.priority).charge(&key.class.client, tokens);
                 budget.add(tokens, deadline);
                 taken.batch.extend(self.remove(&key));
-            } else {
-                break;
             }
         }
         // Where nothing else is to be computed, one job that would expire is: the pace may have been measured

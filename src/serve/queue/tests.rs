@@ -52,6 +52,25 @@ impl Fixture {
 }
 
 #[test]
+fn what_ended_the_forming_of_a_batch_is_told() {
+    let ended_by = |limits: QueueLimits, waiting: usize, deadline: f64| {
+        let mut f = fixture(limits);
+        f.queue.estimate(10, Duration::from_secs(1));
+        for _ in 0..waiting {
+            let (class, deadline) = (class("a", Interactive), f.now + Duration::from_secs_f64(deadline));
+            f.queue.reserve(&class, 1, f.now + Duration::from_secs(600), f.now).unwrap();
+            f.queue.fill(class, deadline, f.now, WaitingJob { item: String::new(), tokens: 10, bytes: 1, since: f.now });
+        }
+        f.queue.take(f.now, |_| false).ended_by
+    };
+    assert_eq!(ended_by(LIMITS, 10, 600.0), EndedBy::EmptyQueue);
+    assert_eq!(ended_by(LIMITS, 11, 600.0), EndedBy::Tokens);
+    assert_eq!(ended_by(QueueLimits { batch_samples: 3, ..LIMITS }, 11, 600.0), EndedBy::Samples);
+    // Ten tokens take a second.
+    assert_eq!(ended_by(LIMITS, 5, 3.5), EndedBy::Deadline);
+}
+
+#[test]
 fn a_small_client_does_not_wait_behind_a_large_one() {
     let mut f = fixture(QueueLimits { backlog_batch_tokens: 800, ..LIMITS });
     (0..700).for_each(|_| drop(f.push("large", Interactive, 10)));
@@ -467,7 +486,7 @@ proptest! {
                     let interactive = waiting.values().filter(|(key, _)| key.class.priority == Interactive).count();
                     let has_backlog = interactive >= limits.backlog_threshold();
                     let budget = if has_backlog { limits.backlog_batch_tokens } else { limits.batch_tokens };
-                    let Taken { batch, expired, would_expire } = queue.take(now, |_| false);
+                    let Taken { batch, expired, would_expire, .. } = queue.take(now, |_| false);
                     let tokens: usize = batch.iter().map(|job| job.tokens).sum();
                     prop_assert!(batch.len() <= 1 || (tokens <= budget && batch.len() <= limits.batch_samples));
                     prop_assert!(!(batch.is_empty() && queue.depth() > 0), "a free worker leaves nothing waiting");

@@ -1,0 +1,143 @@
+//! The door for callers without gRPC: HTTP/1.1 with JSON, and a page for browsers. It has no services of its own:
+//! a request becomes a gRPC call to the classifier's port, through all its layers, and the answer becomes JSON.
+mod call;
+mod connect;
+mod open_inference;
+mod page;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tower::Layer;
+
+use self::call::Grpc;
+use super::connections::{self, Beginning, Peer};
+use super::layers::{Inner, Stack};
+use crate::config::Config;
+
+/// Bytes of a request beside what a message may have in base64.
+const ENVELOPE_BYTES: usize = 64 << 10;
+
+/// The port.
+pub struct HttpPort {
+    pub beginning: Beginning,
+    /// The classifier's: calls of both doors are bounded together.
+    pub stack: Stack,
+    pub drain: CancellationToken,
+    config: Arc<Config>,
+}
+
+/// What answers a request.
+#[derive(Clone)]
+struct Door {
+    grpc: Grpc,
+    /// Bytes of a request's body.
+    most: usize,
+    /// How long a request may take to arrive.
+    arrival: Duration,
+    drain: CancellationToken,
+}
+
+impl HttpPort {
+    /// `beginning` and `stack`: those of the classifier's port.
+    pub fn new(config: Arc<Config>, beginning: Beginning, stack: Stack) -> Self {
+        connections::show("http");
+        let beginning = Beginning { port: "http", preface: None, alpn: b"http/1.1", ..beginning };
+        Self { beginning, stack, drain: CancellationToken::new(), config }
+    }
+
+    /// Serves the connections of `listener` until the port drains; then what has begun is answered.
+    pub async fn serve(self, listener: TcpListener, services: impl Inner + Sync) {
+        let server = &self.config.server;
+        let door = Door {
+            grpc: Grpc::new(self.stack.layer(services)),
+            // Four characters of base64 are three bytes.
+            most: server.max_message_bytes.div_ceil(3).saturating_mul(4).saturating_add(ENVELOPE_BYTES),
+            arrival: self.config.deadline.max,
+            drain: self.drain.clone(),
+        };
+        let mut http1 = http1::Builder::new();
+        http1.timer(TokioTimer::new()).header_read_timeout(server.keepalive);
+        let graceful = GracefulShutdown::new();
+        let mut connections = connections::incoming(listener, self.beginning);
+        while let Some(Some(connection)) = self.drain.run_until_cancelled(connections.recv()).await {
+            let (peer, door) = (connection.peer().clone(), door.clone());
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (door, peer) = (door.clone(), peer.clone());
+                async move { Ok::<_, Infallible>(door.answer(request, peer).await) }
+            });
+            let serving = graceful.watch(http1.serve_connection(TokioIo::new(connection), service));
+            tokio::spawn(async move {
+                if let Err(error) = serving.await {
+                    tracing::debug!(?error, "a connection to the HTTP port ended early");
+                }
+            });
+        }
+        drop(connections);
+        graceful.shutdown().await;
+    }
+}
+
+/// A request whose body has arrived.
+struct Arrived {
+    parts: http::request::Parts,
+    body: Bytes,
+    peer: Peer,
+}
+
+impl Door {
+    async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        let mut response = match *request.method() {
+            Method::GET | Method::HEAD if !path.starts_with("/v2") => page::asset(&path),
+            _ => match tokio::time::timeout(self.arrival, self.arrive(request, peer)).await {
+                Err(_) => connect::error(&Status::deadline_exceeded("the request did not arrive in time")),
+                Ok(Err(status)) => connect::error(&status),
+                Ok(Ok(arrived)) if path.starts_with("/v2") => open_inference::answer(&self.grpc, arrived).await,
+                Ok(Ok(arrived)) => connect::answer(&self.grpc, arrived).await,
+            },
+        };
+        let headers = response.headers_mut();
+        page::protect(headers);
+        // A connection that stays open would hold up the drain.
+        if self.drain.is_cancelled() {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    async fn arrive(&self, request: Request<Incoming>, peer: Peer) -> Result<Arrived, Status> {
+        let (parts, body) = request.into_parts();
+        let body = Limited::new(body, self.most).collect().await.map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() {
+                let most = self.most;
+                return Status::resource_exhausted(format!(
+                    "the request is longer than the {most} bytes that server.max_message_bytes allows: send a smaller one, or have the \
+                     setting raised"
+                ));
+            }
+            Status::cancelled("the request did not arrive whole")
+        })?;
+        Ok(Arrived { parts, body: body.to_bytes(), peer })
+    }
+}
+
+/// An answer in JSON.
+fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
