@@ -13,7 +13,7 @@ use delo_benchmark::cell::Sources;
 use delo_benchmark::folder::CellRecord;
 use delo_benchmark::jobs::{self, Job, JobEvent};
 use delo_benchmark::pictures::{NamedFigure, pictures};
-use delo_benchmark::plan::{self, CMML};
+use delo_benchmark::plan::{self, CMML, Part};
 use delo_benchmark::rows::Rows;
 use delo_benchmark::run::{self, RunOptions};
 use delo_benchmark::{Cell, CellFolder, Plan, State, table::markdown};
@@ -53,6 +53,10 @@ pub struct BenchmarkArgs {
     /// Run the cells whose names fit this pattern, as 'delo,*'; the table has all
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
+    /// Run one of N parts of the cells, K from 0 to N-1: for machines that write to one folder. The command without
+    /// it writes the whole table when all are done
+    #[arg(long, value_name = "K/N")]
+    part: Option<Part>,
     /// Print the cells and how far each is, and run none
     #[arg(long)]
     list: bool,
@@ -114,6 +118,10 @@ pub fn run(args: BenchmarkArgs) -> Result<(), Failure> {
     let chosen = match &args.only {
         Some(pattern) => plan.only(pattern).map_err(Failure::usage)?,
         None => plan.cells.iter().map(|cell| cell.name.clone()).collect(),
+    };
+    let chosen = match args.part {
+        Some(part) => plan.part(&chosen, part),
+        None => chosen,
     };
     if args.list {
         return list(&plan, &chosen, out);

@@ -218,6 +218,43 @@ impl Plan {
         }
         Ok(found)
     }
+
+    /// Of the chosen cells, those of one of several parts that make up all of them, for machines side by side. A
+    /// cell and the one whose adapters it takes over are in one part.
+    pub fn part(&self, chosen: &BTreeSet<String>, part: Part) -> BTreeSet<String> {
+        let source = |cell: &Cell| cell.adapters_of.clone().unwrap_or_else(|| cell.name.clone());
+        let mut sources: Vec<String> = Vec::new();
+        let mut found = BTreeSet::new();
+        for cell in self.cells.iter().filter(|cell| chosen.contains(&cell.name)) {
+            let source = source(cell);
+            let place = sources.iter().position(|known| *known == source).unwrap_or_else(|| {
+                sources.push(source);
+                sources.len() - 1
+            });
+            if place % part.of == part.number {
+                found.insert(cell.name.clone());
+            }
+        }
+        found
+    }
+}
+
+/// One of several parts of a plan's cells, written `K/N`: the K-th of N, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// From 0.
+    number: usize,
+    /// How many there are.
+    of: usize,
+}
+
+impl std::str::FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/').and_then(|(number, of)| Some(Self { number: number.parse().ok()?, of: of.parse().ok()? }));
+        parts.filter(|part| part.number < part.of).ok_or_else(|| "give K/N, from 0/N to N-1/N: 0/8 for example".to_owned())
+    }
 }
 
 /// One table of the file, with all settings that it has.
@@ -344,6 +381,24 @@ mod tests {
             ["delo,rank=2,seed=1", "half,head_weight=0,rank=2,seed=1", "half,head_weight=0.5,rank=2,seed=1"]
         );
         assert!(plan.only("none*").unwrap_err().to_string().contains("--list"));
+    }
+
+    #[test]
+    fn parts_make_up_all_cells_and_keep_a_cell_with_the_one_whose_adapters_it_needs() {
+        let plan = plan(PLAN).unwrap();
+        let all: BTreeSet<String> = plan.cells.iter().map(|cell| cell.name.clone()).collect();
+        let parts: Vec<BTreeSet<String>> = (0..3).map(|k| plan.part(&all, format!("{k}/3").parse().unwrap())).collect();
+        assert_eq!(parts.iter().flatten().cloned().collect::<BTreeSet<_>>(), all);
+        assert_eq!(parts.iter().map(BTreeSet::len).sum::<usize>(), all.len());
+        assert!(parts.iter().all(|part| !part.is_empty()));
+        for cell in plan.cells.iter().filter(|cell| cell.adapters_of.is_some()) {
+            let part = parts.iter().find(|part| part.contains(&cell.name)).unwrap();
+            assert!(part.contains(cell.adapters_of.as_ref().unwrap()), "{}", cell.name);
+        }
+        assert_eq!(plan.part(&all, "98/99".parse().unwrap()), BTreeSet::new());
+        for wrong in ["3/3", "1", "a/b", "-1/3", "0/0", ""] {
+            assert!(wrong.parse::<Part>().is_err(), "{wrong}");
+        }
     }
 
     #[test]
