@@ -20,8 +20,8 @@ pub use layers::Overrides;
 pub use listen::{Listen, parse_address};
 pub use origin::{ConfigError, Origin};
 pub use schema::{
-    Admin, Auth, Batching, Catalogue, ClientCertificate, Config, Deadline, Feedback, Http, Input, LogFormat, Logging, Metrics, Model,
-    Registry, Routing, Server, Shutdown, Tls, Tracing,
+    Admin, Audit, Auth, Batching, Catalogue, ClientCertificate, Config, Deadline, Feedback, Http, Input, LogFormat, Logging, Metrics,
+    Model, Registry, Routing, Server, Shutdown, Tls, Tracing,
 };
 pub use values::MOST_THREADS;
 

@@ -29,6 +29,7 @@ pub struct Config {
     pub metrics: Metrics,
     pub http: Http,
     pub tracing: Tracing,
+    pub audit: Audit,
     pub model: Model,
     pub catalogue: Catalogue,
     pub registry: Registry,
@@ -140,6 +141,15 @@ pub struct Metrics {
 #[serde(deny_unknown_fields)]
 pub struct Http {
     pub listen: Listen,
+}
+
+/// The record of changes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// `None`: the log alone has them.
+    #[serde(deserialize_with = "optional_path")]
+    pub file: Option<PathBuf>,
 }
 
 /// Traces of calls.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
+use super::audit::AuditLog;
 use super::lifecycle::{Lifecycle, State};
 use super::loaded_model::ModelCell;
 use super::status::{check_request_id, from_registry, invalid};
@@ -18,71 +19,40 @@ use delo_registry::{CatalogueOwner, ChangeError, Changed, Load};
 pub struct Admin {
     pub model: ModelCell,
     pub lifecycle: Arc<Lifecycle>,
+    pub audit: AuditLog,
 }
 
 #[tonic::async_trait]
 impl pb::admin_server::Admin for Admin {
     async fn load_partition(&self, request: Request<pb::LoadPartitionRequest>) -> Result<Response<pb::LoadPartitionResponse>, Status> {
-        let pb::LoadPartitionRequest { source, request_id, trial, signature } = request.into_inner();
-        let source = source.ok_or_else(|| invalid("source", "nothing to load: give uri or artifact"))?;
-        check_request_id(&request_id)?;
-        let trial = trial.map(trial_of).transpose()?;
-        let model = self.model.ready()?;
-        let (source, origin) = match source {
-            load_partition_request::Source::Uri(uri) => {
-                let origin = AllowedUrls::is_address(&uri).then(|| without_query(&uri));
-                // A repeated request is answered without a fetch. For other sources, `load` finds the
-                // repetition.
-                if let Some(address) = &origin
-                    && let Some(done) = model.registry.loaded_before(address, trial, &request_id).await.map_err(from_registry)?
-                {
-                    return self.loaded(done).await;
-                }
-                (model.remote.named(uri, &signature).await?, origin)
-            }
-            load_partition_request::Source::Artifact(bytes) => (model.remote.uploaded(bytes, &signature).await?, None),
-        };
-        let load = Load { source, trial, origin, request_id };
-        let changed = self.change(async move |registry| registry.load(load).await).await?;
-        if let Some(notice) = model.registry.catalogue().notice() {
-            tracing::warn!(notice, "routing");
-        }
-        self.loaded(changed).await
+        let change = self.audit.begin(&request, "LoadPartition", "", &request.get_ref().request_id);
+        change.end(self.load(request.into_inner()).await, |answer| answer.get_ref().partition.as_ref())
     }
 
     async fn unload_partition(
         &self,
         request: Request<pb::UnloadPartitionRequest>,
     ) -> Result<Response<pb::UnloadPartitionResponse>, Status> {
-        let pb::UnloadPartitionRequest { task, request_id } = request.into_inner();
-        check(&task, &request_id)?;
-        let (changed, drained) = self.change(async move |registry| registry.unload(&task, &request_id).await).await?;
-        Ok(Response::new(pb::UnloadPartitionResponse { partition: Some(self.partition(changed).await?), drained }))
+        let change = self.audit.begin(&request, "UnloadPartition", &request.get_ref().task, &request.get_ref().request_id);
+        change.end(self.unload(request.into_inner()).await, |answer| answer.get_ref().partition.as_ref())
     }
 
     async fn rollback_partition(
         &self,
         request: Request<pb::RollbackPartitionRequest>,
     ) -> Result<Response<pb::RollbackPartitionResponse>, Status> {
-        let pb::RollbackPartitionRequest { task, version, request_id } = request.into_inner();
-        check(&task, &request_id)?;
-        let changed = self.change(async move |registry| registry.roll_back(&task, version, &request_id).await).await?;
-        Ok(Response::new(pb::RollbackPartitionResponse { partition: Some(self.partition(changed).await?) }))
+        let change = self.audit.begin(&request, "RollbackPartition", &request.get_ref().task, &request.get_ref().request_id);
+        change.end(self.roll_back(request.into_inner()).await, |answer| answer.get_ref().partition.as_ref())
     }
 
     async fn promote_trial(&self, request: Request<pb::PromoteTrialRequest>) -> Result<Response<pb::PromoteTrialResponse>, Status> {
-        let pb::PromoteTrialRequest { task, trial, request_id } = request.into_inner();
-        check(&task, &request_id)?;
-        let mode = trial.map(trial_of).transpose()?;
-        let changed = self.change(async move |registry| registry.promote(&task, mode, &request_id).await).await?;
-        Ok(Response::new(pb::PromoteTrialResponse { partition: Some(self.partition(changed).await?) }))
+        let change = self.audit.begin(&request, "PromoteTrial", &request.get_ref().task, &request.get_ref().request_id);
+        change.end(self.promote(request.into_inner()).await, |answer| answer.get_ref().partition.as_ref())
     }
 
     async fn abort_trial(&self, request: Request<pb::AbortTrialRequest>) -> Result<Response<pb::AbortTrialResponse>, Status> {
-        let pb::AbortTrialRequest { task, request_id } = request.into_inner();
-        check(&task, &request_id)?;
-        let changed = self.change(async move |registry| registry.abort(&task, &request_id).await).await?;
-        Ok(Response::new(pb::AbortTrialResponse { partition: Some(self.partition(changed).await?) }))
+        let change = self.audit.begin(&request, "AbortTrial", &request.get_ref().task, &request.get_ref().request_id);
+        change.end(self.abort(request.into_inner()).await, |answer| answer.get_ref().partition.as_ref())
     }
 
     async fn list_partitions(&self, _: Request<pb::ListPartitionsRequest>) -> Result<Response<pb::ListPartitionsResponse>, Status> {
@@ -137,6 +107,7 @@ impl pb::admin_server::Admin for Admin {
 
     async fn sync_registry(&self, request: Request<pb::SyncRegistryRequest>) -> Result<Response<pb::SyncRegistryResponse>, Status> {
         let (model, lifecycle) = (self.model.clone(), self.lifecycle.clone());
+        let change = self.audit.begin(&request, "SyncRegistry", "", "");
         let pb::SyncRegistryRequest { accept_older } = request.into_inner();
         // In a task of its own, as every change: it is carried out and the lifecycle follows, whether or not
         // the caller waits.
@@ -147,12 +118,71 @@ impl pb::admin_server::Admin for Admin {
             Ok::<_, Status>(synced)
         };
         let synced = tokio::spawn(syncing.in_current_span());
-        let (registry, changes) = synced.await.unwrap_or_else(|_| Err(from_registry(ChangeError::Panicked)))?;
+        let synced = synced.await.unwrap_or_else(|_| Err(from_registry(ChangeError::Panicked)));
+        let (registry, changes) = change.end(synced, |_| None)?;
+        self.audit.all_followed(&changes);
         Ok(Response::new(pb::SyncRegistryResponse { registry: Some(registry), loaded: changes.loaded, unloaded: changes.unloaded }))
     }
 }
 
 impl Admin {
+    async fn load(&self, request: pb::LoadPartitionRequest) -> Result<Response<pb::LoadPartitionResponse>, Status> {
+        let pb::LoadPartitionRequest { source, request_id, trial, signature } = request;
+        let source = source.ok_or_else(|| invalid("source", "nothing to load: give uri or artifact"))?;
+        check_request_id(&request_id)?;
+        let trial = trial.map(trial_of).transpose()?;
+        let model = self.model.ready()?;
+        let (source, origin) = match source {
+            load_partition_request::Source::Uri(uri) => {
+                let origin = AllowedUrls::is_address(&uri).then(|| without_query(&uri));
+                // A repeated request is answered without a fetch. For other sources, `load` finds the
+                // repetition.
+                if let Some(address) = &origin
+                    && let Some(done) = model.registry.loaded_before(address, trial, &request_id).await.map_err(from_registry)?
+                {
+                    return self.loaded(done).await;
+                }
+                (model.remote.named(uri, &signature).await?, origin)
+            }
+            load_partition_request::Source::Artifact(bytes) => (model.remote.uploaded(bytes, &signature).await?, None),
+        };
+        let load = Load { source, trial, origin, request_id };
+        let changed = self.change(async move |registry| registry.load(load).await).await?;
+        if let Some(notice) = model.registry.catalogue().notice() {
+            tracing::warn!(notice, "routing");
+        }
+        self.loaded(changed).await
+    }
+
+    async fn unload(&self, request: pb::UnloadPartitionRequest) -> Result<Response<pb::UnloadPartitionResponse>, Status> {
+        let pb::UnloadPartitionRequest { task, request_id } = request;
+        check(&task, &request_id)?;
+        let (changed, drained) = self.change(async move |registry| registry.unload(&task, &request_id).await).await?;
+        Ok(Response::new(pb::UnloadPartitionResponse { partition: Some(self.partition(changed).await?), drained }))
+    }
+
+    async fn roll_back(&self, request: pb::RollbackPartitionRequest) -> Result<Response<pb::RollbackPartitionResponse>, Status> {
+        let pb::RollbackPartitionRequest { task, version, request_id } = request;
+        check(&task, &request_id)?;
+        let changed = self.change(async move |registry| registry.roll_back(&task, version, &request_id).await).await?;
+        Ok(Response::new(pb::RollbackPartitionResponse { partition: Some(self.partition(changed).await?) }))
+    }
+
+    async fn promote(&self, request: pb::PromoteTrialRequest) -> Result<Response<pb::PromoteTrialResponse>, Status> {
+        let pb::PromoteTrialRequest { task, trial, request_id } = request;
+        check(&task, &request_id)?;
+        let mode = trial.map(trial_of).transpose()?;
+        let changed = self.change(async move |registry| registry.promote(&task, mode, &request_id).await).await?;
+        Ok(Response::new(pb::PromoteTrialResponse { partition: Some(self.partition(changed).await?) }))
+    }
+
+    async fn abort(&self, request: pb::AbortTrialRequest) -> Result<Response<pb::AbortTrialResponse>, Status> {
+        let pb::AbortTrialRequest { task, request_id } = request;
+        check(&task, &request_id)?;
+        let changed = self.change(async move |registry| registry.abort(&task, &request_id).await).await?;
+        Ok(Response::new(pb::AbortTrialResponse { partition: Some(self.partition(changed).await?) }))
+    }
+
     /// Carries out a change to its end, whether or not the caller waits for it, and brings the lifecycle up
     /// to date.
     async fn change<T: Send + 'static, F: Future<Output = Result<T, ChangeError>> + Send + 'static>(

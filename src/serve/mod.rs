@@ -4,6 +4,7 @@
 //! computed by [`inference`] and answered by [`classifier`]. [`admin`] changes the live catalogue,
 //! [`lifecycle`] holds the server's state, and [`run`] starts and ends all of it.
 mod admin;
+mod audit;
 mod auth;
 pub mod batcher;
 mod certificate;
@@ -80,6 +81,8 @@ pub enum ServeError {
     Warm(String),
     #[error("loading the model failed inside the program; the log says more")]
     Panicked,
+    #[error("audit.file can't be written: {0}; give a file in a directory that the server may write to")]
+    Audit(std::io::Error),
     #[error("tracing.otlp_endpoint: {0}: give the address of a collector, http://127.0.0.1:4317 for example")]
     Traces(#[from] opentelemetry_otlp::ExporterBuildError),
     #[error("metrics: {0}")]

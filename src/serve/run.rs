@@ -15,6 +15,7 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 
 use super::admin::Admin;
+use super::audit::AuditLog;
 use super::classifier::Classifier;
 use super::health::Health;
 use super::http::HttpPort;
@@ -74,7 +75,8 @@ impl Server {
         let telemetry = Telemetry::start(&self.config.tracing)?;
         let shared = Shared { tls: credentials.tls(), clients: credentials.clients(), tracer: telemetry.tracer() };
         let _reloading = AbortOnDrop(tokio::spawn(credentials.follow(requests.reload.clone())));
-        let running = Running { config: self.config.clone(), model, lifecycle: Arc::new(Lifecycle::start()) };
+        let audit = AuditLog::open(self.config.audit.file.as_deref()).map_err(ServeError::Audit)?;
+        let running = Running { config: self.config.clone(), model, lifecycle: Arc::new(Lifecycle::start()), audit };
         let addresses = self.addresses;
         let mut ports = running.start_ports(self, shared, connections, recorder)?;
 
@@ -106,6 +108,7 @@ struct Running {
     config: Arc<Config>,
     model: ModelCell,
     lifecycle: Arc<Lifecycle>,
+    audit: AuditLog,
 }
 
 /// The ports of a running server. Dropping it ends them.
@@ -159,7 +162,7 @@ impl Running {
     }
 
     fn admin_services(&self, health: HealthServer<Health>) -> Result<Routes, ServeError> {
-        let service = AdminServer::new(Admin { model: self.model.clone(), lifecycle: self.lifecycle.clone() })
+        let service = AdminServer::new(self.admin())
             .max_decoding_message_size(self.config.admin.max_artifact_bytes + ENVELOPE_BYTES)
             .accept_compressed(Gzip)
             .accept_compressed(Zstd)
@@ -169,10 +172,13 @@ impl Running {
         with_reflection(Routes::new(service).add_service(inference).add_service(health), ADMIN)
     }
 
+    fn admin(&self) -> Admin {
+        Admin { model: self.model.clone(), lifecycle: self.lifecycle.clone(), audit: self.audit.clone() }
+    }
+
     fn open_inference(&self, may_change: bool) -> GrpcInferenceServiceServer<OpenInference> {
         let classifier = Classifier { config: self.config.clone(), model: self.model.clone() };
-        let admin = Admin { model: self.model.clone(), lifecycle: self.lifecycle.clone() };
-        GrpcInferenceServiceServer::new(OpenInference { classifier, admin, may_change })
+        GrpcInferenceServiceServer::new(OpenInference { classifier, admin: self.admin(), may_change })
             .accept_compressed(Gzip)
             .accept_compressed(Zstd)
             .send_compressed(Gzip)
@@ -208,7 +214,7 @@ impl Running {
 
     /// Serves, and follows the registry, until a drain is requested.
     async fn until_shutdown(&self, ports: &mut RunningPorts, requests: &Requests) -> Result<(), ServeError> {
-        let _following = AbortOnDrop(tokio::spawn(follow_registry(self.model.clone(), self.lifecycle.clone())));
+        let _following = AbortOnDrop(tokio::spawn(follow_registry(self.model.clone(), self.lifecycle.clone(), self.audit.clone())));
         tokio::select! {
             _ = &mut ports.classifier.serving.0 => Err(ServeError::Ended),
             () = requests.drain.cancelled() => Ok(()),
@@ -254,13 +260,14 @@ impl Running {
 
 /// Follows the registry until the future is dropped, and brings the lifecycle up to date after each change. Returns
 /// at once where no registry is followed.
-async fn follow_registry(model: ModelCell, lifecycle: Arc<Lifecycle>) {
+async fn follow_registry(model: ModelCell, lifecycle: Arc<Lifecycle>, audit: AuditLog) {
     let Some(model) = model.get() else { return };
     let Some(follower) = model.remote.follower() else { return };
     loop {
         let changes = follower.sync(Occasion::Poll).await;
         if changes != SyncChanges::default() {
             tracing::info!(loaded = ?changes.loaded, unloaded = ?changes.unloaded, "the registry's manifest was followed");
+            audit.all_followed(&changes);
             model.follow(&lifecycle).await;
         }
         let pause: Duration = follower.pause().await;

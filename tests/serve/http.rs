@@ -112,6 +112,8 @@ async fn errors_over_http_have_the_code_the_field_and_when_to_retry() {
     }
     let form = exchange(address, &format!("POST {CLASSIFY} HTTP/1.1\r\nContent-Type: text/plain"), b"{\"text\": \"a\"}").await;
     assert_eq!(form.status, 400, "a page of another origin may send this type: {form:?}");
+    let foreign = "Content-Type: application/json\r\nSec-Fetch-Site: cross-site";
+    assert_eq!(exchange(address, &format!("POST {CLASSIFY} HTTP/1.1\r\n{foreign}"), b"{\"text\": \"a\"}").await.status, 403);
     let late = exchange(
         address,
         &format!("POST {CLASSIFY} HTTP/1.1\r\nContent-Type: application/json\r\nConnect-Timeout-Ms: 0"),
@@ -201,6 +203,9 @@ async fn the_open_inference_protocol_gives_the_same_answers_through_both_doors()
     let whole: Value = serde_json::from_str(got["outputs"][2]["data"][1].as_str().unwrap()).unwrap();
     assert_eq!((whole["task"].as_str(), whole["requestId"].as_str()), (Some(native.task.as_str()), Some("seven/1")));
 
+    // Triton's client sends no content type with a body that is JSON alone.
+    let untyped = exchange(address, "POST /v2/models/delo/infer HTTP/1.1", body.to_string().as_bytes()).await;
+    assert_eq!(untyped.json()["outputs"][0], got["outputs"][0]);
     // A task's model skips routing; what there is no model of, is not ready and not found.
     let of_task =
         post(address, "/v2/models/food/infer", &json!({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["cat"]}]}))

@@ -7,6 +7,7 @@ use delo_proto::{AbortTrialRequest, ClassifyBatchRequest, ClassifyRequest, LoadP
 use tonic::Code;
 use tonic_reflection::pb::{v1, v1alpha};
 
+use crate::authority::clients;
 use crate::harness::{Running, TASKS, artifact, artifact_of, eventually, mixed_requests, refused, start, start_with, text};
 
 /// The value of a series that starts so; 0 where there is none.
@@ -176,6 +177,48 @@ async fn a_reported_label_is_counted_beside_the_best_one_of_the_answer() {
         assert_eq!(server.value(&series).await, count, "{series}");
     }
     assert_eq!(server.value("delo_label_outcomes_total{task=\"food\",correct=\"true\"}").await, 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_change_of_what_is_served_leaves_a_line_of_who_made_it_and_how_it_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, tokens) = (dir.path().join("audit.jsonl"), dir.path().join("clients.toml"));
+    std::fs::write(&file, "{\"an\": \"earlier line\"}\n").unwrap();
+    std::fs::write(&tokens, clients(&[("olga", "admin", "secret-of-olga")], &[])).unwrap();
+    let changes = [("audit.file", file.to_str().unwrap()), ("auth.clients_file", tokens.to_str().unwrap())];
+    let server = start_with(&["food"], &changes).await;
+    let mut admin = server.admin().await;
+    let of_olga = |mut request: tonic::Request<LoadPartitionRequest>| {
+        request.metadata_mut().insert("authorization", "Bearer secret-of-olga".parse().unwrap());
+        request
+    };
+    let load = |bytes: Vec<u8>| LoadPartitionRequest {
+        source: Some(Source::Artifact(bytes.into())),
+        request_id: "r1".to_owned(),
+        ..Default::default()
+    };
+    let loaded =
+        admin.load_partition(of_olga(tonic::Request::new(load(artifact("travel"))))).await.unwrap().into_inner().partition.unwrap();
+    admin
+        .load_partition(of_olga(tonic::Request::new(LoadPartitionRequest { request_id: String::new(), ..load(b"nothing".to_vec()) })))
+        .await
+        .unwrap_err();
+    // Nobody: refused before it is a change.
+    admin.load_partition(load(artifact("travel"))).await.unwrap_err();
+
+    let lines: Vec<serde_json::Value> =
+        std::fs::read_to_string(&file).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert_eq!(lines[0]["an"], "earlier line");
+    for (field, value) in
+        [("action", "LoadPartition"), ("client", "olga"), ("role", "admin"), ("task", "travel"), ("request_id", "r1"), ("outcome", "Ok")]
+    {
+        assert_eq!(lines[1][field], value, "{field}");
+    }
+    assert_eq!((lines[1]["digest"].as_str(), lines[1]["version"].as_u64()), (Some(loaded.digest.as_str()), Some(1)));
+    assert!(lines[1]["from"].as_str().unwrap().starts_with("127.0.0.1:") && lines[1]["time"].as_str().unwrap().ends_with('Z'));
+    assert_eq!((lines[2]["outcome"].as_str(), lines[2]["client"].as_str()), (Some("InvalidArgument"), Some("olga")));
+    assert!(!lines[2]["message"].as_str().unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

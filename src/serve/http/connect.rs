@@ -17,8 +17,8 @@ use super::{Arrived, json};
 use crate::serve::status::invalid;
 use delo_proto::json::{decode, encode, unary};
 
-/// Services whose calls this door carries.
-const SERVICES: [&str; 2] = ["/delo.v1.Classifier/", "/grpc.health.v1.Health/"];
+/// The service whose calls this door carries.
+const SERVICE: &str = "/delo.v1.Classifier/";
 
 /// The answer to a call.
 pub async fn answer(grpc: &Grpc, request: Arrived) -> Response<Full<Bytes>> {
@@ -33,7 +33,7 @@ type Failed = (Status, HeaderMap);
 async fn call(grpc: &Grpc, request: &Arrived) -> Result<(Vec<u8>, HeaderMap), Failed> {
     let failed = |status: Status| (status, HeaderMap::new());
     let path = request.parts.uri.path();
-    let method = unary(path).filter(|_| SERVICES.iter().any(|service| path.starts_with(service)));
+    let method = unary(path).filter(|_| path.starts_with(SERVICE));
     let method = method.ok_or_else(|| failed(Status::unimplemented("no method with one message and one answer has this path")))?;
     if request.parts.method != Method::POST {
         return Err(failed(Status::unimplemented("POST a JSON message to this path")));

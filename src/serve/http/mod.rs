@@ -102,6 +102,9 @@ impl Door {
         let path = request.uri().path().to_owned();
         let mut response = match *request.method() {
             Method::GET | Method::HEAD if !path.starts_with("/v2") => page::asset(&path),
+            _ if is_of_another_site(request.headers()) => {
+                connect::error(&Status::permission_denied("a page of another site may not call this server"))
+            }
             _ => match tokio::time::timeout(self.arrival, self.arrive(request, peer)).await {
                 Err(_) => connect::error(&Status::deadline_exceeded("the request did not arrive in time")),
                 Ok(Err(status)) => connect::error(&status),
@@ -132,6 +135,12 @@ impl Door {
         })?;
         Ok(Arrived { parts, body: body.to_bytes(), peer })
     }
+}
+
+/// Whether a browser says that a page of another site makes the request. It could not read the answer, but the server would
+/// compute it.
+fn is_of_another_site(headers: &http::HeaderMap) -> bool {
+    headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
 }
 
 /// An answer in JSON.
