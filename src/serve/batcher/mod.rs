@@ -105,8 +105,11 @@ struct QueueState<R: BatchRunner> {
 /// A job and the sender of its outcome.
 struct PendingJob<R: BatchRunner> {
     job: R::Job,
-    outcome: oneshot::Sender<Result<Computed<R::Outcome>, BatchError>>,
+    outcome: oneshot::Sender<Computation<R>>,
 }
+
+/// What becomes of a job.
+type Computation<R> = Result<Computed<<R as BatchRunner>::Outcome>, BatchError>;
 
 /// A job's outcome, and how it came about.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::{BatchError, BatchRunner, Computed, PendingJob, Priority, Shared, TrafficClass};
+use super::{BatchError, BatchRunner, Computation, PendingJob, Priority, Shared, TrafficClass};
 use crate::serve::queue::{JobKey, WaitingJob};
 use crate::serve::sync::Arc;
 
@@ -45,7 +45,7 @@ impl<R: BatchRunner> Slot<R> {
     ///
     /// # Errors
     /// See [`BatchError`].
-    pub async fn run(mut self, job: R::Job, bytes: usize) -> Result<Computed<R::Outcome>, BatchError> {
+    pub async fn run(mut self, job: R::Job, bytes: usize) -> Computation<R> {
         let deadline = self.deadline;
         if deadline <= Instant::now() {
             return Err(BatchError::DeadlineExceeded);
@@ -72,7 +72,7 @@ impl<R: BatchRunner> Slot<R> {
     }
 
     /// Turns the reservation into a waiting job.
-    pub(super) fn fill(mut self, job: R::Job) -> (QueuedJob<R>, oneshot::Receiver<Result<Computed<R::Outcome>, BatchError>>) {
+    pub(super) fn fill(mut self, job: R::Job) -> (QueuedJob<R>, oneshot::Receiver<Computation<R>>) {
         let (sender, outcome) = oneshot::channel();
         let (shared, since) = (self.shared.clone(), Instant::now());
         let tokens = shared.runner.tokens(&job);
