@@ -266,8 +266,8 @@ table! {
     pub static PARTITION_INFO: Row = Row::of_tasks(
         "delo_partition_info",
         Kind::Gauge,
-        "Always 1; a partition that is live and its version.",
-        &["task", "version"],
+        "Always 1; a partition that is live, its version, and the begin of its file's SHA-256.",
+        &["task", "version", "digest"],
     );
     pub static VERSION_ANSWERS: Row = Row::of_tasks(
         "delo_version_answers_total",

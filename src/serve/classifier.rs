@@ -367,8 +367,10 @@ fn judge(model: &LoadedModel, request: &pb::ReportOutcomeRequest, true_task: Opt
         return Err(invalid("true_task", "nothing is reported: give true_task, true_labels or both"));
     }
     check_request_id(&request.request_id)?;
-    if !request.request_id.is_empty() {
-        return model.answers().judge(&request.request_id, true_task, &request.true_labels).ok_or_else(|| {
+    // In a fleet the report may reach another server than the one that answered: the task that it names counts there.
+    let remembered = model.answers().judge(&request.request_id, true_task, &request.true_labels);
+    if !request.request_id.is_empty() && (remembered.is_some() || request.task.is_empty() || true_task.is_none()) {
+        return remembered.ok_or_else(|| {
             Status::not_found(format!(
                 "no answer with request_id {:?} is remembered: it is too old; report sooner, or give task and true_task",
                 request.request_id

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 use super::ServeError;
 use super::batcher::{Batcher, Priority, QueueLimits, TrafficClass};
@@ -27,6 +28,8 @@ use delo_registry::{CatalogueOwner, PartitionSource};
 /// batch. With the embedded backbone on two threads, a batch of 6 tokens took a sixth of the time of one of
 /// 157.
 const BATCH_OVERHEAD_DIVISOR: usize = 4;
+/// When a caller of a server that is starting should try again.
+const START_RETRY: Duration = Duration::from_secs(1);
 /// Number of batches by which the queue's pace is measured at the start.
 const MEASURED_BATCHES: usize = 3;
 
@@ -59,7 +62,10 @@ impl ModelCell {
     /// # Errors
     /// UNAVAILABLE before the model is ready.
     pub fn ready(&self) -> Result<&Arc<LoadedModel>, Status> {
-        self.get().ok_or_else(|| Status::unavailable("the server is starting: retry in a moment"))
+        self.get().ok_or_else(|| {
+            let details = ErrorDetails::with_retry_info(Some(START_RETRY));
+            Status::with_error_details(Code::Unavailable, "the server is starting: retry in a moment", details)
+        })
     }
 
     /// The model; `None` before it is ready.

@@ -21,12 +21,14 @@ use delo_proto as pb;
 /// What a label says of a task that isn't loaded. A task of this name may be loaded as well: series of tasks
 /// that are not loaded have one label more.
 const OTHER: &str = "other";
-/// Tasks up to which every pair of them has a counter of outcomes from the start; above, a pair appears with
-/// its first outcome.
+/// Tasks up to which every one has the series of the router, and every pair of them a counter of outcomes, from the
+/// start; above, those of a further task appear with its first sample, and a pair with its first outcome.
 const PAIRED_TASKS: usize = 32;
 
 /// Pairs of true and best label that are counted of a task; further ones are counted as pairs of [`OTHER`].
 const LABEL_PAIRS: usize = 1024;
+/// Digits of an artifact's digest that a label has.
+const DIGEST_SHOWN: usize = 16;
 /// Tenths of typicality, by their lower bound.
 const TENTHS: [&str; 10] = ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9"];
 
@@ -211,17 +213,24 @@ impl TaskSeries {
     /// Writes the series of the tasks in `catalogue`, and of their versions.
     pub fn write(&self, page: &mut String, catalogue: &Catalogue) {
         // Written from a copy: what is counted meanwhile does not wait.
-        let counts = {
+        let mut counts = {
             let mut counts = self.counts();
             counts.end_all_but(catalogue);
             counts.clone()
         };
+        // There at 0 before the first sample: an increase is seen only of a series that was there before it.
+        for resident in catalogue.residents().take(PAIRED_TASKS) {
+            counts.task(resident.task());
+        }
         let mut page = Page(page);
         write_routed(&mut page, &counts.routed);
         write_outcomes(&mut page, counts, catalogue);
         page.family(&PARTITION_INFO);
         for resident in catalogue.residents() {
-            page.sample(PARTITION_INFO.name, &[("task", resident.task()), ("version", &resident.version.to_string())], 1);
+            let digest = &resident.partition.digest;
+            let digest = digest.get(..DIGEST_SHOWN).unwrap_or(digest);
+            let labels = [("task", resident.task()), ("version", &resident.version.to_string()), ("digest", digest)];
+            page.sample(PARTITION_INFO.name, &labels, 1);
         }
         write_versions(&mut page, catalogue);
     }
@@ -231,9 +240,7 @@ fn write_routed(page: &mut Page<'_>, routed: &BTreeMap<Arc<str>, Routed>) {
     page.family(&ROUTED);
     for (task, routed) in routed {
         for (modalities, count) in ["complete", "image_only", "text_only"].into_iter().zip(routed.by_presence) {
-            if count > 0 {
-                page.sample(ROUTED.name, &[("task", task), ("modalities", modalities)], count);
-            }
+            page.sample(ROUTED.name, &[("task", task), ("modalities", modalities)], count);
         }
     }
     page.family(&ROUTING_COSINE);

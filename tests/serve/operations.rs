@@ -125,7 +125,9 @@ async fn every_metric_of_the_contract_is_there_with_its_help() {
     assert!(page.contains("delo_requests_total{method=\"Classify\",code=\"INVALID_ARGUMENT\"}"), "{page}");
     assert!(page.contains("delo_stage_duration_seconds_bucket{stage=\"compute\",le="), "histograms have buckets");
     let versions: Vec<_> = page.lines().filter(|l| l.starts_with("delo_partition_info{task=\"food\"")).collect();
-    assert_eq!(versions, ["delo_partition_info{task=\"food\",version=\"2\"} 1"]);
+    let partitions = server.admin().await.list_partitions(delo_proto::ListPartitionsRequest {}).await.unwrap().into_inner().partitions;
+    let digest = partitions.into_iter().find(|partition| partition.task == "food").unwrap().digest;
+    assert_eq!(versions, [format!("delo_partition_info{{task=\"food\",version=\"2\",digest=\"{}\"}} 1", &digest[..16])]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -278,14 +280,15 @@ async fn the_series_of_a_task_and_of_a_version_end_when_it_is_gone() {
     let of_tasks = |series: Vec<Series>| -> BTreeSet<String> {
         let of_a_task = series.into_iter().filter(|series| series.tasks().next().is_some());
         let shown = of_a_task.map(|mut series| {
-            series.labels.remove("version");
+            ["version", "digest"].iter().for_each(|of_version| drop(series.labels.remove(*of_version)));
             format!("{} {:?}", series.name, series.labels)
         });
         shown.collect()
     };
     for task in TASKS {
         // Each is routed to once, so that all its series are there.
-        let known = |page: &[Series]| page.iter().any(|s| s.name == "delo_routing_margin_count" && s.label("task") == task);
+        let known =
+            |page: &[Series]| page.iter().any(|s| s.name == "delo_routing_margin_count" && s.label("task") == task && s.value > 0.0);
         for i in 0.. {
             if known(&server.series().await) {
                 break;
