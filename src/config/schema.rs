@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use super::listen::Listen;
 use super::values::{
-    address, allowed_urls, any, at_once, at_once_or_zero, auto, auto_from_str, from_str, optional_path, optional_text, paths, positive,
-    positive_or_auto, seconds, share, share_or_off, streams, threads,
+    address, allowed_urls, any, at_once, at_once_or_zero, auto, auto_from_str, from_str, optional_collector, optional_path, paths,
+    positive, positive_or_auto, seconds, share, share_or_off, streams, threads,
 };
 use delo_catalogue::RoutingRule;
 use delo_engine::Policy;
@@ -157,7 +157,7 @@ pub struct Audit {
 #[serde(deny_unknown_fields)]
 pub struct Tracing {
     /// `None`: spans go nowhere.
-    #[serde(deserialize_with = "optional_text")]
+    #[serde(deserialize_with = "optional_collector")]
     pub otlp_endpoint: Option<String>,
     /// Of the traces that begin here, the share that is kept.
     #[serde(deserialize_with = "share")]

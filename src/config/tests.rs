@@ -59,6 +59,8 @@ fn refuses_a_value_of_the_wrong_type_or_range_with_its_path() {
     assert_eq!(path(with_file("[deadline]\ndefault_seconds = 500.0")), "deadline.default_seconds");
     assert_eq!(path(with_file("[server]\nlisten = \"nowhere\"")), "server.listen");
     assert_eq!(path(with_file("[metrics]\nlisten = \"nowhere\"")), "metrics.listen");
+    assert_eq!(path(with_file("[tracing]\notlp_endpoint = \"127.0.0.1:4317\"")), "tracing.otlp_endpoint");
+    assert_eq!(path(with_file("[tracing]\nsample_share = 1.5")), "tracing.sample_share");
     assert_eq!(path(with_file("[routing]\nmetric = \"best\"")), "routing.metric");
     assert_eq!(path(with_file("[routing]\nsignal = \"parts\"")), "routing.signal");
     assert_eq!(path(Config::layered(None, environment("DELO_BATCHING__MAX_TOKENS", "many"), vec![])), "batching.max_tokens");

@@ -113,9 +113,15 @@ pub fn share<'de, D: Deserializer<'de>>(de: D) -> Result<f64, D::Error> {
     if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(D::Error::custom(format!("{share} is out of range, choose 0 to 1"))) }
 }
 
-/// A text; the empty one is none.
-pub fn optional_text<'de, D: Deserializer<'de>>(de: D) -> Result<Option<String>, D::Error> {
-    Ok(Some(String::deserialize(de)?).filter(|text| !text.is_empty()))
+/// The address of a trace collector, which is spoken to in plaintext; the empty text is none.
+pub fn optional_collector<'de, D: Deserializer<'de>>(de: D) -> Result<Option<String>, D::Error> {
+    match String::deserialize(de)? {
+        text if text.is_empty() => Ok(None),
+        text if text.starts_with("http://") => Ok(Some(text)),
+        text => Err(D::Error::custom(format!(
+            "{text:?} is no address of a collector: give http://HOST:PORT, http://127.0.0.1:4317 for example"
+        ))),
+    }
 }
 
 /// A number of HTTP/2 streams: at most 2³¹ − 1.

@@ -243,14 +243,11 @@ async fn answer(
         record_text(reading);
     }
     let scores = ranked_scores(&answer, top_k.unwrap_or(DEFAULT_TOP_K));
-    let best = scores.first().map(|score| score.label.as_str());
     if answer.scored == Scored::Adapted {
-        compare_with_shadow(model, &answer, best, sample);
+        compare_with_shadow(model, &answer, answer.best_label(), sample);
     }
-    let labels = &answer.resident.partition.meta.labels;
-    let place = best.and_then(|best| labels.iter().position(|label| label == best)).and_then(|place| u32::try_from(place).ok());
-    let (version, decided) = (answer.resident.version, answer.chosen().is_some());
-    model.answers().remember(&request_id, Remember { task: answer.resident.task(), version, best: place.zip(best), decided });
+    let (task, version) = (answer.resident.task(), answer.resident.version);
+    model.answers().remember(&request_id, Remember { task, version, best: answer.best(), decided: answer.chosen().is_some() });
     let candidates = max_candidates.unwrap_or(DEFAULT_CANDIDATES) as usize;
     let factors = if explain { answer.selected().map(factors).collect() } else { Vec::new() };
     Ok(pb::ClassifyResponse { factors, ..response(&model.name, request_id, answer, scores, modalities(presence, text), candidates) })

@@ -140,6 +140,27 @@ async fn tokens_and_roles_hold_at_this_door_as_well() {
     assert_eq!(exchange(address, "GET /v2/health/ready HTTP/1.1", b"").await.status, 200);
     assert_eq!(exchange(address, "GET /v2 HTTP/1.1", b"").await.status, 401);
     assert_eq!(exchange(address, "GET / HTTP/1.1", b"").await.status, 200, "the page asks for the token itself");
+    // A stranger is refused before a body is read: this one never comes.
+    for path in [CLASSIFY, "/v2/models/delo/infer"] {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: delo\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut begin = [0; 12];
+        stream.read_exact(&mut begin).await.unwrap();
+        assert_eq!(&begin, b"HTTP/1.1 401", "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_at_this_door_take_from_the_budget_of_messages_that_are_being_received() {
+    let (server, address) = serving(&[("server.max_receive_bytes", "10000"), ("server.max_message_bytes", "9000")]).await;
+    let text = |length: usize| json!({"text": "a".repeat(length)});
+    let refused = post(address, CLASSIFY, &text(12_000)).await;
+    assert_eq!((refused.status, refused.headers["retry-after"].as_str()), (429, "1"), "{refused:?}");
+    assert_eq!(server.value("delo_rejected_total{reason=\"receive_memory\"}").await, 1.0);
+    for _ in 0..5 {
+        assert_eq!(post(address, CLASSIFY, &text(4_000)).await.status, 200, "what was taken is given back");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

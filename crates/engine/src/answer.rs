@@ -101,7 +101,13 @@ impl Answer {
 
     /// The label of the highest score; `None` where the partition has no label.
     pub fn best_label(&self) -> Option<&str> {
-        self.ranked(1).next().map(|(label, _)| label)
+        self.best().map(|(_, label)| label)
+    }
+
+    /// The label of the highest score and its place among the partition's; `None` where the partition has no label, or
+    /// the sample no scores.
+    pub fn best(&self) -> Option<(u32, &str)> {
+        top(&self.scores, 1).next().map(|place| (place, self.resident.partition.meta.labels[place as usize].as_str()))
     }
 }
 

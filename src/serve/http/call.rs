@@ -11,7 +11,8 @@ use tonic::body::Body;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
-use super::Arrived;
+use super::{Arrived, open_inference};
+use crate::serve::connections::Peer;
 use crate::serve::layers::Inner;
 
 /// Headers of a request that its call has as well.
@@ -24,6 +25,24 @@ const PREFIX: usize = 5;
 /// The classifier's services behind their layers.
 #[derive(Clone)]
 pub struct Grpc(BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>);
+
+/// The head of the call that a request will become, by which its caller is known.
+///
+/// # Errors
+/// UNIMPLEMENTED: no call has such a path.
+pub fn head(parts: &http::request::Parts, peer: &Peer) -> Result<Request<Body>, Status> {
+    let path = match parts.uri.path() {
+        path if path.starts_with("/v2") => open_inference::method(path, &parts.method),
+        path => path,
+    };
+    let mut head = Request::new(Body::empty());
+    *head.uri_mut() = path.parse().map_err(|_| Status::unimplemented("no method has such a path"))?;
+    for value in parts.headers.get_all(header::AUTHORIZATION) {
+        head.headers_mut().append(header::AUTHORIZATION, value.clone());
+    }
+    head.extensions_mut().insert(peer.clone());
+    Ok(head)
+}
 
 /// What a call ended with, and the headers that its caller is to see.
 pub struct Called {

@@ -50,7 +50,7 @@ async fn call(grpc: &Grpc, request: &Arrived) -> Result<(Vec<u8>, HeaderMap), Fa
 }
 
 /// Whether the body says that it is JSON. A page of another origin can't send this type without being allowed to.
-pub fn is_json(headers: &HeaderMap) -> bool {
+fn is_json(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii().eq_ignore_ascii_case(b"application/json")
 }

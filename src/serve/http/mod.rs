@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -24,7 +24,7 @@ use tower::Layer;
 
 use self::call::Grpc;
 use super::connections::{self, Beginning, Peer};
-use super::layers::{Inner, Stack};
+use super::layers::{Authenticate, Inner, Receive, ReceivedBytes, Stack};
 use crate::config::Config;
 
 /// Bytes of a request beside what a message may have in base64.
@@ -43,6 +43,10 @@ pub struct HttpPort {
 #[derive(Clone)]
 struct Door {
     grpc: Grpc,
+    /// Those of the classifier's stack: what a call meets there after its message has arrived, a request meets here
+    /// before its body is read.
+    authenticate: Authenticate,
+    receive: Receive,
     /// Bytes of a request's body.
     most: usize,
     /// How long a request may take to arrive.
@@ -63,6 +67,8 @@ impl HttpPort {
         let server = &self.config.server;
         let door = Door {
             grpc: Grpc::new(self.stack.layer(services)),
+            authenticate: self.stack.authenticate,
+            receive: self.stack.receive,
             // Four characters of base64 are three bytes.
             most: server.max_message_bytes.div_ceil(3).saturating_mul(4).saturating_add(ENVELOPE_BYTES),
             arrival: self.config.deadline.max,
@@ -95,20 +101,24 @@ struct Arrived {
     parts: http::request::Parts,
     body: Bytes,
     peer: Peer,
+    /// Held until the request is answered.
+    _received: ReceivedBytes,
 }
 
 impl Door {
     async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
         let path = request.uri().path().to_owned();
+        let is_v2 = path.starts_with("/v2");
+        let error = if is_v2 { open_inference::error } else { connect::error };
         let mut response = match *request.method() {
-            Method::GET | Method::HEAD if !path.starts_with("/v2") => page::asset(&path),
+            Method::GET | Method::HEAD if !is_v2 => page::asset(&path),
             _ if is_of_another_site(request.headers()) => {
-                connect::error(&Status::permission_denied("a page of another site may not call this server"))
+                error(&Status::permission_denied("a page of another site may not call this server"))
             }
             _ => match tokio::time::timeout(self.arrival, self.arrive(request, peer)).await {
-                Err(_) => connect::error(&Status::deadline_exceeded("the request did not arrive in time")),
-                Ok(Err(status)) => connect::error(&status),
-                Ok(Ok(arrived)) if path.starts_with("/v2") => open_inference::answer(&self.grpc, arrived).await,
+                Err(_) => error(&Status::deadline_exceeded("the request did not arrive in time")),
+                Ok(Err(status)) => error(&status),
+                Ok(Ok(arrived)) if is_v2 => open_inference::answer(&self.grpc, arrived).await,
                 Ok(Ok(arrived)) => connect::answer(&self.grpc, arrived).await,
             },
         };
@@ -123,17 +133,29 @@ impl Door {
 
     async fn arrive(&self, request: Request<Incoming>, peer: Peer) -> Result<Arrived, Status> {
         let (parts, body) = request.into_parts();
-        let body = Limited::new(body, self.most).collect().await.map_err(|error| {
-            if error.is::<http_body_util::LengthLimitError>() {
-                let most = self.most;
-                return Status::resource_exhausted(format!(
-                    "the request is longer than the {most} bytes that server.max_message_bytes allows: send a smaller one, or have the \
-                     setting raised"
-                ));
+        // Strangers take no memory.
+        self.authenticate.caller(&call::head(&parts, &peer)?)?;
+        let (received, mut arrived) = (self.receive.begin(), BytesMut::new());
+        let mut body = Limited::new(body, self.most);
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| self.not_arrived(error.is::<http_body_util::LengthLimitError>()))?;
+            if let Ok(data) = frame.into_data() {
+                received.cover(arrived.len() + data.len())?;
+                arrived.extend_from_slice(&data);
             }
-            Status::cancelled("the request did not arrive whole")
-        })?;
-        Ok(Arrived { parts, body: body.to_bytes(), peer })
+        }
+        Ok(Arrived { parts, body: arrived.freeze(), peer, _received: received })
+    }
+
+    fn not_arrived(&self, is_too_long: bool) -> Status {
+        if is_too_long {
+            let most = self.most;
+            return Status::resource_exhausted(format!(
+                "the request is longer than the {most} bytes that server.max_message_bytes allows: send a smaller one, or have the \
+                 setting raised"
+            ));
+        }
+        Status::cancelled("the request did not arrive whole")
     }
 }
 

@@ -30,13 +30,25 @@ type Failed = (Status, HeaderMap);
 pub async fn answer(grpc: &Grpc, request: Arrived) -> Answer {
     match route(grpc, &request).await {
         Ok(answer) => answer,
-        Err((status, headers)) => {
-            let mut answer = json(http_status(status.code()), json!({"error": status.message()}).to_string());
-            if let Some(delay) = super::connect::retry_after(&status) {
-                answer.headers_mut().insert(header::RETRY_AFTER, delay);
-            }
-            with_headers(answer, headers)
-        }
+        Err((status, headers)) => with_headers(error(&status), headers),
+    }
+}
+
+/// An error as the protocol has it: `{"error"}`.
+pub fn error(status: &Status) -> Answer {
+    let mut answer = json(http_status(status.code()), json!({"error": status.message()}).to_string());
+    if let Some(delay) = super::connect::retry_after(status) {
+        answer.headers_mut().insert(header::RETRY_AFTER, delay);
+    }
+    answer
+}
+
+/// The method whose role a request needs before its body is read; those without a body decide for themselves.
+pub fn method(path: &str, method: &Method) -> &'static str {
+    match path.ends_with("/infer") {
+        true => "/inference.GRPCInferenceService/ModelInfer",
+        false if method == Method::POST => "/inference.GRPCInferenceService/RepositoryIndex",
+        false => "/inference.GRPCInferenceService/ServerLive",
     }
 }
 

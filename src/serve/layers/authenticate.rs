@@ -50,7 +50,11 @@ fn network(address: IpAddr) -> String {
 pub struct Authenticate(pub Option<Arc<ArcSwap<Clients>>>);
 
 impl Authenticate {
-    fn caller(&self, request: &Request<Body>) -> Result<Caller, Status> {
+    /// The caller of a request, by its path, its headers and the peer in its extensions.
+    ///
+    /// # Errors
+    /// UNAUTHENTICATED, or PERMISSION_DENIED.
+    pub fn caller(&self, request: &Request<Body>) -> Result<Caller, Status> {
         let required = method(request.uri().path()).role;
         let Some(clients) = self.0.as_ref().filter(|_| required != RequiredRole::Nobody) else {
             return Ok(Caller::at(request.extensions()));

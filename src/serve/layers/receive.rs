@@ -28,6 +28,11 @@ impl Receive {
         Self { most, taken: Arc::default(), setting }
     }
 
+    /// A call that has taken nothing yet.
+    pub fn begin(&self) -> ReceivedBytes {
+        ReceivedBytes { budget: self.clone(), taken: AtomicUsize::new(0) }
+    }
+
     fn take(&self, bytes: usize) -> Result<(), Status> {
         let fits = |taken: usize| taken.checked_add(bytes).filter(|sum| *sum <= self.most);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map(drop).map_err(|_| {
@@ -77,7 +82,7 @@ impl Drop for ReceivedBytes {
 
 impl Policy for Receive {
     fn around<S: Inner>(&self, mut request: Request<Body>, next: &mut S) -> Answer {
-        let received = Arc::new(ReceivedBytes { budget: self.clone(), taken: AtomicUsize::new(0) });
+        let received = Arc::new(self.begin());
         // A stream may stay open for long, and hands on what it has received message by message.
         let streaming = method(request.uri().path()).streaming;
         let mut count = Count { received: received.clone(), framing: streaming.then(Framing::default) };
