@@ -3,6 +3,7 @@
 
 tonic::include_proto!("delo.v1");
 
+#[cfg(feature = "json")]
 pub mod json;
 
 /// The Open Inference Protocol, version 2.
