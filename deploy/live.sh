@@ -57,13 +57,15 @@ until_true() {
 }
 
 : > "$scratch/server.log" > "$scratch/prometheus.log"
-# A server that follows a registry and has a version in the shadow, so that the metrics of both have series.
+# A server that follows a registry and has a version in the shadow, so that the metrics of both have series. Its traces are kept by a
+# collector that is away, so that exemplars name them; its decisions are recorded, and made again at the end.
 partitions=$(realpath ../models/emoji-mini/partitions)
 "$server" registry push "$partitions/objects.safetensors" --registry "$scratch/registry" --live >/dev/null
 # Settings of the caller's environment would change what is measured.
 for name in $(compgen -e | grep '^DELO_' || true); do [[ $name == DELO_LIVE_PAUSE ]] || unset "$name"; done
 env -C "$scratch" DELO_SERVER__LISTEN=127.0.0.1:0 DELO_METRICS__LISTEN=127.0.0.1:0 DELO_ADMIN__LISTEN=127.0.0.1:0 DELO_HTTP__LISTEN=127.0.0.1:0 \
-    DELO_REGISTRY__MANIFEST="$scratch/registry" DELO_LOGGING__FORMAT=json "$server" serve > "$scratch/server.log" 2>&1 &
+    DELO_REGISTRY__MANIFEST="$scratch/registry" DELO_RECORDS__FILE="$scratch/decisions.jsonl" DELO_RECORDS__PAYLOAD=true \
+    DELO_TRACING__OTLP_ENDPOINT=http://127.0.0.1:9 DELO_LOGGING__FORMAT=json "$server" serve > "$scratch/server.log" 2>&1 &
 delo=$!
 started+=("$delo")
 serving() { grep -q '"message":"serving"' "$scratch/server.log" || ! kill -0 "$delo" 2>/dev/null; }
@@ -109,7 +111,7 @@ outcomes_before=$(wc -w <<< "$tasks")
 # The scrape configuration of this folder, by the second and with the server's own port.
 sed -e 's/15s/1s/' -e "s#rules/\*.yml#$PWD/prometheus/rules/*.yml#; s/127.0.0.1:9464/$metrics/" prometheus/prometheus.yml > "$scratch/prometheus.yml"
 prometheus --config.file="$scratch/prometheus.yml" --storage.tsdb.path="$scratch/data" --web.listen-address=127.0.0.1:0 \
-    --web.console.templates="$PWD/prometheus/consoles" --web.console.libraries="$scratch" > "$scratch/prometheus.log" 2>&1 &
+    --enable-feature=exemplar-storage --web.console.templates="$PWD/prometheus/consoles" --web.console.libraries="$scratch" > "$scratch/prometheus.log" 2>&1 &
 prometheus=$!
 started+=("$prometheus")
 listening() { grep -q 'Server is ready' "$scratch/prometheus.log" || ! kill -0 "$prometheus" 2>/dev/null; }
@@ -213,6 +215,11 @@ for name in $(curl -sS "http://$metrics/metrics" | sed -n 's/^# TYPE \([a-z_]*\)
     esac
 done
 
+# --- Exemplars: slow calls name their traces.
+exemplars=$(curl -sS --get "http://$address/api/v1/query_exemplars" --data-urlencode 'query=delo_request_duration_seconds_bucket' \
+    --data-urlencode "start=$(($(date +%s) - 600))" --data-urlencode "end=$(date +%s)" | jq '[.data[]?.exemplars[].labels.trace_id | select(length == 32)] | length')
+[[ ${exemplars:-0} -ge 1 ]] || fail "Prometheus has no exemplar of a call's duration"
+
 # --- The dashboard: each query is accepted, with what Grafana would put for its variables.
 accepted=0 silent=()
 while read -r query; do
@@ -257,8 +264,13 @@ wait "$delo" || fail "the server ends with $?"
 down() { [[ $(curl -sS "http://$address/api/v1/alerts" | jq -r '.data.alerts[] | select(.labels.alertname == "DeloDown") | .state') == pending ]]; }
 until_true 10 down || fail "DeloDown is not pending although the server has gone"
 
+# --- Its decisions, made again by the same partitions, are the same, and the recorded ones as right as the answers were.
+replayed=$("$server" replay "$scratch/decisions.jsonl" --json --fail-below 1) || fail "decisions that are made again differ: $(jq -c '.moves, .failures' <<< "$replayed")"
+# Those before the measurement were reported as of a task that is not loaded, as the rejected one was.
+close "routing accuracy of the recorded decisions" "$(jq .task_right.recorded <<< "$replayed")" "$(awk "BEGIN { print $right / ($count + $outcomes_before + 1) }")" 0.00001
+
 [[ $failures == 0 ]] || { echo "deploy/live.sh: $failures checks fail" >&2; exit 1; }
-printf 'live: %d recording rules and %d alerts healthy, %d metrics, %d dashboard queries; %d outcomes: routing accuracy %.2f %% (answers %.2f), expected %.2f %% (answers %.2f), labels %.2f %% (answers %.2f); schema %s\n' \
-    "$(wc -w <<< "$recording")" "$(wc -w <<< "$alerting")" "$(wc -w <<< "$documented")" "$accepted" "$count" \
+printf 'live: %d recording rules and %d alerts healthy, %d metrics, %d dashboard queries, %d exemplars, %d decisions made again; %d outcomes: routing accuracy %.2f %% (answers %.2f), expected %.2f %% (answers %.2f), labels %.2f %% (answers %.2f); schema %s\n' \
+    "$(wc -w <<< "$recording")" "$(wc -w <<< "$alerting")" "$(wc -w <<< "$documented")" "$accepted" "$exemplars" "$(jq .replayed <<< "$replayed")" "$count" \
     "$(awk "BEGIN { print 100 * $routing }")" "$(awk "BEGIN { print 100 * $fraction }")" "$(awk "BEGIN { print 100 * $probability }")" "$(awk "BEGIN { print 100 * $expected }")" \
     "$(awk "BEGIN { print 100 * $label_accuracy }")" "$(awk "BEGIN { print 100 * $labels_fraction }")" "$schema"

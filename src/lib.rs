@@ -4,6 +4,7 @@
 //! - [`config`]: layered settings.
 //! - [`logging`]: the log of a server, best effort.
 //! - [`metric_table`]: the metrics, one row each.
+//! - [`record`]: the lines of a file of decision records, which `serve` writes and `delo replay` reads.
 //! - [`serve`]: gRPC services, the policies around every call, queue and batcher, feedback, metrics, lifecycle.
 //! - [`bench`](mod@bench): how fast the engine is on this machine.
 //! - [`telemetry`]: where traces go.
@@ -13,5 +14,6 @@ pub mod cli;
 pub mod config;
 pub mod logging;
 pub mod metric_table;
+pub mod record;
 pub mod serve;
 pub mod telemetry;

@@ -108,6 +108,11 @@ impl<H, const N: usize> Metric<H, N> {
         Self { name, kind, help, labels, handle: PhantomData }
     }
 
+    /// The metric's name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
     const fn row(&'static self) -> Row {
         Row { name: self.name, kind: self.kind, help: self.help, labels: &self.labels }
     }
@@ -141,7 +146,8 @@ macro_rules! table {
 }
 
 /// From half a millisecond to two minutes.
-const SECOND_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+pub const SECOND_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 /// Of stages, by which operators and load tests judge how even batches are: from a millisecond to one second,
 /// each at most 1.3 times the one before.
 const STAGE_BUCKETS: &[f64] = &[
@@ -200,6 +206,11 @@ table! {
         "delo_answers_total",
         "Answered samples, by what the scores come from: an adapted pass, the frozen backbone alone, or nothing (rejected).",
         ["scored"],
+    );
+    pub static DECISION_RECORDS: Counter<1> = counter(
+        "delo_decision_records_total",
+        "Decisions and outcomes for records.file, by whether they were written or dropped.",
+        ["outcome"],
     );
     pub static REJECTION_OUTCOMES: Counter<1> = counter(
         "delo_rejection_outcomes_total",

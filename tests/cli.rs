@@ -142,6 +142,55 @@ fn a_session_of_client_commands() {
 }
 
 #[test]
+#[cfg(unix)]
+fn recorded_decisions_are_made_again_and_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = dir.path().join("decisions.jsonl");
+    let records = records.to_str().unwrap();
+    let mut serving = Serving::start_with(&[("DELO_RECORDS__FILE", records), ("DELO_RECORDS__PAYLOAD", "true")]);
+    for text in ["soup", "a train", "bread and butter", "a red sports car"] {
+        json(&["classify", "--text", text, "--json", "--server", &serving.classifier]);
+    }
+    serving.signal("-TERM");
+    assert!(serving.process.wait().unwrap().success());
+    let partitions = serving.partitions.path();
+    let here = ["--partitions", partitions.to_str().unwrap()];
+    let same = json(&[&["replay", records, "--json", "--fail-below", "1"], &here[..]].concat());
+    assert_eq!((&same["replayed"], &same["agreement"], &same["moves"]), (&4.into(), &1.0.into(), &Value::Array(Vec::new())));
+
+    // Without food, all is travel.
+    std::fs::remove_file(partitions.join("food.safetensors")).unwrap();
+    let differences = dir.path().join("differences.jsonl");
+    let args = [&["replay", records, "--fail-below", "1", "--differences", differences.to_str().unwrap()], &here[..]].concat();
+    let output = delo(&args);
+    let moved = String::from_utf8(output.stdout).unwrap();
+    let food = std::fs::read_to_string(records).unwrap().matches("\"answer\":{\"task\":\"food\"").count();
+    assert!(food > 0, "choose texts of which one goes to food: {moved}");
+    assert!(moved.contains(&format!("{food}  food → travel")), "{moved}");
+    assert_eq!(output.status.code(), Some(1));
+    let lines = std::fs::read_to_string(&differences).unwrap();
+    assert!(lines.lines().count() >= food && !lines.contains("soup"), "{lines}");
+}
+
+#[test]
+fn a_shell_completes_commands_and_the_tasks_of_the_server() {
+    let serving = Serving::start();
+    let script = String::from_utf8(delo(&["completions", "bash"]).stdout).unwrap();
+    assert!(script.contains("DELO_COMPLETE") && script.contains("complete "), "{script}");
+    let completed = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_delo"));
+        command.env("DELO_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string()).env("_CLAP_IFS", "\n");
+        command.env("_CLAP_COMPLETE_COMP_TYPE", "9").env("_CLAP_COMPLETE_SPACE", "false");
+        String::from_utf8(command.arg("--").args(words).output().unwrap().stdout).unwrap()
+    };
+    assert!(completed(&["delo", "cla"]).contains("classify"));
+    let tasks = completed(&["delo", "classify", "--server", &serving.classifier, "--task", ""]);
+    assert_eq!(tasks.lines().collect::<Vec<_>>(), ["food", "travel"]);
+    // Where no server answers, there are none, and no error.
+    assert_eq!(completed(&["delo", "classify", "--server", "http://127.0.0.1:9", "--task", ""]), "");
+}
+
+#[test]
 fn shows_its_token_or_its_certificate_to_a_server_that_asks_for_one() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| write_file(dir.path(), name, text);

@@ -2,6 +2,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap_complete::engine::ArgValueCompleter;
 use serde_json::{Map, Value, json};
 use tonic::Request;
 
@@ -14,6 +15,9 @@ use delo_proto::{ClassifyRequest, ClassifyResponse, Modality, Priority, TextRead
 /// The longest answer, in bytes: --top-k 0 shows all labels of a task, which may be many thousands.
 const MAX_ANSWER: usize = 64 << 20;
 
+/// The address of a server that has the default settings.
+pub const SERVER: &str = "http://127.0.0.1:50051";
+
 /// Asks a server what an image, a text, or both show.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -21,7 +25,7 @@ const MAX_ANSWER: usize = 64 << 20;
 )]
 pub struct ClassifyArgs {
     /// The server's address.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
+    #[arg(long, value_name = "URL", default_value = SERVER)]
     server: String,
     #[command(flatten)]
     credentials: Credentials,
@@ -32,7 +36,7 @@ pub struct ClassifyArgs {
     #[arg(long, allow_hyphen_values = true)]
     text: Option<String>,
     /// The task, if it is known: skips routing.
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, allow_hyphen_values = true, add = ArgValueCompleter::new(super::shell::tasks))]
     task: Option<String>,
     /// How many labels to show; 0 for all.
     #[arg(long, value_name = "N", default_value_t = 5)]

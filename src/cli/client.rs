@@ -55,6 +55,18 @@ pub type Authorized = InterceptedService<Channel, Bearer>;
 #[derive(Clone)]
 pub struct Bearer(Option<MetadataValue<Ascii>>);
 
+impl Bearer {
+    /// No token.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// A connection that shows it with every call.
+    pub fn on(self, channel: Channel) -> Authorized {
+        InterceptedService::new(channel, self)
+    }
+}
+
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(value) = &self.0 {
@@ -176,7 +188,7 @@ pub fn exchange<T, F: Future<Output = Result<T, Status>>>(
             .connect_with_connector(connector)
             .await
             .map_err(|error| target.explain(&observed).unwrap_or_else(|| format!("no connection to {server}: {}", causes(&error))))?;
-        talk(InterceptedService::new(channel, bearer)).await.map_err(|status| {
+        talk(bearer.on(channel)).await.map_err(|status| {
             // A status that the server sent has no source.
             let on_the_way = status.source().and_then(|_| target.explain(&observed));
             on_the_way.map_or_else(|| refusal(&status), Failure::Other)

@@ -148,6 +148,11 @@ impl Target {
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                     format!("{certificate} is not valid yet: is the clock of this machine right?")
                 }
+                // The verifier gives it no name of its own.
+                CertificateError::Other(cause) if cause.to_string().contains("CaUsedAsEndEntity") => format!(
+                    "{certificate} is that of an authority, which signs others: its operator must set tls.certificate to one that is \
+                     the server's own"
+                ),
                 other => format!("{certificate} is not accepted: {other}"),
             },
             rustls::Error::InvalidMessage(_) => {

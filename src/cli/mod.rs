@@ -16,9 +16,11 @@ mod health;
 mod output;
 mod partition;
 mod registry;
+mod replay;
 mod report;
 mod serve;
 mod settings;
+mod shell;
 mod train;
 
 use std::process::ExitCode;
@@ -48,18 +50,22 @@ enum Command {
     Report(report::ReportArgs),
     Health(health::HealthArgs),
     Classify(classify::ClassifyArgs),
+    Replay(Box<replay::ReplayArgs>),
     Admin(admin::AdminArgs),
     Partition(partition::PartitionArgs),
     Registry(registry::RegistryArgs),
     Features(features::FeaturesArgs),
     Bench(bench::BenchArgs),
     Benchmark(benchmark::BenchmarkArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 /// Parses the command line, runs one command and returns its exit code: 0 done, 2 wrong usage, 1 anything
 /// else, 128 and the signal's number for a server that a second signal ended. A failure is one line on
 /// stderr, where that takes one.
 pub fn main() -> ExitCode {
+    shell::complete();
     file_size::fail_beyond_limit();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -72,12 +78,15 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(args),
         Command::Health(args) => health::run(args),
         Command::Classify(args) => classify::run(args),
+        Command::Replay(args) => replay::run(*args),
         Command::Admin(args) => admin::run(args),
         Command::Partition(args) => partition::run(args),
         Command::Registry(args) => registry::run(args),
         Command::Features(args) => features::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Benchmark(args) => benchmark::run(args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -21,7 +21,7 @@ pub use listen::{Listen, parse_address};
 pub use origin::{ConfigError, Origin};
 pub use schema::{
     Admin, Audit, Auth, Batching, Catalogue, ClientCertificate, Config, Deadline, Feedback, Http, Input, LogFormat, Logging, Metrics,
-    Model, Registry, Routing, Server, Shutdown, Tls, Tracing,
+    Model, Records, Registry, Routing, Server, Shutdown, Tls, Tracing,
 };
 pub use values::MOST_THREADS;
 

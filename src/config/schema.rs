@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::listen::Listen;
 use super::values::{
     address, allowed_urls, any, at_once, at_once_or_zero, auto, auto_from_str, from_str, optional_collector, optional_path, paths,
-    positive, positive_or_auto, seconds, share, share_or_off, streams, threads,
+    positive, positive_or_auto, seconds, seconds_or_off, share, share_or_off, streams, threads,
 };
 use delo_catalogue::RoutingRule;
 use delo_engine::Policy;
@@ -30,6 +30,7 @@ pub struct Config {
     pub http: Http,
     pub tracing: Tracing,
     pub audit: Audit,
+    pub records: Records,
     pub model: Model,
     pub catalogue: Catalogue,
     pub registry: Registry,
@@ -74,6 +75,9 @@ pub struct Server {
     pub keepalive: Duration,
     #[serde(rename = "keepalive_timeout_seconds", deserialize_with = "seconds")]
     pub keepalive_timeout: Duration,
+    /// `None`, written `off`: a connection may be as old as its client wants.
+    #[serde(rename = "max_connection_age_seconds", deserialize_with = "seconds_or_off")]
+    pub max_connection_age: Option<Duration>,
 }
 
 /// The admin service's port.
@@ -210,6 +214,22 @@ pub struct Catalogue {
     pub retained_versions: usize,
 }
 
+/// Records of decisions, for `delo replay`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Records {
+    /// `None`: no record is kept.
+    #[serde(deserialize_with = "optional_path")]
+    pub file: Option<PathBuf>,
+    #[serde(deserialize_with = "share")]
+    pub sample_share: f64,
+    /// Of the file, and of the full one beside it.
+    #[serde(deserialize_with = "positive")]
+    pub max_bytes: usize,
+    /// Whether a record holds the image and the text.
+    pub payload: bool,
+}
+
 /// The registry that is followed, and partitions from addresses.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -218,6 +238,9 @@ pub struct Registry {
     pub manifest: String,
     #[serde(rename = "poll_seconds", deserialize_with = "seconds")]
     pub poll: Duration,
+    /// How long a server that starts waits until it serves what the manifest makes live.
+    #[serde(rename = "start_wait_seconds", deserialize_with = "seconds_or_off")]
+    pub start_wait: Option<Duration>,
     #[serde(rename = "fetch_timeout_seconds", deserialize_with = "seconds")]
     pub fetch_timeout: Duration,
     #[serde(deserialize_with = "at_once")]

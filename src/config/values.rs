@@ -138,6 +138,22 @@ pub fn seconds<'de, D: Deserializer<'de>>(de: D) -> Result<Duration, D::Error> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+/// A time in seconds, as a number or a text, or `off`.
+pub fn seconds_or_off<'de, D: Deserializer<'de>>(de: D) -> Result<Option<Duration>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a number of seconds, or \"off\"")]
+    enum Time {
+        Number(f64),
+        Text(String),
+    }
+    let number = match Time::deserialize(de)? {
+        Time::Text(text) if text == "off" => return Ok(None),
+        Time::Text(text) => text.parse().map_err(|_| D::Error::custom(format!("{text:?} is neither \"off\" nor a number of seconds")))?,
+        Time::Number(number) => number,
+    };
+    seconds(number.into_deserializer()).map(Some)
+}
+
 /// A list, or one text with commas between, as the environment gives it.
 pub fn list<'de, D: Deserializer<'de>>(de: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]

@@ -56,7 +56,7 @@ impl pb::admin_server::Admin for Admin {
     }
 
     async fn list_partitions(&self, _: Request<pb::ListPartitionsRequest>) -> Result<Response<pb::ListPartitionsResponse>, Status> {
-        let registry = &self.model.ready()?.registry;
+        let registry = &self.model.loaded()?.registry;
         let (report, catalogue) = (registry.report().await, registry.catalogue());
         let partitions = catalogue.residents().map(|resident| {
             let entry = report.tasks.get(resident.task());
@@ -112,7 +112,7 @@ impl pb::admin_server::Admin for Admin {
         // In a task of its own, as every change: it is carried out and the lifecycle follows, whether or not
         // the caller waits.
         let syncing = async move {
-            let model = model.ready()?;
+            let model = model.loaded()?;
             let synced = model.remote.sync(accept_older).await?;
             model.follow(&lifecycle).await;
             Ok::<_, Status>(synced)
@@ -131,7 +131,7 @@ impl Admin {
         let source = source.ok_or_else(|| invalid("source", "nothing to load: give uri or artifact"))?;
         check_request_id(&request_id)?;
         let trial = trial.map(trial_of).transpose()?;
-        let model = self.model.ready()?;
+        let model = self.model.loaded()?;
         let (source, origin) = match source {
             load_partition_request::Source::Uri(uri) => {
                 let origin = AllowedUrls::is_address(&uri).then(|| without_query(&uri));
@@ -190,7 +190,7 @@ impl Admin {
         work: impl FnOnce(Arc<CatalogueOwner>) -> F,
     ) -> Result<T, Status> {
         let (model, lifecycle) = (self.model.clone(), self.lifecycle.clone());
-        let work = work(self.model.ready()?.registry.clone());
+        let work = work(self.model.loaded()?.registry.clone());
         let changing = async move {
             let done = work.await?;
             if let Some(model) = model.get() {
@@ -208,7 +208,7 @@ impl Admin {
     }
 
     async fn partition(&self, changed: Changed) -> Result<pb::Partition, Status> {
-        let report = self.model.ready()?.registry.report().await;
+        let report = self.model.loaded()?.registry.report().await;
         let Changed { task, version, record, resident, labels } = changed;
         let mut shown = resident.as_deref().map(resident_partition).unwrap_or_else(|| pb::Partition {
             checksum: record.checksum,

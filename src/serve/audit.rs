@@ -130,6 +130,7 @@ impl Change {
 }
 
 #[expect(clippy::disallowed_methods, reason = "an audit tells the time of day")]
-fn now() -> String {
+/// The time of day, RFC 3339.
+pub fn now() -> String {
     OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
 }

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
+use super::audit::now;
 use super::batcher::{BatchError, Computed, Priority, TrafficClass};
 use super::deadline::call_timeout;
 use super::describe::describe;
@@ -19,10 +20,12 @@ use super::feedback::{Remember, Verdict};
 use super::layers::{Caller, Deadline, ReceivedBytes, internal};
 use super::loaded_model::{LoadedModel, ModelCell};
 use super::metrics::{Truth, record_answer, record_outcome, record_text};
+use super::reason::Reason;
 use super::shadow;
-use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_preprocess, invalid, refused};
+use super::status::{MAX_REQUEST_ID, check_request_id, from_batch, from_catalogue, from_engine, from_preprocess, invalid};
 use super::steps::{Observers, Step, Steps};
 use crate::config::Config;
+use crate::record;
 use delo_catalogue::{Candidate, CatalogueError, Resident};
 use delo_engine::{Answer, Policy, Query, Scored, SelectedFactors};
 use delo_model::input::{Preprocessed, Presence, Sample, TextReading};
@@ -56,11 +59,8 @@ impl pb::classifier_server::Classifier for Classifier {
         let (model, requests) = (self.model.ready()?, request.into_inner().requests);
         let batching = &self.config.batching;
         if requests.len() > batching.max_samples_per_call {
-            refused("invalid_input");
-            return Err(invalid(
-                "requests",
-                format!("{} samples, more than the {} allowed in one call", requests.len(), batching.max_samples_per_call),
-            ));
+            let message = format!("{} samples, more than the {} allowed in one call", requests.len(), batching.max_samples_per_call);
+            return Err(Reason::InvalidInput.refuse(&invalid("requests", message)));
         }
         let results = stream::iter(requests).map(|request| result(model, request, options.clone()));
         let results = results.buffered(self.samples_in_flight()).collect().await;
@@ -101,6 +101,14 @@ impl pb::classifier_server::Classifier for Classifier {
         let verdict = judge(model, &request, true_task)?;
         let catalogue = model.registry.catalogue();
         record_outcome(&model.series, &verdict, Truth { task: true_task, labels: &request.true_labels }, &catalogue);
+        if model.records.samples(ticket(&request.request_id)) && !request.request_id.is_empty() {
+            model.records.turned_out(record::Outcome {
+                time: now(),
+                request_id: request.request_id.clone(),
+                true_task: request.true_task.clone(),
+                true_labels: request.true_labels.clone(),
+            });
+        }
         // A rejected sample was judged rightly where its task is not loaded.
         let rejected_rightly = true_task.filter(|_| verdict.rejected).map(|task| catalogue.get(task).is_none());
         Ok(Response::new(pb::ReportOutcomeResponse {
@@ -186,12 +194,32 @@ pub async fn classify(
     options: CallOptions,
 ) -> Result<pb::ClassifyResponse, Status> {
     let (mut steps, wanted, observers) = (Steps::begin(), request.timings, options.observers.clone());
+    let payload = model.records.payload(request.image.as_ref(), request.text.as_deref());
+    let (given_task, reject) = (request.task.clone(), request.reject);
     let answered = answer(model, request, options, &mut steps).await;
     observers.tell(&steps, wanted, || match &answered {
         Ok(answer) => attributes(answer),
         Err(status) => vec![KeyValue::new("error.type", status.code().description())],
     });
+    if let Ok(answer) = &answered
+        && model.records.samples(ticket(&answer.request_id))
+    {
+        model.records.decided(record::Decision {
+            time: now(),
+            request_id: answer.request_id.clone(),
+            model: answer.model.clone(),
+            given_task,
+            reject,
+            answer: record::Answer::of(answer, digest(model, &answer.task, answer.partition_version)),
+            payload,
+        });
+    }
     answered.map(|answer| pb::ClassifyResponse { timings: wanted.then(|| steps.timings()), ..answer })
+}
+
+/// The digest of the version of a task that has answered; empty for a rejected sample, and where it has just been unloaded.
+fn digest(model: &LoadedModel, task: &str, version: u64) -> String {
+    model.registry.catalogue().version(task, version).map(|resident| resident.partition.digest.clone()).unwrap_or_default()
 }
 
 /// What a trace tells of an answer.
@@ -258,7 +286,7 @@ fn policy(model: &LoadedModel, reject: Option<f32>) -> Result<Policy, Status> {
     match reject {
         None => Ok(model.policy),
         Some(share) if (0.0..=1.0).contains(&share) => Ok(Policy { reject: Some(share), ..model.policy }),
-        Some(share) => Err(invalid("reject", format!("{share} is no share: give a number from 0 to 1"))),
+        Some(share) => Err(Reason::InvalidInput.refuse(&invalid("reject", format!("{share} is no share: give a number from 0 to 1")))),
     }
 }
 
@@ -267,7 +295,7 @@ fn given_version(model: &LoadedModel, task: &str, ticket: u64) -> Result<Option<
     if task.is_empty() {
         return Ok(None);
     }
-    let unknown = || from_catalogue(CatalogueError::UnknownTask(task.to_owned()));
+    let unknown = || Reason::UnknownTask.refuse(&from_catalogue(CatalogueError::UnknownTask(task.to_owned())));
     model.registry.catalogue().pick(task, ticket).cloned().ok_or_else(unknown).map(Some)
 }
 
@@ -355,7 +383,8 @@ fn error(status: &Status) -> pb::Error {
     let violations = status.get_details_bad_request().map(|b| b.field_violations).unwrap_or_default();
     let field = violations.into_iter().next().map(|v| v.field).unwrap_or_default();
     let retry_after_seconds = status.get_details_retry_info().and_then(|info| info.retry_delay).map(|delay| delay.as_secs_f64());
-    pb::Error { code: status.code().into(), message: status.message().to_owned(), field, retry_after_seconds }
+    let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+    pb::Error { code: status.code().into(), message: status.message().to_owned(), field, retry_after_seconds, reason }
 }
 
 /// Compares the answer that the report names with the reported truth.

@@ -46,12 +46,21 @@ impl Lifecycle {
         self.started.elapsed()
     }
 
-    /// Sets the state to serving or empty, by the live catalogue. A server that drains keeps its state.
+    /// Ends the start: the state is serving or empty, by the live catalogue. A server that drains keeps its state.
+    pub fn started(&self, registry: &CatalogueOwner) {
+        self.set(registry, |current| current != State::Draining);
+    }
+
+    /// Sets the state to serving or empty, by the live catalogue. A server that starts or drains keeps its state.
     pub fn follow(&self, registry: &CatalogueOwner) {
+        self.set(registry, |current| !matches!(current, State::Starting | State::Draining));
+    }
+
+    fn set(&self, registry: &CatalogueOwner, may_change: impl Fn(State) -> bool) {
         // The catalogue is read under the lock, so that two changes can't overtake each other.
         self.state.send_if_modified(|current| {
             let state = if registry.catalogue().is_empty() { State::Empty } else { State::Serving };
-            let changes = *current != State::Draining && *current != state;
+            let changes = may_change(*current) && *current != state;
             if changes {
                 *current = state;
             }

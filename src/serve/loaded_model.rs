@@ -11,9 +11,12 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::ServeError;
 use super::batcher::{Batcher, Priority, QueueLimits, TrafficClass};
 use super::feedback::AnswerMemory;
+use super::gpu::Gpu;
 use super::inference::Inference;
 use super::lifecycle::Lifecycle;
 use super::preprocess::Preprocessor;
+use super::reason::Reason;
+use super::records::Records;
 use super::remote::Remote;
 use super::task_series::TaskSeries;
 use crate::config::Config;
@@ -43,6 +46,8 @@ pub struct LoadedModel {
     pub preprocessor: Preprocessor,
     pub batcher: Batcher<Inference>,
     pub series: TaskSeries,
+    pub records: Records,
+    pub gpu: Gpu,
     /// When samples are answered otherwise than by one adapted pass.
     pub policy: Policy,
     memory: Mutex<AnswerMemory>,
@@ -52,30 +57,54 @@ pub struct LoadedModel {
     warm: OnceCell<()>,
 }
 
-/// The loaded model, empty until it is ready. Clones share it.
+/// The loaded model, empty until it is loaded. Clones share it.
 #[derive(Clone, Default)]
-pub struct ModelCell(Arc<OnceLock<Arc<LoadedModel>>>);
+pub struct ModelCell(Arc<Cell>);
+
+#[derive(Default)]
+struct Cell {
+    model: OnceLock<Arc<LoadedModel>>,
+    /// Set when it serves what it is to serve.
+    serves: OnceLock<()>,
+}
 
 impl ModelCell {
-    /// The model for a request.
+    /// The model for a sample.
     ///
     /// # Errors
-    /// UNAVAILABLE before the model is ready.
+    /// UNAVAILABLE before it serves what it is to serve.
     pub fn ready(&self) -> Result<&Arc<LoadedModel>, Status> {
-        self.get().ok_or_else(|| {
+        Self::or_starting(self.0.serves.get().and_then(|()| self.get()))
+    }
+
+    /// The model for an operator.
+    ///
+    /// # Errors
+    /// UNAVAILABLE before it is loaded.
+    pub fn loaded(&self) -> Result<&Arc<LoadedModel>, Status> {
+        Self::or_starting(self.get())
+    }
+
+    fn or_starting(model: Option<&Arc<LoadedModel>>) -> Result<&Arc<LoadedModel>, Status> {
+        model.ok_or_else(|| {
             let details = ErrorDetails::with_retry_info(Some(START_RETRY));
-            Status::with_error_details(Code::Unavailable, "the server is starting: retry in a moment", details)
+            Reason::Starting.refuse(&Status::with_error_details(Code::Unavailable, "the server is starting: retry in a moment", details))
         })
     }
 
-    /// The model; `None` before it is ready.
+    /// The model; `None` before it is loaded.
     pub fn get(&self) -> Option<&Arc<LoadedModel>> {
-        self.0.get()
+        self.0.model.get()
     }
 
-    /// Makes the model available to requests.
+    /// Makes the model available to operators.
     pub fn set(&self, model: LoadedModel) -> &Arc<LoadedModel> {
-        self.0.get_or_init(|| Arc::new(model))
+        self.0.model.get_or_init(|| Arc::new(model))
+    }
+
+    /// Makes the model available to samples.
+    pub fn serve(&self) {
+        self.0.serves.get_or_init(|| ());
     }
 }
 
@@ -97,6 +126,7 @@ impl LoadedModel {
         let runner = Inference { engine: engine.clone(), registry: registry.clone() };
         let batcher = Batcher::start(runner, queue_limits(config, &engine)).map_err(ServeError::Thread)?;
         let concurrency = if config.input.concurrency == 0 { num_cpus::get() } else { config.input.concurrency };
+        let gpu = Gpu::of(engine.kernel());
         Ok(Self {
             name,
             engine,
@@ -105,6 +135,8 @@ impl LoadedModel {
             preprocessor: Preprocessor::new(Arc::new(checkpoint.processor), concurrency),
             batcher,
             series: TaskSeries::default(),
+            gpu,
+            records: Records::open(&config.records).map_err(ServeError::Records)?,
             policy: config.routing.policy(),
             memory: Mutex::new(AnswerMemory::new(config.feedback.remembered_answers)),
             warm_timeout: config.deadline.max,

@@ -131,6 +131,11 @@ pub fn method(path: &str) -> &'static Method {
     METHODS.iter().find(|method| method.covers(path)).unwrap_or(&UNKNOWN)
 }
 
+/// The rows with a label of their own.
+pub fn methods() -> impl Iterator<Item = &'static Method> {
+    METHODS.iter().filter(|method| method.label != OTHER)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;

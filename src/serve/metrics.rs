@@ -9,6 +9,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use super::feedback::Verdict;
 use super::loaded_model::{LoadedModel, ModelCell};
 use super::task_series::TaskSeries;
+use super::{layers, reason};
 use crate::metric_table::{
     ALL, ANSWERS, BUILD_INFO, CERTIFICATE_EXPIRY, FACTORS_SELECTED, Kind, QUEUE_DEPTH, REJECTION_OUTCOMES, RUNNING_SAMPLES, TEXT_TOKENS,
     TEXTS,
@@ -104,6 +105,8 @@ fn describe() {
     ["true", "false"].iter().for_each(|known| TEXT_TOKENS.with([known]).increment(0));
     TEXT_READINGS.iter().for_each(|reading| TEXTS.with([reading]).increment(0));
     CERTIFICATE_EXPIRY.with([]).set(0.0);
+    reason::show();
+    layers::show_calls();
 }
 
 /// Sums up what was measured and ends the series of tasks that are gone, again and again: until then the
@@ -123,6 +126,7 @@ pub async fn keep_up(recorder: PrometheusHandle, model: ModelCell) {
 /// Everything that Prometheus is to see at this moment.
 pub fn render(recorder: &PrometheusHandle, model: &LoadedModel) -> String {
     metrics_process::Collector::default().collect();
+    model.gpu.record();
     recorder.run_upkeep();
     let mut page = recorder.render();
     model.series.write(&mut page, &model.registry.catalogue());

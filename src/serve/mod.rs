@@ -9,13 +9,16 @@ mod auth;
 pub mod batcher;
 mod certificate;
 mod classifier;
+mod closing;
 mod connections;
 #[doc(hidden)]
 pub mod deadline;
 mod describe;
+mod exemplars;
 mod factor_usage;
 mod feedback;
 mod files;
+mod gpu;
 mod health;
 mod http;
 mod inference;
@@ -29,7 +32,9 @@ mod ports;
 mod preprocess;
 mod probe;
 mod queue;
+mod reason;
 mod recent;
+mod records;
 mod reload;
 mod remote;
 mod run;
@@ -83,6 +88,8 @@ pub enum ServeError {
     Panicked,
     #[error("audit.file can't be written: {0}; give a file in a directory that the server may write to")]
     Audit(std::io::Error),
+    #[error("records.file can't be written: {0}; give a file in a directory that the server may write to")]
+    Records(std::io::Error),
     #[error("tracing.otlp_endpoint: {0}: give the address of a collector, http://127.0.0.1:4317 for example")]
     Traces(#[from] opentelemetry_otlp::ExporterBuildError),
     #[error("metrics: {0}")]

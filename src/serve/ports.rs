@@ -8,16 +8,18 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use opentelemetry_sdk::trace::SdkTracer;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::{Layer, ServiceExt};
 
 use super::auth::Clients;
+use super::closing::Closing;
 use super::connections::{self, Beginning};
+use super::exemplars::Exemplars;
 use super::layers::{Admission, Admit, Authenticate, Bounds, Drain, Expire, LimitClients, MessageSize, Receive, Stack, Trace};
 use super::tls::Tls;
 use crate::config::{self, Config};
@@ -51,6 +53,7 @@ pub struct Shared {
     /// `None`: nobody is authenticated.
     pub clients: Option<Arc<ArcSwap<Clients>>>,
     pub tracer: SdkTracer,
+    pub exemplars: Exemplars,
 }
 
 /// The bounds of one port.
@@ -108,7 +111,7 @@ impl Port {
             },
             stack: Stack {
                 authenticate: Authenticate(shared.clients),
-                trace: Trace(shared.tracer),
+                trace: Trace { tracer: shared.tracer, exemplars: shared.exemplars },
                 limit_clients: LimitClients::new(most_of_a_client),
                 expire: Expire(Bounds { unary, stream_idle: server.stream_idle }),
                 admit: Admit::new(admission),
@@ -129,8 +132,9 @@ impl Port {
     /// CANCELLED, and neither the metrics nor the log know of it.
     pub async fn serve(self, listener: TcpListener, services: Routes) {
         let http2 = self.http2();
+        let closing = Closing { drain: self.drain.clone(), max_age: self.server.max_connection_age };
         let services = self.stack.layer(services.prepare());
-        let graceful = GracefulShutdown::new();
+        let mut open = JoinSet::new();
         let mut connections = connections::incoming(listener, self.beginning);
         while let Some(Some(connection)) = self.drain.run_until_cancelled(connections.recv()).await {
             let (peer, services) = (connection.peer().clone(), services.clone());
@@ -139,8 +143,9 @@ impl Port {
                 request.extensions_mut().insert(peer.clone());
                 services.clone().oneshot(request)
             });
-            let serving = graceful.watch(http2.serve_connection(TokioIo::new(connection), service));
-            tokio::spawn(async move {
+            let serving = closing.clone().serve(http2.serve_connection(TokioIo::new(connection), service));
+            while open.try_join_next().is_some() {}
+            open.spawn(async move {
                 // Only the Debug form of the error names its cause.
                 if let Err(error) = serving.await {
                     tracing::debug!(?error, "a connection ended early");
@@ -148,7 +153,7 @@ impl Port {
             });
         }
         drop(connections);
-        graceful.shutdown().await;
+        while open.join_next().await.is_some() {}
     }
 
     /// HTTP/2 with its bounds.
@@ -237,8 +242,8 @@ mod tests {
         let config = Config::layered(None, std::collections::HashMap::new(), Vec::new()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let origin = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let port =
-            Port::classifier(&config, Shared { tls: None, clients: None, tracer: Telemetry::start(&config.tracing).unwrap().tracer() });
+        let tracer = Telemetry::start(&config.tracing).unwrap().tracer();
+        let port = Port::classifier(&config, Shared { tls: None, clients: None, tracer, exemplars: Exemplars::default() });
         let drain = port.drain.clone();
         let serving = tokio::spawn(port.serve(listener, Routes::new(Silent)));
 

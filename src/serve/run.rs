@@ -4,6 +4,7 @@ use delo_proto as pb;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -17,6 +18,7 @@ use tonic_health::pb::health_server::HealthServer;
 use super::admin::Admin;
 use super::audit::AuditLog;
 use super::classifier::Classifier;
+use super::exemplars::Exemplars;
 use super::health::Health;
 use super::http::HttpPort;
 use super::layers::Admit;
@@ -26,7 +28,8 @@ use super::metrics::{keep_up, recorder, render};
 use super::open_inference::OpenInference;
 use super::ports::{ENVELOPE_BYTES, Port, Shared, warn_of_open_doors};
 use super::reload::Credentials;
-use super::{Requests, ServeError, Server, scrape};
+use super::scrape::{self, Format};
+use super::{Requests, ServeError, Server};
 use crate::config::Config;
 use crate::logging;
 use crate::metric_table::ENGINE_INFO;
@@ -73,7 +76,8 @@ impl Server {
         let connections = max_connections(&self.config);
         let credentials = Credentials::read(&self.config)?;
         let telemetry = Telemetry::start(&self.config.tracing)?;
-        let shared = Shared { tls: credentials.tls(), clients: credentials.clients(), tracer: telemetry.tracer() };
+        let shared =
+            Shared { tls: credentials.tls(), clients: credentials.clients(), tracer: telemetry.tracer(), exemplars: Exemplars::default() };
         let _reloading = AbortOnDrop(tokio::spawn(credentials.follow(requests.reload.clone())));
         let audit = AuditLog::open(self.config.audit.file.as_deref()).map_err(ServeError::Audit)?;
         let running = Running { config: self.config.clone(), model, lifecycle: Arc::new(Lifecycle::start()), audit };
@@ -81,10 +85,10 @@ impl Server {
         let mut ports = running.start_ports(self, shared, connections, recorder)?;
 
         let loaded = tokio::select! {
-            loaded = running.load_model() => loaded.map(|()| true)?,
-            () = requests.drain.cancelled() => false,
+            loaded = running.load_model() => Some(loaded?),
+            () = requests.drain.cancelled() => None,
         };
-        if loaded {
+        if let Some(_following) = loaded {
             tracing::info!(
                 classifier = %addresses.classifier,
                 admin = %shown(addresses.admin),
@@ -96,6 +100,10 @@ impl Server {
             running.until_shutdown(&mut ports, &requests).await?;
         }
         running.drain(ports, &requests).await;
+        if let Some(model) = running.model.get().cloned() {
+            // Waits for the disk, on a thread that may wait.
+            let _ = tokio::task::spawn_blocking(move || model.records.close()).await;
+        }
         // Waits for the collector, on a thread that may wait.
         let _ = tokio::task::spawn_blocking(move || telemetry.end()).await;
         tracing::info!("stopped");
@@ -129,13 +137,14 @@ impl Running {
         recorder: PrometheusHandle,
     ) -> Result<RunningPorts, ServeError> {
         let health = HealthServer::new(Health(self.lifecycle.clone()));
+        let exemplars = shared.exemplars.clone();
         let mut port = Port::classifier(&self.config, shared.clone());
         port.beginning.most = connections;
         let http = server.http.map(|listener| {
             let http = HttpPort::new(self.config.clone(), port.beginning.clone(), port.stack.clone());
-            let drain = http.drain.clone();
+            let (drain, requests) = (http.drain.clone(), http.requests.clone());
             let services = self.classifier_services(health.clone())?.prepare();
-            Ok::<_, ServeError>(RunningHttp { drain, serving: AbortOnDrop(tokio::spawn(http.serve(listener, services))) })
+            Ok::<_, ServeError>(RunningHttp { drain, requests, serving: AbortOnDrop(tokio::spawn(http.serve(listener, services))) })
         });
         let classifier = RunningPort::start(port, server.classifier, self.classifier_services(health.clone())?);
         let admin = server.admin.map(|listener| {
@@ -144,7 +153,13 @@ impl Running {
         });
         let metrics = server.metrics.map(|listener| {
             let (model, lifecycle) = (self.model.clone(), self.lifecycle.clone());
-            let page = move || model.get().map(|model| render(&recorder, model)).unwrap_or_default();
+            let page = move |format| {
+                let page = model.get().map(|model| render(&recorder, model)).unwrap_or_default();
+                match format {
+                    Format::Text => page,
+                    Format::OpenMetrics => exemplars.open_metrics(&page),
+                }
+            };
             AbortOnDrop(tokio::spawn(scrape::serve(listener, page, move || lifecycle.state())))
         });
         Ok(RunningPorts { classifier, admin: admin.transpose()?, http: http.transpose()?, _metrics: metrics })
@@ -185,11 +200,25 @@ impl Running {
             .send_compressed(Zstd)
     }
 
-    /// Loads and warms the model, makes it available to requests, and sets the lifecycle to serving or empty.
-    async fn load_model(&self) -> Result<(), ServeError> {
+    /// Loads and warms the model, follows the registry, makes the model available to requests, and sets the lifecycle
+    /// to serving or empty. Dropping what it returns ends the following.
+    async fn load_model(&self) -> Result<AbortOnDrop<()>, ServeError> {
         let model = LoadedModel::load(&self.config).await?;
         model.warm().await?;
         let model = self.model.set(model);
+        let followed = CancellationToken::new();
+        let following = follow_registry(model.clone(), self.lifecycle.clone(), self.audit.clone(), followed.clone());
+        let following = AbortOnDrop(tokio::spawn(following));
+        // Without what is live elsewhere, answers would be wrong: until then there are none.
+        if let Some(wait) = self.config.registry.start_wait
+            && tokio::time::timeout(wait, followed.cancelled()).await.is_err()
+        {
+            tracing::warn!(
+                seconds = wait.as_secs_f64(),
+                "the registry's manifest is not followed yet, the server begins with what it has (registry.start_wait_seconds)"
+            );
+        }
+        model.warm().await?;
         let catalogue = model.registry.catalogue();
         tracing::info!(
             model = model.name,
@@ -208,13 +237,13 @@ impl Running {
         }
         let (kernel, threads) = (model.engine.kernel().to_owned(), model.engine.threads().to_string());
         ENGINE_INFO.with_owned([kernel, threads]).set(1.0);
-        self.lifecycle.follow(&model.registry);
-        Ok(())
+        self.model.serve();
+        self.lifecycle.started(&model.registry);
+        Ok(following)
     }
 
-    /// Serves, and follows the registry, until a drain is requested.
+    /// Serves until a drain is requested.
     async fn until_shutdown(&self, ports: &mut RunningPorts, requests: &Requests) -> Result<(), ServeError> {
-        let _following = AbortOnDrop(tokio::spawn(follow_registry(self.model.clone(), self.lifecycle.clone(), self.audit.clone())));
         tokio::select! {
             _ = &mut ports.classifier.serving.0 => Err(ServeError::Ended),
             () = requests.drain.cancelled() => Ok(()),
@@ -234,8 +263,9 @@ impl Running {
         let finished = async {
             ports.classifier.finished().await;
             if let Some(http) = &mut ports.http {
-                // Its calls are among those that have ended.
-                let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut http.serving.0).await;
+                // A request whose body is still arriving is no call yet.
+                while tokio::time::timeout(CLOSE_TIMEOUT, &mut http.serving.0).await.is_err() && http.requests.load(Ordering::Relaxed) > 0 {
+                }
             }
             if let Some(model) = self.model.get() {
                 model.batcher.close();
@@ -258,13 +288,16 @@ impl Running {
     }
 }
 
-/// Follows the registry until the future is dropped, and brings the lifecycle up to date after each change. Returns
-/// at once where no registry is followed.
-async fn follow_registry(model: ModelCell, lifecycle: Arc<Lifecycle>, audit: AuditLog) {
-    let Some(model) = model.get() else { return };
-    let Some(follower) = model.remote.follower() else { return };
+/// Follows the registry until the future is dropped, and brings the lifecycle of a server that has started up to date
+/// after each change. `followed` is cancelled when the server serves what the manifest makes live, but for what it has
+/// refused, or when no registry is followed.
+async fn follow_registry(model: Arc<LoadedModel>, lifecycle: Arc<Lifecycle>, audit: AuditLog, followed: CancellationToken) {
+    let Some(follower) = model.remote.follower() else { return followed.cancel() };
     loop {
         let changes = follower.sync(Occasion::Poll).await;
+        if !follower.is_failing().await {
+            followed.cancel();
+        }
         if changes != SyncChanges::default() {
             tracing::info!(loaded = ?changes.loaded, unloaded = ?changes.unloaded, "the registry's manifest was followed");
             audit.all_followed(&changes);
@@ -278,6 +311,8 @@ async fn follow_registry(model: ModelCell, lifecycle: Arc<Lifecycle>, audit: Aud
 /// The HTTP port while it serves. Dropping it ends the port.
 struct RunningHttp {
     drain: CancellationToken,
+    /// Requests that are not answered yet.
+    requests: Arc<AtomicUsize>,
     serving: AbortOnDrop<()>,
 }
 
@@ -339,7 +374,9 @@ fn with_reflection(routes: Routes, services: &[&str]) -> Result<Routes, ServeErr
 fn reflection(services: &[&str]) -> tonic_reflection::server::Builder<'static> {
     let builder = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // The details of errors, which clients by reflection would else show as bytes.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET);
     services.iter().fold(builder, |builder, service| builder.with_service_name(*service))
 }
 

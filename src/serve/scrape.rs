@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -32,7 +32,7 @@ const STALL: Duration = Duration::from_secs(10);
 /// Answers until the future is dropped. `page` makes the answer of each scrape, `state` is the server's.
 pub async fn serve(
     listener: TcpListener,
-    page: impl Fn() -> String + Clone + Send + 'static,
+    page: impl Fn(Format) -> String + Clone + Send + 'static,
     state: impl Fn() -> State + Clone + Send + 'static,
 ) {
     let mut connections = Connections::default();
@@ -166,16 +166,44 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Moving<S> {
     }
 }
 
-fn answer(request: &Request<Incoming>, page: impl Fn() -> String, state: impl Fn() -> State) -> Response<Full<Bytes>> {
+/// How the page of metrics is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus's text format.
+    Text,
+    /// OpenMetrics 1.0, which has exemplars.
+    OpenMetrics,
+}
+
+impl Format {
+    /// What the scraper asks for. Prometheus asks for OpenMetrics, everybody else for nothing.
+    fn wanted(headers: &HeaderMap) -> Self {
+        let accepts = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.contains("application/openmetrics-text"));
+        if headers.get_all(header::ACCEPT).iter().any(accepts) { Self::OpenMetrics } else { Self::Text }
+    }
+
+    fn content_type(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        })
+    }
+}
+
+fn answer(request: &Request<Incoming>, page: impl Fn(Format) -> String, state: impl Fn() -> State) -> Response<Full<Bytes>> {
+    let mut format = Format::Text;
     let (status, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => (StatusCode::OK, page()),
+        (&Method::GET, "/metrics") => {
+            format = Format::wanted(request.headers());
+            (StatusCode::OK, page(format))
+        }
         (&Method::GET | &Method::HEAD, "/livez" | "/healthz" | "/readyz") => health(request.uri().path(), state()),
         (_, "/metrics" | "/livez" | "/healthz" | "/readyz") => (StatusCode::METHOD_NOT_ALLOWED, "GET it\n".to_owned()),
         _ => (StatusCode::NOT_FOUND, "the metrics are at /metrics, health is at /livez and /readyz\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    response.headers_mut().insert(header::CONTENT_TYPE, format.content_type());
     response
 }
 

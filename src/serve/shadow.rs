@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::batcher::{Computed, Priority, TrafficClass};
 use super::loaded_model::LoadedModel;
-use super::status::refused;
+use super::reason::Reason;
 use delo_catalogue::{Resident, Trial, TrialMode};
 use delo_engine::Query;
 use delo_model::input::Sample;
@@ -30,7 +30,7 @@ pub async fn compare(model: &LoadedModel, shadow: Arc<Resident>, sample: Arc<Sam
     let class = TrafficClass { client: "shadow".into(), priority: Priority::Bulk };
     let bytes = sample.bytes();
     let Ok(slot) = model.batcher.reserve(class, bytes, Instant::now() + TIMEOUT) else {
-        refused("shadow");
+        Reason::Shadow.count();
         return;
     };
     if let Ok(Computed { outcome: Ok(shadowed), .. }) = slot.run(Query::given(sample, shadow), bytes).await {

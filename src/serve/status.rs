@@ -6,7 +6,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::batcher::BatchError;
 use super::preprocess::PreprocessError;
-use crate::metric_table::REJECTED;
+use super::reason::Reason;
 use delo_catalogue::CatalogueError;
 use delo_engine::EngineError;
 use delo_model::PartitionError;
@@ -42,8 +42,8 @@ pub const MAX_REQUEST_ID: usize = 128;
 /// INVALID_ARGUMENT: an id that is too long.
 pub fn check_request_id(id: &str) -> Result<(), Status> {
     if id.len() > MAX_REQUEST_ID {
-        refused("invalid_input");
-        return Err(invalid("request_id", format!("it has {} bytes, at most {MAX_REQUEST_ID} are allowed", id.len())));
+        let message = format!("it has {} bytes, at most {MAX_REQUEST_ID} are allowed", id.len());
+        return Err(Reason::InvalidInput.refuse(&invalid("request_id", message)));
     }
     Ok(())
 }
@@ -63,10 +63,7 @@ pub fn exhausted(message: impl Into<String>, retry_after: Duration) -> Status {
 /// Of a request whose sample can't be made.
 pub fn from_preprocess(error: PreprocessError) -> Status {
     match error {
-        PreprocessError::Input(input) => {
-            refused("invalid_input");
-            invalid(input.field(), input.to_string())
-        }
+        PreprocessError::Input(input) => Reason::InvalidInput.refuse(&invalid(input.field(), input.to_string())),
         PreprocessError::Panicked => Status::internal(clipped(error.to_string())),
     }
 }
@@ -75,38 +72,14 @@ pub fn from_preprocess(error: PreprocessError) -> Status {
 pub fn from_batch(error: BatchError) -> Status {
     let message = clipped(error.to_string());
     match error {
-        BatchError::QueueFull { retry_after } => {
-            refused("queue_full");
-            exhausted(message, retry_after)
-        }
-        BatchError::ClientShare { retry_after } => {
-            refused("client_share");
-            exhausted(message, retry_after)
-        }
-        BatchError::QueueWait { retry_after } => {
-            refused("queue_wait");
-            exhausted(message, retry_after)
-        }
-        BatchError::WouldExpire { retry_after } => {
-            refused("would_expire");
-            exhausted(message, retry_after)
-        }
-        BatchError::Memory { retry_after } => {
-            refused("queue_memory");
-            exhausted(message, retry_after)
-        }
-        BatchError::TooLarge => {
-            refused("invalid_input");
-            invalid("image", message)
-        }
-        BatchError::Draining => {
-            refused("draining");
-            Status::unavailable(message)
-        }
-        BatchError::DeadlineExceeded => {
-            refused("deadline_exceeded");
-            Status::deadline_exceeded(message)
-        }
+        BatchError::QueueFull { retry_after } => Reason::QueueFull.refuse(&exhausted(message, retry_after)),
+        BatchError::ClientShare { retry_after } => Reason::ClientShare.refuse(&exhausted(message, retry_after)),
+        BatchError::QueueWait { retry_after } => Reason::QueueWait.refuse(&exhausted(message, retry_after)),
+        BatchError::WouldExpire { retry_after } => Reason::WouldExpire.refuse(&exhausted(message, retry_after)),
+        BatchError::Memory { retry_after } => Reason::QueueMemory.refuse(&exhausted(message, retry_after)),
+        BatchError::TooLarge => Reason::InvalidInput.refuse(&invalid("image", message)),
+        BatchError::Draining => Reason::Draining.refuse(&Status::unavailable(message)),
+        BatchError::DeadlineExceeded => Reason::DeadlineExceeded.refuse(&Status::deadline_exceeded(message)),
         BatchError::Panicked => Status::internal(message),
     }
 }
@@ -115,7 +88,7 @@ pub fn from_batch(error: BatchError) -> Status {
 pub fn from_engine(error: EngineError) -> Status {
     let message = clipped(error.to_string());
     match error {
-        EngineError::NothingLoaded => Status::failed_precondition(message),
+        EngineError::NothingLoaded => Reason::NothingLoaded.refuse(&Status::failed_precondition(message)),
         EngineError::Compute(_) => Status::internal(message),
     }
 }
@@ -195,11 +168,6 @@ pub fn from_remote(error: &RemoteError) -> Status {
         RemoteError::Denied { .. } | RemoteError::Redirected { .. } | RemoteError::Location { .. } => Status::failed_precondition(message),
         _ => Status::unavailable(message),
     }
-}
-
-/// Counts a request or sample that is refused for `reason`.
-pub fn refused(reason: &'static str) {
-    REJECTED.with([reason]).increment(1);
 }
 
 #[cfg(test)]

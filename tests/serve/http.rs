@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
 use crate::authority::clients;
-use crate::harness::{Running, TASKS, artifact, picture, start_with, text};
+use crate::harness::{Running, TASKS, artifact, ends, picture, start_with, text, until};
 
 /// What came back.
 #[derive(Debug)]
@@ -96,7 +96,10 @@ async fn errors_over_http_have_the_code_the_field_and_when_to_retry() {
     let (_server, address) = serving(&[("server.max_message_bytes", "4096")]).await;
     let empty = post(address, CLASSIFY, &json!({})).await;
     assert_eq!((empty.status, empty.json()["code"].as_str()), (400, Some("invalid_argument")));
-    assert_eq!(empty.json()["details"][0]["debug"]["fieldViolations"][0]["field"], json!("image"));
+    let details = empty.json()["details"].as_array().unwrap().clone();
+    let detail = |kind: &str| details.iter().find(|detail| detail["type"] == kind).unwrap()["debug"].clone();
+    assert_eq!(detail("google.rpc.BadRequest")["fieldViolations"][0]["field"], json!("image"));
+    assert_eq!(detail("google.rpc.ErrorInfo")["reason"], json!("INVALID_INPUT"));
     for (path, body, status, code) in [
         (CLASSIFY, json!({"txt": "a"}), 400, "invalid_argument"),
         (CLASSIFY, json!({"text": "a", "task": "nowhere"}), 404, "not_found"),
@@ -161,6 +164,28 @@ async fn bodies_at_this_door_take_from_the_budget_of_messages_that_are_being_rec
     for _ in 0..5 {
         assert_eq!(post(address, CLASSIFY, &text(4_000)).await.status, 200, "what was taken is given back");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_still_arriving_when_the_server_drains_is_answered() {
+    let (mut server, address) = serving(&[]).await;
+    let body = json!({"text": "soup"}).to_string();
+    let head =
+        format!("POST {CLASSIFY} HTTP/1.1\r\nHost: delo\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&body.as_bytes()[..4]).await.unwrap();
+    // An answer to a later connection: the first has been accepted as well.
+    assert_eq!(post(address, CLASSIFY, &json!({"text": "bread"})).await.status, 200);
+    server.ask_to_stop();
+    until("the end of the port", async || tokio::net::TcpStream::connect(address).await.is_err(), |refused| *refused).await;
+    // Longer than connections get that are about to close.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    stream.write_all(&body.as_bytes()[4..]).await.unwrap();
+    let mut answer = String::new();
+    ends("the answer", stream.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("scores"), "{answer}");
+    server.ended().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

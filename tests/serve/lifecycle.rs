@@ -104,6 +104,39 @@ async fn draining_finishes_calls_in_flight_then_ends_without_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_old_connection_is_asked_to_end_and_its_calls_are_answered() {
+    let server = start_with(&["food"], &[("server.max_connection_age_seconds", "0.5"), ("http.listen", "127.0.0.1:0")]).await;
+    let connect = async || h2::client::handshake(tokio::net::TcpStream::connect(server.addresses.classifier).await.unwrap()).await.unwrap();
+    let (mut client, connection) = connect().await;
+    let connection = tokio::spawn(connection);
+    let (_idle_client, idle) = connect().await;
+    // A call of which the body is missing.
+    let request = http::Request::post("http://localhost/delo.v1.Classifier/Classify").header("content-type", "application/grpc");
+    let (answer, mut sending) = client.send_request(request.header("te", "trailers").body(()).unwrap(), false).unwrap();
+
+    ends("the end of the idle connection", idle).await.unwrap();
+    // By now this connection is as old, and takes no further call.
+    let refuses = async || {
+        let request = http::Request::post("http://localhost/nothing").header("content-type", "application/grpc").body(()).unwrap();
+        client.clone().ready().await.and_then(|mut client| client.send_request(request, true)).is_err()
+    };
+    until("GOAWAY", refuses, |refused| *refused).await;
+    let message = text("soup").encode_to_vec();
+    let mut body = vec![0];
+    body.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+    body.extend(message);
+    sending.send_data(body.into(), true).unwrap();
+    assert_eq!(ends("the answer", answer).await.unwrap().status(), 200);
+    drop(client);
+    ends("the end of the connection", connection).await.unwrap().unwrap();
+
+    // One of HTTP/1.1 is closed, and the port takes others.
+    let mut idle = tokio::net::TcpStream::connect(server.addresses.http.unwrap()).await.unwrap();
+    ends("the end of the connection", tokio::io::AsyncReadExt::read(&mut idle, &mut [0; 1])).await.unwrap();
+    server.assert_serving().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn draining_sends_clients_elsewhere_at_once_and_serves_what_has_begun() {
     // If the drain waited for anything but the call in flight, the test would wait for an hour.
     let long = [("shutdown.drain_seconds", "3600.0"), ("deadline.max_seconds", "7200.0"), ("deadline.default_seconds", "7200.0")];

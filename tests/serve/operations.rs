@@ -1,11 +1,13 @@
 //! What an operator sees: metrics, outcomes, reflection.
 use std::collections::{BTreeMap, BTreeSet};
 
+use delo::record::Record;
 use delo_proto::load_partition_request::Source;
 use delo_proto::trial_mode::Mode;
 use delo_proto::{AbortTrialRequest, ClassifyBatchRequest, ClassifyRequest, LoadPartitionRequest, ReportOutcomeRequest, TrialMode};
 use tonic::Code;
 use tonic_reflection::pb::{v1, v1alpha};
+use tonic_types::StatusExt;
 
 use crate::authority::clients;
 use crate::harness::{Running, TASKS, artifact, artifact_of, eventually, mixed_requests, refused, start, start_with, text};
@@ -97,7 +99,22 @@ fn documented_metrics() -> Vec<(&'static str, &'static str)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_of_the_contract_is_there_with_its_help() {
     let registry = tempfile::tempdir().unwrap();
-    let server = start_with(&TASKS, &[("registry.manifest", registry.path().to_str().unwrap())]).await;
+    let records = registry.path().join("decisions.jsonl");
+    let settings = [
+        ("registry.manifest", registry.path().to_str().unwrap()),
+        ("registry.start_wait_seconds", "off"),
+        ("records.file", records.to_str().unwrap()),
+    ];
+    let server = start_with(&TASKS, &settings).await;
+    let fresh = server.metrics().await;
+    // An increase is seen only of a series that was there before it.
+    for series in [
+        "delo_requests_total{method=\"ClassifyStream\",code=\"RESOURCE_EXHAUSTED\"} 0",
+        "delo_rejected_total{reason=\"queue_full\"} 0",
+        "delo_decision_records_total{outcome=\"dropped\"} 0",
+    ] {
+        assert!(fresh.contains(series), "{series}: {fresh}");
+    }
     let mut client = server.classifier().await;
     for request in mixed_requests(6) {
         client.classify(request).await.unwrap();
@@ -128,6 +145,51 @@ async fn every_metric_of_the_contract_is_there_with_its_help() {
     let partitions = server.admin().await.list_partitions(delo_proto::ListPartitionsRequest {}).await.unwrap().into_inner().partitions;
     let digest = partitions.into_iter().find(|partition| partition.task == "food").unwrap().digest;
     assert_eq!(versions, [format!("delo_partition_info{{task=\"food\",version=\"2\",digest=\"{}\"}} 1", &digest[..16])]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn decisions_and_outcomes_are_recorded_without_what_was_sent_unless_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("decisions.jsonl");
+    for payload in ["false", "true"] {
+        let mut server = start_with(&TASKS, &[("records.file", file.to_str().unwrap()), ("records.payload", payload)]).await;
+        let mut client = server.classifier().await;
+        let answer = client.classify(ClassifyRequest { request_id: payload.to_owned(), ..text("soup") }).await.unwrap().into_inner();
+        let report = ReportOutcomeRequest { request_id: payload.to_owned(), true_task: "food".to_owned(), ..Default::default() };
+        client.report_outcome(report).await.unwrap();
+        drop(client);
+        server.ask_to_stop();
+        server.ended().await.unwrap();
+
+        let lines = std::fs::read_to_string(&file).unwrap();
+        let lines: Vec<Record> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let [.., Record::Decision(decision), Record::Outcome(outcome)] = &lines[..] else { panic!("{lines:?}") };
+        assert_eq!((decision.request_id.as_str(), outcome.request_id.as_str()), (payload, payload));
+        assert_eq!(outcome.true_task, "food");
+        let routing = decision.answer.routing.as_ref().unwrap();
+        let expected = answer.routing.unwrap();
+        assert_eq!((&decision.answer.task, routing.cosine, routing.margin), (&answer.task, expected.cosine, expected.margin));
+        assert_eq!(decision.answer.label.as_deref(), Some(answer.scores[0].label.as_str()));
+        assert_eq!((decision.answer.digest.len(), decision.answer.image.as_str()), (64, "PROXIED"));
+        let sent = decision.payload.as_ref().and_then(|payload| payload.text.as_deref());
+        assert_eq!(sent, (payload == "true").then_some("soup"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_says_why_for_programs_alone_and_within_a_batch() {
+    let server = start().await;
+    let mut client = server.classifier().await;
+    let unknown = ClassifyRequest { task: "physics".to_owned(), ..text("soup") };
+    let status = refused(client.classify(unknown.clone()).await, Code::NotFound, "physics");
+    assert_eq!(status.get_details_error_info().unwrap().reason, "UNKNOWN_TASK");
+    let status = refused(client.classify(ClassifyRequest::default()).await, Code::InvalidArgument, "");
+    assert_eq!(status.get_details_error_info().unwrap().reason, "INVALID_INPUT");
+    assert!(!status.get_details_bad_request().unwrap().field_violations.is_empty());
+    let batch = client.classify_batch(ClassifyBatchRequest { requests: vec![unknown] }).await.unwrap().into_inner();
+    let Some(delo_proto::classify_result::Result::Error(error)) = &batch.results[0].result else { panic!("{batch:?}") };
+    assert_eq!(error.reason, "UNKNOWN_TASK");
+    assert!(server.metrics().await.contains("delo_rejected_total{reason=\"unknown_task\"} 2"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -421,14 +483,17 @@ async fn reflection_describes_the_services_in_both_versions() {
     assert!(["delo.v1.Classifier", "grpc.health.v1.Health"].iter().all(|n| names.iter().any(|m| m == n)), "{names:?}");
     assert!(!names.iter().any(|n| n == "delo.v1.Admin"), "it is not on this port");
 
-    let request = v1alpha::ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol("delo.v1.Admin".to_owned())),
-    };
-    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(server.admin_channel().await);
-    let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
-    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
-    let v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(file) = answer else { panic!("{answer:?}") };
-    assert!(!file.file_descriptor_proto.is_empty());
+    // By the last one a client reads the details of an error.
+    for symbol in ["delo.v1.Admin", "google.rpc.ErrorInfo"] {
+        let request = v1alpha::ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(symbol.to_owned())),
+        };
+        let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(server.admin_channel().await);
+        let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+        let v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(file) = answer else { panic!("{answer:?}") };
+        assert!(!file.file_descriptor_proto.is_empty());
+    }
     assert_eq!(server.live().await.len(), TASKS.len());
 }

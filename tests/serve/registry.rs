@@ -6,6 +6,8 @@ use delo_model::{KeySignal, Layout, Metric};
 use delo_proto::{GetStatusRequest, ListPartitionsRequest, RegistryStatus, SyncRegistryRequest, SyncRegistryResponse};
 use delo_registry::remote::{Storage, promote, push, withdraw};
 use tonic::{Code, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_types::StatusExt;
 
 use crate::harness::{self, Running, artifact, refused, start, start_with, state_in};
 use crate::web::{Mode, Web};
@@ -26,8 +28,13 @@ fn other(task: &str, seed: u64) -> Vec<u8> {
 }
 
 /// Follows this registry and looks at it often.
-fn following(registry: &str) -> [(&'static str, &str); 3] {
-    [("registry.manifest", registry), ("registry.poll_seconds", "0.05"), ("registry.fetch_timeout_seconds", "1.0")]
+fn following(registry: &str) -> [(&'static str, &str); 4] {
+    [
+        ("registry.manifest", registry),
+        ("registry.poll_seconds", "0.05"),
+        ("registry.fetch_timeout_seconds", "1.0"),
+        ("registry.start_wait_seconds", "0.2"),
+    ]
 }
 
 /// A server that serves food of its own and follows this registry.
@@ -99,6 +106,25 @@ async fn replicas_of_one_manifest_reach_the_same_partitions() {
         assert_eq!(checksums(&one).await, checksums(&two).await);
         publish(dir.path(), other("food", revision + 10)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_not_ready_before_it_serves_what_the_manifest_makes_live() {
+    let (partitions, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(partitions.path().join("food.safetensors"), artifact("food")).unwrap();
+    let registry = dir.path().to_str().unwrap();
+    let server = harness::start_in(partitions, &[("registry.manifest", registry), ("registry.start_wait_seconds", "3600.0")]).await;
+    let asked = async || server.classifier().await.classify(harness::text("soup")).await.map(drop);
+    // There is no manifest yet. An operator sees why it waits.
+    let report = async || server.admin().await.get_status(GetStatusRequest {}).await.unwrap().into_inner().registry;
+    harness::until("the first look at the registry", report, |report| report.as_ref().is_some_and(|r| !r.error.is_empty())).await;
+    let status = refused(asked().await, Code::Unavailable, "starting");
+    assert_eq!(status.get_details_error_info().unwrap().reason, "STARTING");
+    assert_eq!(server.health("").await, ServingStatus::NotServing);
+    publish(dir.path(), artifact("travel")).await;
+    server.until_health(ServingStatus::Serving).await;
+    assert_eq!(tasks(&server.live().await), ["food", "travel"]);
+    asked().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

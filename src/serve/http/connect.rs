@@ -95,6 +95,10 @@ fn details(status: &Status) -> Vec<Value> {
             let violation = |v: tonic_types::FieldViolation| json!({"field": v.field, "description": v.description});
             Some(json!({"fieldViolations": violations.into_iter().map(violation).collect::<Vec<_>>()}))
         }
+        "google.rpc.ErrorInfo" => {
+            let info = status.get_details_error_info()?;
+            Some(json!({"reason": info.reason, "domain": info.domain}))
+        }
         "google.rpc.RetryInfo" => {
             let delay = status.get_details_retry_info().and_then(|info| info.retry_delay)?;
             Some(json!({"retryDelay": format!("{}s", delay.as_secs_f64())}))

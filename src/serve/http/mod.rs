@@ -7,6 +7,7 @@ mod page;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,13 +17,14 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tower::Layer;
 
 use self::call::Grpc;
+use super::closing::Closing;
 use super::connections::{self, Beginning, Peer};
 use super::layers::{Authenticate, Inner, Receive, ReceivedBytes, Stack};
 use crate::config::Config;
@@ -36,6 +38,8 @@ pub struct HttpPort {
     /// The classifier's: calls of both doors are bounded together.
     pub stack: Stack,
     pub drain: CancellationToken,
+    /// Requests that have begun and are not answered yet; those whose bodies still arrive are no calls yet.
+    pub requests: Arc<AtomicUsize>,
     config: Arc<Config>,
 }
 
@@ -52,6 +56,23 @@ struct Door {
     /// How long a request may take to arrive.
     arrival: Duration,
     drain: CancellationToken,
+    requests: Arc<AtomicUsize>,
+}
+
+/// A request that is not answered yet; counted until dropped.
+struct Begun(Arc<AtomicUsize>);
+
+impl Begun {
+    fn new(requests: &Arc<AtomicUsize>) -> Self {
+        requests.fetch_add(1, Ordering::Relaxed);
+        Self(requests.clone())
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl HttpPort {
@@ -59,7 +80,7 @@ impl HttpPort {
     pub fn new(config: Arc<Config>, beginning: Beginning, stack: Stack) -> Self {
         connections::show("http");
         let beginning = Beginning { port: "http", preface: None, alpn: b"http/1.1", ..beginning };
-        Self { beginning, stack, drain: CancellationToken::new(), config }
+        Self { beginning, stack, drain: CancellationToken::new(), requests: Arc::default(), config }
     }
 
     /// Serves the connections of `listener` until the port drains; then what has begun is answered.
@@ -73,10 +94,12 @@ impl HttpPort {
             most: server.max_message_bytes.div_ceil(3).saturating_mul(4).saturating_add(ENVELOPE_BYTES),
             arrival: self.config.deadline.max,
             drain: self.drain.clone(),
+            requests: self.requests,
         };
+        let closing = Closing { drain: self.drain.clone(), max_age: server.max_connection_age };
         let mut http1 = http1::Builder::new();
         http1.timer(TokioTimer::new()).header_read_timeout(server.keepalive);
-        let graceful = GracefulShutdown::new();
+        let mut open = JoinSet::new();
         let mut connections = connections::incoming(listener, self.beginning);
         while let Some(Some(connection)) = self.drain.run_until_cancelled(connections.recv()).await {
             let (peer, door) = (connection.peer().clone(), door.clone());
@@ -84,15 +107,16 @@ impl HttpPort {
                 let (door, peer) = (door.clone(), peer.clone());
                 async move { Ok::<_, Infallible>(door.answer(request, peer).await) }
             });
-            let serving = graceful.watch(http1.serve_connection(TokioIo::new(connection), service));
-            tokio::spawn(async move {
+            let serving = closing.clone().serve(http1.serve_connection(TokioIo::new(connection), service));
+            while open.try_join_next().is_some() {}
+            open.spawn(async move {
                 if let Err(error) = serving.await {
                     tracing::debug!(?error, "a connection to the HTTP port ended early");
                 }
             });
         }
         drop(connections);
-        graceful.shutdown().await;
+        while open.join_next().await.is_some() {}
     }
 }
 
@@ -107,6 +131,7 @@ struct Arrived {
 
 impl Door {
     async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
+        let _begun = Begun::new(&self.requests);
         let path = request.uri().path().to_owned();
         let is_v2 = path.starts_with("/v2");
         let error = if is_v2 { open_inference::error } else { connect::error };

@@ -10,7 +10,8 @@ use tonic::body::Body;
 use super::body::holding;
 use super::{Answer, Inner, Policy, call, refusal};
 use crate::serve::methods::method;
-use crate::serve::status::{exhausted, refused};
+use crate::serve::reason::Reason;
+use crate::serve::status::exhausted;
 
 /// When a refused call may be tried again.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -67,8 +68,8 @@ impl Admit {
 
     fn permit(&self) -> Result<Permit, Status> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| {
-            refused("too_many_requests");
-            exhausted(format!("too many requests are in flight ({}): retry later", self.admission.setting), RETRY_AFTER)
+            let message = format!("too many requests are in flight ({}): retry later", self.admission.setting);
+            Reason::TooManyRequests.refuse(&exhausted(message, RETRY_AFTER))
         })?;
         self.in_flight.send_modify(|calls| *calls += 1);
         Ok(Permit { _permit: permit, in_flight: self.in_flight.clone() })

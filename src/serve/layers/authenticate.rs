@@ -11,7 +11,7 @@ use super::{Answer, Inner, Policy, call, refusal};
 use crate::serve::auth::{Client, Clients, Role};
 use crate::serve::connections::Peer;
 use crate::serve::methods::{RequiredRole, method};
-use crate::serve::status::refused;
+use crate::serve::reason::Reason;
 
 /// The client that makes a call; in the extensions of every request.
 #[derive(Clone, Debug)]
@@ -61,12 +61,12 @@ impl Authenticate {
         };
         let Client { name, role } = identify(&clients.load(), request)?;
         if !required.allows(role) {
-            refused("forbidden");
             // The message does not quote the request.
-            return Err(Status::permission_denied(format!(
+            let message = format!(
                 "this client has the role {role}, this call needs {}: ask the operator of auth.clients_file for that",
                 required.roles()
-            )));
+            );
+            return Err(Reason::Forbidden.refuse(&Status::permission_denied(message)));
         }
         Ok(Caller { name, role })
     }
@@ -82,10 +82,9 @@ fn identify(clients: &Clients, request: &Request<Body>) -> Result<Client, Status
         None => request.extensions().get::<Peer>().and_then(|peer| clients.of_certificate(peer.names.as_deref()?)),
     };
     found.ok_or_else(|| {
-        refused("unauthenticated");
-        Status::unauthenticated(
+        Reason::Unauthenticated.refuse(&Status::unauthenticated(
             "send a token that this server knows (authorization: Bearer …), or connect with a client certificate that it knows",
-        )
+        ))
     })
 }
 

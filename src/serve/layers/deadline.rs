@@ -20,7 +20,7 @@ use super::{Answer, Inner, Policy, call};
 use crate::config;
 use crate::serve::deadline::within;
 use crate::serve::methods::{DeadlineKind, method};
-use crate::serve::status::refused;
+use crate::serve::reason::Reason;
 
 /// A handler that has the whole message keeps the deadline by itself, sample by sample, and gets this long to
 /// answer.
@@ -141,12 +141,12 @@ impl Call {
     }
 
     fn status(&self) -> Status {
-        refused("deadline_exceeded");
-        Status::deadline_exceeded(match (self.end, self.progress.has_arrived()) {
+        let status = Status::deadline_exceeded(match (self.end, self.progress.has_arrived()) {
             (End::Idle(_), _) => "nothing moved in this stream for too long (server.stream_idle_seconds): open another",
             (End::At(_), false) => "the deadline passed before the whole request had arrived: send it at once, or allow more time",
             (End::At(_), true) => "the deadline passed before the answer was ready: allow more time, or retry later",
-        })
+        });
+        Reason::DeadlineExceeded.refuse(&status)
     }
 }
 

@@ -16,6 +16,7 @@ use super::body::{Polled, data_of, ending_with, trailers};
 use super::framing::Framing;
 use super::{Answer, Inner, Policy, call};
 use crate::serve::methods::{DrainKind, method};
+use crate::serve::reason::Reason;
 
 /// Bytes of a stream's samples that may have been sent before the client could know of the drain: HTTP/2's
 /// window of a stream, as hyper sets it.
@@ -52,7 +53,7 @@ impl Policy for Drain {
 }
 
 fn shutting_down() -> Status {
-    Status::unavailable("the server is shutting down: open the stream with another")
+    Reason::Draining.mark(&Status::unavailable("the server is shutting down: open the stream with another"))
 }
 
 /// The samples of a stream, which end after a whole one when the server drains.

@@ -10,7 +10,8 @@ use super::authenticate::Caller;
 use super::body::holding;
 use super::{Answer, Inner, Policy, call, refusal};
 use crate::serve::methods::method;
-use crate::serve::status::{exhausted, refused};
+use crate::serve::reason::Reason;
+use crate::serve::status::exhausted;
 
 /// Bounds the counted calls ([`Method::is_counted`](crate::serve::methods::Method)) that each client has in flight. A call counts until the transport is done
 /// with its answer, also after its deadline: an answer that a client does not read counts for that client
@@ -68,9 +69,8 @@ impl Policy for LimitClients {
             return Box::pin(call(next, request));
         }
         let Some(counted) = self.calls.begin(Caller::of(request.extensions()).name, self.most_of_a_client) else {
-            refused("client_limit");
             let message = "too many requests of this client are in flight (server.max_in_flight_per_client): wait for answers, then retry";
-            return refusal(exhausted(message, RETRY_AFTER));
+            return refusal(Reason::ClientLimit.refuse(&exhausted(message, RETRY_AFTER)));
         };
         let answer = call(next, request);
         Box::pin(async move { Ok(answer.await?.map(|body| holding(body, counted))) })

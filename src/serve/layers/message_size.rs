@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 use super::body::ending_with;
 use super::{Answer, Inner, Policy, call};
 use crate::serve::methods::method;
-use crate::serve::status::refused;
+use crate::serve::reason::Reason;
 
 /// Answers RESOURCE_EXHAUSTED with the setting's name, and no time after which to retry: the same message is
 /// refused again. tonic's codec finds a message too long, by its prefix or while it is decompressed, and
@@ -30,12 +30,12 @@ impl MessageSize {
         if !status.message().starts_with(words) {
             return None;
         }
-        refused("invalid_input");
         let Self { setting, most, .. } = self;
-        Some(Status::resource_exhausted(format!(
+        let message = format!(
             "the message is longer than the {most} bytes that {setting} allows, decompressed: send a smaller one, \
              or have the setting raised"
-        )))
+        );
+        Some(Reason::InvalidInput.refuse(&Status::resource_exhausted(message)))
     }
 }
 

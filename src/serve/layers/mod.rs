@@ -30,7 +30,7 @@ pub use deadline::{Bounds, Deadline, Expire};
 pub use drain::Drain;
 pub use isolate_panics::{IsolatePanics, internal};
 pub use limit_clients::LimitClients;
-pub use measure::Measure;
+pub use measure::{Measure, show as show_calls};
 pub use message_size::MessageSize;
 pub use receive::{Receive, ReceivedBytes};
 pub use speak_grpc::SpeakGrpc;

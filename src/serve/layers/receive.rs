@@ -11,7 +11,8 @@ use super::body::{Polled, data_of, holding, watched};
 use super::framing::Framing;
 use super::{Answer, Inner, Policy, call};
 use crate::serve::methods::method;
-use crate::serve::status::{exhausted, refused};
+use crate::serve::reason::Reason;
+use crate::serve::status::exhausted;
 
 /// Takes the bytes of messages from one budget as they arrive. Clones share it.
 #[derive(Clone, Debug)]
@@ -36,9 +37,8 @@ impl Receive {
     fn take(&self, bytes: usize) -> Result<(), Status> {
         let fits = |taken: usize| taken.checked_add(bytes).filter(|sum| *sum <= self.most);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map(drop).map_err(|_| {
-            refused("receive_memory");
             let message = format!("too many bytes of requests are being received ({}): retry later", self.setting);
-            exhausted(message, Duration::from_millis(250))
+            Reason::ReceiveMemory.refuse(&exhausted(message, Duration::from_millis(250)))
         })
     }
 }

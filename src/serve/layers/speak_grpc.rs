@@ -4,7 +4,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::{Answer, Inner, Policy, call};
-use crate::serve::status::refused;
+use crate::serve::reason::Reason;
 
 /// Refuses calls whose content type is neither `application/grpc` nor `application/grpc+proto`, with HTTP 415
 /// as the specification of gRPC over HTTP/2 says. The services read every message as Protocol Buffers: JSON
@@ -17,9 +17,8 @@ impl Policy for SpeakGrpc {
         if speaks_grpc(request.headers()) {
             return Box::pin(call(next, request));
         }
-        refused("content_type");
-        let mut response =
-            Status::invalid_argument("the content type is not application/grpc or application/grpc+proto: send that").into_http();
+        let status = Status::invalid_argument("the content type is not application/grpc or application/grpc+proto: send that");
+        let mut response = Reason::ContentType.refuse(&status).into_http();
         *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         Box::pin(std::future::ready(Ok(response)))
     }

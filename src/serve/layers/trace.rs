@@ -1,6 +1,7 @@
 //! Each call's span: of the log, and of the trace that its caller's `traceparent` names, which goes on to
 //! whoever collects traces.
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
@@ -15,6 +16,7 @@ use tracing::Instrument;
 use super::authenticate::Caller;
 use super::body::{trailers_of, watched};
 use super::{Answer, Inner, Policy, call};
+use crate::serve::exemplars::Exemplars;
 use crate::serve::methods::method;
 use crate::serve::steps::{CallTrace, ServerTiming};
 
@@ -25,7 +27,10 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// of the trace that the caller's `traceparent` names, or of a new one. The answer's `traceparent` names that
 /// span.
 #[derive(Clone, Debug)]
-pub struct Trace(pub SdkTracer);
+pub struct Trace {
+    pub tracer: SdkTracer,
+    pub exemplars: Exemplars,
+}
 
 impl Policy for Trace {
     fn around<S: Inner>(&self, mut request: Request<Body>, next: &mut S) -> Answer {
@@ -35,10 +40,10 @@ impl Policy for Trace {
         let context = self.call(method, request.headers());
         let log = tracing::info_span!("call", method, client = %name, %role, trace = %context.span().span_context().trace_id());
         let timing = Arc::<ServerTiming>::default();
-        request.extensions_mut().insert(CallTrace { tracer: self.0.clone(), context: context.clone() });
+        request.extensions_mut().insert(CallTrace { tracer: self.tracer.clone(), context: context.clone() });
         request.extensions_mut().insert(timing.clone());
         let answer = call(next, request).instrument(log);
-        let mut ending = Ending { context, code: None };
+        let mut ending = Ending { context, code: None, method, since: Instant::now(), exemplars: self.exemplars.clone() };
         Box::pin(async move {
             let mut response = answer.await?;
             let headers = response.headers_mut();
@@ -66,10 +71,10 @@ impl Trace {
     /// A context with the call's span.
     fn call(&self, method: &'static str, headers: &HeaderMap) -> Context {
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &Received(headers));
-        let builder = self.0.span_builder(method).with_kind(SpanKind::Server);
+        let builder = self.tracer.span_builder(method).with_kind(SpanKind::Server);
         let span = builder
             .with_attributes([KeyValue::new("rpc.system", "grpc"), KeyValue::new("rpc.method", method)])
-            .start_with_context(&self.0, &parent);
+            .start_with_context(&self.tracer, &parent);
         parent.with_span(span)
     }
 }
@@ -85,6 +90,9 @@ fn tell(timing: &ServerTiming, trailers: &mut HeaderMap) {
 struct Ending {
     context: Context,
     code: Option<Code>,
+    method: &'static str,
+    since: Instant,
+    exemplars: Exemplars,
 }
 
 impl Ending {
@@ -109,6 +117,7 @@ impl Drop for Ending {
             span.set_status(SpanStatus::error(code.description()));
         }
         span.end();
+        self.exemplars.record(self.method, self.since.elapsed(), span.span_context());
     }
 }
 

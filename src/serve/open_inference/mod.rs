@@ -11,7 +11,8 @@ use super::admin::Admin;
 use super::batcher::Priority;
 use super::classifier::{CallOptions, Classifier, classify};
 use super::lifecycle::State;
-use super::status::{invalid, refused};
+use super::reason::Reason;
+use super::status::invalid;
 use delo_proto as pb;
 use delo_proto::admin_server::Admin as _;
 use delo_proto::inference as v2;
@@ -73,8 +74,8 @@ impl v2::grpc_inference_service_server::GrpcInferenceService for OpenInference {
         let samples = tensors::samples(&request)?;
         let most = config.batching.max_samples_per_call;
         if samples.len() > most {
-            refused("invalid_input");
-            return Err(invalid("inputs.shape", format!("{} samples, more than the {most} allowed in one call", samples.len())));
+            let message = format!("{} samples, more than the {most} allowed in one call", samples.len());
+            return Err(Reason::InvalidInput.refuse(&invalid("inputs.shape", message)));
         }
         let options = if samples.len() > 1 { options.of_many() } else { options };
         let answers = stream::iter(samples.into_iter().enumerate()).map(|(i, sample)| {

@@ -6,7 +6,8 @@ use tonic::Status;
 
 use super::MODEL;
 use super::metadata::{OUTPUTS, datatype};
-use crate::serve::status::{invalid, refused};
+use crate::serve::reason::Reason;
+use crate::serve::status::invalid;
 use delo_proto as pb;
 use delo_proto::inference as v2;
 use v2::DataType;
@@ -47,8 +48,7 @@ impl Wanted {
 }
 
 fn wrong(field: impl Into<String>, message: impl Into<String>) -> Status {
-    refused("invalid_input");
-    invalid(field, message)
+    Reason::InvalidInput.refuse(&invalid(field, message))
 }
 
 /// The samples of a request, in their order.

@@ -153,6 +153,11 @@ impl Follower {
         jittered(pause_after(self.progress.lock().await.failures, self.poll))
     }
 
+    /// Whether the last synchronisation failed in a way that may pass. Waits for one that is under way.
+    pub async fn is_failing(&self) -> bool {
+        self.progress.lock().await.failures > 0
+    }
+
     /// Compares the manifest with what is live, and loads and unloads what differs. A failure is shown in the
     /// report and changes nothing of what is served.
     pub async fn sync(&self, occasion: Occasion) -> SyncChanges {
