@@ -56,6 +56,14 @@ load scenario="steady" *args:
 fuzz seconds="20" *targets:
     bash tools/fuzz.sh {{seconds}} {{targets}}
 
+# What a release is made of, proven with one binary (needs root on Debian for all of it)
+release-check *args:
+    deploy/release/check.sh {{args}}
+
+# The book, and its commands run (needs openssl, curl, jq; grpcurl and mdbook where they are)
+book *pages:
+    python3 tests/book/run.py {{pages}}
+
 # The container image
 image tag="delo:local":
     docker build -t {{tag}} .
