@@ -92,19 +92,24 @@ pub fn positive_or_auto<'de, D: Deserializer<'de>>(de: D) -> Result<Option<usize
 
 /// A probability above 0 and up to 1, as a number or a text, or `off`.
 pub fn share_or_off<'de, D: Deserializer<'de>>(de: D) -> Result<Option<f32>, D::Error> {
+    let wrong = "neither \"off\" nor a number above 0 and up to 1";
+    let Some(share) = number_or_off(de, "a number from 0 to 1, or \"off\"", wrong)? else { return Ok(None) };
+    if share > 0.0 && share <= 1.0 { Ok(Some(share as f32)) } else { Err(D::Error::custom(format!("{share} is {wrong}"))) }
+}
+
+/// A number, as such or as a text, or `off`. `expected` is the error of another type, `X is wrong` that of another text.
+fn number_or_off<'de, D: Deserializer<'de>>(de: D, expected: &str, wrong: &str) -> Result<Option<f64>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a number from 0 to 1, or \"off\"")]
-    enum Share {
+    #[serde(untagged)]
+    enum Given {
         Number(f64),
         Text(String),
     }
-    let wrong = |found: &dyn std::fmt::Display| D::Error::custom(format!("{found} is neither \"off\" nor a number above 0 and up to 1"));
-    let share = match Share::deserialize(de)? {
-        Share::Text(text) if text == "off" => return Ok(None),
-        Share::Text(text) => text.parse().map_err(|_| wrong(&format!("{text:?}")))?,
-        Share::Number(number) => number,
-    };
-    if share > 0.0 && share <= 1.0 { Ok(Some(share as f32)) } else { Err(wrong(&share)) }
+    match Given::deserialize(de).map_err(|_| D::Error::custom(expected))? {
+        Given::Text(text) if text == "off" => Ok(None),
+        Given::Text(text) => text.parse().map(Some).map_err(|_| D::Error::custom(format!("{text:?} is {wrong}"))),
+        Given::Number(number) => Ok(Some(number)),
+    }
 }
 
 /// A share from 0 to 1, both included.
@@ -140,18 +145,8 @@ pub fn seconds<'de, D: Deserializer<'de>>(de: D) -> Result<Duration, D::Error> {
 
 /// A time in seconds, as a number or a text, or `off`.
 pub fn seconds_or_off<'de, D: Deserializer<'de>>(de: D) -> Result<Option<Duration>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a number of seconds, or \"off\"")]
-    enum Time {
-        Number(f64),
-        Text(String),
-    }
-    let number = match Time::deserialize(de)? {
-        Time::Text(text) if text == "off" => return Ok(None),
-        Time::Text(text) => text.parse().map_err(|_| D::Error::custom(format!("{text:?} is neither \"off\" nor a number of seconds")))?,
-        Time::Number(number) => number,
-    };
-    seconds(number.into_deserializer()).map(Some)
+    let number = number_or_off(de, "a number of seconds, or \"off\"", "neither \"off\" nor a number of seconds")?;
+    number.map(|number| seconds(number.into_deserializer())).transpose()
 }
 
 /// A list, or one text with commas between, as the environment gives it.

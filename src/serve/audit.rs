@@ -129,8 +129,8 @@ impl Change {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "an audit tells the time of day")]
 /// The time of day, RFC 3339.
+#[expect(clippy::disallowed_methods, reason = "an audit tells the time of day")]
 pub fn now() -> String {
     OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
 }

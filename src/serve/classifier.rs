@@ -194,24 +194,23 @@ pub async fn classify(
     options: CallOptions,
 ) -> Result<pb::ClassifyResponse, Status> {
     let (mut steps, wanted, observers) = (Steps::begin(), request.timings, options.observers.clone());
-    let payload = model.records.payload(request.image.as_ref(), request.text.as_deref());
-    let (given_task, reject) = (request.task.clone(), request.reject);
+    let asked = model.records.asked(&request);
     let answered = answer(model, request, options, &mut steps).await;
     observers.tell(&steps, wanted, || match &answered {
         Ok(answer) => attributes(answer),
         Err(status) => vec![KeyValue::new("error.type", status.code().description())],
     });
-    if let Ok(answer) = &answered
+    if let (Some(asked), Ok(answer)) = (asked, &answered)
         && model.records.samples(ticket(&answer.request_id))
     {
         model.records.decided(record::Decision {
             time: now(),
             request_id: answer.request_id.clone(),
             model: answer.model.clone(),
-            given_task,
-            reject,
+            given_task: asked.given_task,
+            reject: asked.reject,
             answer: record::Answer::of(answer, digest(model, &answer.task, answer.partition_version)),
-            payload,
+            payload: asked.payload,
         });
     }
     answered.map(|answer| pb::ClassifyResponse { timings: wanted.then(|| steps.timings()), ..answer })

@@ -13,6 +13,7 @@ use super::seldom::Seldom;
 use crate::config;
 use crate::metric_table::DECISION_RECORDS;
 use crate::record::{Decision, Outcome, Payload, Record};
+use delo_proto::ClassifyRequest;
 
 /// Records that wait to be written, and the bytes of their payloads: one more is dropped, since no request waits for
 /// the disk.
@@ -30,6 +31,14 @@ struct Keeping {
     waiting_bytes: Arc<AtomicUsize>,
     writer: Mutex<Option<(SyncSender<Record>, JoinHandle<()>)>>,
     dropped: Counter,
+}
+
+/// What a record has of a request.
+#[derive(Debug)]
+pub struct Asked {
+    pub given_task: String,
+    pub reject: Option<f32>,
+    pub payload: Option<Payload>,
 }
 
 impl Records {
@@ -56,10 +65,11 @@ impl Records {
         Ok(Self(Some(Keeping { sample_share, payload, waiting_bytes, writer, dropped })))
     }
 
-    /// The payload of a request, where payloads are recorded. To be taken before the request is consumed.
-    pub fn payload(&self, image: Option<&bytes::Bytes>, text: Option<&str>) -> Option<Payload> {
-        let keeping = self.0.as_ref().filter(|keeping| keeping.payload)?;
-        (keeping.sample_share > 0.0).then(|| Payload { image: image.cloned(), text: text.map(str::to_owned) })
+    /// What a record has of a request, to be taken before the request is consumed. `None` where nothing is recorded.
+    pub fn asked(&self, request: &ClassifyRequest) -> Option<Asked> {
+        let keeping = self.0.as_ref()?;
+        let payload = || Payload { image: request.image.clone(), text: request.text.clone() };
+        Some(Asked { given_task: request.task.clone(), reject: request.reject, payload: keeping.payload.then(payload) })
     }
 
     /// Whether the decision about a request of this id is recorded, and its outcome. `ticket`: the hash of the id.

@@ -263,9 +263,7 @@ impl Running {
         let finished = async {
             ports.classifier.finished().await;
             if let Some(http) = &mut ports.http {
-                // A request whose body is still arriving is no call yet.
-                while tokio::time::timeout(CLOSE_TIMEOUT, &mut http.serving.0).await.is_err() && http.requests.load(Ordering::Relaxed) > 0 {
-                }
+                http.finished().await;
             }
             if let Some(model) = self.model.get() {
                 model.batcher.close();
@@ -314,6 +312,18 @@ struct RunningHttp {
     /// Requests that are not answered yet.
     requests: Arc<AtomicUsize>,
     serving: AbortOnDrop<()>,
+}
+
+impl RunningHttp {
+    /// As [`RunningPort::finished`]; a request whose body is still arriving is no call yet, and is waited for.
+    async fn finished(&mut self) {
+        loop {
+            let closed = tokio::time::timeout(CLOSE_TIMEOUT, &mut self.serving.0).await.is_ok();
+            if closed || self.requests.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+        }
+    }
 }
 
 /// A port that serves. Dropping it ends the port.
